@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before JAX is imported anywhere: how all processes of the session compile, and where they keep programs."""
     if hasattr(config, "workerinput"):
         return
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "JAXLM_TRACEBACK", "JAXLM_STORAGE"):  # what a shell may have set
+        os.environ.pop(name, None)
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         if version("jaxlib").startswith("0.10."):  # by the older emitters (jax 0.12 has none, and ends at such a flag)
@@ -50,7 +52,7 @@ def _keep_programs(config: pytest.Config) -> None:
         patch.setenv("JAXLM_CACHE", os.environ.get("JAXLM_TEST_PROGRAMS") or str(config.cache.mkdir("jaxlm")))
         folder = compilation_cache()  # of this kind of processor
     if sum(file.stat().st_size for file in folder.glob("*")) > COMPILED_BYTES:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     os.environ |= {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

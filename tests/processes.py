@@ -94,7 +94,7 @@ class Process(Protocol):
     def poll(self) -> int | None: ...
 
 
-def wait_for(condition: Callable[[], object], process: Process, timeout: float = 120) -> bool:
+def wait_for(condition: Callable[[], object], process: Process, timeout: float = 600) -> bool:
     """Whether the condition came true before the process ended."""
     deadline = time.monotonic() + timeout
     while not condition():

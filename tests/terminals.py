@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -59,10 +60,11 @@ def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **env
         if not data:
             break
         written += data
-        stream.feed(data)
-        shown = "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
-        if not screens or screens[-1] != shown:
-            screens.append(shown)
+        for frame in re.split(rb"(?=\r\x1b\[2K)", data):  # a slow reader gets several at once
+            stream.feed(frame)
+            shown = "\n".join(line.rstrip() for line in screen.display).rstrip().split("\n")
+            if not screens or screens[-1] != shown:
+                screens.append(shown)
     os.close(terminal)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     gone = ["".join(line[place].data for place in range(columns)).rstrip() for line in screen.history.top]

@@ -319,6 +319,8 @@ def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_pa
     assert "| 99.00 (1 diverged) | 94.00 |" in table
     assert "| 101.00 ± 1.41 | 96.00 ± 1.41 | 1.3000 ± 0.0000 |" in table
     assert "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
+    rows.append({**rows[0], "text": "another", "cell": "best"})
+    assert len(shootout.table(rows).splitlines()) == 2 + 5 + 1 + 2  # of another text no cell that it has not
     assert shootout.plot(rows, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

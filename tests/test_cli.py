@@ -19,6 +19,7 @@ from jaxlm.cli import main
 from jaxlm.cli.tables import json_text
 from jaxlm.cli.training import _unfinished_run, new_run
 from jaxlm.config.config import KINDS, preset
+from jaxlm.data import embedded
 from jaxlm.fields import either
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
@@ -513,6 +514,7 @@ def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(capsys,
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
     monkeypatch.setattr("jaxlm.data.penn_treebank.MIRRORS", ())
+    monkeypatch.setitem(embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"])
     assert main(["train", *TINY, "--corpus", "auto", "--steps", "1", "--run-dir", str(tmp_path / "run")]) == 0
     out = capsys.readouterr().out
     assert "!! EMBEDDED CORPUS, NOT PENN TREEBANK" in out and "floor of test" in out

@@ -64,7 +64,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments):
     )
     heavy = [] if "-1" not in arguments else ["jax", "numpy"]  # (a config is checked after the processes are joined)
     _, _, err = jaxlm(*arguments, code=code)
-    assert set(err.split("\n")[-1].strip("!").split()) <= {*heavy}
+    assert err.endswith("!") and set(err.split("\n")[-1].strip("!").split()) <= {*heavy}
 
 
 def test_closed_files_are_no_traceback(finished):

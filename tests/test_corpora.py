@@ -72,7 +72,7 @@ def quick_refusal(match: str):
     started = time.monotonic()
     with pytest.raises(DataError, match=match) as caught:
         yield
-    assert time.monotonic() - started < 5 and "\n" not in str(caught.value)
+    assert time.monotonic() - started < 20 and "\n" not in str(caught.value)
 
 
 # Text.
@@ -311,10 +311,11 @@ def mirrors(monkeypatch, fake_ptb):
     server.released = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setattr(penn_treebank, "PROBE_SECONDS", 0.3)
-    monkeypatch.setattr(penn_treebank, "STALL_SECONDS", 0.3)
 
     def use(*names: str) -> None:
+        seconds = 1.0 if any(name.startswith(("hang", "stall")) for name in names) else 20.0
+        monkeypatch.setattr(penn_treebank, "PROBE_SECONDS", seconds)
+        monkeypatch.setattr(penn_treebank, "STALL_SECONDS", seconds)
         urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
         monkeypatch.setattr(penn_treebank, "MIRRORS", tuple(urls))
 
@@ -358,7 +359,7 @@ def test_a_failed_download_is_explained_and_leaves_nothing(tmp_path, mirrors, ba
     start = time.monotonic()
     with pytest.raises(DataError, match=f"127.0.0.1:.*{reason}") as caught:
         load_corpus("ptb")
-    assert time.monotonic() - start < 3 and "\n" not in str(caught.value)
+    assert time.monotonic() - start < 15 and "\n" not in str(caught.value)
     assert not (tmp_path / "cache/ptb").exists()
 
 
@@ -367,7 +368,7 @@ def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirro
     monkeypatch.setitem(embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"])
     start = time.monotonic()
     assert load_corpus("auto").name == "embedded"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 7  # eight in turn would take eight
 
 
 def test_oversized_download_is_cut_off(monkeypatch, mirrors):

@@ -1,5 +1,6 @@
 """The learning curve: valid, full of ink, whole or absent, and no trace on anybody's matplotlib."""
 
+import os
 import subprocess
 import sys
 import warnings
@@ -74,7 +75,9 @@ def test_nobodys_matplotlib_is_touched(tmp_path):
         "learning_curve(read_metrics(sys.argv[1]), 20, Path(sys.argv[1], 'curve.png')); "
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(run(tmp_path))], check=True, env={"MPLBACKEND": "svg"})
+    subprocess.run(
+        [sys.executable, "-c", code, str(run(tmp_path))], check=True, env={**os.environ, "MPLBACKEND": "svg"}
+    )
 
 
 def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path):

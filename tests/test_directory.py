@@ -381,13 +381,13 @@ def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, cor
 def test_the_memory_is_the_machines_or_a_smaller_limit():
     code = "from jaxlm.runs import ram; print(ram.limit())"
     limited = subprocess.run(
-        ["bash", "-c", f"ulimit -v 20000000; exec '{sys.executable}' -c '{code}'"],
+        ["bash", "-c", f"ulimit -v 4000000; exec '{sys.executable}' -c '{code}'"],
         text=True,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
-    assert int(limited.stdout) == min(20_000_000 * 1024, ram.limit())
+    assert int(limited.stdout) == min(4_000_000 * 1024, ram.limit())
 
 
 def test_what_others_use_of_the_memory_is_not_there():

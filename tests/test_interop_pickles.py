@@ -38,7 +38,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.interop import torch_pickle
 from jaxlm.interop.importing import read_model
 
-LONG = 2.0  # seconds of the processor
+LONG = 20.0  # seconds of the processor
 
 
 def refused(path: Path, data: bytes) -> str:

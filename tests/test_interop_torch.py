@@ -431,7 +431,7 @@ def test_module_graphs_that_never_end(saved):
         start = time.process_time()
         with pytest.raises(JaxlmError, match="without named weights"):
             saved(zip_file(Raw(code), Storages()))
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 20
 
 
 def test_names_of_nested_modules_do_not_grow_for_ever(saved):

@@ -20,7 +20,7 @@ def on_devices(count: int, code: str, optimized: bool = True) -> str:
     flags = f"{ONE_THREAD} --xla_force_host_platform_device_count={count}"
     flags += "" if optimized else " --xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -341,7 +341,7 @@ def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, 
     change(out / f".partial/segment-{number}")
     started = time.monotonic()
     assert_equal(prepare(text, out), load_corpus(text))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_a_segment_that_is_altered_while_it_is_in_use_is_named(tmp_path, monkeypatch):
@@ -675,7 +675,7 @@ def test_a_sparse_text_is_refused_at_its_first_zero(tmp_path):
         for read in (lambda path=path: prepare(path, tmp_path / "out"), lambda path=path: texts.read_string(path)):
             with pytest.raises(DataError, match=f"byte {byte} is zero"):
                 read()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
 
 
 # As format 1 was first written.

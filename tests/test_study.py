@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -330,21 +331,29 @@ def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
     assert scrubbed("cannot log in with hun@ter2 or hun%40ter2", URL) == "cannot log in with *** or ***"
 
 
-def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys):
+def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys, monkeypatch):
     """SQLite ignores what the query names: so the whole path is walked, with a worker process of its own."""
     url = f"sqlite:///{tmp_path / 'study.db'}?password=swordfish"
-    config, run_dir = TINY.replace(epochs=1), tmp_path / "sweep"
+    config, space, run_dir = TINY.replace(epochs=1), {"learning_rate": [1.0, 2.0]}, tmp_path / "sweep"
+    commands, popen = [], subprocess.Popen
+
+    def start(command: Any, *arguments: Any, **options: Any) -> subprocess.Popen:
+        commands.append(command)
+        return popen(command, *arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     try:
-        jaxlm.sweep(config, {"learning_rate": [1.0]}, storage=url, run_dir=run_dir)
+        jaxlm.sweep(config, space, storage=url, run_dir=run_dir, workers=2)
     except JaxlmError as error:  # this driver refuses the name
         assert "swordfish" not in str(error)
     else:
         with pytest.raises(JaxlmError, match="with the password, by --storage"):
-            jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True)
-        jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=run_dir, resume=True, storage=url)
+            jaxlm.sweep(config, space, run_dir=run_dir, resume=True)
+        jaxlm.sweep(config, space, run_dir=run_dir, resume=True, storage=url)
+        assert commands and "--as-worker" in str(commands)
     for path in run_dir.rglob("*"):
         assert not path.is_file() or b"swordfish" not in path.read_bytes(), path
-    assert "swordfish" not in "".join(capsys.readouterr())
+    assert "swordfish" not in "".join(capsys.readouterr()) + str(commands)
 
 
 def test_a_worker_that_waits_says_so_once(folder, monkeypatch):

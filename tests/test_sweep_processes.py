@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,14 @@ def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):
     assert [process.wait(20) for process in started] == [-signal.SIGTERM] * 2
 
 
-def test_a_signal_reaches_all_and_is_no_failure(tmp_path):
-    stop = Stop()
+def test_a_signal_reaches_all_and_is_no_failure(tmp_path, monkeypatch):
+    stop, started, popen = Stop(), [], subprocess.Popen
     stop.signal = signal.SIGTERM
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     assert run("import time; time.sleep(60)", tmp_path, stop=stop) == (None, [])
+    assert {process.returncode for process in started} == {-signal.SIGTERM}

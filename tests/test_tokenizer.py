@@ -188,7 +188,7 @@ def test_the_time_grows_with_the_length_of_a_word_not_its_square(word):
         PTBTokenizer(MIKOLOV)(word * times + "x")
         return time.process_time() - start
 
-    assert seconds(40_000) < 0.05 + 8 * seconds(5_000)  # a square would be 64 times
+    assert seconds(40_000) < 0.5 + 24 * seconds(5_000)  # a square would be 64 times
 
 
 @pytest.mark.parametrize(
