@@ -271,8 +271,9 @@ def table(rows: list[Row]) -> str:
     chosen = []
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
         cells, lost = dict[str, dict[str, tuple[float, float]]](), dict[str, int]()
-        for cell in dict.fromkeys(row["cell"] for row in rows):
-            its = [row for row in rows if (row["text"], row["minutes"], row["cell"]) == (text, minutes, cell)]
+        some = [row for row in rows if (row["text"], row["minutes"]) == (text, minutes)]
+        for cell in dict.fromkeys(row["cell"] for row in some):
+            its = [row for row in some if row["cell"] == cell]
             cells[cell] = {name: mean_and_deviation([row[name] for row in its]) for name in columns}
             lost[cell] = sum(math.isnan(row["valid"]) for row in its)
         best, *others = sorted(cells, key=lambda cell: (lost[cell], cells[cell]["valid"][0]))

@@ -2,7 +2,7 @@
 
     python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK
 
-Words are tokens: a request is split as the run's text was, or by `tokenizer=none` (at white space) or `tokenizer=ptb`.
+Words are tokens: a request is split as the run's text was, or by `tokenizer=space` (at white space) or `tokenizer=ptb`.
 """
 
 from typing import Any
@@ -19,6 +19,8 @@ except ModuleNotFoundError:
 
 from jaxlm.runs.loading import load
 
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one option
+
 
 @register_model("jaxlm")
 class JaxLM(TemplateLM):
@@ -27,7 +29,7 @@ class JaxLM(TemplateLM):
     Args:
         run: the run's directory.
         checkpoint: `last`, `best` or a step.
-        tokenizer: none or ptb (default: as the text that the run was trained on).
+        tokenizer: space or ptb (default: as the text that the run was trained on; the harness itself reads "none").
         batch_size, max_batch_size, device: what the harness passes; requests are scored one at a time.
     """
 
@@ -41,8 +43,9 @@ class JaxLM(TemplateLM):
         device: Any = None,
     ):
         super().__init__()
-        self._lm = load(run, str(checkpoint))
-        self._tokenizer, self._score = tokenizer, self._lm.scorer(boundary="published")
+        self._lm = load(str(run), str(checkpoint))
+        self._tokenizer = "none" if tokenizer == "space" else tokenizer
+        self._score = self._lm.scorer(boundary="published")
 
     @property
     def eot_token_id(self) -> int:
@@ -50,20 +53,28 @@ class JaxLM(TemplateLM):
         return self._lm.vocab.eos
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`."""
-        return self._lm.vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist()
+        """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`.
+
+        So is a text of marks alone, which a tokenizer drops: no choice may be empty, as it would be certain.
+        """
+        ids, unknown = (
+            self._lm.vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist(),
+            self._lm.vocab.unknown_id,
+        )
+        return [unknown] if not ids and string.strip() and unknown >= 0 else ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
-        for _text, context, continuation in requests:
+        for (_, text), context, ids in requests:
+            continuation = ids or self.tok_encode(text)  # (none is left of what a tokenizer drops, or joins to a word)
             if not continuation:
                 found.append((0.0, True))
                 continue
-            ids = np.array([*(context or [self.eot_token_id]), *continuation], np.int32)
-            scores = self._score([ids]).rows(slice(-len(continuation), None))
+            whole = np.array([*(context or [self.eot_token_id]), *continuation], np.int32)
+            scores = self._score([whole]).rows(slice(-len(continuation), None))
             found.append((-float(scores.nats.sum()), bool((scores.rank == 1).all())))
         return found
 
@@ -73,8 +84,10 @@ class JaxLM(TemplateLM):
         return [log_p for log_p, _ in self._loglikelihood_tokens(asked)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each text, up to a stop string or `max_gen_toks` words; greedy unless it is to sample.
+        """A continuation of each text, up to a stop string or so many words; greedy unless it is to sample.
 
+        A task's names of options and their defaults are read as the harness's own models read them: 256 words; a
+        temperature above 0 samples, where `do_sample` does not say.
         Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
         """
         return [self._generated(place, *request.args) for place, request in enumerate(requests)]
@@ -82,10 +95,12 @@ class JaxLM(TemplateLM):
     def _generated(self, place: int, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
-        words, seed = int(options.get("max_gen_toks", 64)), int(options.get("seed", place))
+        lengths = [options[name] for name in LENGTHS if options.get(name) is not None]
+        words, seed = int(lengths[0] if lengths else 256), int(options.get("seed", place))
         if words < 1:
             return ""
-        temperature = float(options.get("temperature", 1.0)) if options.get("do_sample") else 0.0
+        sampled = options.get("do_sample")
+        temperature = 0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
         data, text, prompt = b"", "", self._lm.tokens(context, self._tokenizer)
         for name, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):

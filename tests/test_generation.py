@@ -342,6 +342,7 @@ def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, cap
         (["--seed=-1"], "seed must be at least 0"),
         (["a", "--prompt-file", "x"], "given twice"),
         (["--prompt-file", "/none"], "there is no file /none"),
+        (["--detokenize", "--format", "jsonl"], "leave one out"),
         (["--ban", "zebra"], "banned word 'zebra'"),
         (["--words", "0"], "words must be at least 1; it is 0"),
     ],

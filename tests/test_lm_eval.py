@@ -73,6 +73,24 @@ def test_generation_stops_where_it_is_told(tiny_run):
     assert "\n" not in short and long.startswith(short[:10])
 
 
+def test_options_are_read_as_the_harness_s_own_models_read_them(tiny_run):
+    harness = JaxLM(str(tiny_run[0].run_dir), tokenizer="space")
+    asked = ({"max_new_tokens": 5}, {"max_tokens": 5, "temperature": 0.8}, {"max_gen_toks": 5, "do_sample": False})
+    greedy, drawn, cold = harness.generate_until(
+        [request("", {"until": [], **options, "seed": 3}) for options in (*asked[:2], asked[2] | {"temperature": 0.8})]
+    )
+    assert [len(text.replace("\n", " <eos> ").split()) for text in (greedy, drawn)] == [5, 5]
+    assert greedy == cold != drawn
+
+
+def test_a_choice_of_marks_alone_is_not_certain(tiny_run):
+    lm = jaxlm.load(tiny_run[0].run_dir)
+    harness = JaxLM(str(tiny_run[0].run_dir), tokenizer="ptb")
+    assert lm.tokens("!", "ptb") == [] and harness.tok_encode(" !") == [lm.vocab.unknown_id]
+    ((log_p, _),) = harness.loglikelihood([request("the", " !")])
+    assert log_p < -0.1
+
+
 @pytest.mark.slow
 def test_a_task_file_runs_offline(tiny_run, tmp_path):
     words = jaxlm.load(tiny_run[0].run_dir).vocab.words

@@ -165,6 +165,8 @@ def neighbors(args: argparse.Namespace) -> None:
 def generate(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
+    if args.detokenize and args.format == "jsonl":
+        raise JaxlmError("--detokenize joins words, and --format jsonl has each by itself: leave one out")
     prompt = args.prompt or ""
     if prompt == "-" or args.prompt_file is not None:
         prompt = _text_in(args.prompt_file or "-").removesuffix("\n")

@@ -40,14 +40,15 @@ WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f
 _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 
 
-def export_hub(model: LanguageModel, out: Path, run: Path | None) -> None:
+def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str | int = "last") -> None:
     """Writes the folder; each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
 
     Raises JaxlmError where modeling_jaxlm.py has no such layer; OSError.
     """
     _cell_of(model.config.model)  # raises before a directory is made
+    step = run and int(checkpoint.find(run, which).name)
     with new_folder(out) as folder:
-        _fill(folder, model, read_metrics(run) if run else [])
+        _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == step] if run else [])
         for step, manifest in checkpoint.manifests(run).items() if run else ():
             if run and manifest.words:
                 with folder.new_folder(_revision(manifest.words)) as inner:
@@ -113,9 +114,9 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(name, perplexity) of the tests and of the last epoch."""
+    """(name, perplexity) of the test and the validation of a checkpoint, of which the metrics are."""
     _, epochs, tests = by_kind(metrics)
-    rows = [(f"test, {row.get('checkpoint', 'last')} parameters", row, "test_perplexity") for row in tests]
+    rows = [("test", row, "test_perplexity") for row in tests[-1:]]
     rows += [(f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity") for row in epochs[-1:]]
     known = [(_cell(f"{row.get('corpus', '')} {name}"), row.get(field)) for name, row, field in rows]
     return [(name, perplexity_text(value) if isinstance(value, float | int) else "unknown") for name, value in known]

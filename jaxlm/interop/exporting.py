@@ -261,7 +261,7 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     model = run if isinstance(run, LanguageModel) else load(run, which)
     with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":
-            export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run))
+            export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run), which)
             notes = []
         else:
             data, notes = EXPORTERS[target](model)

@@ -29,8 +29,11 @@ from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
-# Test perplexities on ptb that the presets' papers publish, by the preset's name without zaremba-.
-PUBLISHED = {"small": 115.5, "medium": 83.5, "large": 78.5, "awd-lstm": 58.8, "awd-lstm-mos": 55.97, "mogrifier": 50.1}
+# Test perplexities on ptb that the presets' papers publish.
+PUBLISHED = {
+    **{"zaremba-small": 115.5, "zaremba-medium": 83.5, "zaremba-large": 78.5},
+    **{"awd-lstm": 58.8, "awd-lstm-mos": 55.97, "mogrifier": 50.1},
+}
 
 
 @dataclass(frozen=True)
@@ -151,12 +154,14 @@ def render(
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
-    """The runs of one corpus by their configs, the lowest mean validation perplexity first."""
+    """The runs of one corpus by their configs, the lowest mean validation perplexity first; what has no test apart."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
-    found = []
-    for members in _together(runs, lambda run: tuple(sorted(run.settings.items()))):
+    found, some_unfinished = [], len({bool(run.tests) for run in runs}) > 1
+    for members in _together(runs, lambda run: (bool(run.tests), *sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
+        if some_unfinished:
+            settings["finished"] = "yes" if members[0].tests else "no"
         valid = mean_and_deviation([run.valid_perplexity for run in members])
         found.append(Seeds(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
@@ -164,9 +169,8 @@ def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
-    presets = [run.config.preset for run in runs if run.corpus.get("name") == "ptb"]
-    sizes = dict.fromkeys(preset.removeprefix("zaremba-") for preset in presets)
-    return [(f"published ({size})", PUBLISHED[size]) for size in sizes if size in PUBLISHED]
+    presets = dict.fromkeys(run.config.preset for run in runs if run.corpus.get("name") == "ptb")
+    return [(f"published ({preset})", PUBLISHED[preset]) for preset in presets if preset in PUBLISHED]
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:

@@ -61,7 +61,8 @@ class Study:
             found = self._study.user_attrs.get("plan")
             if found is not None and (changed := Plan.from_json(found).differences(plan)):
                 what = f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)})"
-                raise JaxlmError(f"{what}: resume it with its own, or choose another --storage or --run-dir")
+                other = "database: one holds one sweep" if "://" in where else "--run-dir"
+                raise JaxlmError(f"{what}: resume it with its own settings, or take another {other}")
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             # (Of the other strategies a new trial has its point.)

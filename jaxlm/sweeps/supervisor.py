@@ -325,7 +325,7 @@ class View:
         if written:
             self.say(f"written: {', '.join(map(str, written))}")
         if sweep.damaged:
-            when = "once their checkpoints are replaced by intact ones, or their run directories are removed"
+            when = "once checkpoints are replaced by intact ones, run directories are removed, or memory is free"
             self.say(f"{len(sweep.damaged)} damaged, to be tried again with --resume {when}")
         if best is None:
             self.say("no trial is done")
