@@ -220,7 +220,10 @@ class Worker(Observer):
 
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:
-    """How many members of a shape are useful in a worker's group, and fit into its share of half the free memory."""
+    """How many members of a shape are useful in a worker's group, and fit into its share of half the free memory.
+
+    As many on each device: an empty slot costs less than a device that is left out.
+    """
     T, B, model = config.train.longest, config.train.batch_size, config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
@@ -229,4 +232,6 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     fit_in = free // 2 // workers // (4 * (4 * state + activations))
     rounds = 4 if plan.strategy == "tpe" else 1  # Optuna learns from the trials that have ended
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
-    return max(1, min(MOST_ON_CPU if jax.default_backend() == "cpu" else MOST, fit_in, useful))
+    most = max(1, min(MOST_ON_CPU if jax.default_backend() == "cpu" else MOST, fit_in))
+    size, devices = min(most, useful), len(jax.local_devices())
+    return size if most < devices else devices * min(math.ceil(size / devices), most // devices)
