@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_models import WORDS, log_probs, small_lm
+from language_models import WORDS, lm_of, log_probs, small_lm
 from recipes import KINDS
 from rich.cells import cell_len
 
 from jaxlm.cli import main
 from jaxlm.cli.using import wrapped
+from jaxlm.data.tokens import Characters
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.scoring import generation
 from jaxlm.scoring.generation import advance, begin
@@ -324,6 +326,13 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
     assert "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
     assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(row["log_prob"] < 0 for row in rows)
     assert len(generated("--beam", "2", "--detokenize").split()) <= 20
+
+
+def test_a_text_of_a_model_that_knows_no_newline_is_not_ended_at_a_space():
+    lm = lm_of(Vocab.build("ab a", kind=Characters()))
+    assert len(lm.generate(words=20)[0].words) == 20
+    with pytest.raises(JaxlmError, match="this model's training text had none"):
+        lm.generate(words=20, stop="eos")
 
 
 def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, capsys):

@@ -295,6 +295,8 @@ class LanguageModel(TrainedModel):
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
+        if stop == "eos" and self.vocab.tokens.ends[0] not in self.vocab.ids:
+            raise JaxlmError("stop eos ends a text at a newline, and this model's training text had none: leave it out")
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
         found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1
