@@ -116,35 +116,57 @@ def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
     assert "1,500 s" in speedrun.table(records)
 
 
-MISTAKES = {
-    "speedrun.py": ["--seeds 0", "--cache -1", "--presets small", "--out nowhere/x.csv", "--out kept.json"],
-    "benchmark.py": ["nothing", "--presets nobody", "--turns 0", "--windows 0", "--commits a b"],
-    "peers.py": ["", "nobody small", "jaxlm nobody", "jaxlm small {", 'jaxlm small {"learning_rate":-1}'],
-    "scoring_benchmark.py": ["--data-dir nowhere"],
-    "large_corpus.py": ["--tokens 1", "--turns 0"],
-    "ablation.py": [
-        "--corpus nowhere",
-        "--width 0 --corpus embedded-tiny",
-        "--seeds 0",
-        "--markdown nowhere.md",
-        "--markdown kept.json",
-    ],
-    "shootout.py": [
-        "--cells nobody",
-        "--preset nobody",
-        "--texts nowhere",
-        "--texts embedded-tiny:nobody",
-        "--texts embedded-tiny --parameters 100",
-        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0",
-        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 0.000001",
-        "--texts embedded-tiny --minutes nan",
-        "--texts embedded-tiny --minutes inf",
-        "--texts embedded-tiny --share -1",
-        "--texts embedded-tiny --set keep_output",
-        "--texts embedded-tiny --cells lstm --parameters 21000 --minutes 1 --set keep_output=2,3",
-        "--run-dir kept.json --texts embedded-tiny --cells lstm --parameters 21000 --minutes 1",
-    ],
-    "optimizers.py": ["--epochs -1 --corpus embedded-tiny", "--markdown kept.json"],
+TINY_CELL = "--texts embedded-tiny --cells lstm --parameters 21000"
+MISTAKES = {  # script -> {its arguments: a part of the sentence}
+    "speedrun.py": {
+        "--seeds 0": "at least 1, found '0'",
+        "--cache -1": "at least 0, found '-1'",
+        "--presets small": "invalid choice: 'small'",
+        "--out nowhere/x.csv": "there is no such folder",
+        "--out kept.json": "kept.json is no history",
+    },
+    "benchmark.py": {
+        "nothing": "unknown: nothing",
+        "--presets nobody": "invalid choice: 'nobody'",
+        "--turns 0": "at least 1, found '0'",
+        "--windows 0": "at least 1, found '0'",
+        "--commits a b": "git knows no commit a here",
+    },
+    "peers.py": {
+        "": "required: maker, preset",
+        "nobody small": "invalid choice: 'nobody'",
+        "jaxlm nobody": "unknown preset 'nobody'",
+        "jaxlm small {": "invalid loads value: '{'",
+        'jaxlm small {"learning_rate":-1}': "learning_rate must be above 0",
+    },
+    "scoring_benchmark.py": {"--data-dir nowhere": "the data directory nowhere is not a folder"},
+    "large_corpus.py": {"--tokens 1": "at least 100,000, found '1'", "--turns 0": "at least 1, found '0'"},
+    "ablation.py": {
+        "--corpus nowhere": "there is no corpus or file 'nowhere'",
+        "--width 0 --corpus embedded-tiny": "embedding_size must be at least 1",
+        "--seeds 0": "at least 1, found '0'",
+        "--markdown nowhere.md": "nowhere.md is not a page",
+        "--markdown kept.json": "kept.json is not a page",
+    },
+    "shootout.py": {
+        "--cells nobody": "invalid choice: 'nobody'",
+        "--preset nobody": "unknown preset 'nobody'",
+        "--texts nowhere": "there is no corpus or file 'nowhere'",
+        "--texts embedded-tiny:nobody": "there is no corpus or file 'embedded-tiny:nobody'",
+        "--texts embedded-tiny --parameters 100": "no width gives lstm 100 parameters",
+        f"{TINY_CELL} --minutes 0": "above 0, found '0'",
+        f"{TINY_CELL} --minutes 0.000001": "minutes end before the first epoch of lstm",
+        "--texts embedded-tiny --minutes nan": "above 0, found 'nan'",
+        "--texts embedded-tiny --minutes inf": "above 0, found 'inf'",
+        "--texts embedded-tiny --share -1": "above 0, found '-1'",
+        "--texts embedded-tiny --set keep_output": "expected FIELD=SPACE",
+        f"{TINY_CELL} --minutes 1 --set keep_output=2,3": "keep_output must be above 0 and at most 1",
+        f"{TINY_CELL} --minutes 1 --run-dir kept.json": "kept.json cannot be used",
+    },
+    "optimizers.py": {
+        "--epochs -1 --corpus embedded-tiny": "epochs must be at least 0",
+        "--markdown kept.json": "kept.json is not a page",
+    },
 }
 
 
@@ -155,12 +177,12 @@ def test_a_mistake_is_one_sentence_and_nothing_is_lost(script, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     main = import_module(script.removesuffix(".py")).main
-    for words in MISTAKES[script]:
+    for words, part in MISTAKES[script].items():
         monkeypatch.setattr(sys, "argv", [script, *words.split()])
         code, _, err = run(None, lambda _: exit_code(main))
         if isinstance(code, str):  # Python prints it, and ends with 1
             code, err = 1, code
-        assert code in (1, 2) and "error: " in err.splitlines()[-1], (words, code, err)
+        assert code in (1, 2) and "error: " in err.splitlines()[-1] and part in err, (words, code, err)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
     assert (tmp_path / "kept.json").read_text() == "hours"
 
