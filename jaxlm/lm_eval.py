@@ -68,7 +68,7 @@ class JaxLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
-        for (_, text), context, ids in requests:
+        for (_before, text), context, ids in requests:
             continuation = ids or self.tok_encode(text)  # (none is left of what a tokenizer drops, or joins to a word)
             if not continuation:
                 found.append((0.0, True))
