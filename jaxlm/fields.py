@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import JaxlmError
@@ -136,7 +137,7 @@ def _check(name: str, spec: Spec, value: Any) -> Any:
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+    if not isinstance(value, _TAKEN.get(kind, kind)) or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
         raise JaxlmError(f"{name} takes {_WORDS[kind]}{none}; it is {shown(value)}")
     try:
@@ -160,7 +161,8 @@ def _plain(value: Any) -> Any:
     return value.item() if arrays and getattr(value, "shape", None) == () else value
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
 
 def float32(value: float) -> float:

@@ -279,6 +279,7 @@ def _json(**changes: object) -> str:
         (_json(model={"kind": "lstm", "hidden_sizes": None}), "hidden_sizes takes a whole number"),
         (_json(train={"epochs": "9"}), "epochs takes a whole number"),
         (_json(train={"epoch": 9}), "unknown field train.epoch"),
+        (None, "expected JSON"),
     ],
 )
 def test_wrong_json_is_explained(text, message):

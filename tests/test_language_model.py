@@ -103,7 +103,18 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
         (lambda lm: lm.evaluate("dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
         (lambda lm: jaxlm.compare(lm, lm, "dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
+        (lambda lm: jaxlm.compare("runs/a", "runs/b"), JaxlmError, "compare takes models, .*; one is 'runs/a'"),
         (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
+        (lambda lm: lm.evaluate(text=["a line"]), JaxlmError, "text takes a path; it is "),
+        (lambda lm: lm.evaluate(corpus=5), JaxlmError, "corpus takes a path; it is 5"),
+        (lambda lm: lm.neighbors(["the"]), JaxlmError, "word takes a text; it is "),
+        (lambda lm: lm.minimal_pairs([("good", "bad")]), JaxlmError, "a file of stimuli takes a path; it is "),
+        (lambda lm: jaxlm.load(None), JaxlmError, "run_dir takes a path; it is None"),  # pyright: ignore
+        (lambda lm: jaxlm.load_corpus(None), JaxlmError, "corpus takes a path; it is None"),  # pyright: ignore
+        (lambda lm: jaxlm.preset(None), JaxlmError, "preset takes a text; it is None"),  # pyright: ignore
+        (lambda lm: jaxlm.train("small"), JaxlmError, "config takes a Config, .*; it is 'small'"),  # pyright: ignore
+        (lambda lm: jaxlm.train(lm.config, steps=1.5), JaxlmError, "steps takes a whole number or none"),  # pyright: ignore
+        (lambda lm: jaxlm.train(lm.config, devices="2"), JaxlmError, "devices takes a whole number"),  # pyright: ignore
         (
             lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded-tiny", max_vocab=99)),
             DataError,

@@ -366,6 +366,8 @@ def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, c
 
 
 def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
+    with pytest.raises(JaxlmError, match="a report needs at least one directory"):
+        write_report([])
     runs = [str(trained / "seed-0"), str(trained / "seed-1")]
     for arguments, message in (
         ([*runs], "-o FILE"),

@@ -320,7 +320,7 @@ def test_parameters_go_to_tensorflows_names_and_back():
     jax.tree.map(np.testing.assert_array_equal, jaxlm.from_tensorflow({**named, "global_step": 774}), params)
     with pytest.raises(jaxlm.JaxlmError, match=r"softmax_b"):
         jaxlm.from_tensorflow({name: array for name, array in named.items() if "softmax_b" not in name})
-    for kind in ("gru", "mingru", "minlstm", "mogrifier"):
+    for kind in ("gru", "mingru", "minlstm", "mogrifier", "hawk"):
         model = jaxlm.preset("test").replace(model=kind, vocab_size=9).model
         with pytest.raises(jaxlm.JaxlmError, match="LSTM layers alone"):
             jaxlm.to_tensorflow(jaxlm.init_params(model, jax.random.key(0)))

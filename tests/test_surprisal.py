@@ -288,6 +288,7 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, messa
         ({"unit": "hartleys"}, "unit must be bits or nats"),
         ({"tokenizer": "bpe"}, "tokenizer must be none or ptb; it is 'bpe'"),
         ({"top_k": -1}, "top_k must be at least 0 and at most .*; it is -1"),
+        ({"block": 0}, "block must be at least 1; it is 0"),
     ],
 )
 def test_arguments_that_are_none_of_the_choices(options, message):
@@ -295,7 +296,7 @@ def test_arguments_that_are_none_of_the_choices(options, message):
         small_lm().surprisal(["the dog"], **options)
 
 
-@pytest.mark.parametrize("given", ["the dog", b"the dog", [b"the dog"], [None], [["the", 3]]])
+@pytest.mark.parametrize("given", ["the dog", b"the dog", [b"the dog"], [None], [["the", 3]], None, 5])
 def test_what_are_no_sentences(given):
     with pytest.raises(JaxlmError, match="must be a"):
         small_lm().surprisal(given)

@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, checked, either, nearest, setting_text, shown, specs
+from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Recurrent
@@ -117,7 +117,7 @@ class Config(Recipe):
         """The config of `to_json` or of a run's config.json, whose seal is not checked. JaxlmError for another text."""
         try:
             tree = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, TypeError) as error:
             raise JaxlmError(f"expected JSON: {error}") from None
         if not isinstance(tree, dict):
             raise JaxlmError(f"expected a JSON object, found {type(tree).__name__}")
@@ -154,7 +154,7 @@ def preset(name: str) -> Config:
     >>> preset("zaremba-medium").model.hidden_sizes
     (650, 650)
     """
-    if name not in PRESETS:
+    if checked_value("preset", name, str) not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
     changes = {field: value for field, value in PRESETS[name].items() if field not in ("base", "source")}
     base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()

@@ -25,7 +25,7 @@ from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
 from jaxlm.data.text import SPLITS, FilePart, find_splits
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
-from jaxlm.fields import checked
+from jaxlm.fields import checked, checked_value
 from jaxlm.files import Folder
 
 PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
@@ -60,6 +60,7 @@ def load_corpus(
         DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not fit an option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
+    checked_value("corpus", spec, Path)
     if spec in PENN:
         try:
             paths = find_penn_treebank(data_dir, download)

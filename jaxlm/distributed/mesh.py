@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlm.errors import JaxlmError
+from jaxlm.fields import checked_value
 
 DATA, MODEL, MEMBERS = "data", "model", "members"
 ROWS, MEMBER = P(None, DATA), P(MEMBERS)  # tokens [T, B] by their rows; [M, ...] by members
@@ -36,9 +37,8 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         JaxlmError: the rows do not divide over the devices, or there are not so many.
     """
     there, processes = len(jax.devices()), jax.process_count()
-    for name, count in (("devices", devices), ("model_devices", model_devices)):
-        if count is not None and count < 1:
-            raise JaxlmError(f"{name} must be at least 1; it is {count}")
+    devices = checked_value("devices", devices, int, low=1, optional=True)
+    model_devices = checked_value("model_devices", model_devices, int, low=1)
     if (asked := (devices or 1) * model_devices) > there:
         raise JaxlmError(
             f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "

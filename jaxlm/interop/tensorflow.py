@@ -49,8 +49,8 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise JaxlmError("TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo")
     variables, width = {"m/embedding_vocab:0": params["embedding"]}, params["embedding"].shape[1]
     for place, layer in enumerate(params["layers"]):
-        (rows, columns), below = np.shape(layer["kernel"]), width
-        width = rows - below
+        rows, columns = np.shape(layer.get("kernel", [[]]))
+        width = rows - width
         if {*layer} != {"kernel", "bias"} or columns != 4 * width:
             raise JaxlmError("TensorFlow's tutorial has LSTM layers alone: export this model --to stablehlo")
         variables |= {LAYER.format(place, part): layer[part] for part in ("kernel", "bias")}

@@ -15,6 +15,7 @@ from jaxlm.data.corpora import UNKNOWN, load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import checkpoint, directory
@@ -36,7 +37,7 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    found = checkpoint.load(Path(run_dir), which)
+    found = checkpoint.load(checked_value("run_dir", run_dir, Path), which)
     return LanguageModel(found.state.evaluated, found.config, found.vocab, found.manifest.corpus)
 
 

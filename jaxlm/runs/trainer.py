@@ -6,7 +6,6 @@ import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
 from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
+from jaxlm.fields import checked_value, shown
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import EpochResult, Progress, lasting_console
@@ -95,8 +95,9 @@ def train(
     Raises:
         JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
     """
-    if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
-        raise JaxlmError(f"steps must be a whole number, at least 0; it is {steps!r:.40}")
+    if not isinstance(config, Config):
+        raise JaxlmError(f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}")
+    steps = checked_value("steps", steps, int, low=0, optional=True)
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
     vocab = None
     if resume and run_dir is not None:

@@ -23,7 +23,7 @@ from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError, Diverged, JaxlmError
-from jaxlm.fields import checked_value, specs
+from jaxlm.fields import checked_value, shown, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.report.units import comparable, perplexity
@@ -246,7 +246,7 @@ class TrainedModel:
     ) -> tuple[str, np.ndarray, Sequence[str], Corpus | None]:
         """A text as `evaluate` takes it: its name and ids [N]; of a file its tokens too, of a split its corpus."""
         if text is not None:
-            tokens = self.tokens(read_string(text, self.vocab.tokens.errors), tokenizer)
+            tokens = self.tokens(read_string(checked_value("text", text, Path), self.vocab.tokens.errors), tokenizer)
             return str(text), self.vocab.encode(tokens), tokens, None
         checked_value("split", split, str, choices=SPLITS)
         source = self.find_corpus(corpus, data_dir)
@@ -254,7 +254,7 @@ class TrainedModel:
 
     def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
         """A corpus by its name, or the run's own, which must be the training corpus (else DataError)."""
-        if isinstance(corpus, str | Path):
+        if not isinstance(corpus, Corpus | None):
             return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
         if found.sha256 != self.corpus["sha256"]:
@@ -379,6 +379,8 @@ def compare(
         DataError: the texts differ, cannot be read, or have one line only, of which no interval could be told.
         Diverged: dynamic evaluation learnt at too high a rate.
     """
+    if wrong := [one for one in (model, other) if not isinstance(one, TrainedModel)]:
+        raise JaxlmError(f"compare takes models, as jaxlm.load returns them; one is {shown(wrong[0])}")
     how = protocol_of(protocol)
 
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:

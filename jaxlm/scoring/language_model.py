@@ -52,7 +52,7 @@ class LanguageModel(TrainedModel):
 
     def _as_known(self, word: str) -> str:
         """The name of a token as given, which may be <0x0A>, or else in the model's case."""
-        return word if word in self.vocab.ids else self.cased(word)
+        return word if checked_value("word", word, str) in self.vocab.ids else self.cased(word)
 
     def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
         """A scoring of sentences: each by itself, or one after the other with the state passed on.
@@ -165,8 +165,9 @@ class LanguageModel(TrainedModel):
             **options: fields of `SurprisalOptions`.
         """
         how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
-        if isinstance(sentences, str | bytes):
-            raise JaxlmError(f"sentences must be a list of lines; it is one text: [{sentences!r:.80}]")
+        if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
+            raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
+        checked_value("block", block, int, low=1)
         read = self.sentence_reader(how)
         for part in blocks(sentences, block):
             encoded = []

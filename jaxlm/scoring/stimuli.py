@@ -14,6 +14,7 @@ from typing import Any
 from jaxlm import files
 from jaxlm.data.text import decode, read_errors
 from jaxlm.errors import DataError
+from jaxlm.fields import checked_value
 from jaxlm.sealed import strict_json
 from jaxlm.terminal import is_terminal, say
 
@@ -53,6 +54,7 @@ class StimulusTable:
 
 def source(path: str | Path) -> str:
     """The name of a text in errors, of which "-" is standard input."""
+    checked_value("a file of stimuli", path, Path)
     return "standard input" if str(path) == "-" else str(path)
 
 

@@ -44,7 +44,10 @@ def write_report(
     Raises:
         JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written: nothing is then.
     """
-    directories = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    named = [paths] if isinstance(paths, str | Path) else paths
+    directories = list({Path(path).resolve(): Path(path) for path in named}.values())
+    if not directories:
+        raise JaxlmError("a report needs at least one directory of a run or a sweep: name one")
     if out is None and len(directories) > 1:
         raise JaxlmError(f"a report of {len(directories)} directories needs a place: name it with -o FILE")
     target = Path(out) if out is not None else directories[0] / "report.html"
