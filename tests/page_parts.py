@@ -61,7 +61,7 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
         tests=[{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed, "unknown_test": 0.06}],
         bptt_length=20,
         path=f"/runs/{name}",
-        config=jaxlm.preset("small").replace(seed=seed),
+        config=jaxlm.preset("zaremba-small").replace(seed=seed),
         corpus={"name": corpus, "sha256": sha, "vocab_sha256": "1" * 64, "description": f"{corpus}: words"},
         sessions=[
             {

@@ -15,6 +15,7 @@ from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.errors import JaxlmError
 from jaxlm.report.page import groups, published, render, rounded
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
@@ -176,7 +177,7 @@ def test_the_bits_of_a_run_are_of_the_last_parameters_as_the_perplexity_is():
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation():
-    other = run_record("c", config=jaxlm.preset("small").replace(init_scale=0.2))
+    other = run_record("c", config=jaxlm.preset("zaremba-small").replace(init_scale=0.2))
     found = groups([run_record("a", 0), run_record("b", 2), other])
     pair = next(group for group in found if len(group.runs) == 2)
     assert pair.test == (119.0, pytest.approx(2**0.5)) and pair.settings == {"init_scale": "0.1"}
@@ -193,7 +194,8 @@ def test_a_seed_that_has_not_finished_is_a_group_of_its_own():
 
 
 def test_published_numbers_stand_beside_runs_on_penn_treebank_alone():
-    assert published([run_record(), run_record("b", 1)]) == []  # `small` is nobody's published model
+    assert [value for _, value in published([run_record(), run_record("b", 1)])] == [115.5]
+    assert published([run_record(config=jaxlm.preset("small"))]) == []  # nobody's published model
     assert [value for _, value in published([run_record(config=jaxlm.preset("zaremba-large"))])] == [78.5]
     assert published([run_record(corpus="other"), run_record(config=jaxlm.Config(preset="mine"))]) == []
 
