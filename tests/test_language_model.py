@@ -103,7 +103,7 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
         (lambda lm: lm.evaluate("dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
         (lambda lm: jaxlm.compare(lm, lm, "dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
-        (lambda lm: jaxlm.compare("runs/a", "runs/b"), JaxlmError, "compare takes models, .*; one is 'runs/a'"),
+        (lambda lm: jaxlm.compare(*["runs/a", "runs/b"]), JaxlmError, "compare takes models, .*; one is 'runs/a'"),  # pyright: ignore
         (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
         (lambda lm: lm.evaluate(text=["a line"]), JaxlmError, "text takes a path; it is "),
         (lambda lm: lm.evaluate(corpus=5), JaxlmError, "corpus takes a path; it is 5"),
