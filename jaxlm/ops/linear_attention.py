@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxlm.ops.product import contraction
 from jaxlm.ops.scans import Length, scan
@@ -112,24 +112,27 @@ def _scores(
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept)
     scores, size = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0), 1
     while size < len(steps):  # the later half of each block reads the earlier one, over the last step of that
-        block, half = steps // (2 * size), steps // size
-        middle = np.minimum(2 * size * block + size - 1, steps[-1])
+        middle = np.minimum(steps // (2 * size) * (2 * size) + size - 1, steps[-1])
         over = _between(decay, [part[:, :, middle] for part in decay])
-        kept = jnp.exp(jnp.where((half % 2 == 1)[:, None], over, -over))
-        pairs = (block[:, None] == block) & (half[:, None] > half)
-        scores += jnp.where(pairs, contraction("bntd,bnsd->bnts", dtype, q * kept, k * kept), 0)
+        kept = jnp.exp(jnp.where((steps > middle)[:, None], over, -over))
+        read = contraction("bntd,bnsd->bnts", dtype, q * kept, k * kept)
+        scores += jnp.where(_across(len(steps), size), read, 0)
         size *= 2
     return scores
 
 
 def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
     """The inverse of I + lower, where lower counts below its diagonal, by growing blocks."""
-    steps, size = jnp.arange(lower.shape[-1]), 1
-    inverse = jnp.broadcast_to(jnp.eye(len(steps), dtype=lower.dtype), lower.shape)
-    while size < len(steps):
-        block, half = steps // (2 * size), steps // size
-        pairs = jnp.where((block[:, None] == block) & (half[:, None] > half), lower, 0)
-        right = contraction("bnts,bnsr->bntr", dtype, pairs, inverse)
+    steps, size = lower.shape[-1], 1
+    inverse = jnp.broadcast_to(jnp.eye(steps, dtype=lower.dtype), lower.shape)
+    while size < steps:
+        right = contraction("bnts,bnsr->bntr", dtype, jnp.where(_across(steps, size), lower, 0), inverse)
         inverse -= contraction("bnts,bnsr->bntr", dtype, inverse, right)
         size *= 2
     return inverse
+
+
+def _across(steps: int, size: int) -> Bool[np.ndarray, "t t"]:
+    """The pairs of a step in the later half of a block of 2 * size steps and one in its earlier half."""
+    half = np.arange(steps) // size
+    return (half[:, None] == half + 1) & (half % 2 == 0)
