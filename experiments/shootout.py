@@ -56,7 +56,7 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.sweeps import results
-from jaxlm.sweeps.space import read_space
+from jaxlm.sweeps.space import read_space, with_settings
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
 
@@ -150,9 +150,9 @@ def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
 
 def planned(args: argparse.Namespace) -> list[Cell]:
     """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
-    _ = optuna.__version__
-    settings, cells = args.run_dir / "settings.json", []
-    if settings.exists() and (kept := json.loads(settings.read_text())) != (shared := shared_settings(args)):
+    _ = optuna.__version__  # (raises JaxlmError where it is not installed)
+    settings, shared, cells = args.run_dir / "settings.json", shared_settings(args), []
+    if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
         raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
     texts = [(text, *text_and_preset(text, args.preset)) for text in dict.fromkeys(args.texts)]  # (each counts once)
     loaded = [with_corpus(jaxlm.preset(preset), place) for _, place, preset in texts]
@@ -178,7 +178,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a directory have in common."""
-    return {name: getattr(args, name) for name in ("preset", "parameters", "trials", "share")} | {"set": dict(args.set)}
+    return {name: getattr(args, name) for name in ("preset", "parameters", "set", "trials", "share")}
 
 
 def keep(path: Path, value: Any) -> None:
@@ -191,18 +191,10 @@ def epochs_of_trial(cell: Cell, share: float) -> int:
     return max(1, round(share * cell.config.train.epochs))
 
 
-def setting(text: str) -> tuple[str, str]:
-    """The type of an argument FIELD=SPACE."""
-    name, equals, space = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected FIELD=SPACE, as in learning_rate=0.5,1,2; found {text!r}")
-    return name, space
-
-
 def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
     if args.set:
-        return dict(args.set)
+        return with_settings({}, args.set)
     rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}
     space = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
     return space | dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
@@ -223,10 +215,9 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
     if found.stopped_by:
         sys.exit("stopped: start it again to resume")
     if found.best is None:
-        print(
-            f"{cell.name} on {cell.text}: no trial was trained to its end, so the preset's own values count", flush=True
-        )
-    return found.best.values if found.best else {}
+        print(f"{cell.name} on {cell.text}: no trial was trained to its end: the preset's own values count", flush=True)
+        return {}
+    return found.best.values
 
 
 def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
@@ -259,6 +250,16 @@ def rows_of(run_dir: Path) -> list[Row]:
     """What is kept of all runs, in the order of texts, minutes, cells and seeds."""
     rows = [json.loads(path.read_text()) for path in run_dir.glob("*/*/*/seed*.json")]
     return sorted(rows, key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]))
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Writes rows as CSV, whole or not at all."""
+    text = io.StringIO()
+    lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    with output(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def table(rows: list[Row]) -> str:
@@ -314,9 +315,7 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
     parser.add_argument("--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)")
     parser.add_argument("--parameters", type=whole(1), metavar="N", help="of each model (those of the text's preset)")
-    parser.add_argument(
-        "--set", type=setting, action="append", default=[], metavar="FIELD=SPACE", help="to tune, as of jaxlm sweep"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="to tune, as of jaxlm sweep")
     parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
     parser.add_argument("--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)")
     parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
@@ -329,23 +328,19 @@ def main() -> None:
         for cell in cells:
             cell.folder.mkdir(parents=True, exist_ok=True)
             keep(cell.folder / "epochs.json", cell.config.train.epochs)
-        share = [epochs_of_trial(cell, args.share) / cell.config.train.epochs for cell in cells]
-        hours = (
-            sum(one.minutes * (args.seeds + args.trials * part) for one, part in zip(cells, share, strict=True)) / 60
-        )
+        shares = [
+            args.seeds + args.trials * epochs_of_trial(one, args.share) / one.config.train.epochs for one in cells
+        ]
+        hours = sum(cell.minutes * share for cell, share in zip(cells, shares, strict=True)) / 60
         print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)
         for cell in cells:
             point = tuned(cell, space_of(args, cell.config), args.trials, args.share)
             for seed in range(args.seeds):
                 run(cell, point, seed)
-                text = io.StringIO()
-                lines = csv.DictWriter(text, list((rows := rows_of(args.run_dir))[0]), lineterminator="\n")
-                lines.writeheader()
-                lines.writerows(rows)
-                with output(args.run_dir / "shootout.csv") as file:
-                    file.write(text.getvalue().encode())
-        print(table(rows_of(args.run_dir)))
-        print(plot(rows_of(args.run_dir), args.run_dir / "shootout.png"))
+                write_rows(rows_of(args.run_dir), args.run_dir / "shootout.csv")
+        rows = rows_of(args.run_dir)
+        print(table(rows))
+        print(plot(rows, args.run_dir / "shootout.png"))
 
 
 if __name__ == "__main__":

@@ -289,17 +289,6 @@ def sweep(args: argparse.Namespace) -> int:
 
 def _space(args: argparse.Namespace) -> dict[str, Any]:
     """The space of `--space` and `--set`."""
-    space: dict[str, Any] = {}
-    if args.space:
-        from jaxlm.sweeps.space import read_space_file
+    from jaxlm.sweeps.space import read_space_file, with_settings
 
-        space = read_space_file(args.space)
-    for setting in args.set:
-        name, equals, value = setting.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise JaxlmError(f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}")
-        if name in space:
-            raise JaxlmError(f"{name} is in the space twice: leave one of them out")
-        space[name] = value
-    return space
+    return with_settings(read_space_file(args.space) if args.space else {}, args.set)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +130,20 @@ def read_space(space: Mapping[str, Any], config: Config) -> Space:
     for name in read:
         _check(name, read, config)
     return read
+
+
+def with_settings(space: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """A space for `read_space`, with what texts of the form FIELD=SPACE add. Raises JaxlmError for others."""
+    found = dict(space)
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise JaxlmError(f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}")
+        if name in found:
+            raise JaxlmError(f"{name} is in the space twice: leave one of them out")
+        found[name] = value
+    return found
 
 
 def read_space_file(path: Path) -> dict[str, Any]:
