@@ -57,11 +57,9 @@ class JaxLM(TemplateLM):
 
         So is a text of marks alone, which a tokenizer drops: no choice may be empty, as it would be certain.
         """
-        ids, unknown = (
-            self._lm.vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist(),
-            self._lm.vocab.unknown_id,
-        )
-        return [unknown] if not ids and string.strip() and unknown >= 0 else ids
+        vocab = self._lm.vocab
+        ids = vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist()
+        return [vocab.unknown_id] if not ids and string.strip() and vocab.unknown_id >= 0 else ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any

@@ -46,9 +46,9 @@ def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str | i
     Raises JaxlmError where modeling_jaxlm.py has no such layer; OSError.
     """
     _cell_of(model.config.model)  # raises before a directory is made
-    step = run and int(checkpoint.find(run, which).name)
+    exported = run and int(checkpoint.find(run, which).name)
     with new_folder(out) as folder:
-        _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == step] if run else [])
+        _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == exported] if run else [])
         for step, manifest in checkpoint.manifests(run).items() if run else ():
             if run and manifest.words:
                 with folder.new_folder(_revision(manifest.words)) as inner:

@@ -126,6 +126,6 @@ def matrices(params: Params) -> Any:
     """For each parameter whether it is a matrix, and no bias of several heads: what Adam's weight decay acts on."""
 
     def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return leaf.ndim > 1 and not str(path[-1]).endswith("bias']")
+        return leaf.ndim > 1 and not path[-1].key.endswith("bias")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -31,8 +31,12 @@ MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
 # Test perplexities on ptb that the presets' papers publish.
 PUBLISHED = {
-    **{"zaremba-small": 115.5, "zaremba-medium": 83.5, "zaremba-large": 78.5},
-    **{"awd-lstm": 58.8, "awd-lstm-mos": 55.97, "mogrifier": 50.1},
+    "zaremba-small": 115.5,
+    "zaremba-medium": 83.5,
+    "zaremba-large": 78.5,
+    "awd-lstm": 58.8,
+    "awd-lstm-mos": 55.97,
+    "mogrifier": 50.1,
 }
 
 
