@@ -100,10 +100,10 @@ class JaxLM(TemplateLM):
         sampled = options.get("do_sample")
         temperature = 0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
-        data, text, prompt = b"", "", self._lm.tokens(context, self._tokenizer)
+        names, text, prompt = [], "", self._lm.tokens(context, self._tokenizer)
         for name, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):
-            data += self._lm.vocab.tokens.data(name)
-            text = data.decode("utf-8", "replace")
+            names.append(name)
+            text = "".join(self._lm.vocab.tokens.pieces(names))
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[: min(ends)]
         return text

@@ -148,3 +148,13 @@ def test_the_harness_s_numbers_of_a_text_are_those_that_compare(tiny_run, tmp_pa
     assert found["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert found["byte_perplexity,none"] == pytest.approx(math.exp(nats / size), rel=1e-5)
     assert found["word_perplexity,none"] == pytest.approx(math.exp(nats / len(text.split())), rel=1e-5)
+
+
+def test_a_stop_may_begin_with_the_end_of_a_line(tiny_run):
+    harness = JaxLM(str(tiny_run[0].run_dir))
+    word = jaxlm.load(tiny_run[0].run_dir).vocab.words[3]
+    (long,) = harness.generate_until([request(word, {"until": [], "max_gen_toks": 100, "temperature": 1.0, "seed": 1})])
+    stop = "\n" + long.split("\n")[1].split()[0]
+    options = {"until": [stop], "max_gen_toks": 100, "temperature": 1.0, "seed": 1}
+    (short,) = harness.generate_until([request(word, options)])
+    assert stop in long and long.startswith(short) and stop not in short

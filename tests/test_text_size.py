@@ -80,3 +80,9 @@ def test_other_tokens_of_the_text_have_other_numbers_that_compare(kind, tmp_path
 
 def test_what_is_empty_has_no_number():
     assert all(map(math.isnan, comparable(1.0, TextSize()).values()))
+
+
+def test_unknown_white_space_parts_words():
+    vocab = Vocab.build("a b c\n" * 2 + "q", kind=Characters(), min_count=2)
+    tokens = vocab.tokenize("a\tb c\n")
+    assert vocab.text_size(vocab.encode(tokens), tokens=tokens) == (5, 5, 5, 3)

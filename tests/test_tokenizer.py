@@ -98,6 +98,8 @@ def joined(vocab: Vocab, text: str) -> str:
         ("and/or", "and/or"),
         ("(", ""),
         ("...", ""),
+        ("...?", ""),
+        ("the dog --, it", "the dog it"),
     ],
 )
 def test_ordinary_english_becomes_mikolovs_words(text, expected):
@@ -111,6 +113,9 @@ def test_ordinary_english_becomes_mikolovs_words(text, expected):
         ('"The dog?"', "`` The dog ? ''"),
         ("(dog's)", "( dog 's )"),
         ("12 the", "12 the"),
+        ("12, the dog", "12 , the dog"),
+        ("12,000, the", "12,000 , the"),
+        ('")', "`` )"),
         ("13", "13"),
         ("Dog", "Dog"),
         ("don't", "don't"),
@@ -118,6 +123,22 @@ def test_ordinary_english_becomes_mikolovs_words(text, expected):
 )
 def test_a_vocabulary_keeps_what_it_has(text, expected):
     assert joined(CASED, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "expected"),
+    [
+        ('the dog -- ... "', "\u201cthe dog\u201d \u2014 the dog\u2026 a", '" the dog " -- the dog ... a'),
+        ("we say no no. .", "We say no.", "we say no ."),
+        (
+            "\u0643\u062a\u0627\u0628 \u060c x",
+            "\u0643\u062a\u0627\u0628\u060c x y",
+            "\u0643\u062a\u0627\u0628 \u060c x y",
+        ),
+    ],
+)
+def test_marks_become_the_vocabulary_s_own(words, text, expected):
+    assert joined(Vocab((EOS, UNK, *words.split())), text) == expected
 
 
 @given(st.lists(st.sampled_from([word for word in MIKOLOV.words])))

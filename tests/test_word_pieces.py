@@ -255,7 +255,22 @@ def test_spans_behind_an_unknown_piece_of_many_letters_keep_their_place():
     assert many.word == one.word == [" a"] and many.surprisal == one.surprisal
 
 
+def test_a_span_may_cut_an_unknown_piece_of_many_letters():
+    found = span_surprisal(lm_of(few_letters()), ["a \U00013000\U00013001 a"] * 2, [(3, 6), (0, 3)])
+    assert (found.surprisal >= 0).all() and found.surprisal.max() < 100
+
+
+def test_an_unknown_letter_is_no_punctuation_and_its_word_has_no_frequency():
+    lm = lm_of(Vocab.build("naive, cafe.\n" * 2 + "q", kind=Characters(), min_count=2))
+    table = lm.word_surprisal(["na\u00efve cafe"], punctuation="own")
+    assert table.word == ["na\u00efve", "cafe"]
+    logs = reading_times.predictors(lm, table, {"cafe": 2})["log_frequency"]
+    np.testing.assert_allclose(logs, [np.nan, np.log(3)])
+
+
 def test_punctuation_of_words_is_a_row_where_it_is_asked():
+    brackets = small_lm(words=(*WORDS, "-lrb-"))
+    assert brackets.word_surprisal(["the (dog"], punctuation="own", tokenizer="ptb").word == ["the", "(", "dog"]
     lm = small_lm(words=(*WORDS, ","))
     found = lm.word_surprisal(["the dog, can't run", "the"], punctuation="own", tokenizer="ptb")
     assert found.word == ["the", "dog", ",", "can't", "run", "the"]

@@ -128,17 +128,17 @@ class Vocab:
         predicted, total = num_windows(len(ids) // rows, window) * window, np.zeros(4, np.int64)
         step = max(1, BLOCK // rows)
         for start in range(0, predicted, step):
-            for row in batch(ids, rows, start=start, stop=min(start + step, predicted) + 1).T.tolist():
+            stop = min(start + step, predicted) + 1
+            cut = [tokens[start:stop]] if tokens else map(self.decode, batch(ids, rows, start=start, stop=stop).T)
+            for row in cut:
                 total += self._measured(row) - self._measured(row[:1])
-        unknown = [token for token in tokens[1 : len(ids)] if token not in self.ids]
-        for token in unknown:
-            total += _measured(0, self.tokens.data(token)) - _measured(0, self.tokens.data(self.tokens.unknown))
         return TextSize(*map(int, total))
 
-    def _measured(self, ids: list[int]) -> np.ndarray:
+    def _measured(self, names: Sequence[str]) -> np.ndarray:
         if self.kind == "words":
-            return _measured(len(ids), self.decode_text(ids).encode())
-        return _measured(len(ids), b"".join(map(self.token_bytes.__getitem__, ids)))
+            return _measured(len(names), "".join(self.tokens.pieces(names)).encode())
+        known = (self.token_bytes[self.ids[name]] if name in self.ids else self.tokens.data(name) for name in names)
+        return _measured(len(names), b"".join(known))
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.

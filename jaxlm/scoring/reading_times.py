@@ -58,7 +58,8 @@ def span_surprisal(
                 raise DataError(f"{where(number)}: {cut}: give whole words")
             p = 1.0
             if vocab.kind != "words" and part:  # that the next token begins with the part
-                alike = [data.startswith(part.encode()) for data in vocab.token_bytes]
+                alike = np.array([data.startswith(part.encode()) for data in vocab.token_bytes])
+                alike[one.ids[token + 1]] = True  # (which of unknown letters, or half a letter, the bytes do not say)
                 p = max(float(next_word(lm.network, one.ids[: token + 1])[alike].sum()), TINY)
             cuts.append((token, -math.log(p) / unit))
         (first, before), (last, after) = cuts
@@ -95,14 +96,14 @@ def predictors(
 
     `log_frequency` is ln(1 + how often the word is in the training text), without the punctuation at its edges; the
     rarest part's where a word is several of the vocabulary's, such as can't. It is nan without `counts` (those of
-    `word_counts`), and for words outside a vocabulary of words.
+    `word_counts`), and for unknown words.
     """
     logs, words = [], lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
         parts = (pieces if words else _as_read(lm, word)).split()
         read = [bare(part) for part in parts if not is_punctuation(part)]
-        counted = [] if counts is None or (words and oov) else [counts.get(one, 0) for one in read]
+        counted = [] if counts is None or oov else [counts.get(one, 0) for one in read]
         logs.append(math.log1p(min(counted)) if counted else math.nan)
     return {"length": [*map(len, table.word)], "log_frequency": logs}
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring.token_scores import Scoring, TokenScores
-from jaxlm.scoring.tokenizers import Tokenizer
+from jaxlm.scoring.tokenizers import BRACKETS, Tokenizer
 
 Sentence = str | Sequence[str]  # a line, or its words; of pieces of words, the names of its tokens
 BLOCK = 1024  # sentences, or pairs of them, that are read together
@@ -68,8 +68,9 @@ class Boundaries(NamedTuple):
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a text has marks and no letter or digit."""
-    return bool(text) and all(unicodedata.category(letter)[0] in "PS" for letter in text)
+    """Whether a text has marks and no letter or digit, or is the code of a bracket; U+FFFD is an unknown letter."""
+    marks = (unicodedata.category(letter)[0] in "PS" and letter != "\ufffd" for letter in text)
+    return text in BRACKETS.values() or (bool(text) and all(marks))
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class SentenceReader:
         words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
         ascii_alone = re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG  # as bytes have white space
         given = re.findall(r"\S+", sentence, ascii_alone) if isinstance(sentence, str) else words
-        return replace(found, words=tuple(given if len(given) == len(words) else words), starts=starts, cuts=cuts)
+        alike = len(given) == len(words) and (self.punctuation == "word" or [*map(len, given)] == [*map(len, words)])
+        return replace(found, words=tuple(given if alike else words), starts=starts, cuts=cuts)
 
 
 def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:

@@ -11,24 +11,23 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jaxlm.data.vocab import EOS, Vocab
 
-NUMBER = re.compile(r"[+-]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
+NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
 DECADE = re.compile(r"'\d0s")
 CLITICS = ("n't", "'re", "'ve", "'ll", "'s", "'m", "'d")
 PAIRS = ("can", "not"), ("gon", "na"), ("got", "ta"), ("wan", "na"), ("gim", "me"), ("lem", "me")
 JOINED = {**{"".join(pair): pair for pair in PAIRS}, "s.p.a.": ("s.p", "a.")}  # one word, as people write the pieces
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-WRITTEN = {**BRACKETS, "£": "#", "*": "\\*"}
+WRITTEN = {**BRACKETS, "£": "#", "*": "\\*", "\u2014": "--", "\u2013": "--", "…": "..."}
+ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
 DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
-TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%,.;:?!*…])\Z")
+TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%.:*…{ENDS}])\Z")
 CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z", re.IGNORECASE)
 LONGEST_NUMBER = 40  # characters
 ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
 READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
-
-ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
 
 Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
 
@@ -75,13 +74,16 @@ class PTBTokenizer:
         while not self._stands(word, start, end) and (mark := TRAILING.search(word, max(start, end - 3), end)):
             after += self._mark(mark[0], opening=False)
             end = mark.start()
-        if end == 0 and LEADING.match(word):  # nothing but marks, which are read as opening ones
+        if marks := end == 0 and LEADING.match(word):  # nothing but marks, of which the first ones open
             end, after = len(word), []
         while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
             before += self._mark(mark[0], opening=True)
             start = mark.end()
+        if marks and not self._stands(word, start, end):
+            return [*before, *self._pieces(word[start:], last)]  # (begins with no opening mark)
         if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
             end -= 1  # "inc." ends a sentence as "inc"
+            after += self._mark(".", opening=False)
         while not self._stands(word, start, end) and (found := CLITIC.search(word, max(start + 1, end - 3), end)):
             if found[0] not in self._known:
                 break
@@ -104,7 +106,7 @@ class PTBTokenizer:
         if mark == "'" and opening:
             names = ["`"]
         if mark in DOUBLE:
-            names.append("``" if opening else "''")
+            names += ["``" if opening else "''", '"']
         return [name for name in names if name in self._known][:1] or ([mark] if mark[1:] == "$" else [])
 
     def _whole(self, part: str) -> list[str]:
