@@ -221,3 +221,20 @@ def test_the_script_that_sweeps_runs(tmp_path):
 def test_the_package_itself_is_the_command():
     help_page = subprocess.run([sys.executable, "-m", "jaxlm", "--help"], capture_output=True, text=True)
     assert help_page.returncode == 0 and help_page.stdout.startswith("usage: jaxlm")
+
+
+def test_an_exit_code_outlives_the_reader_of_errors(tmp_path):
+    alone = dict(before="set -o pipefail;", after="2>&1 | sleep 0")
+    assert jaxlm("train", "--epochs", "x", **alone) == (2, "", "")
+    diverging = [
+        "train",
+        "--preset",
+        "test",
+        "--corpus",
+        "embedded-tiny",
+        "--learning-rate",
+        "1e38",
+        "--clip-norm",
+        "none",
+    ]
+    assert jaxlm(*diverging, **alone, cwd=tmp_path)[0] == 3

@@ -100,7 +100,7 @@ def test_a_signal_saves_where_no_checkpoint_is_due(train, reference, tmp_path):
 
     result = train(CONFIG.replace(checkpoint_every=0, windows_per_call=4), on_metrics=interrupt)
     (saved,) = checkpoint.manifests(tmp_path / "run")
-    assert result.stopped_by == signal.SIGTERM and saved == result.state.step and 8 <= saved < WINDOWS
+    assert result.stopped_by == signal.SIGTERM and saved == result.state.step and 8 <= saved <= 12
     train()
     assert_same(tmp_path / "run", reference)
 
@@ -202,7 +202,7 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train,
         jaxlm.load(tmp_path / "run")
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
-    assert f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint" in said
+    assert f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint, 45" in said
     assert_same(tmp_path / "run", reference)
 
 
@@ -273,7 +273,7 @@ def test_before_its_first_checkpoint_another_text_is_refused_and_given_parameter
     assert saved_record(tmp_path / "run")["params"] == "given"
 
 
-def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch):
+def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch, tmp_path):
     params = train(steps=2).params
     with monkeypatch.context() as patched, pytest.raises(TypeError):
         patched.setattr("jaxlm.runs.run.Run.save", None)  # ends the run there
@@ -281,6 +281,18 @@ def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_dr
     with pytest.raises(RunDirError, match="began from given parameters, and was stopped before it saved them"):
         train(run_dir="given", steps=1)
     assert train(run_dir="given", params=params, steps=0).params["embedding"].tolist() == params["embedding"].tolist()
+    assert [*checkpoint.manifests(tmp_path / "given")] == [0]
+
+
+def test_a_run_stopped_in_the_test_of_its_best_is_not_finished(train, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxlm.runs.trainer.stream_nats", interrupted)  # (of the best alone)
+    monkeypatch.setattr(checkpoint, "best_step", lambda found: min(found, default=None))
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG.replace(epochs=1, checkpoint_every=10))
+    assert not [row for row in read_metrics(tmp_path / "run") if row["kind"] == "test"]
 
 
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
@@ -380,7 +392,8 @@ def test_the_run_directory_says_what_it_is(finished, corpus):
 def test_old_checkpoints_go_by_the_policy(train, tmp_path):
     train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4, keep_checkpoints=""))
     found = checkpoint.manifests(tmp_path / "run")
-    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, checkpoint.best_step(found)}
+    valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(tmp_path / "run") if row["kind"] == "epoch"}
+    assert set(found) == {2 * WINDOWS, 4 * WINDOWS, min(valid, key=valid.__getitem__)}
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
 

@@ -11,7 +11,9 @@ from recipes import BASE, B, T, V, sentences
 import jaxlm
 from jaxlm.data.windows import WindowPlan
 from jaxlm.errors import JaxlmError
+from jaxlm.runs import checkpoint
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.reproduction import reproduce
 from jaxlm.training.step import init_state, train_windows
 from jaxlm.training.validations import first_validations, validated
 
@@ -194,3 +196,25 @@ def test_contradictions_name_both_fields(fields, says):
     with pytest.raises(JaxlmError, match=says) as caught:
         BASE.replace(**fields)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def overfits(text):
+    """A config whose best epoch is not its last."""
+    fields = dict(vocab_size=100, corpus=str(text), learning_rate=2.0, clip_norm=1.0, hidden_sizes=(16,))
+    return BASE.replace(**fields)
+
+
+def test_a_member_that_overfits_is_reproduced(overfits, tmp_path):
+    jaxlm.sweep(overfits.replace(epochs=12), {"decay": [1.0]}, run_dir=tmp_path / "sweep", quiet=True)
+    run = tmp_path / "sweep/trials/0000"
+    found = checkpoint.manifests(run)
+    assert checkpoint.best_step(found) != max(found)
+    assert reproduce(run, tmp_path / "again", quiet=True).results == []
+
+
+def test_a_run_of_all_its_epochs_has_not_ended_early(overfits, capsys):
+    early = jaxlm.train(overfits.replace(epochs=30, patience=1))
+    assert "ended early" in capsys.readouterr().out and len(early.epochs) < 30
+    jaxlm.train(overfits.replace(epochs=len(early.epochs), patience=1))
+    assert "ended early" not in capsys.readouterr().out

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
@@ -57,7 +58,7 @@ def exit_code(action: Callable[[], int | None]) -> int:
                 raise
             return fail("JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu")
         except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
-            _drop_output()
+            _drop_output(sys.stdout)
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
             return FAILED if isinstance(error, BrokenPipeError) else fail(_sentence(error))
     if ended and code == 0:
@@ -75,9 +76,11 @@ def check_limits() -> None:
 
 def fail(message: str, code: int = FAILED) -> int:
     """Prints an error as one line on standard error; returns the code."""
-    if os.environ.get("JAXLM_TRACEBACK") and sys.exc_info()[0]:
-        traceback.print_exc()
-    say(f"error: {_one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
+        if os.environ.get("JAXLM_TRACEBACK") and sys.exc_info()[0]:
+            traceback.print_exc()
+        say(f"error: {_one_line(message)}", file=sys.stderr)
+    _drop_output(sys.stderr)
     return code
 
 
@@ -106,13 +109,13 @@ def _one_line(text: str) -> str:
     return f"{line[: MOST_SHOWN // 2]} ... {line[-MOST_SHOWN // 2 :]} ({len(text):,} characters)"
 
 
-def _drop_output() -> None:
+def _drop_output(file: Any) -> None:
     """Drops output that cannot be written: Python would try again, and complain, as it exits."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
+        file.flush()
         return
     with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 @contextmanager

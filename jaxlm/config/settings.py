@@ -56,6 +56,11 @@ class TrainConfig:
             return self.bptt_length
         return self.longest_window or self.bptt_length + math.ceil(8 * self.length_deviation)
 
+    @property
+    def rows_of_gradient(self) -> int:
+        """The rows that one gradient is computed of."""
+        return self.small_batch or self.batch_size
+
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         if self.small_batch and self.batch_size % self.small_batch:

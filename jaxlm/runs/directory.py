@@ -176,9 +176,10 @@ def resume(
         _write(run, record, config, devices)
         if found:
             checkpoint.set_aside_later(run, found.manifest.step)
-    notes = [f"{problem}; resuming from the newest intact checkpoint" for problem in problems]
     if found is None:
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
+    newest = f"resuming from the newest intact checkpoint, {found.manifest.step}"
+    notes = [f"{problem}; {newest}" for problem in problems]
     saved, now = found.manifest.versions, library_versions()
     both = saved.keys() & now.keys()  # nothing depends on a library that is used no longer
     if changed := [line for line in different(saved, now) if line.split(":")[0] in both]:

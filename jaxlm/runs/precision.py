@@ -69,11 +69,11 @@ def known(config: Config) -> dict[str, float] | None:
 def shapes(config: Config) -> list[tuple[int, int, int]]:
     """(M, K, N) of products as a window has them: the widest layer's of its inputs and of its state, and the head's."""
     model, counts = config.model, config.train
-    rows, widths = counts.longest * counts.batch_size, (model.embedding_size, *model.hidden_sizes)
+    rows, widths = counts.longest * counts.rows_of_gradient, (model.embedding_size, *model.hidden_sizes)
     inputs, width = max(zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1])
     found = (
         (rows, inputs, model.gates * width),
-        (counts.batch_size, width, model.gates * width),
+        (counts.rows_of_gradient, width, model.gates * width),
         (rows, model.kernel_width, model.vocab_size),
     )
     return [(min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])) for M, K, N in found]

@@ -86,7 +86,7 @@ def check_memory(config: Config, devices: int = 1) -> None:
     Devices with memory of their own share this; the first device makes the whole state.
     """
     template, counts, model = shapes_of_state(config), config.train, config.model
-    saved = 4 * counts.longest * counts.batch_size * (model.embedding_size + 6 * sum(model.hidden_sizes))
+    saved = 4 * counts.longest * counts.rows_of_gradient * (model.embedding_size + 6 * sum(model.hidden_sizes))
     needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
     if (there := ram.of_device()) is not None:
         needed = max(_nbytes(template), needed // devices)

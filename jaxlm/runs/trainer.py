@@ -154,7 +154,7 @@ def train(
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
         progress.say(f"run directory: {folder if kept else 'none, so nothing is kept'}", wrap=False)
-        if not resume and (params is not None or run.finished):
+        if saved < 0 and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
         progress.doing("compiling")
@@ -230,7 +230,7 @@ class _Reporter(Observer):
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         run, floor = self._run, floors(self._run.corpus, "valid").get("floor_valid")
         self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
-        if run.averages_from == run.step:
+        if run.averages_from == run.step < run.last:
             self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
@@ -245,7 +245,7 @@ def _finish(
         progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
         return result
     progress.doing("testing")
-    tests = {"last": run.log_test("last", run.step, *group.nats(0, run.corpus.test))}
+    tested = {"last": (run.step, *group.nats(0, run.corpus.test))}
     best = checkpoint.best_step(checkpoint.manifests(run.folder))
     best = hosts.agreed(-1 if best is None else best)
     if best not in (-1, run.step):
@@ -253,9 +253,11 @@ def _finish(
         try:
             saved = hosts.together(lambda: checkpoint.load(shared, str(best)).state.evaluated)
             nats = stream_nats(run.config.model, place(group.mesh, saved), run.corpus.test, mesh=group.mesh)
-            tests["best"] = run.log_test("best", best, *nats)
+            tested["best"] = best, *nats
         except CheckpointError as error:
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
+    # (All are written at once: a run that is stopped in between has no test, and can be resumed.)
+    tests = {which: run.log_test(which, *found) for which, found in tested.items()}
     rows = []
     for one in run.epochs:
         rows.append((f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}"))
@@ -265,7 +267,7 @@ def _finish(
     for name, value in floors(run.corpus, "train", "valid", "test").items():
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
     rows.append(("unknown tokens", "  ".join(f"{split} {share:.1%}" for split, share in run.unknown.items())))
-    if run.ended_early:
+    if run.ended_early and run.step < run.last:
         rows.append(("ended early", f"validations without a new best: {run.config.train.patience}"))
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
