@@ -161,7 +161,8 @@ def planned(args: argparse.Namespace) -> list[Cell]:
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
             read_space(space_of(args, config), config)
             for minutes in dict.fromkeys(args.minutes):
-                folder = args.run_dir / quote(text, safe="") / f"{minutes:g}min" / name  # (of its preset too)
+                named = text if text.strip(".") else str(Path(text).resolve())  # (. and .. name no folder)
+                folder = args.run_dir / quote(named, safe="") / f"{minutes:g}min" / name  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
                     epochs = json.loads(kept.read_text())
                 else:
@@ -194,7 +195,10 @@ def epochs_of_trial(cell: Cell, share: float) -> int:
 def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
     if args.set:
-        return with_settings({}, args.set)
+        space = with_settings({}, args.set)
+        if own := sorted(space.keys() & {"seed", "epochs", "model", "corpus"}):
+            raise JaxlmError(f"{own[0]} is the shoot-out's own, not to be tuned: leave it out of --set")
+        return space
     rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}
     space = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
     return space | dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")

@@ -111,13 +111,15 @@ def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | Non
     with tempfile.TemporaryDirectory() as folder:
         place, valid = Path(folder) / "run", f"valid_{rung.measure}"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+        metrics, size = place / "metrics.jsonl", 0
         reached, epoch, seconds = None, None, 0.0
         with closing(watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)) as clock:
             for seconds in clock:
-                epochs = _rows(place / "metrics.jsonl", "epoch") if reached is None else []
+                size, before = metrics.stat().st_size if metrics.exists() else 0, size
+                epochs = _rows(metrics, "epoch") if reached is None and size != before else []
                 if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
                     reached, epoch = seconds, found[0]
-        epochs, (test, *_) = (_rows(place / "metrics.jsonl", kind) for kind in ("epoch", "test"))  # (last, then best)
+        epochs, (test, *_) = (_rows(metrics, kind) for kind in ("epoch", "test"))  # (last, then best)
         cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))

@@ -155,6 +155,7 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--texts embedded-tiny:nobody": "there is no corpus or file 'embedded-tiny:nobody'",
         "--texts embedded-tiny --parameters 100": "no width gives lstm 100 parameters",
         f"{TINY_CELL} --minutes 0": "above 0, found '0'",
+        f"{TINY_CELL} --minutes 1 --set seed=0,1": "seed is the shoot-out's own",
         f"{TINY_CELL} --minutes 0.000001": "minutes end before the first epoch of lstm",
         "--texts embedded-tiny --minutes nan": "above 0, found 'nan'",
         "--texts embedded-tiny --minutes inf": "above 0, found 'inf'",
@@ -285,6 +286,17 @@ def test_a_text_with_another_preset_has_epochs_of_its_own(monkeypatch, tmp_path)
         monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_, seconds=seconds: seconds)
         (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text] * 2))
         assert (cell.text, cell.config.train.epochs) == (text, 60 / seconds)
+
+
+def test_a_text_of_dots_is_kept_below_the_run_directory(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout = import_module("shootout")
+    (tmp_path / "a.txt").write_text("a b c d\n" * 9000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: 1.0)
+    given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"], minutes=[1.0])
+    (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path / "s", texts=["."]))
+    assert len(cell.folder.relative_to(tmp_path / "s").parts) == 3
 
 
 def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_tested_too(monkeypatch, tmp_path):

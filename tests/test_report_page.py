@@ -410,3 +410,8 @@ def test_a_timing_that_is_damaged_is_passed_over(run):
     with open(run / "timing.jsonl", "a") as file:
         file.write('{"epoch":1,"sec\n[]\n{"epoch":2,"seconds":"nan","words_per_second":1}\n')
     assert [*report_file.run_record(run, "run").timing] == [1]
+
+
+def test_numbers_of_a_table_have_four_digits_and_no_powers_below_a_million():
+    assert [rounded(value) for value in (84022.1, 116.4512, 1e-9)] == ["84,020", "116.5", "1e-09"]
+    assert rounded(12345.6, 5) == "12,346"

@@ -356,3 +356,13 @@ def test_a_plan_that_was_changed_anywhere_is_a_plan_or_one_sentence():
             Plan.from_json(tree)
         except JaxlmError as error:
             assert "\n" not in str(error)
+
+
+def test_a_kind_is_found_behind_a_long_list_of_another_field():
+    assert read_space({"optimizer": "sgd,adamw", "batch_size": range(2, 300, 2), "beta1": [0.8]}, TINY)
+
+
+@pytest.mark.parametrize(("config", "space"), [("small", {"learning_rate": [1]}), (TINY, ["learning_rate"])])
+def test_what_is_no_config_or_space_is_one_sentence(config, space):
+    with pytest.raises(JaxlmError, match="takes a Config"):
+        make_plan(config, space, "grid", None, 1, None, {})

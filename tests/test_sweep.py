@@ -32,6 +32,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram
+from jaxlm.runs.group import MemberGroup
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.results import MemberResult, Sweep, read_sweep
@@ -243,6 +244,33 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("config", "flags"),
+    [
+        (TINY.replace(optimizer="asgd", nonmonotone=0, schedule="plateau"), {"--nonmonotone=0", "--schedule=plateau"}),
+        (jaxlm.preset("test").replace(model="mlstm", hidden_sizes=(8,), embedding_size=4), {"--model=mlstm"}),
+    ],
+)
+def test_a_command_is_told_where_its_kinds_alone_would_be_refused(config, flags):
+    assert flags <= {*shlex.split(Sweep(config).command(MemberResult(0, {}, 0)))}
+
+
+def test_a_member_that_a_signal_finds_at_its_end_is_not_given_up(tmp_path, monkeypatch):
+    config, train = TINY.replace(epochs=1, windows_per_call=2**15), MemberGroup.train
+
+    def stopping(self, *given):
+        if any(run and run.config.optimizer.learning_rate < 1e-5 for run in self.runs):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(self, *given)
+
+    how: dict[str, Any] = dict(prune=True, group=1, run_dir=tmp_path / "sweep", workers=1, quiet=True)
+    space = {"learning_rate": [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]}
+    with monkeypatch.context() as patch:
+        patch.setattr(MemberGroup, "train", stopping)
+        assert jaxlm.sweep(config, space, **how).stopped_by == signal.SIGTERM
+    assert jaxlm.sweep(config, space, resume=True, **how).members[-1].status == "done"
+
+
 def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
     """One point in the slot at a time, so that the others have ended before the bad ones begin."""
     rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
@@ -317,6 +345,9 @@ def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
     for field, values in {"learning_rate": [1.0], "min_count": [1, 3]}.items():
         jaxlm.sweep(TINY.replace(epochs=1), {field: values}, run_dir=tmp_path / field, workers=1)
         assert ("their perplexities do not compare" in capsys.readouterr().out) == (field == "min_count")
+    both = {"tokens": ["words", "characters"], "min_count": [1, 3]}
+    jaxlm.sweep(TINY.replace(epochs=1), both, strategy="random", trials=1, run_dir=tmp_path / "both", workers=1)
+    assert "their perplexities do not compare" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")])

@@ -195,7 +195,9 @@ def colour(bits: float) -> str:
 
 def rounded(value: float | None, digits: int = 4) -> str:
     """A number in a table; empty for None and nan."""
-    return "" if value is None or math.isnan(value) else f"{value:,.{digits}g}" if abs(value) < 1e6 else f"{value:.3g}"
+    if value is None or math.isnan(value):
+        return ""
+    return f"{float(f'{value:.{digits}g}'):,g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _picture(name: str, draw: Callable[[Any], object], width: float = 5.6, height: float = 3.6) -> str:

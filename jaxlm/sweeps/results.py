@@ -12,7 +12,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.config import PRESETS, Config, preset
+from jaxlm.config.config import KINDS, PRESETS, Config, preset, taken_over
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
@@ -102,7 +102,9 @@ class Sweep:
         kinds = {slot: kind for slot, kind in config.kinds.items() if kind != base.kinds[slot]}
         words = ["--preset", base.preset, *(f"--{slot}={kind}" for slot, kind in kinds.items())]
         words += [f"--data-dir={self.data_dir}"] * bool(self.data_dir)
-        usual = {name: value for _, name, _, value in base.replace(**kinds).every_field()}
+        usual = {name: value for _, name, _, value in base.every_field()}
+        for slot, kind in kinds.items():  # (the preset with these kinds alone may be refused)
+            usual |= vars(KINDS[slot][kind](**taken_over(getattr(base, slot), KINDS[slot][kind])[0]))
         changed = {name.replace("_", "-"): value for _, name, _, value in config.every_field() if value != usual[name]}
         for name, value in changed.items():
             if isinstance(value, bool):

@@ -99,6 +99,8 @@ def make_plan(
     trials = checked_value("trials", trials, int, low=1, high=MOST_POINTS, optional=True)
     seeds = checked_value("seeds", seeds, int, low=1, high=MOST_POINTS)
     checked_value("strategy", strategy, str, choices=STRATEGIES)
+    if not isinstance(config, Config) or not isinstance(space, Mapping):
+        raise JaxlmError("a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their values")
     read = read_space(space, config)
     if "seed" in read and seeds > 1:
         raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
@@ -239,6 +241,7 @@ def _is_float(name: str) -> bool:
 def _check(name: str, space: Space, config: Config) -> None:
     """Raises JaxlmError unless the config takes each value alone or with others of the space, such as an optimizer."""
     others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
+    others = dict(sorted(others.items(), key=lambda item: -len(item[1])))  # short lists vary fastest
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
     beside = [{}, *(dict(zip(others, combination, strict=True)) for combination in combinations)]
     for value in extremes(space[name]):

@@ -119,7 +119,7 @@ def sweep(
             view.say(f"!! {note}")
         if plan.space.keys() & TOKEN_FIELDS:
             view.say("the trials' tokens differ: perplexities are per character (2 to the bits per character)")
-        elif plan.space.keys() & {"corpus", "vocab_size", *config.data.options}:
+        if plan.space.keys() & ({"corpus", "vocab_size", *config.data.options} - TOKEN_FIELDS):
             view.say("!! the trials' texts or vocabularies differ: their perplexities do not compare")
         of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
         view.say(f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}")

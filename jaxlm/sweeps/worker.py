@@ -180,7 +180,7 @@ class Worker(Observer):
             elif member.finished and not stopping:
                 self._finish(member, group, slot)
                 self._free(group, slot)
-        for claim in dict.fromkeys(member.claim for member in members.values()):
+        for claim in dict.fromkeys(member.claim for member in members.values() if not member.finished):
             if claim in self.study.held.values() and self.study.to_prune(claim):
                 self._prune(group, claim)
         self.show()
@@ -224,7 +224,7 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
 
     As many on each device: an empty slot costs less than a device that is left out.
     """
-    T, B, model = config.train.longest, config.train.batch_size, config.model
+    T, B, model = config.train.longest, config.train.rows_of_gradient, config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = ram.of_device()
