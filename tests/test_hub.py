@@ -98,6 +98,19 @@ def tokenizer(kind: str, **options):
 def test_every_kind_of_tokens_is_imported(tmp_path, kind):
     export_model(language_model(BASE, vocab(kind)), "hub", tmp_path / "out")
     assert import_model(tmp_path / "out").vocab == vocab(kind)
+    export_model(language_model(BASE, vocab(kind)), "torch", tmp_path / "m.pt")
+    found = import_model(tmp_path / "m.pt", tmp_path / "out/vocab.json")
+    assert found.vocab == vocab(kind) and found.config.data.tokens == vocab(kind).kind
+
+
+def test_a_newline_that_other_programs_would_not_cut_is_refused(tmp_path):
+    ids = {name: place for place, name in enumerate(["<unk>", "</s>", "\u2581", "a", "b"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokens = Subwords.read(made.to_str().encode(), "a file")
+    with pytest.raises(JaxlmError, match="newline"):
+        export_model(language_model(BASE, Vocab(tokens.names, tokens)), "hub", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import time
 from collections import Counter
 from contextlib import suppress
 from functools import cache
@@ -14,7 +15,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxlm.data.tokens import Bytes, Characters, Subwords
+from jaxlm.data.tokens import Bytes, Characters, Subwords, unwrapped
 from jaxlm.data.vocab import UNK, TextSize, Vocab
 from jaxlm.errors import DataError
 
@@ -259,3 +260,20 @@ def test_a_damaged_tokenizer_in_a_vocabulary_is_not_called_bad_json():
     tree = {"tokens": "subwords", "model": base64.b64encode(b"junk").decode()}
     with pytest.raises(DataError, match=r"^the vocabulary is no SentencePiece model"):
         Vocab.from_json(json.dumps(tree))
+
+
+def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place():
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = [("[UNK]", 0.0), ("a", -1.0), ("b", -1.0), ("\u2581", -1.0), ("\n", -1.0)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+    tokens = Subwords.read(made.to_str().encode(), "a file")
+    found = Vocab(tokens.names, tokens)
+    assert found.unknown_id == 0 and found.unknown_share(found.encode_text("ax")) == 0.5
+    assert found.decode_text([0]) == "\ufffd"
+
+
+def test_a_long_run_of_blanks_is_unwrapped_in_linear_time():
+    started, text = time.monotonic(), "a" + " \t" * 500_000 + "b"
+    assert unwrapped(text) == text and unwrapped(text + " \n c") == text + " c"
+    assert time.monotonic() - started < 20

@@ -115,7 +115,8 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
 
 
 def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
-    """The generated corpus; its floor holds while all of its words are still distinguished."""
+    """The generated corpus, which has no paragraphs; its floor holds while all of its words are still distinguished."""
+    options = replace(options, lines="eos")
 
     def build(vocab: Vocab | None) -> Corpus:
         source = Source(Size.of(name))
@@ -138,7 +139,7 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
     known, fixed = encoder.describe(name, title), options.options | {"tokens": encoder.vocab.kind}
     if options.lines == "stripped":  # which `ptb-char` says by itself
-        del fixed["lines"]
+        fixed["lines"] = "eos"
     return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options=fixed)
 
 

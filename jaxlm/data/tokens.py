@@ -8,10 +8,11 @@ import base64
 import codecs
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ _ENDS = ("<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")  # of the token of a n
 _LONGEST = 4096  # characters of a unit of subwords
 _CACHED = 1 << 17  # units of subwords that are remembered: words come again
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
-_LINE_ENDS = re.compile(r"[ \t]*\n[ \t\n]*")
+_LINE_ENDS = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")  # (each run of blanks is tried once)
 _KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
 
 
@@ -225,7 +226,8 @@ class Subwords(_Exact):
 
             model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
             names = tuple(map(model.id_to_piece, range(len(model))))
-            return names, names[model.unk_id()], lru_cache(_CACHED)(partial(model.encode, out_type=str))
+            encode = lru_cache(_CACHED)(lambda text: [*map(sys.intern, model.encode(text, out_type=str))])
+            return names, names[model.unk_id()], encode  # one object a piece, however long the text
         try:
             import tokenizers
         except ModuleNotFoundError:
@@ -235,7 +237,8 @@ class Subwords(_Exact):
         if sorted(ids.values()) != list(range(len(ids))):
             raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
         names = tuple(sorted(ids, key=ids.__getitem__))
-        unknown = json.loads(self.model)["model"].get("unk_token") or UNK
+        model = json.loads(self.model)["model"]  # a Unigram's says which id is the unknown token's
+        unknown = model.get("unk_token") or UNK if model.get("unk_id") is None else names[model["unk_id"]]
 
         def encode(text: str) -> list[str]:
             try:

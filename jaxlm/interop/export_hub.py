@@ -43,9 +43,14 @@ _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str | int = "last") -> None:
     """Writes the folder; each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
 
-    Raises JaxlmError where modeling_jaxlm.py has no such layer; OSError.
+    Raises JaxlmError where modeling_jaxlm.py has no such layer, or other programs no such tokenizer; OSError.
     """
     _cell_of(model.config.model)  # raises before a directory is made
+    end = model.vocab.words[model.vocab.eos]
+    if _is_json(model.vocab) and end not in ("\n", "\u010a", "<0x0A>"):
+        raise JaxlmError(
+            f"other programs would not read a newline as {end!r}, as the model does: export it --to stablehlo"
+        )
     exported = run and int(checkpoint.find(run, which).name)
     with new_folder(out) as folder:
         _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == exported] if run else [])
@@ -210,7 +215,8 @@ def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
         return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
     if _is_json(vocab):  # the tokenizer.json that the model was trained with, its text cut into units first
         tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
-        return {**tree, "pre_tokenizer": _sequence("pretokenizer", _split(UNITS.pattern), tree["pre_tokenizer"])}
+        cut = _sequence("pretokenizer", _split(UNITS.pattern), tree.get("pre_tokenizer"))
+        return {**tree, "pre_tokenizer": cut}
     return _sentencepiece(vocab, ids)
 
 

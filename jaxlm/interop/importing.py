@@ -56,7 +56,8 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
         with explained(JaxlmError, f"{quote(one, MOST_PATH)} cannot be read"), reader(one) as opened:
             hashlib.file_digest(opened, lambda: digest)  # pyright: ignore[reportArgumentType]
     corpus = unread_corpus(f"imported:{path.name}", digest.hexdigest(), words, about, *found.notes)
-    config = (found.run or Config(model=found.config, preset="imported")).replace(corpus=corpus.spec)
+    config = found.run or Config(model=found.config, preset="imported").replace(tokens=words.kind)
+    config = config.replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)
     return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))
