@@ -209,18 +209,19 @@ def sent(opcode: str, line: str) -> int:
     return max(sizes, default=0) if opcode.endswith("-start") else sum(sizes)
 
 
-def work(config: Any, devices: int = 1) -> tuple[float, float]:
-    """(operations, bytes) of a window on each of so many devices, by the model's shapes: the least there is to do."""
-    model, rows = config.model, config.train.longest * config.train.batch_size
+def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
+    """(operations, bytes) of a window on each of rows x words devices, by the model's shapes: the least there is to do.
+
+    Devices that share the words compute all layers, and all words that are drawn.
+    """
+    model, tokens = config.model, config.train.longest * config.train.batch_size / rows
     params = shapes_of_state(config).params
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 2)
-    words = min(model.sampled_words or model.vocab_size, model.vocab_size)
-    head = max(model.experts, 1) * model.kernel_width * words
-    size, read = sum(leaf.size for leaf in jax.tree.leaves(params)), rows * model.embedding_size
-    touched = (matrices + model.kernel_width * words) if model.sampled_words else size - params["embedding"].size
-    activations = rows * (model.embedding_size + 7 * sum(model.hidden_sizes))
+    kernel = model.kernel_width * (model.sampled_words or model.vocab_size / words)
+    touched = matrices + kernel + tokens * model.embedding_size
+    activations = tokens * (model.embedding_size + 7 * sum(model.hidden_sizes))
     wide = 4 if model.compute_dtype == "float32" else 2
-    return 6 * rows * (matrices + head) / devices, (3 * 4 * (touched + read) + 2 * wide * activations) / devices
+    return 6 * tokens * (matrices + max(model.experts, 1) * kernel), 3 * 4 * touched + 2 * wide * activations
 
 
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -256,7 +257,7 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
     seconds = time.perf_counter() - start
     memory, text = program.memory_analysis(), program.as_text()
     launches = per_window(text, launched)
-    operations, moved = work(config, rows * words)
+    operations, moved = work(config, rows, words)
     rate = one.float32 if config.model.compute_dtype == "float32" else one.bfloat16
     least = {
         "operations": operations / rate,
