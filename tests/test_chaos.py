@@ -33,6 +33,7 @@ import pytest
 from forked import Command, Server
 from processes import FIELDS, flags, kept, start
 
+from jaxlm import cli
 from jaxlm.runs import checkpoint
 
 CASES = int(os.environ.get("JAXLM_CHAOS", "200"))
@@ -448,6 +449,13 @@ MARKED = (
 )
 SENTENCES = "the cat sat\nw1 w2 w3\n"
 PAIR = '{"sentence_good": "the cat", "sentence_bad": "cat the", "UID": "order"}\n'
+CONDITION = {"condition_name": "c", "regions": [{"region_number": 1, "content": "the cat"}]}
+SUITE = {
+    "meta": {"name": "suite", "metric": "sum"},
+    "predictions": [{"type": "formula", "formula": "(1;%c%) = (*;%c%)"}],
+    "region_meta": {"1": "all"},
+    "items": [{"item_number": 1, "conditions": [CONDITION]}],
+}
 VERBS = {  # name -> what follows RUN; {out}: a new path
     "evaluate": ("evaluate", "{run}"),
     "evaluate a text": ("evaluate", "{run}", "--text", "{text}"),
@@ -462,8 +470,12 @@ VERBS = {  # name -> what follows RUN; {out}: a new path
     "surprisal": ("surprisal", "{run}", "{text}", "--output", "{out}"),
     "states": ("states", "{run}", "{text}", "--output", "{out}"),
     "minimal-pairs": ("minimal-pairs", "{run}", "{pairs}", "--output", "{out}"),
+    "syntaxgym": ("syntaxgym", "{run}", "{suite}", "--output", "{out}"),
+    "compare": ("compare", "{run}", "{run}"),
     "generate": ("generate", "{run}"),
     "export": ("export", "{run}", "--to", "safetensors", "-o", "{out}"),
+    "import": ("import", "{hub}", "{out}"),
+    "prepare": ("prepare", "{novel}", "{out}"),
     "reproduce": ("reproduce", "{run}", "--run-dir", "{out}"),
     "train": ("train", "--run-dir", "{out}", *FLAGS),
     "sweep": ("sweep", "--run-dir", "{out}", *FLAGS, "--epochs", "1", "--set", "learning_rate=1,4"),
@@ -478,8 +490,14 @@ def trained(server, tmp_path_factory) -> dict[str, str]:
     assert (code, err) == (0, ""), out + err
     (folder / "text").write_text(SENTENCES)
     (folder / "pairs.jsonl").write_text(PAIR)
+    (folder / "novel").write_text(300 * SENTENCES)
+    (folder / "suite.json").write_text(json.dumps(SUITE))
+    code, out, err = server.start("export", folder / "run", "--to", "hub", "-o", folder / "hub").end()
+    assert (code, err) == (0, ""), out + err
     words = json.loads((checkpoint.find(folder / "run") / "vocab.json").read_text())
-    return {"run": folder / "run", "text": folder / "text", "pairs": folder / "pairs.jsonl", "word": words[5]}
+    files = {"text": "text", "pairs": "pairs.jsonl", "suite": "suite.json"}
+    paths = files | {name: name for name in ("run", "hub", "novel")}
+    return {name: folder / file for name, file in paths.items()} | {"word": words[5]}
 
 
 def command_of(verb: str, trained: dict[str, str], out: Path) -> list[str]:
@@ -488,6 +506,7 @@ def command_of(verb: str, trained: dict[str, str], out: Path) -> list[str]:
 
 def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, counts):
     """Exit code 130 without a traceback or an unfinished file; a run resumes to its usual end."""
+    assert {arguments[0] for arguments in VERBS.values()} == {*cli.VERBS}
     rng, seconds = random.Random(SEED), dict[str, float]()
     before = kept(trained["run"])
     for case in range(CASES // 4):

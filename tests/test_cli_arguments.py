@@ -427,3 +427,14 @@ def test_ctrl_c_while_trees_are_compared_is_not_taken_for_damage():
             assert one == other
 
     assert run([], lambda _: exit_code(act)) == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_a_traceback_is_shown_where_it_is_asked(monkeypatch, asked):
+    monkeypatch.setenv("JAXLM_TRACEBACK", asked)
+
+    def act():
+        raise JaxlmError("the sentence")
+
+    code, _, err = run([], lambda _: exit_code(act))
+    assert code == 1 and err.endswith("error: the sentence\n") and ("Traceback" in err) == bool(asked)

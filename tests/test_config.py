@@ -78,7 +78,6 @@ def test_the_preset_of_awd_lstm_mos_is_the_published_one():
     rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_latent", "keep_recurrent_weights")
     assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.225, 0.4, 0.29, 0.5]
     assert (c.optimizer.learning_rate, c.train.batch_size, c.train.bptt_length, c.train.longest) == (20, 12, 70, 110)
-    assert Config.from_json(c.to_json()) == c
 
 
 def test_the_preset_of_awd_lstm_is_the_published_one():
@@ -87,7 +86,6 @@ def test_the_preset_of_awd_lstm_is_the_published_one():
     rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_recurrent_weights")
     assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.25, 0.4, 0.5]
     assert (c.optimizer.learning_rate, c.optimizer.clip_norm, c.optimizer.cost) == (30, 0.25, "mean")
-    assert Config.from_json(c.to_json()) == c
 
 
 kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}).filter(
@@ -338,5 +336,8 @@ def test_more_epochs_conflict_only_with_a_schedule_that_counts_them():
 def test_a_schedule_of_words_that_is_none_is_refused(schedule):
     with pytest.raises(JaxlmError, match=r"keep_checkpoints must be words=FIRST:LAST:EVERY,.*; it is '"):
         Config().replace(keep_checkpoints=schedule)
+
+
+def test_a_schedule_of_too_many_words_is_refused():
     with pytest.raises(JaxlmError, match="more than 10,000 checkpoints"):
         Config().replace(keep_checkpoints="words=1:100G:1")

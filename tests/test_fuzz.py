@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from processes import CONFIG
+from processes import CONFIG, ROOT
 
 from jaxlm.cli import main
 from jaxlm.config.config import Config
@@ -357,8 +357,8 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
-def spoken(arguments: tuple[str, ...]) -> None:
-    """Runs a command, and holds what it says and how it ends to what is promised of every command."""
+def spoken(arguments: tuple[str, ...]) -> str | None:
+    """Runs a command, and holds what it says and how it ends to what is promised of every command; what it answered."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -370,11 +370,21 @@ def spoken(arguments: tuple[str, ...]) -> None:
     assert "Traceback" not in said + wrong and wrong.count("\n") <= 1, wrong
     assert wrong or code != 1 or "problems" in said or "differs" in said or arguments[0] == "sweep", said
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said + wrong), said + wrong
+    return said if code == 0 else None
+
+
+def test_the_page_counts_what_is_mutated():
+    page = (ROOT / "docs/guarantees.md").read_text()
+    assert f"{len(FILES)} files, {60 * len(FILES)} mutated inputs" in page
+    assert f"{1500 * len(TARGETS) + 4 * 3000:,} mutated files" in page  # (3,000 of each layout of a pickle)
 
 
 def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -> None:
     original = (finished / name).read_bytes()
     change = json_mutated if name.endswith(".json") else mutated
+    with contextlib.chdir(finished):
+        answers = [verb for verb in FILES[name] if verb in ("evaluate", "perplexity", "predict", "neighbors")]
+        right = {verb: spoken(VERBS[verb]) for verb in answers}
 
     @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
     @given(change(original), st.booleans(), st.data())
@@ -389,7 +399,8 @@ def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -
         (tmp_path / "at" / name).write_bytes(data)
         with contextlib.chdir(tmp_path / "at"):
             start = time.monotonic()
-            spoken(VERBS[drawn.draw(st.sampled_from(FILES[name]))])
+            said = spoken(VERBS[verb := drawn.draw(st.sampled_from(FILES[name]))])
+            assert seal_again or said is None or said == right.get(verb, said)
             assert time.monotonic() - start < SECONDS
 
     one()

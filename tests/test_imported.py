@@ -71,20 +71,18 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", FILES or [pytest.param("", marks=pytest.mark.skip("no recorded models"))])
+@pytest.mark.parametrize("name", FILES)
 def test_published_models_score_a_text_as_their_own_code(name):
     case, folder = FILES[name], golden("torch_import")
-    assert folder
     lm = jaxlm.import_model(folder / name, folder / case["vocab"])
     expected = np.exp(-np.mean(case["logprob"]))
     text = " ".join(case["words"])
     np.testing.assert_allclose(lm.perplexity(text.replace("<eos>", "\n")), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CHECKPOINTS or [pytest.param("", marks=pytest.mark.skip("no recorded checkpoints"))])
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoints_of_tensorflow_become_runs(tmp_path, name):
     case, folder = CHECKPOINTS[name], golden("tf1_ckpt")
-    assert folder
     jaxlm.import_model(folder / case["checkpoint"], folder / "vocab.txt", tmp_path / "run")
     expected = np.exp(-np.mean(case["logprob_tensorflow_float32"]))
     text = " ".join(case["words"]).replace("<eos>", "\n")

@@ -101,10 +101,11 @@ def touch(function: str, mark: Path) -> dict[str, bytes]:
 def test_a_call_is_named_and_never_made(tmp_path, function, way):
     mark = tmp_path / "mark"
     code = touch(function, mark)[way]
-    if way in ("NEWOBJ", "NEWOBJ_EX") and function.startswith(("torch", "numpy")):
-        return  # the name of an unknown class: an object that is only its name
+    inert = way.startswith("NEWOBJ") and function.startswith(("torch", "numpy"))  # an object that is only its name
     for data in (zip_file(Raw(code), Storages()), old_file(Raw(code), Storages(old=True)), b"\x80\x02" + code + b"."):
         message = refused(tmp_path / "model.pt", data)
+        if inert:
+            continue
         if way not in ("type", "OBJ"):  # (whatever OBJ makes is refused before names are read)
             assert function.rsplit(".", 1)[1] in message
         assert "nothing was run" in message
@@ -308,7 +309,7 @@ def valid() -> list[bytes]:
 
     files.append(safetensors.numpy.save(weights(sizes=(2,), vocab_size=3, width=2)))
     folder = golden("torch_import")
-    return files + ([path.read_bytes() for path in sorted(folder.glob("*.[ps][ta]*"))] if folder else [])
+    return files + [path.read_bytes() for path in sorted(folder.glob("*.[ps][ta]*"))]
 
 
 VALID = valid()

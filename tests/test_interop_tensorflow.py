@@ -127,11 +127,10 @@ def check(model, arrays: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_equal(leaf, array)
 
 
-@pytest.mark.parametrize("name", CASES or [pytest.param("", marks=pytest.mark.skip("no recorded checkpoints"))])
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"])
 def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
     case, folder = CASES[name], golden("tf1_ckpt")
-    assert folder
     model = read_model(folder / form.format(case["checkpoint"], name))
     vocab = model_vocabulary(folder / "vocab.txt", model.config.vocab_size)
     assert model.config.hidden_sizes == (case["hidden"],) * case["layers"] and not model.config.tied

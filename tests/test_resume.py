@@ -238,7 +238,7 @@ def test_a_failed_beat_is_not_the_last(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_is_reproduced_byte_for_byte(server, tmp_path, reference):
+def test_a_run_is_reproduced_byte_for_byte(server, tmp_path):
     run_dir = tmp_path / "run"
     finish(server, run_dir, "--steps", "45")
     code, said, err = server.start("reproduce", run_dir, "--run-dir", tmp_path / "again").end()
@@ -246,7 +246,7 @@ def test_a_run_is_reproduced_byte_for_byte(server, tmp_path, reference):
     assert kept(run_dir) == kept(tmp_path / "again")
 
 
-def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(server, tmp_path, reference):
+def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(server, tmp_path):
     finish(server, tmp_path / "run", "--steps", "1")
     entries = {path: path.stat().st_size for path in Path(COMPILED.name).glob("jit_*-cache")}
     assert entries

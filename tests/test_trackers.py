@@ -49,7 +49,7 @@ def test_a_run_calls_on_metrics_with_every_window_epoch_and_test():
     assert set(windows[0][1]) == {"train/cost", "train/grad_norm", "train/learning_rate"}
     (epoch,) = [values for _, values in seen if "epoch/valid_perplexity" in values]
     assert epoch["epoch/valid_perplexity"] == result.epochs[0].valid_perplexity
-    assert seen[-1] == (len(windows), seen[-1][1]) and seen[-1][1]["test/test_perplexity"] == result.test_perplexity
+    assert seen[-1][0] == len(windows) and seen[-1][1]["test/test_perplexity"] == result.test_perplexity
 
 
 def test_the_tests_of_the_last_and_of_the_best_parameters_have_tags_of_their_own(tmp_path):
@@ -77,7 +77,7 @@ def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
         "--track",
         "trackio",
     ]
-    assert main(["train", "--preset", "test", *flags, "--track", "trackio", "--run-dir", str(tmp_path / "mine")]) == 0
+    assert main(["train", *flags, "--run-dir", str(tmp_path / "mine")]) == 0
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
     assert recorder.calls[0][1]["config"]["learning_rate"] == "1.0"
     assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == ("finish",)
