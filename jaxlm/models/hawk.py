@@ -47,7 +47,10 @@ class Hawk(Recurrent):
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
-        """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999 as published."""
+        """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999, as in recurrentgemma.
+
+        (The paper has this range at r = 1.)
+        """
         of_decay, *keys = jax.random.split(key, 6)
         N, D = self.heads, width // self.heads
         shapes: dict[str, tuple[int, ...]] = {"x_kernel": (inputs, width), "y_kernel": (inputs, width)}

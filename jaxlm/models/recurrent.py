@@ -80,8 +80,8 @@ class Recurrent:
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     torch_init: bool = flag(
         False,
-        "the layers begin uniform in +-1/sqrt(H), of kinds whose kernel reads the input alone in +-1/sqrt(inputs), and "
-        "the softmax's bias at zero, as PyTorch's do; else all in +-init_scale",
+        "layers begin as PyTorch's, uniform in +-1/sqrt(H) (kinds without a product of the state: +-1/sqrt(inputs)), "
+        "and the softmax's bias at zero; else kernels begin in +-init_scale",
     )
     keep_embedding: float | None = probability("a unit of an embedded input is kept (none: no dropout there)")
     keep_output: float | None = probability("a unit of a layer's output is kept (none: no dropout there)")
@@ -172,8 +172,9 @@ class Recurrent:
         if any(width % heads for width in self.hidden_sizes):
             raise JaxlmError(f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths")
         if any(width < heads * self.head_units for width in self.hidden_sizes):
-            why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths} and heads is {heads}"
-            raise JaxlmError(f"{why}; set fewer heads or larger widths")
+            found, cure = (f" and heads is {heads}", "fewer heads or ") if heads > 1 else ("", "")
+            why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths}{found}"
+            raise JaxlmError(f"{why}; set {cure}larger widths")
 
 
 def head_count() -> Any:
