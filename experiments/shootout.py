@@ -14,7 +14,7 @@ cells, each trained for --share of the epochs; validation chooses. Then each see
 
 All is kept in --run-dir (runs/shootout). Started again, the shoot-out goes on where it was, also with more texts,
 cells, minutes or seeds. Its results are shootout.csv, a line for each run of the directory with the command that
-repeats it, and shootout.png. Nothing else should run beside it.
+repeats it, shootout_tuning.csv, a line for each trial, and shootout.png. Nothing else should run beside it.
 """
 
 import argparse
@@ -22,21 +22,23 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import jax
 import jax.numpy as jnp
 from ablation import trained
+from speedrun import commit, machine
 
 import jaxlm
 from jaxlm.cli.ending import exit_code
@@ -86,7 +88,8 @@ def above_zero(text: str) -> float:
 def text_and_preset(given: str, preset: str) -> tuple[str, str]:
     """The parts of TEXT[:PRESET]; a path may have colons of its own."""
     place, _, own = given.rpartition(":")
-    return (place, own) if own in PRESETS and place else (given, preset)
+    is_path = own not in PRESETS and (Path(given).exists() or set(own) & set("./"))
+    return (place, own) if place and not is_path else (given, preset)
 
 
 def parameters_of(config: jaxlm.Config) -> int:
@@ -151,6 +154,7 @@ def seconds_of_epoch(config: jaxlm.Config, corpus: jaxlm.Corpus) -> float:
 def planned(args: argparse.Namespace) -> list[Cell]:
     """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
     _ = optuna.__version__  # (raises JaxlmError where it is not installed)
+    os.environ.pop("JAXLM_STORAGE", None)  # a database holds one sweep, and each cell's tuning is one
     settings, shared, cells = args.run_dir / "settings.json", shared_settings(args), []
     if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
         raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
@@ -230,7 +234,9 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
     if (row := folder.with_suffix(".json")).exists():
         return
     valid, test = trained(config, config.data.corpus, folder)
-    timing, (_, _, tests) = read_timing(folder).values(), by_kind(read_metrics(folder))
+    timing, (_, _, tests) = [*read_timing(folder).values()], by_kind(read_metrics(folder))
+    words = max([row["seconds"] * row["words_per_second"] for row in timing], default=math.nan)  # of a whole epoch
+    seconds = sum(words / row["words_per_second"] for row in timing)  # (a stop has divided an epoch's)
     found = {
         "text": cell.text,
         "minutes": cell.minutes,
@@ -239,13 +245,16 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
         "parameters": parameters_of(config),
         "width": config.model.embedding_size,
         "epochs": config.train.epochs,
-        "seconds": sum(row["seconds"] for row in timing),
-        "words_per_second": median([row["words_per_second"] for row in timing] or [math.nan]),
+        "seconds": seconds,
+        "words_per_second": words * len(timing) / seconds if timing else math.nan,
         "valid": valid,
         "test": test,
         # (The first test is of the last parameters, as the perplexity is.)
         "bits_per_character": tests[0]["test_bits_per_character"] if tests else math.nan,
         "command": jaxlm.Sweep(config).command(jaxlm.MemberResult(0, {}, seed)),
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "machine": machine(),
     }
     keep(row, found)
 
@@ -256,10 +265,21 @@ def rows_of(run_dir: Path) -> list[Row]:
     return sorted(rows, key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]))
 
 
+def points_of(run_dir: Path) -> list[Row]:
+    """What each trial of all tunings gave."""
+    found = []
+    for path in sorted(run_dir.glob("*/*/*/tuning/sweep.csv")):
+        text, minutes, cell = path.relative_to(run_dir).parts[:3]
+        about = {"text": unquote(text), "minutes": minutes.removesuffix("min"), "cell": cell}
+        with path.open(newline="") as file:
+            found += [about | row for row in csv.DictReader(file)]
+    return found
+
+
 def write_rows(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV, whole or not at all."""
+    """Writes rows as CSV, whole or not at all; what a row has not is empty."""
     text = io.StringIO()
-    lines = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    lines = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     lines.writeheader()
     lines.writerows(rows)
     with output(path) as file:
@@ -339,6 +359,7 @@ def main() -> None:
         print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)
         for cell in cells:
             point = tuned(cell, space_of(args, cell.config), args.trials, args.share)
+            write_rows(points_of(args.run_dir), args.run_dir / "shootout_tuning.csv")
             for seed in range(args.seeds):
                 run(cell, point, seed)
                 write_rows(rows_of(args.run_dir), args.run_dir / "shootout.csv")

@@ -107,7 +107,7 @@ def command(preset: str, seed: int) -> list[str]:
 def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
     logs.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    code = commit()  # (what it is as the run begins)
     with tempfile.TemporaryDirectory() as folder:
         place, valid = Path(folder) / "run", f"valid_{rung.measure}"
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
@@ -124,10 +124,16 @@ def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | Non
         today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
-            *(today, commit.stdout.strip(), machine(), preset, rung.target, seed, reached, epoch),
+            *(today, code, machine(), preset, rung.target, seed, reached, epoch),
             *(tensorflow_seconds(tensorflow), epochs[-1][valid], test[f"test_{rung.measure}"]),
             *(seconds + cached_seconds, cached, log.name),
         )
+
+
+def commit() -> str:
+    """The checkout's commit, as git describes it."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:

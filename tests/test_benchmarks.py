@@ -152,7 +152,7 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--cells nobody": "invalid choice: 'nobody'",
         "--preset nobody": "unknown preset 'nobody'",
         "--texts nowhere": "there is no corpus or file 'nowhere'",
-        "--texts embedded-tiny:nobody": "there is no corpus or file 'embedded-tiny:nobody'",
+        "--texts embedded-tiny:nobody": "unknown preset 'nobody'",
         "--texts embedded-tiny --parameters 100": "no width gives lstm 100 parameters",
         f"{TINY_CELL} --minutes 0": "above 0, found '0'",
         f"{TINY_CELL} --minutes 1 --set seed=0,1": "seed is the shoot-out's own",
@@ -239,6 +239,7 @@ def test_the_benchmark_compares_what_is_installed():
 def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXLM_STORAGE", f"sqlite:///{tmp_path}/s.db")  # which holds one sweep alone
     shootout = import_module("shootout")
     line = ["shootout.py", "--texts", "embedded-tiny", "--minutes", "1", "--parameters", "21000", "--trials", "2"]
     monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
@@ -271,6 +272,8 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     monkeypatch.setattr(shootout, "trained", lambda *_: pytest.fail("it was trained already"))
     shootout.main()
     assert rows == list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
+    tried = list(csv.DictReader((tmp_path / "runs/shootout/shootout_tuning.csv").open()))
+    assert [(row["cell"], row["trial"]) for row in tried] == [(cell, trial) for cell in ("gru", "lstm") for trial in "01"]
     monkeypatch.setattr(sys, "argv", [*line, "--trials", "3"])
     with pytest.raises(JaxlmError, match="name another --run-dir"):
         shootout.main()
@@ -307,13 +310,30 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
         for which, bits in (("last", 1.5), ("best", 1.25))
     ]
     monkeypatch.setattr(shootout, "trained", lambda *_: (100.0, 90.0))
-    monkeypatch.setattr(shootout, "read_timing", lambda _: {1: {"seconds": 2.0, "words_per_second": 3.0}})
+    timing = {1: (40.0, 50.0), 2: (10.0, 50.0), 3: (80.0, 25.0)}  # of the second the end alone, after a stop
+    rows = {epoch: dict(zip(("seconds", "words_per_second"), row, strict=True)) for epoch, row in timing.items()}
+    monkeypatch.setattr(shootout, "read_timing", lambda _: rows)
     monkeypatch.setattr(shootout, "read_metrics", lambda _: tests)
     cell = shootout.Cell("ptb", 5.0, "lstm", tmp_path / "ptb/5min/lstm", jaxlm.preset("test"))
     cell.folder.mkdir(parents=True)
     shootout.run(cell, {}, 0)
     (row,) = shootout.rows_of(tmp_path)
     assert (row["test"], row["bits_per_character"]) == (90.0, 1.5)
+    assert (row["seconds"], row["words_per_second"]) == (160.0, 37.5)
+    shootout.write_rows([{"a": 1}, {"a": 2, "b": 3}], tmp_path / "rows.csv")  # as of a directory that was begun before
+    assert (tmp_path / "rows.csv").read_text() == "a,b\n1,\n2,3\n"
+
+
+def test_the_page_s_tables_are_of_the_runs(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shootout, laboratory = import_module("shootout"), EXPERIMENTS.parent / "docs/lab"
+    texts = ("text", "cell", "command", "date", "commit", "machine")
+    with (laboratory / "shootout.csv").open(newline="") as file:
+        rows = [{k: v if k in texts else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    page = (laboratory / "shootout.md").read_text()
+    lines = [line for line in shootout.table(rows).splitlines()[2:] if line.startswith("|")]
+    assert len(lines) >= 20
+    assert [line for line in lines if "| " + line.split(" | ", 2)[2] not in page] == []
 
 
 def test_a_seed_of_a_shoot_out_that_diverges_has_a_row_of_nan(monkeypatch, tmp_path, capsys):

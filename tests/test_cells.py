@@ -176,7 +176,7 @@ def test_chunks_are_as_exact_as_steps(units, delta):
     np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet", "hgrn2"])
+@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet", "hgrn2", "hawk"])
 def test_a_window_is_its_steps(kind):
     """Chunks and single steps, as training and generation run them."""
     T, E, model = 301, 3, layers(kind, init_scale=0.7)

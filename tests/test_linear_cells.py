@@ -58,16 +58,18 @@ def step_by_step(kind, step, **fields):
         jax.tree.map(near, found, theirs)
 
 
-def test_minlstm_is_the_paper_s_equations():
-    """arXiv:2410.01201, section 3.2: the gates f and i over their sum."""
+@pytest.mark.parametrize("kind", ["mingru", "minlstm"])
+def test_minimal_cells_are_the_paper_s_equations(kind):
+    """arXiv:2410.01201, section 3: one gate and its rest, or the gates f and i over their sum."""
 
     def step(params, h, x):
-        f, i, candidate = np.split(x @ params["kernel"] + params["bias"], 3, -1)
-        f, i = sigmoid(f), sigmoid(i)
+        *gates, candidate = np.split(x @ params["kernel"] + params["bias"], 2 if kind == "mingru" else 3, -1)
+        i = sigmoid(gates[-1])
+        f = 1 - i if kind == "mingru" else sigmoid(gates[0])
         h = f / (f + i) * h + i / (f + i) * candidate
         return h, h
 
-    step_by_step("minlstm", step)
+    step_by_step(kind, step)
 
 
 HAWK = recorded("hawk")
