@@ -200,7 +200,7 @@ def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
     if args.set:
         space = with_settings({}, args.set)
-        if own := sorted(space.keys() & {"seed", "epochs", "model", "corpus"}):
+        if own := sorted(space.keys() & {"seed", "epochs", "model", "corpus", "hidden_sizes", "embedding_size"}):
             raise JaxlmError(f"{own[0]} is the shoot-out's own, not to be tuned: leave it out of --set")
         return space
     rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}

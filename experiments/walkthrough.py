@@ -2,7 +2,7 @@
 # # The Penn Treebank LSTM, cell by cell
 #
 # This notebook walks from a text file to an applied gradient and prints every shape and value on the way. It follows
-# the path of TensorFlow 1's Penn Treebank tutorial, at the tutorial's own sizes, in JAX. Then it does what the
+# the path of TensorFlow 1's Penn Treebank tutorial, at the sizes of the preset `small`, in JAX. Then it does what the
 # tutorial stops short of: train, predict, look at the words, generate text, measure surprisal.
 #
 # Every important value is *asserted*: a cell that runs to its end has proved what its text says.
@@ -49,10 +49,10 @@ plt.rcParams.update({"figure.figsize": (7.5, 2.6), "figure.dpi": 80, "axes.spine
 # %% [markdown]
 # ## 1. From words to ids
 #
-# With a copy of Penn Treebank at hand (in the folder that `JAXLM_DATA` names, or in `data/ptb`) this notebook uses it
-# and shows the tutorial's very ids. Without one it uses jaxlm's generated corpus `embedded`: random sentences of English
-# words, with the same number of tokens and of words. `JAXLM_WALKTHROUGH=embedded-tiny` chooses a small one, for a run in a
-# minute or two.
+# With a copy of Penn Treebank at hand (in the folder that `JAXLM_DATA` names, or downloaded before) this notebook
+# uses it and shows the tutorial's very ids. Without one it uses jaxlm's generated corpus `embedded`: random sentences
+# of English words, with the same number of tokens and of words. `JAXLM_WALKTHROUGH=embedded-tiny` chooses a small
+# one, for a run in a minute or two.
 
 # %%
 corpus = jaxlm.load_corpus(os.environ.get("JAXLM_WALKTHROUGH", "auto"), download=False)
@@ -113,7 +113,7 @@ assert_array_equal(vocab.encode(vocab.decode(corpus.train[:100])), corpus.train[
 # ## 2. Windows
 #
 # `B` texts are read side by side. The stream of `N` ids is cut into `B` rows of `N // B` ids, and a *window* is the
-# next `T` columns of all rows. The preset `small` has the tutorial's sizes.
+# next `T` columns of all rows. The preset `small` is the tutorial's recipe with other widths and a batch of 60.
 #
 # Shapes use the same letters everywhere: `T` steps, `B` batch, `E` embedding width, `H` hidden width, `V` words.
 
@@ -416,7 +416,7 @@ assert all((layer["bias"] == 0).all() for layer in params["layers"])  # all othe
 # %% [markdown]
 # ## 10. The gradient
 #
-# The tutorial explains gradients with a function of two variables, $2x^2 + 3xy$. By hand, its derivatives are
+# First a function of two variables, $2x^2 + 3xy$. By hand, its derivatives are
 # $4x + 3y$ and $3x$: 10 and 3 where $x = 1$ and $y = 2$. `jax.grad` turns a function into its gradient.
 
 # %%
@@ -614,8 +614,8 @@ assert rates == [1.0 * 0.5 ** max(i + 1 - 4, 0) for i in range(15)]
 # ## 15. Train
 #
 # `jaxlm.train` is the loop around that step: epochs, validation, checkpoints, and a test at the end. Here it runs a
-# few epochs, with an early decay. (The whole run, 15 epochs, is `python experiments/ptb_small.py`.) Two epochs of ten
-# thousand words take a few minutes on two processor cores.
+# few epochs, with an early decay. (The whole run, 15 epochs, is `python experiments/ptb_small.py`.) On the whole corpus
+# two epochs take a few minutes on two processor cores.
 #
 # Each call below trains one epoch more: it resumes the run from its checkpoint, which changes nothing in the result.
 # *Floor* is the perplexity of the generated corpus's true source, below which no model can go.

@@ -10,6 +10,7 @@ Errors are OSError (`strerror` ends a sentence; `filename` is the whole path) an
 """
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -124,6 +125,8 @@ class Folder:
         with self._appearing(name) as partial:
             descriptor = _open(partial, self.path / name, flags, self._descriptor)
             with open(descriptor, "wb") as file:
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `clean` spares it
                 yield file
                 with _naming(self.path / name):
                     file.flush()
@@ -171,8 +174,15 @@ class Folder:
             self.remove(hidden)
 
     def clean(self) -> None:
-        """Removes what killed writers left unfinished or half removed; only for the one process that writes here."""
+        """Removes what killed writers left unfinished or half removed, and no file that a living one writes."""
         for name in filter(_UNFINISHED.fullmatch, self.names()):
+            try:
+                with self.reader(name) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except OSError:  # a folder, say
+                pass
             self.remove(name)
 
     def sync(self) -> None:

@@ -273,7 +273,7 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     shootout.main()
     assert rows == list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
     tried = list(csv.DictReader((tmp_path / "runs/shootout/shootout_tuning.csv").open()))
-    assert [(row["cell"], row["trial"]) for row in tried] == [(cell, trial) for cell in ("gru", "lstm") for trial in "01"]
+    assert [row["cell"] + row["trial"] for row in tried] == ["gru0", "gru1", "lstm0", "lstm1"]
     monkeypatch.setattr(sys, "argv", [*line, "--trials", "3"])
     with pytest.raises(JaxlmError, match="name another --run-dir"):
         shootout.main()

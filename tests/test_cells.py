@@ -1,4 +1,4 @@
-"""sLSTM, mLSTM and Gated DeltaNet beside their authors' code, and the op of matrix-valued states beside a plain one.
+"""Matrix-valued states and sLSTM beside their authors' code, and the op of such states beside a plain one.
 
 The recordings and their draws: tests/golden/published/README.md.
 """
@@ -47,7 +47,7 @@ def assert_recorded(case, y, state, grads):
         )
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["kind"] != "gated-deltanet"])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("gated")])
 def test_xlstm_s_layers_are_the_authors(name):
     """Two windows with the carry between them."""
     case = CASES[name]
@@ -67,16 +67,23 @@ def test_xlstm_s_layers_are_the_authors(name):
 
 
 @pytest.mark.parametrize("attention", [op.linear_attention, op.linear_attention_reference])
-def test_the_gated_delta_rule_is_the_authors(attention, monkeypatch):
+@pytest.mark.parametrize("name", ["gated-delta-rule", "gated-linear-attention"])
+def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monkeypatch):
+    """Gated DeltaNet's, and HGRN2's with a decay for each key unit."""
     monkeypatch.setattr(op, "CHUNK", 7)
-    case = CASES["gated-delta-rule"]
+    monkeypatch.setattr(op, "DIAGONAL_CHUNK", 7)
+    case = CASES[name]
     inputs = drawn(case)
     state, weights = inputs.pop("state"), inputs.pop("weights")
 
     def total(inputs):
-        q, k, v, beta, g = (jnp.moveaxis(inputs[name], 1, 0) for name in ("q", "k", "v", "beta", "g"))
-        log_decay, beta = -jax.nn.softplus(g)[..., None], jax.nn.sigmoid(beta)[..., None]
-        y, S = attention(unit_norm(q) / (H // N) ** 0.5, unit_norm(k), v, log_decay, state, beta)
+        turned = {name: jnp.moveaxis(leaf, 1, 0) for name, leaf in inputs.items()}
+        q, k, v, g, beta = (turned.get(name) for name in ("q", "k", "v", "g", "beta"))
+        log_decay = jax.nn.log_sigmoid(g)
+        if beta is not None:
+            q, k, beta = unit_norm(q), unit_norm(k), jax.nn.sigmoid(beta)[..., None]
+            log_decay = -jax.nn.softplus(g)[..., None]
+        y, S = attention(q / (H // N) ** 0.5, k, v, log_decay, state, beta)
         y = jnp.moveaxis(y, 0, 1)
         return (y * weights).sum(), (y, {"S": S})
 

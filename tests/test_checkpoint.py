@@ -447,3 +447,15 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
         size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))
         print(f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s")
     assert sorted(seconds)[3] < 1
+
+
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
+    save(tmp_path / "run", 1)
+    last, read = save(tmp_path / "run", 2), checkpoint.read
+
+    def removed(path):
+        shutil.rmtree(last, ignore_errors=True)
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "read", removed)
+    assert checkpoint.load(tmp_path / "run", "last").manifest.step == 1

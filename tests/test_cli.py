@@ -187,7 +187,7 @@ def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
 
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refused(capsys, ["train", "--resume"], "there is no run in runs/")
+    refused(capsys, ["train", "--resume"], "there is no dated run in runs/")
     refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run that can be resumed")
     assert not (tmp_path / "none").exists()
 
@@ -215,7 +215,7 @@ def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch
     refused(
         capsys, ["train", "--resume", "--preset", "small"], "has finished, the newest is runs/small-20280101-000000"
     )
-    refused(capsys, ["train", "--resume", "--preset", "tied-fast"], "there is no run of tied-fast in runs/")
+    refused(capsys, ["train", "--resume", "--preset", "tied-fast"], "there is no dated run of tied-fast in runs/")
 
 
 def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch, capsys):

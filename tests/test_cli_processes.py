@@ -223,7 +223,7 @@ def test_the_package_itself_is_the_command():
     assert help_page.returncode == 0 and help_page.stdout.startswith("usage: jaxlm")
 
 
-def test_an_exit_code_outlives_the_reader_of_errors(tmp_path):
+def test_an_exit_code_outlives_the_reader_of_errors(tmp_path, finished):
     alone = dict(before="set -o pipefail;", after="2>&1 | sleep 0")
     assert jaxlm("train", "--epochs", "x", **alone) == (2, "", "")
     diverging = [
@@ -238,3 +238,10 @@ def test_an_exit_code_outlives_the_reader_of_errors(tmp_path):
         "none",
     ]
     assert jaxlm(*diverging, **alone, cwd=tmp_path)[0] == 3
+    unknown = jaxlm("perplexity", finished, "zebra", before="set -o pipefail;", after="2>&1 >/dev/null | sleep 0")
+    assert unknown[0] == 1
+
+
+def test_no_note_becomes_output_where_standard_error_is_closed(finished):
+    code, out, _ = jaxlm("perplexity", finished, "zebra", after="2>&-")
+    assert code == 0 and out.count("\n") == 1

@@ -103,6 +103,7 @@ def test_the_verb(capsys, tmp_path):
     out = capsys.readouterr().out
     assert main([*command, "--json", "--split", "valid"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["protocol"] == {"name": "plain"}
     assert found["text"] == "embedded-tiny valid" and found["low_95"] < found["difference"] < found["high_95"]
     first, difference = out.splitlines()
     assert (

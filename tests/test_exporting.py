@@ -43,7 +43,7 @@ def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel
     )
     params = stack.init_params(config.model, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
-    return LanguageModel(params, config, Vocab(WORDS), {"name": "a corpus | <b>{x}"})
+    return LanguageModel(params, config, Vocab(WORDS), {"name": "a corpus | <b>{x} ![y](z)"})
 
 
 def logits(lm: LanguageModel) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\n") and f"{result.test_perplexity:.2f}" in card and "embedded-tiny" in card
     export_model(model(), "hub", tmp_path / "other")  # words and names of strangers
-    assert "a corpus \\| &lt;b>(x)" in (tmp_path / "other/README.md").read_text()
+    assert "a corpus \\| &lt;b>(x) \\!\\[y\\](z)" in (tmp_path / "other/README.md").read_text()
     assert json.loads((tmp_path / "other/vocab.json").read_text())[7] == "\x1b[2J"
 
 

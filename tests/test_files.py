@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import files, sealed
-from jaxlm.files import Folder
+from jaxlm.files import Folder, output
+from jaxlm.runs.lock import lock
 
 SPARSE, ROOT = 1 << 40, Path(__file__).resolve().parents[1]
 
@@ -405,3 +406,12 @@ def test_no_message_shows_the_name_of_an_unfinished_file(tmp_path, monkeypatch, 
         made.write(b"1") if make is not files.new_folder else made.write("b", b"1")
     assert str(tmp_path / "a") in str(caught.value) and ".partial" not in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_output_outlives_a_run_that_begins_beside_it(tmp_path):
+    with output(tmp_path / "x.tsv") as file:
+        (tmp_path / ".partial-dead-0123456789abcdef").write_text("what a killed process left")
+        with lock(tmp_path):
+            assert not (tmp_path / ".partial-dead-0123456789abcdef").exists()
+        file.write(b"1")
+    assert (tmp_path / "x.tsv").read_bytes() == b"1"

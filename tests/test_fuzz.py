@@ -315,7 +315,7 @@ FILES = {  # of a finished run, sweep and prepared corpus -> the verbs that read
 VERBS = {
     "info": ("info", "run"),
     "json": ("info", "run", "--json"),
-    "evaluate": ("evaluate", "run"),
+    "evaluate": ("evaluate", "run", "--corpus", "corpus"),
     "perplexity": ("perplexity", "run", "w1 w2"),
     "predict": ("predict", "run", "w1"),
     "neighbors": ("neighbors", "run", "w1"),

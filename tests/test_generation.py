@@ -277,6 +277,8 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
         ({"beam": 0}, "beam must be at least 1; it is 0"),
         ({"beam": 99}, "beam must be at most 17"),
         ({"ban": ["zebra"]}, "banned word 'zebra' is not among the 17"),
+        ({"ban": "zebra"}, "banned word 'zebra' is not among the 17"),
+        ({"beam": 2, "seed": 1}, "seed is given"),
         ({"stop": "dot"}, "stop must be eos or none; it is 'dot'"),
         ({"ban": list(small_lm().vocab.words)}, "every word of the vocabulary is banned"),
     ],
@@ -313,8 +315,8 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
     prompt = ["the", "bank"]
     (tmp_path / "prompt.txt").write_text("the bank\n")
 
-    def generated(*arguments):
-        assert main(["generate", run, "--words", "20", "--seed", "2", *arguments]) == 0
+    def generated(*arguments, drawn=("--seed", "2")):
+        assert main(["generate", run, "--words", "20", *drawn, *arguments]) == 0
         return capsys.readouterr().out
 
     text = generated(" ".join(prompt))
@@ -325,7 +327,7 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
     first = [row["word"] for row in rows if row["sample"] == 1]
     assert "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
     assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(row["log_prob"] < 0 for row in rows)
-    assert len(generated("--beam", "2", "--detokenize").split()) <= 20
+    assert len(generated("--beam", "2", "--detokenize", drawn=()).split()) <= 20
 
 
 def test_a_text_of_a_model_that_knows_no_newline_is_not_ended_at_a_space():

@@ -132,6 +132,37 @@ def test_a_classifier_reads_the_state_after_the_last_token(folders):
     assert float(model.get_input_embeddings().weight.grad.abs().sum()) > 0
 
 
+def trainer(folders, tmp_path, **options):
+    """transformers' Trainer of a classifier, without a step of its own."""
+    pytest.importorskip("accelerate")
+    model, tokenizer = loaded(folders("lstm-skip"), "ForSequenceClassification", num_labels=3)
+    torch.nn.init.constant_(model.score.weight, 0.01)
+    how = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, optim="sgd", **options)
+    rows = [{**tokenizer("the dogs run"), "labels": label} for label in (0, 1, 2, 1)]
+    return transformers.Trainer(model, how, processing_class=tokenizer, train_dataset=rows, eval_dataset=rows)
+
+
+def test_a_trainer_s_predictions_are_the_logits(folders, tmp_path):
+    one = trainer(folders, tmp_path, per_device_eval_batch_size=2)
+    assert one.predict(one.eval_dataset).predictions.shape == (4, 3)
+
+
+def test_accumulated_gradients_are_those_of_the_batch(folders, tmp_path):
+    weights = []
+    for rows, batches in ((4, 1), (1, 4)):
+        how = dict(per_device_train_batch_size=rows, gradient_accumulation_steps=batches, max_steps=1, max_grad_norm=0)
+        one = trainer(folders, tmp_path / str(rows), **how, learning_rate=0.5, lr_scheduler_type="constant")
+        one.train()
+        weights.append(one.model.score.weight.detach().clone())
+    torch.testing.assert_close(*weights)
+
+
+def test_a_fresh_model_is_initialised(folders):
+    config = transformers.AutoConfig.from_pretrained(folders("lstm-skip"), trust_remote_code=True)
+    model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    assert all(0 < float(part.abs().max()) <= 1 for part in model.parameters())
+
+
 def test_special_tokens_and_lower_case(folders, tmp_path):
     export_model(language_model(BASE.replace(lowercase=True)), "hub", tmp_path / "lower")
     tokenizer = tokenizer_of(tmp_path / "lower")

@@ -446,3 +446,10 @@ def test_a_module_of_two_names_is_one_model(saved):
     nn = opcodes(rnn_model(weights(), storages)) + b"q\x01"
     both = b"](" + nn + opcodes(module("torch.nn.DataParallel", modules={"module": Raw(b"h\x01")})) + b"e"
     assert saved(zip_file(Raw(both), storages)).config.vocab_size == 7
+
+
+def test_an_archive_that_memory_cannot_hold_is_refused_before_it_is_unpacked(monkeypatch):
+    path = next(path for name in FILES if zipfile.is_zipfile(path := golden("torch_import") / name))
+    monkeypatch.setattr("jaxlm.runs.ram.available", lambda: 1000)
+    with pytest.raises(JaxlmError, match="what the archive holds needs at least"):
+        read_model(path)

@@ -1,5 +1,6 @@
 """language_model.py and the whole way to it: a run on the tiny corpus learns, and answers when it is restored."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,11 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (lambda lm: jaxlm.train("small"), JaxlmError, "config takes a Config, .*; it is 'small'"),  # pyright: ignore
         (lambda lm: jaxlm.train(lm.config, steps=1.5), JaxlmError, "steps takes a whole number or none"),  # pyright: ignore
         (lambda lm: jaxlm.train(lm.config, devices="2"), JaxlmError, "devices takes a whole number"),  # pyright: ignore
+        (lambda lm: jaxlm.train(lm.config, run_dir=5), JaxlmError, "run_dir takes a path"),  # pyright: ignore
+        (lambda lm: jaxlm.train(lm.config, resume=True), JaxlmError, "give run_dir"),
+        (lambda lm: lm.evaluate(text="x", corpus="embedded-tiny"), JaxlmError, "in place of a corpus"),
+        (lambda lm: lm.evaluate(tokenizer="ptb"), JaxlmError, "splits a text"),
+        (lambda lm: jaxlm.evaluate(lm, which="best"), JaxlmError, "a model is given"),
         (
             lambda lm: lm.evaluate(corpus=jaxlm.load_corpus("embedded-tiny", max_vocab=99)),
             DataError,
@@ -125,6 +131,13 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
 def test_questions_that_cannot_be_answered(lm, ask, error, message):
     with pytest.raises(error, match=message):
         ask(lm)
+
+
+def test_functions_of_a_run_take_the_arguments_of_a_model_s_methods():
+    model = jaxlm.LanguageModel
+    for own, method in ((jaxlm.evaluate, model.evaluate), (jaxlm.tune_protocol, model.tune)):
+        names = inspect.signature(own).parameters.keys() - {"run", "which"}
+        assert names == inspect.signature(method).parameters.keys() - {"self"}
 
 
 def test_a_text_is_refused_before_dynamic_evaluation_reads_train(lm, tmp_path, monkeypatch):

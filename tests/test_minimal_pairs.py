@@ -12,6 +12,7 @@ from language_models import log_probs, small_lm
 from jaxlm.cli import main
 from jaxlm.errors import DataError
 from jaxlm.scoring.minimal_pairs import Pair, wilson_interval
+from jaxlm.scoring.syntaxgym import Suite
 
 PAIRS = [
     Pair("the dog runs", "the dog run", "agreement", "syntax"),
@@ -151,3 +152,10 @@ def test_files_without_pairs(run, tmp_path, capsys):
     for name, message in (("empty", "is empty"), ("blank", "no pairs"), ("none", "no file")):
         assert main(["minimal-pairs", run, str(tmp_path / name)]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_pairs_and_suites_have_no_context():
+    with pytest.raises(TypeError, match="context"):
+        small_lm().minimal_pairs(PAIRS, context="stream")
+    with pytest.raises(TypeError, match="context"):
+        small_lm().syntaxgym(Suite("", [], []), context="stream")

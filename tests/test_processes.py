@@ -202,6 +202,12 @@ def test_the_files_for_clusters_give_arguments_that_are_accepted(name):
     assert str(args.run_dir) == "runs/large" and args.devices * args.model_devices == 16
 
 
+def test_the_file_for_slurm_gives_a_process_all_gpus_of_its_host():
+    text = (processes_.ROOT / "experiments/cluster/slurm.sh").read_text()
+    (ids,), (gpus,) = (re.findall(rf"{name}=([\d,]+)", text) for name in ("JAX_LOCAL_DEVICE_IDS", "--gpus-per-node"))
+    assert ids.split(",") == [str(place) for place in range(int(gpus))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["slurm.sh", "kubernetes.yaml"])
 def test_the_files_for_clusters_start_processes_that_join(tmp_path, monkeypatch, name):

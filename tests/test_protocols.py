@@ -551,3 +551,8 @@ def test_names_and_fields_of_python_are_checked():
             protocol_of(given, **values)  # pyright: ignore
     with pytest.raises(JaxlmError, match="PyTorch's LSTM, and the model is gru"):
         scoring("dynamic", {"compatibility": "krause"}, kind="gru")
+
+
+def test_a_class_is_no_protocol():
+    with pytest.raises(JaxlmError, match=r"Cache\(\)"):
+        protocol_of(jaxlm.Cache)  # pyright: ignore

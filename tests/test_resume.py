@@ -256,3 +256,32 @@ def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_wa
     read = [path for path, size in entries.items() if not path.exists() or path.stat().st_size > size // 2]
     assert read
     finish(server, tmp_path / "once more", "--steps", "1")
+
+
+NOTED = """
+import time
+from jaxlm.runs import signals
+with signals.noted(together=1.0) as stop:
+    print("ready", flush=True)
+    while stop.signal is None:
+        time.sleep(0.01)
+    time.sleep(0.6)  # it saves
+"""
+
+
+def test_a_signal_that_comes_twice_is_one():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", NOTED], env=environment, stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline() == b"ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    assert process.wait(30) == 0
+
+
+def test_a_holder_whose_lock_was_taken_over_notices_and_leaves_it(tmp_path):
+    with lock(tmp_path) as held:
+        (tmp_path / ".lock").write_text("process 12 on elsewhere\n")  # as the other host writes into the same file
+        with pytest.raises(RunDirError, match="taken over"):
+            held.check()
+    assert "elsewhere" in (tmp_path / ".lock").read_text()

@@ -485,3 +485,14 @@ else:
 def test_optuna_is_imported_at_its_first_use(module):
     code = f"import sys, jaxlm.{module}; sys.exit('optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_directory_resumes_its_own_trials_after_any_silence(two):
+    folders, options = two
+    study = open_study(folders[0], **options)
+    claim = study.claim()
+    study.note(claim, replace(claim.records[0], valid_perplexities=(3.0,)))
+    study.release(claim)  # as a stopped worker does
+    time.sleep(4)
+    claim = open_study(folders[0], **options).claim()
+    assert claim.trial.number == 0 and claim.records[0].valid_perplexities == (3.0,)

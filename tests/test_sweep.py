@@ -30,6 +30,8 @@ from test_parallel import on_devices
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.files import explained
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram
 from jaxlm.runs.group import MemberGroup
@@ -56,6 +58,7 @@ FLAGS = [
     "--epochs",
     "2",
 ]
+ALONE: dict[str, Any] = {"size": None, "vmap": None, "workers": 1}  # how a process works on a sweep
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +353,11 @@ def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
     assert "their perplexities do not compare" in capsys.readouterr().out
 
 
+def test_a_space_that_is_none_is_one_sentence_also_with_a_corpus_in_memory(corpus):
+    with pytest.raises(JaxlmError, match="takes a Config"):
+        jaxlm.sweep(TINY, ["learning_rate"], corpus=corpus)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize(("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")])
 def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(tmp_path, capsys, files, named):
     """An unfinished member whose only checkpoints, or metrics, are damaged; the others are trained meanwhile."""
@@ -388,8 +396,39 @@ def test_a_process_of_a_quiet_sweep_prints_nothing(tmp_path, monkeypatch, capsys
     jaxlm.sweep(TINY.replace(epochs=1), {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True)
     monkeypatch.setattr("jaxlm.sweeps.worker.Worker.run", lambda self: self.say("waiting"))
     for quiet in (True, False):
-        assert supervisor.join(tmp_path / "sweep", None, 2, None, None, quiet) is None
+        assert supervisor.join(tmp_path / "sweep", None, os.getppid(), quiet, **ALONE) is None
     assert capsys.readouterr().out == "waiting\n"
+
+
+def test_a_process_whose_parent_died_before_it_began_trains_nothing(tmp_path):
+    jaxlm.sweep(TINY, {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True)
+    assert supervisor.join(tmp_path / "sweep", None, 0, True, **ALONE) == signal.SIGTERM
+
+
+def test_a_failed_worker_and_a_damaged_trial_leave_the_results(tmp_path, monkeypatch):
+    def supervise(command, environment, workers, folder, stop, show, say):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ram, "available", lambda: 1)  # the members are damaged
+            assert supervisor.join(folder, None, os.getppid(), True, **ALONE) is None
+        return "SIGKILL ended it"
+
+    monkeypatch.setattr(supervisor, "supervise", supervise)
+    found = jaxlm.sweep(TINY, {"learning_rate": [0.5, 1.0]}, run_dir=tmp_path / "sweep", workers=2, quiet=True)
+    assert len(found.damaged) == 2 and (tmp_path / "sweep/sweep.json").exists()
+
+
+def test_a_disk_that_fails_once_fails_no_trial(tmp_path, monkeypatch):
+    def full(*_, **__):
+        with explained(DataError, "x"):
+            raise OSError(28, "No space left on device")
+
+    how: dict[str, Any] = dict(run_dir=tmp_path / "sweep", workers=1, quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxlm.sweeps.worker.with_corpus", full)
+        with pytest.raises(JaxlmError, match="No space"):
+            jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, **how)
+    found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, resume=True, **how)
+    assert [member.status for member in found.members] == ["done", "done"]
 
 
 def test_kinds_are_swept_with_fields_of_their_own(tmp_path):

@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import jaxlm
 from jaxlm.runs.signals import Stop
 from jaxlm.sweeps.supervisor import supervise
 
@@ -80,3 +82,12 @@ def test_a_signal_reaches_all_and_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", start)
     assert run("import time; time.sleep(60)", tmp_path, stop=stop) == (None, [])
     assert {process.returncode for process in started} == {-signal.SIGTERM}
+
+
+@pytest.mark.slow
+def test_workers_import_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("argparse.py").write_text("open('ran', 'w')")
+    config = jaxlm.preset("test").replace(corpus="embedded-tiny")
+    jaxlm.sweep(config, {"learning_rate": [0.5, 1.0]}, run_dir="sweep", workers=2, quiet=True)
+    assert not Path("ran").exists()

@@ -130,6 +130,8 @@ def test_a_vocabulary_keeps_what_it_has(text, expected):
     [
         ('the dog -- ... "', "\u201cthe dog\u201d \u2014 the dog\u2026 a", '" the dog " -- the dog ... a'),
         ("we say no no. .", "We say no.", "we say no ."),
+        ("the dog \u2019s bone", "the dog\u2019s bone", "the dog \u2019s bone"),
+        ("l\u2019homme", "zebra l\u2019homme", "zebra l\u2019homme"),
         (
             "\u0643\u062a\u0627\u0628 \u060c x",
             "\u0643\u062a\u0627\u0628\u060c x y",
@@ -218,6 +220,7 @@ def test_the_time_grows_with_the_length_of_a_word_not_its_square(word):
         ("ca n't the dog 's $ N N % <eos> it", "can't the dog's $N N%\nit"),
         ("`` the dog , '' it said -lrb- N -rrb- .", '" the dog," it said (N).'),
         ("cities\\/abc", "cities/abc"),
+        ("a \u060c b", "a\u060c b"),
         ("<eos> <eos> a", "\n\na"),
         ("", ""),
     ],

@@ -1,5 +1,6 @@
 """training/validations.py: what follows from a validation, also after a run was stopped and resumed."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -206,7 +207,7 @@ def overfits(text):
 
 
 def test_a_member_that_overfits_is_reproduced(overfits, tmp_path):
-    jaxlm.sweep(overfits.replace(epochs=12), {"decay": [1.0]}, run_dir=tmp_path / "sweep", quiet=True)
+    jaxlm.sweep(overfits.replace(epochs=30, patience=1), {"decay": [1.0]}, run_dir=tmp_path / "sweep", quiet=True)
     run = tmp_path / "sweep/trials/0000"
     found = checkpoint.manifests(run)
     assert checkpoint.best_step(found) != max(found)
@@ -218,3 +219,13 @@ def test_a_run_of_all_its_epochs_has_not_ended_early(overfits, capsys):
     assert "ended early" in capsys.readouterr().out and len(early.epochs) < 30
     jaxlm.train(overfits.replace(epochs=len(early.epochs), patience=1))
     assert "ended early" not in capsys.readouterr().out
+
+
+def test_no_average_is_announced_at_a_run_s_end(overfits, capsys):
+    fields = dict(optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0)
+    run = jaxlm.train(overfits.replace(epochs=30, patience=30, **fields))
+    said = capsys.readouterr().out
+    first = int(re.search(r"averaging starts with window (\d+)", said)[1])
+    windows = run.state.step // len(run.epochs)
+    jaxlm.train(overfits.replace(epochs=int(first - 1) // int(windows), **fields))
+    assert "averaging starts" not in capsys.readouterr().out

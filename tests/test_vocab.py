@@ -123,3 +123,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3
 def test_any_json_is_read_or_refused(value):
     with contextlib.suppress(DataError):
         assert list(Vocab.from_json(json.dumps(value)).words) == value
+
+
+def test_a_vocabulary_of_a_list_is_the_one_that_is_read_back():
+    assert Vocab(["the", "cat"]) == Vocab.from_json(Vocab(["the", "cat"]).to_json())  # pyright: ignore

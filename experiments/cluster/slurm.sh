@@ -4,6 +4,7 @@
 #SBATCH --job-name=jaxlm --nodes=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=16
 #SBATCH --time=24:00:00 --signal=TERM@120 --requeue
 set -euo pipefail
+export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7 # else JAX gives a process of SLURM one GPU
 run=${RUN:-runs/large}
 [ -e "$run/config.json" ] && resume=--resume || resume=
 srun --kill-on-bad-exit=1 jaxlm train --run-dir "$run" $resume --corpus "${CORPUS:-data/prepared}" \

@@ -38,6 +38,7 @@ _HINTS = {  # what an error says -> what to do
 
 def exit_code(action: Callable[[], int | None]) -> int:
     """Acts, says on standard error what was raised, in a sentence, and returns the exit code. Passes SystemExit on."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed: else errors would be output)
     with _quiet() as ended:
         try:
             try:
@@ -62,7 +63,8 @@ def exit_code(action: Callable[[], int | None]) -> int:
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
             return FAILED if isinstance(error, BrokenPipeError) else fail(_sentence(error))
     if ended and code == 0:
-        say(f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}", file=sys.stderr)
+        with suppress(OSError):
+            say(f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}", file=sys.stderr)
     return code
 
 
@@ -80,7 +82,6 @@ def fail(message: str, code: int = FAILED) -> int:
         if os.environ.get("JAXLM_TRACEBACK") and sys.exc_info()[0]:
             traceback.print_exc()
         say(f"error: {_one_line(message)}", file=sys.stderr)
-    _drop_output(sys.stderr)
     return code
 
 
@@ -150,3 +151,4 @@ def _quiet() -> Iterator[list[BaseException]]:
         yield ended
     finally:
         threading.excepthook, sys.unraisablehook, warnings.showwarning = before
+        _drop_output(sys.stderr)

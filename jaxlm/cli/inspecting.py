@@ -130,11 +130,13 @@ def _parameters(path: Path) -> int | None:
     """How many parameters a checkpoint has, by the header of its arrays."""
     from safetensors import SafetensorError, safe_open
 
-    from jaxlm import files
+    from jaxlm.files import Folder
 
-    with suppress(OSError, SafetensorError), files.reader(path), safe_open(path, "numpy") as arrays:
-        names = [name for name in arrays.keys() if name.startswith("params.")]  # noqa: SIM118 (it is no mapping)
-        return sum(math.prod(arrays.get_slice(name).get_shape()) for name in names)
+    with suppress(OSError, SafetensorError), Folder.open(path.parent, follow=False) as folder:
+        folder.reader(path.name).close()  # (a regular file, and no link)
+        with safe_open(path, "numpy") as arrays:
+            names = [name for name in arrays.keys() if name.startswith("params.")]  # noqa: SIM118 (it is no mapping)
+            return sum(math.prod(arrays.get_slice(name).get_shape()) for name in names)
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.parsing import Parser, add_config_flags, add_field, changes, starting_config, whole
@@ -164,7 +163,7 @@ def _unfinished_run(name: str | None) -> Path:
         if not any(row["kind"] == "test" for row in rows):
             say_line(f"resuming {run}")
             return run
-    what = f"run of {name}" if name else "run"
+    what = f"dated run of {name}" if name else "dated run"
     if runs:
         newest = f"every {what} in {RUNS}/ has finished, the newest is {runs[-1][-1]}"
         raise JaxlmError(f"{newest}: name it with --run-dir to resume it with more --epochs or --steps")
@@ -259,13 +258,14 @@ def import_(args: argparse.Namespace) -> None:
 def sweep(args: argparse.Namespace) -> int:
     if (args.resume or args.worker) and (args.run_dir is None or args.config):
         raise JaxlmError("--resume takes the sweep in --run-dir and its own config: name it, and leave --config out")
-    space, given = _space(args), changes(args)
-    if both := sorted(space.keys() & given.keys()):
-        raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
 
     from jaxlm.sweeps import space as spaces
     from jaxlm.sweeps import supervisor
 
+    given, space = changes(args), spaces.read_space_file(args.space) if args.space else {}
+    space = spaces.with_settings(space, args.set)
+    if both := sorted(space.keys() & given.keys()):
+        raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
     if args.worker:
         stopped_by = supervisor.join(args.run_dir, args.data_dir, **args.worker)
         return SIGNALLED + stopped_by if stopped_by else 0
@@ -291,10 +291,3 @@ def sweep(args: argparse.Namespace) -> int:
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
     return 0 if result.best and not result.damaged else FAILED
-
-
-def _space(args: argparse.Namespace) -> dict[str, Any]:
-    """The space of `--space` and `--set`."""
-    from jaxlm.sweeps.space import read_space_file, with_settings
-
-    return with_settings(read_space_file(args.space) if args.space else {}, args.set)

@@ -94,10 +94,12 @@ def compare(args: argparse.Namespace) -> None:
     found = compare(first, other, args.split or "test", text=args.text, data_dir=args.data_dir, protocol=protocol)
     if args.json:
         named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
+        named["protocol"] = {"name": args.protocol, **vars(protocol)}
         say(json_text({**named, **found._asdict()}))
         return
     better = args.other if found.high_95 < 0 else args.run if found.low_95 > 0 else None
-    say_line(f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}")
+    how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
+    say_line(f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}{how}")
     say_line(
         f"difference {found.difference:+.3f}, 95% of bootstraps over {found.lines:,} lines from {found.low_95:+.3f} to "
         f"{found.high_95:+.3f}: {f'{better} is better' if better else 'neither is shown to be better'}"

@@ -68,7 +68,7 @@ class Config(Recipe):
         if not isinstance(self.preset, str):
             raise JaxlmError(f"preset takes a text; it is {shown(self.preset)}")
         for name in SECTIONS:
-            object.__setattr__(self, name, checked(getattr(self, name)))
+            object.__setattr__(self, name, checked(_of_kind(name, getattr(self, name), None)))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             both = f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act"
             raise JaxlmError(f"{both} when validation stops improving: take nonmonotone 0, or another schedule")
@@ -156,7 +156,7 @@ def preset(name: str) -> Config:
     """
     if checked_value("preset", name, str) not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
-    changes = {field: value for field, value in PRESETS[name].items() if field not in ("base", "source")}
+    changes = {field: value for field, value in PRESETS[name].items() if field not in ("base", "source", "published")}
     base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()
     return base.replace(**changes, preset=name)
 
@@ -230,7 +230,7 @@ def _of_kind(slot: str, name: Any, old: Any) -> Any:
     if slot not in KINDS:
         raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")
     kind = _kind_named(slot, slot, name)
-    return old if kind is type(old) else kind(**taken_over(old, kind)[0])
+    return old if kind is type(old) else kind(**(taken_over(old, kind)[0] if old else {}))
 
 
 def _kind_named(what: str, slot: str, name: Any) -> type:

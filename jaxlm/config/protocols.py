@@ -105,7 +105,8 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     given = "plain" if given is None else given
     protocol = PROTOCOLS[given]() if isinstance(given, str) and given in PROTOCOLS else given
     if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
-        raise JaxlmError(f"protocol must be {either(list(PROTOCOLS))}, or one of their classes; it is {given!r:.200}")
+        names = either(list(PROTOCOLS))
+        raise JaxlmError(f"protocol must be {names}, or an object of theirs, such as Cache(); it is {given!r:.200}")
     known = specs(type(protocol))
     for name in values:
         if name not in known:

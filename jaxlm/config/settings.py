@@ -78,7 +78,7 @@ def word_milestones(schedule: str) -> tuple[int, ...]:
     >>> word_milestones("words=1M:3M:1M,5k")
     (5000, 1000000, 2000000, 3000000)
     """
-    found: set[int] = set()
+    found: list[int] = []
     for part in schedule.removeprefix("words=").split(",") if schedule else ():
         numbers = [_NUMBER.fullmatch(number) for number in part.split(":")]
         first, *rest = [int(one[1]) * _FACTORS[one[2]] if one else 0 for one in numbers]
@@ -88,8 +88,8 @@ def word_milestones(schedule: str) -> tuple[int, ...]:
             raise JaxlmError(f"keep_checkpoints must be {example}; it is {shown(schedule)}")
         if (last - first) // every + len(found) >= MOST_KEPT:
             raise JaxlmError(f"keep_checkpoints {shown(schedule)} asks for more than {MOST_KEPT:,} checkpoints")
-        found.update(range(first, last + 1, every))
-    return tuple(sorted(found))
+        found += range(first, last + 1, every)
+    return tuple(sorted({*found}))
 
 
 TOKEN_FIELDS = frozenset({"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"})  # what a token is
@@ -105,7 +105,7 @@ class DataConfig:
         "folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
     )
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
-    min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
+    min_count: int = count(1, "rarer words or characters become `<unk>`", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
     lines: str = choice("eos", "sentences end at a newline (eos) or only at a blank line (unwrap)", ("eos", "unwrap"))
     normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))

@@ -103,7 +103,7 @@ def _download(folder: Path) -> dict[str, Path]:
     deadline = time.monotonic() + PROBE_SECONDS
     for thread in probes:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for mirror in [mirror for mirror in MIRRORS if not failures[mirror]]:
+    for mirror in (mirror for mirror in MIRRORS if not failures[mirror]):  # (one may answer while another fails)
         try:
             texts = {split: _fetch(mirror.format(split=split), sha256) for split, sha256 in PTB_SHA256.items()}
         except (requests.RequestException, ValueError) as error:

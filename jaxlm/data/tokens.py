@@ -325,7 +325,7 @@ def _plain_json(model: bytes, where: str) -> bytes:
     def plainly(part: dict[str, Any]) -> dict[str, Any]:
         if part.get("type") == "Prepend":  # the normalizer of Llama 2
             return {"type": "Sequence", "normalizers": []}
-        return {name: plain.get(name, value) for name, value in part.items()}
+        return {name: value if type(value) is int else plain.get(name, value) for name, value in part.items()}
 
     try:
         tree = json.loads(model, object_hook=plainly)

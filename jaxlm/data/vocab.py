@@ -46,6 +46,7 @@ class Vocab:
     tokens: Words = WORDS
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
         if not self.words:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
         exact = self.kind != "words"
@@ -129,16 +130,17 @@ class Vocab:
         step = max(1, BLOCK // rows)
         for start in range(0, predicted, step):
             stop = min(start + step, predicted) + 1
-            cut = [tokens[start:stop]] if tokens else map(self.decode, batch(ids, rows, start=start, stop=stop).T)
-            for row in cut:
+            cut = batch(ids, rows, start=start, stop=stop).T.tolist()
+            for row in [tokens[start:stop]] if tokens else map(self.decode, cut):
                 total += self._measured(row) - self._measured(row[:1])
         return TextSize(*map(int, total))
 
     def _measured(self, names: Sequence[str]) -> np.ndarray:
         if self.kind == "words":
             return _measured(len(names), "".join(self.tokens.pieces(names)).encode())
-        known = (self.token_bytes[self.ids[name]] if name in self.ids else self.tokens.data(name) for name in names)
-        return _measured(len(names), b"".join(known))
+        ids, data = self.ids, self.token_bytes
+        parts = (data[ids[name]] if name in ids else self.tokens.data(name) for name in names)
+        return _measured(len(names), b"".join(parts))
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.

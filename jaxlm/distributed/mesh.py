@@ -152,7 +152,7 @@ def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], 
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        return read(index[1] if len(index) > 1 else slice(None))
+        return read(index[1])
 
     where = ROWS if DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0 else P()
     return jax.make_array_from_callback(shape, NamedSharding(mesh, where), part)

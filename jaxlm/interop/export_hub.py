@@ -6,6 +6,7 @@ tokenizer.json (of the library `tokenizers`)  tokenizer_config.json  vocab.json 
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -129,7 +130,8 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _cell(text: object) -> str:
     """Text of a run within a line of a table."""
-    return printable(str(text))[:200].replace("|", "\\|").replace("<", "&lt;").replace("{", "(").replace("}", ")")
+    found = re.sub(r"([\\`*\[\]!|])", r"\\\1", printable(str(text))[:200])
+    return found.replace("<", "&lt;").replace("{", "(").replace("}", ")")
 
 
 def token_names(vocab: Vocab) -> list[str]:
@@ -231,12 +233,12 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     bits = np.array([message_fields(piece).get(2, [0])[-1] for piece in proto[1]], np.uint32)
     scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
     model: dict[str, Any] = {"unk_token": vocab.tokens.unknown, "fuse_unk": True, "byte_fallback": True}
-    if message_fields(proto[2][-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
+    if message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
         model |= {"type": "Unigram", "vocab": [*scores.items()], "unk_id": vocab.unknown_id}
     else:
         pieces = sorted(scores, key=scores.__getitem__, reverse=True)
-        parts = [(name[:at], name[at:]) for name in pieces for at in range(1, len(name))]
-        merges = [pair for pair in parts if pair[0] in scores and pair[1] in scores]
+        cuts = ((name[:at], name[at:]) for name in pieces for at in range(1, len(name)))
+        merges = [pair for pair in cuts if pair[0] in scores and pair[1] in scores]
         model |= {"type": "BPE", "vocab": ids, "merges": merges}
     charsmap = b"".join(bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, []))
     precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}

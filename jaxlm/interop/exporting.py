@@ -30,7 +30,8 @@ from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import no_noise
 from jaxlm.models.recurrent import Params, Recurrent
-from jaxlm.runs.loading import load
+from jaxlm.runs import checkpoint
+from jaxlm.runs.loading import model_of
 from jaxlm.scoring.language_model import LanguageModel
 
 StateDict = dict[str, np.ndarray]  # two names of one array object share it
@@ -258,7 +259,9 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     """
     if target not in TARGETS:
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
-    model = run if isinstance(run, LanguageModel) else load(run, which)
+    if not isinstance(run, LanguageModel):
+        which = checkpoint.find(run, which).name  # (a run that trains may save another meanwhile)
+    model = model_of(run, which)
     with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":
             export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run), which)

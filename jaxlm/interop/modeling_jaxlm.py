@@ -18,6 +18,8 @@ from transformers.modeling_outputs import ModelOutput
 
 class JaxlmConfig(PretrainedConfig):
     model_type = "jaxlm"
+    # (A Trainer's predictions are the logits.)
+    keys_to_ignore_at_inference = ["state", "last_hidden_state", "hidden_states"]  # noqa: RUF012
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Tree(nn.Module):
             if isinstance(shape, dict):
                 self.add_module(name, Tree(shape))
             else:
-                self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+                self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-0.1, 0.1)))
 
     def __iter__(self):
         return (self.get_submodule(str(place)) for place in range(len(self._modules)))
@@ -179,6 +181,8 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 
 class JaxlmForSequenceClassification(JaxlmModel):
     """A linear layer, to be trained, that reads the features of the last token."""
+
+    accepts_loss_kwargs = False  # the loss is a batch's mean, which a Trainer divides by the batches it accumulates
 
     def add_head(self, config):
         self.score = nn.Linear(config.jaxlm["model"]["hidden_sizes"][-1], config.num_labels)

@@ -22,6 +22,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import reader
 from jaxlm.interop.foreign import ForeignModel, as_float32, by_role, check_sharing, listed, matrix_shape, quote
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
+from jaxlm.runs import ram
 
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of the pickles before 1.6; the tensors are not in them
@@ -120,6 +121,7 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     infos = archive.NameToInfo
     if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
         raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
+    ram.check(total, "what the archive holds", "it cannot be loaded here")
     roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
     if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in infos):
         raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")

@@ -179,7 +179,7 @@ class Recurrent:
 
 def head_count() -> Any:
     """The field `heads` of kinds whose layers have heads, each with `width / heads` units."""
-    return count(2, "heads of a layer, which share its width equally", "heads", low=1)
+    return count(2, "heads of a layer, which share its width equally", "heads", low=1, high=1000)
 
 
 def weight_drop() -> Any:

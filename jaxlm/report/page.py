@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.config.config import Config
+from jaxlm.config.config import PRESETS, Config
 from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.fields import setting_text
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
@@ -29,15 +29,6 @@ from jaxlm.terminal import printable
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
-# Test perplexities on ptb that the presets' papers publish.
-PUBLISHED = {
-    "zaremba-small": 115.5,
-    "zaremba-medium": 83.5,
-    "zaremba-large": 78.5,
-    "awd-lstm": 58.8,
-    "awd-lstm-mos": 55.97,
-    "mogrifier": 50.1,
-}
 
 
 @dataclass(frozen=True)
@@ -117,7 +108,8 @@ def render(
     def add_model(title: str, model: ModelView) -> None:
         words, name, picture = model.word_map, f"map-{len(payload['maps'])}", None
         if words is not None:
-            payload["maps"].append({"id": name, "words": list(words.words), "neighbors": words.neighbors})
+            near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
+            payload["maps"].append({"id": name, "words": [*map(printable, words.words)], "neighbors": near})
             with drawn_map(words) as drawn:
                 picture = svg(drawn, name)
         sections.append({"kind": "model", "title": title, "model": model, "map": picture, "map_id": name})
@@ -174,7 +166,8 @@ def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
     """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
     presets = dict.fromkeys(run.config.preset for run in runs if run.corpus.get("name") == "ptb")
-    return [(f"published ({preset})", PUBLISHED[preset]) for preset in presets if preset in PUBLISHED]
+    known = {preset: PRESETS.get(preset, {}).get("published") for preset in presets}
+    return [(f"published ({preset})", value) for preset, value in known.items() if value]
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the terminal shows of a run: a bar, a line for each epoch, a final table."""
 
+import errno
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,6 +40,14 @@ def lasting_console(quiet: bool = False) -> "Console":
     from rich.console import Console
 
     class Lasting(Console):
+        def _check_buffer(self) -> None:
+            try:
+                super()._check_buffer()
+            except OSError as error:
+                if error.errno != errno.EIO:  # the terminal was closed
+                    raise
+                self.on_broken_pipe()
+
         def on_broken_pipe(self) -> None:
             with suppress(SystemExit, OSError):  # Rich's own sends what follows nowhere, and then exits
                 super().on_broken_pipe()

@@ -41,6 +41,15 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
     return LanguageModel(found.state.evaluated, found.config, found.vocab, found.manifest.corpus)
 
 
+def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel:
+    """A model as it is, or a run's checkpoint `which`. Raises JaxlmError where one is named beside a model."""
+    if not isinstance(run, LanguageModel):
+        return load(run, which)
+    if which != "last":
+        raise JaxlmError(f"{which!r} is a checkpoint of a run's directory, and a model is given: leave it out")
+    return run
+
+
 def evaluate(
     run: str | Path | LanguageModel,
     split: str = "test",
@@ -50,10 +59,11 @@ def evaluate(
     corpus: Corpus | str | Path | None = None,
     data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
+    tokenizer: str | None = None,
 ) -> Evaluation:
     """Evaluates a run's checkpoint `which`, or a model, by `LanguageModel.evaluate`, with its arguments."""
-    loaded = run if isinstance(run, LanguageModel) else load(run, which)
-    return loaded.evaluate(split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol)
+    model, given = model_of(run, which), {"corpus": corpus, "data_dir": data_dir}
+    return model.evaluate(split, text=text, protocol=protocol, tokenizer=tokenizer, **given)
 
 
 def tune_protocol(
@@ -66,8 +76,7 @@ def tune_protocol(
     data_dir: str | Path | None = None,
 ) -> Tuned:
     """Tunes a protocol for a run's checkpoint `which`, or a model, by `LanguageModel.tune`, with its arguments."""
-    loaded = run if isinstance(run, LanguageModel) else load(run, which)
-    return loaded.tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
+    return model_of(run, which).tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
 
 
 def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str = UNKNOWN) -> Corpus:

@@ -29,13 +29,19 @@ class Held(NamedTuple):
 
     folder: Folder
     file: BinaryIO  # the lock
+    line: bytes  # which names this process
+
+    def is_named(self) -> bool:
+        """Whether the lock still names this process: another host takes over one that stood still for long."""
+        return os.pread(self.file.fileno(), 200, 0) == self.line
 
     def check(self) -> None:
-        """Raises RunDirError once the directory was removed or replaced."""
+        """Raises RunDirError once the directory was removed, replaced or taken over."""
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME)):
+            if os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME)) and self.is_named():
                 return  # its lock is found at its path
-        raise RunDirError(f"{self.folder.path} was removed or replaced while this run was in it: nothing can be saved")
+        what = f"{self.folder.path} was removed, replaced or taken over while this run was in it"
+        raise RunDirError(f"{what}: nothing can be saved")
 
 
 @contextmanager
@@ -61,9 +67,9 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
                 why = "only regular files and directories belong in a run's directory; remove the rest"
                 raise RunDirError(f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir")
             file = stack.enter_context(folder.append(NAME))
-            _take(file, folder)
+            line = _take(file, folder)
             folder.clean()
-        held, done = Held(folder, file), threading.Event()
+        held, done = Held(folder, file, line), threading.Event()
         held.check()
         beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
         beating.start()
@@ -73,7 +79,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
             done.set()
             beating.join()
             with suppress(OSError):
-                os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
+                if held.is_named():
+                    os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
 
 
 def holder(folder: Folder) -> str:
@@ -81,7 +88,7 @@ def holder(folder: Folder) -> str:
     return _named(folder.read(NAME, 200)) if folder.exists(NAME) else ""
 
 
-def _take(file: BinaryIO, folder: Folder) -> None:
+def _take(file: BinaryIO, folder: Folder) -> bytes:
     free = False
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,7 +101,8 @@ def _take(file: BinaryIO, folder: Folder) -> None:
     if not free:
         raise InUse(f"{folder.path} is in use by {who or 'another process'}: wait for it, or choose another --run-dir")
     os.ftruncate(file.fileno(), 0)
-    os.write(file.fileno(), f"process {os.getpid()} on {host}\n".encode())
+    os.write(file.fileno(), line := f"process {os.getpid()} on {host}\n".encode())
+    return line
 
 
 def _named(line: bytes) -> str:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -17,8 +18,10 @@ class Stop:
 
 
 @contextmanager
-def noted() -> Iterator[Stop]:
+def noted(together: float = 0.1) -> Iterator[Stop]:
     """The first of `SIGNALS` is noted in what this yields; a second ends the process at once, with exit code 128 + N.
+
+    The same signal within `together` seconds is the same wish: `timeout` sends it twice.
 
     Python runs its own handlers only between the calls that the main thread makes, and one call of XLA can take
     long. The interpreter's wake-up descriptor knows of a signal at once, and a thread listens to it.
@@ -30,7 +33,7 @@ def noted() -> Iterator[Stop]:
         return
     ear, mouth = os.pipe()
     os.set_blocking(mouth, False)
-    listener = threading.Thread(target=_listen, args=(ear, stop), daemon=True)
+    listener = threading.Thread(target=_listen, args=(ear, stop, together), daemon=True)
     listener.start()
     wakeup_before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
@@ -46,11 +49,13 @@ def noted() -> Iterator[Stop]:
         os.close(ear)
 
 
-def _listen(ear: int, stop: Stop) -> None:
+def _listen(ear: int, stop: Stop, together: float) -> None:
+    since = 0.0
     while number := os.read(ear, 1):
         if number[0] in SIGNALS:
-            if stop.signal is not None:
+            if stop.signal is None:
+                stop.signal, since = number[0], time.monotonic()
+            elif number[0] != stop.signal or time.monotonic() - since > together:
                 with suppress(OSError):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
                     os.write(2, b"stopped at once; what was saved is whole\n")
                 os._exit(128 + number[0])
-            stop.signal = number[0]

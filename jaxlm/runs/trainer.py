@@ -98,6 +98,9 @@ def train(
     if not isinstance(config, Config):
         raise JaxlmError(f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}")
     steps = checked_value("steps", steps, int, low=0, optional=True)
+    run_dir = checked_value("run_dir", run_dir, Path, optional=True)
+    if resume and run_dir is None:
+        raise JaxlmError("resume continues a run in its directory: give run_dir")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
     vocab = None
     if resume and run_dir is not None:
@@ -230,7 +233,7 @@ class _Reporter(Observer):
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         run, floor = self._run, floors(self._run.corpus, "valid").get("floor_valid")
         self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
-        if run.averages_from == run.step < run.last:
+        if run.averages_from == run.step and not run.finished:
             self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
 
 
@@ -252,10 +255,11 @@ def _finish(
         progress.doing("testing the best checkpoint")
         try:
             saved = hosts.together(lambda: checkpoint.load(shared, str(best)).state.evaluated)
+        except JaxlmError as error:  # (also of another process)
+            progress.say(f"the best checkpoint is not tested: {error}", loud=True)
+        else:
             nats = stream_nats(run.config.model, place(group.mesh, saved), run.corpus.test, mesh=group.mesh)
             tested["best"] = best, *nats
-        except CheckpointError as error:
-            progress.say(f"the best checkpoint is not tested: {error}", loud=True)
     # (All are written at once: a run that is stopped in between has no test, and can be resumed.)
     tests = {which: run.log_test(which, *found) for which, found in tested.items()}
     rows = []

@@ -245,6 +245,8 @@ class TrainedModel:
         tokenizer: str | None = None,
     ) -> tuple[str, np.ndarray, Sequence[str], Corpus | None]:
         """A text as `evaluate` takes it: its name and ids [N]; of a file its tokens too, of a split its corpus."""
+        if (tokenizer if text is None else corpus) is not None:
+            raise JaxlmError("a text stands in place of a corpus, and a tokenizer splits a text: leave one out")
         if text is not None:
             tokens = self.tokens(read_string(checked_value("text", text, Path), self.vocab.tokens.errors), tokenizer)
             return str(text), self.vocab.encode(tokens), tokens, None

@@ -218,8 +218,8 @@ class LanguageModel(TrainedModel):
             DataError: a file is malformed, or an unknown word is refused.
         """
         found = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
-        scoring, read = self.scorer(full=False, **options), self.sentence_reader(SurprisalOptions(**options))
-        return score_pairs(scoring, read, found, oov, eos)
+        read = self.sentence_reader(SurprisalOptions(**options))
+        return score_pairs(self.scorer("sentence", full=False, **options), read, found, oov, eos)
 
     def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any) -> SuiteResult:
         """Results of a SyntaxGym test suite.
@@ -233,8 +233,8 @@ class LanguageModel(TrainedModel):
             DataError: the suite is malformed, or an unknown word is refused.
         """
         found = suite if isinstance(suite, Suite) else read_suite(suite)
-        scoring, read = self.scorer(full=False, **options), self.sentence_reader(SurprisalOptions(**options))
-        return score_suite(scoring, read, found, oov)
+        read = self.sentence_reader(SurprisalOptions(**options))
+        return score_suite(self.scorer("sentence", full=False, **options), read, found, oov)
 
     def generate(
         self,
@@ -274,8 +274,8 @@ class LanguageModel(TrainedModel):
         if beam is None:
             parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
             return generation.texts_of(self.vocab, *map(np.concatenate, zip(*parts, strict=True)))
-        neutral = {"samples": 1, "temperature": 1.0}
-        drawing = {"samples": samples, **sampling}.items()
+        neutral = {"samples": 1, "seed": 0, "temperature": 1.0}
+        drawing = {"samples": samples, "seed": seed, **sampling}.items()
         if wrong := [name for name, value in drawing if name not in ("ban", "no_unk") and value != neutral.get(name)]:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
@@ -298,6 +298,7 @@ class LanguageModel(TrainedModel):
         checked_value("stop", stop, str, choices=("eos", "none"))
         if stop == "eos" and self.vocab.tokens.ends[0] not in self.vocab.ids:
             raise JaxlmError("stop eos ends a text at a newline, and this model's training text had none: leave it out")
+        ban = [ban] if isinstance(ban, str) else ban
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
         found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
         return how, found.ids[:-1], end if stop == "eos" else -1

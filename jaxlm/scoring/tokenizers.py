@@ -23,9 +23,9 @@ DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as 
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%.:*…{ENDS}])\Z")
-CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z", re.IGNORECASE)
+CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z".replace("'", "['\u2019]"), re.IGNORECASE)
 LONGEST_NUMBER = 40  # characters
-ATTACHED = {*CLITICS, "'", *".,;:?!%)]}", "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
+ATTACHED = {*CLITICS, "'", *".:%)]}", *ENDS, "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
 READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
 
@@ -55,6 +55,7 @@ class PTBTokenizer:
         self._longest = max(LONGEST_NUMBER, *map(len, vocab.words))
         self._lower = all(word == word.lower() for word in (known.replace("N", "") for known in vocab.words))
         self._number = "N" if "N" in vocab.ids else None
+        self._quotes = {ord(mark): "'" for mark in SINGLE if not any(mark in word for word in vocab.words)}
 
     def __call__(self, line: str) -> list[list[str]]:
         """The pieces of each displayed word; none for punctuation that the vocabulary lacks."""
@@ -64,9 +65,9 @@ class PTBTokenizer:
         return [self._pieces(word, place == len(words)) for place, word in enumerate(words, 1)]
 
     def _pieces(self, word: str, last: bool) -> list[str]:
-        if word in self._known and not last:
+        if word in self._known and not (last and word.endswith(".")):
             return [word]
-        word = word.translate({ord(quote): "'" for quote in SINGLE})
+        word = word.translate(self._quotes)
         if self._lower:
             word = word.lower()
         start, end = 0, len(word)

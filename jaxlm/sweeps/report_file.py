@@ -80,6 +80,8 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)
+    if link := next((one for one in (own, *own.parents) if path in one.parents and one.is_symlink()), None):
+        raise RunDirError(f"{link} is a link, and a sweep's trials are directories: name the run itself")
     title = f"trial {best.number}, seed {best.seed}"
     model = _model_view(own, title, which, texts, data_dir) if own.exists() else None  # it is on another machine
     return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)

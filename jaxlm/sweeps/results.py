@@ -42,6 +42,11 @@ class MemberResult:
     run_dir: Path | None = None  # if it is kept on this machine
     note: str | None = None  # why the member ended early
 
+    def __post_init__(self) -> None:
+        numbers = *self.valid_perplexities, self.seconds, self.test_perplexity or 0.0
+        if not (type(self.number) is type(self.seed) is int and all(isinstance(one, int | float) for one in numbers)):
+            raise ValueError(f"trial {self.number!r} seed {self.seed!r} is not what a sweep records")
+
     @property
     def valid_perplexity(self) -> float:
         """Of the last epoch, whose parameters are kept and tested; nan before."""
@@ -153,10 +158,13 @@ def read_sweep(path: Path) -> tuple[Sweep, dict[str, str]]:
     remedy = f"`jaxlm sweep {flag_text('--run-dir', path)} --resume` writes it at the end of the sweep"
     with explained(RunDirError, f"{path / RESULTS} cannot be read", remedy), Folder.open(path) as folder:
         tree = unseal(folder.read(RESULTS, MOST_BYTES))
-    for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
-        one["values"] = {name: tuple(to) if isinstance(to, list) else to for name, to in one["values"].items()}
-        one["valid_perplexities"] = tuple(math.nan if value is None else value for value in one["valid_perplexities"])
-        one["run_dir"] = None
-    config = Config.from_json(json.dumps(tree["config"]))
-    members = [MemberResult(**one) for one in tree["members"]]
-    return Sweep(config, members, path, data_dir=tree.get("data_dir")), tree["corpus"]
+        try:
+            for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
+                one["values"] = {name: tuple(to) if isinstance(to, list) else to for name, to in one["values"].items()}
+                known = (math.nan if value is None else value for value in one["valid_perplexities"])
+                one |= {"valid_perplexities": tuple(known), "run_dir": None}
+            config = Config.from_json(json.dumps(tree["config"]))
+            members = [MemberResult(**one) for one in tree["members"]]
+            return Sweep(config, members, path, data_dir=tree.get("data_dir")), tree["corpus"]
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("it is not what this version of jaxlm writes") from None

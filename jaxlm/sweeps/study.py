@@ -74,17 +74,17 @@ class Study:
             file = folder.append(".claim")
         with file, database_errors(self._where):
             fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
-            self.beat()
-            optuna.storages.fail_stale_trials(self._study)
-            for frozen in self._running():
-                number = frozen.number
-                if not self._is_ours(frozen):
-                    if number not in self._seen:  # its worker may have died before its first beat
-                        self._seen.add(number)
-                        self._show_life(number)
-                elif number not in self._damaged:
+            for number in self.held:  # (after a suspend a beat may not be due)
+                self._show_life(number)
+            for number in [one.number for one in self._running() if self._is_ours(one)]:
+                if number not in self._damaged:
                     with suppress(InUse):
                         return self._take(optuna.trial.Trial(self._study, self._id(number)))
+            optuna.storages.fail_stale_trials(self._study)  # of others: a directory's own go on after any silence
+            for number in [one.number for one in self._running() if not self._is_ours(one)]:
+                if number not in self._seen:  # its worker may have died before its first beat
+                    self._seen.add(number)
+                    self._show_life(number)
             taken = self._taken()
             left = [number for number in range(self.plan.trials) if number not in taken]
             return self._begin(left[0]) if left else None

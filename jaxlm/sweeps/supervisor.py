@@ -93,14 +93,15 @@ def sweep(
         JaxlmError: A value is outside its limits, or the study cannot be used.
         RunDirError: The directory is in use, holds something else, or cannot be written.
     """
+    run_dir = checked_value("run_dir", run_dir, Path, optional=True)
     workers = checked_value("workers", workers, int, low=1, high=MOST_POINTS, optional=True)
     group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
+    draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
     if in_memory := isinstance(corpus, Corpus):
         if (workers or 1) > 1:
             raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
         if other := sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"}):
             raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
-    draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
     fitting = config
     with suppress(JaxlmError):  # (the recipe's own value of a field of the space is never trained, and need not fit)
         fitting = config.replace(**first_values(draft.space))
@@ -137,14 +138,16 @@ def sweep(
 
         with signals.noted() as stop:
             if chosen > 1:
-                how = {"workers": chosen, "group": group, "vmap": vmap, "quiet": quiet}
-                command = [sys.executable, "-c", "import sys; from jaxlm.cli import main; sys.exit(main())", "sweep"]
+                how = {"workers": chosen, "size": group, "vmap": vmap, "quiet": quiet, "parent": os.getpid()}
+                main = "import sys; from jaxlm.cli import main; sys.exit(main())"
+                command = [sys.executable, "-P", "-c", main, "sweep"]  # (-P: no code of the current folder)
                 command += [f"--run-dir={folder}", f"--as-worker={json.dumps(how)}"]
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
                 failure = supervise(command, environment, chosen, folder, stop, show, view.say)
-                if stop.signal is None and failure and not study.ended:
+                ended = sum(one.status != "running" for one in study.records())  # (others' damaged ones too)
+                if stop.signal is None and failure and ended < plan.trials * seeds:
                     remedy = f"resume with {flag_text('--run-dir', folder)} --resume (the last one: {failure})"
                     raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; {remedy}")
             else:
@@ -159,18 +162,16 @@ def sweep(
         return sweep
 
 
-def join(
-    run_dir: Path, data_dir: str | Path | None, workers: int, group: int | None, vmap: bool | None, quiet: bool
-) -> int | None:
-    """Works on a sweep that `sweep` began, as one of its processes. Returns the signal that stopped it, if one did."""
-    parent, where = os.getppid(), _where(run_dir, None, resume=True)
+def join(run_dir: Path, data_dir: str | Path | None, parent: int, quiet: bool, **how: Any) -> int | None:
+    """Works on a sweep that the process `parent` began. Returns the signal that stopped it, if one did."""
+    where = _where(run_dir, None, resume=True)
     study, view = Study(read_plan(where), run_dir, where), View(lasting_console(quiet))
 
     def stopped() -> int | None:
         return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
 
-    with signals.noted() as stop:
-        Worker(study, None, data_dir, group, vmap, workers, stopped=stopped, say=view.say).run()
+    with signals.noted(together=2.0) as stop:  # (a batch system sends it to all, and the parent passes it on)
+        Worker(study, None, data_dir, **how, stopped=stopped, say=view.say).run()
         return stopped()
 
 

@@ -121,6 +121,8 @@ class Worker(Observer):
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # say, a batch too large for the corpus
+                if isinstance(error.__context__, OSError):
+                    raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="failed", note=str(error)))
             else:
                 for note in member.notes:  # such as a damaged newest checkpoint
