@@ -85,8 +85,8 @@ def table(kind: type, names: set[str]) -> str:
             words = ", ".join(spec.choices) or (limits(spec) if spec.type in (int, float) else "")
             kinds = {tuple: "widths", str: "text", bool: "flag", int: "whole number", float: "number"}[spec.type]
             kinds += " or none" * spec.optional
-            help = spec.help + (f" ({spec.unit})" if spec.unit else "")
-            cells = (f"`{name}`", kinds, f"`{setting_text(defaults[name])}`", words, help)
+            help = spec.help.replace("<", "&lt;") + (f" ({spec.unit})" if spec.unit else "")
+            cells = (f"`{name}`", kinds, f"`{setting_text(defaults[name]) or 'empty'}`", words, help)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields
 from datetime import date
 from pathlib import Path
@@ -131,9 +131,11 @@ def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | Non
 
 
 def commit() -> str:
-    """The checkout's commit, as git describes it."""
+    """The checkout's commit, as git describes it; empty without git."""
     command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    with suppress(OSError):
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def machine() -> str:

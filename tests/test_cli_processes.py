@@ -238,10 +238,10 @@ def test_an_exit_code_outlives_the_reader_of_errors(tmp_path, finished):
         "none",
     ]
     assert jaxlm(*diverging, **alone, cwd=tmp_path)[0] == 3
-    unknown = jaxlm("perplexity", finished, "zebra", before="set -o pipefail;", after="2>&1 >/dev/null | sleep 0")
+    unknown = jaxlm("perplexity", finished, "the zebra", before="set -o pipefail;", after="2>&1 >/dev/null | sleep 0")
     assert unknown[0] == 1
 
 
 def test_no_note_becomes_output_where_standard_error_is_closed(finished):
-    code, out, _ = jaxlm("perplexity", finished, "zebra", after="2>&-")
+    code, out, _ = jaxlm("perplexity", finished, "the zebra", after="2>&-")
     assert code == 0 and out.count("\n") == 1

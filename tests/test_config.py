@@ -226,7 +226,7 @@ def test_what_another_kind_takes_over_is_said():
         (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
         (dict(model="mogrifier", rounds=101), "rounds must be at least 0 and at most 100; it is 101"),
         (dict(model="hawk", heads=3), "hidden_sizes is 256,128, which 3 heads do not divide"),
-        (dict(model="slstm", heads=10_000, hidden_sizes=(20_000,)), "heads must be at most 1,000"),
+        (dict(model="slstm", heads=10_000, hidden_sizes=(20_000,)), "heads must be at least 1 and at most 1,000"),
         *((dict(model=kind, heads=128), "over one unit .* is 128") for kind in ("slstm", "mlstm", "gated-deltanet")),
         (dict(model="mogrifier", layer_norm=True, hidden_sizes=(1,)), "a norm over one unit"),
         (dict(projection=True), "projection needs tied, and tied is no"),

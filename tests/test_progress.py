@@ -2,6 +2,7 @@
 
 import io
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -233,3 +234,25 @@ sys.stderr.write("to its end")
     with open(writer, "wb") as closed:
         process = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE)
     assert (process.returncode, process.stderr) == (0, b"to its end")
+
+
+def test_a_terminal_that_closes_ends_the_printing_and_not_the_process():
+    code = """
+import signal, sys, time
+from jaxlm.report.progress import Progress
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with Progress(1, 1, 1, "ptb") as bar:
+    for _ in range(20):
+        bar.say("x" * 100)
+        bar.doing("validating")
+        time.sleep(0.05)
+sys.stderr.write("to its end")
+"""
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=inner, stderr=subprocess.PIPE, start_new_session=True
+    )
+    os.close(inner)
+    os.read(terminal, 1)
+    os.close(terminal)
+    assert process.communicate(timeout=60)[1] == b"to its end" and process.returncode == 0

@@ -491,8 +491,9 @@ def test_a_directory_resumes_its_own_trials_after_any_silence(two):
     folders, options = two
     study = open_study(folders[0], **options)
     claim = study.claim()
+    assert claim
     study.note(claim, replace(claim.records[0], valid_perplexities=(3.0,)))
     study.release(claim)  # as a stopped worker does
     time.sleep(4)
     claim = open_study(folders[0], **options).claim()
-    assert claim.trial.number == 0 and claim.records[0].valid_perplexities == (3.0,)
+    assert claim and claim.trial.number == 0 and claim.records[0].valid_perplexities == (3.0,)

@@ -131,6 +131,7 @@ def test_a_vocabulary_keeps_what_it_has(text, expected):
         ('the dog -- ... "', "\u201cthe dog\u201d \u2014 the dog\u2026 a", '" the dog " -- the dog ... a'),
         ("we say no no. .", "We say no.", "we say no ."),
         ("the dog \u2019s bone", "the dog\u2019s bone", "the dog \u2019s bone"),
+        ("the dog 's o\u2019brien", "the dog\u2019s dog", "the dog 's dog"),
         ("l\u2019homme", "zebra l\u2019homme", "zebra l\u2019homme"),
         (
             "\u0643\u062a\u0627\u0628 \u060c x",

@@ -222,10 +222,10 @@ def test_a_run_of_all_its_epochs_has_not_ended_early(overfits, capsys):
 
 
 def test_no_average_is_announced_at_a_run_s_end(overfits, capsys):
-    fields = dict(optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0)
-    run = jaxlm.train(overfits.replace(epochs=30, patience=30, **fields))
-    said = capsys.readouterr().out
-    first = int(re.search(r"averaging starts with window (\d+)", said)[1])
-    windows = run.state.step // len(run.epochs)
-    jaxlm.train(overfits.replace(epochs=int(first - 1) // int(windows), **fields))
-    assert "averaging starts" not in capsys.readouterr().out
+    config = overfits.replace(epochs=30, optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0)
+    run = jaxlm.train(config)
+    (first,) = map(int, re.findall(r"averaging starts with window (\d+)", capsys.readouterr().out))
+    epochs = (first - 1) * len(run.epochs) // int(run.state.step)
+    valid = [one.valid_perplexity for one in run.epochs[:epochs]]
+    ended = jaxlm.train(config.replace(patience=epochs - 1 - valid.index(min(valid))))
+    assert len(ended.epochs) == epochs and "averaging starts" not in capsys.readouterr().out

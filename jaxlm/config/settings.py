@@ -105,7 +105,7 @@ class DataConfig:
         "folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
     )
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
-    min_count: int = count(1, "rarer words or characters become `<unk>`", "occurrences", low=1)
+    min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
     lines: str = choice("eos", "sentences end at a newline (eos) or only at a blank line (unwrap)", ("eos", "unwrap"))
     normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))

@@ -139,7 +139,7 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
             with _sound(path), Folder.open(path, follow=False) as folder:
                 found[step] = _manifest(folder)
         except CheckpointError as error:
-            if problems is not None and os.path.lexists(path):  # (else a run that trains has just removed it)
+            if problems is not None and step in _listed(run):  # (else a run that trains has just removed it)
                 problems.append(str(error))
     return found
 
@@ -169,7 +169,7 @@ def load(run: str | Path | Folder, which: str | int = "last") -> Checkpoint:
     try:
         return read(path)
     except CheckpointError as error:
-        if not os.path.lexists(path):
+        if find(run, which) != path:
             return load(run, which)  # a run that trains has removed it meanwhile
         intact, _ = newest_intact(run)
         offer = "none of this run's is intact"

@@ -62,8 +62,9 @@ def evaluate(
     tokenizer: str | None = None,
 ) -> Evaluation:
     """Evaluates a run's checkpoint `which`, or a model, by `LanguageModel.evaluate`, with its arguments."""
-    model, given = model_of(run, which), {"corpus": corpus, "data_dir": data_dir}
-    return model.evaluate(split, text=text, protocol=protocol, tokenizer=tokenizer, **given)
+    return model_of(run, which).evaluate(
+        split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer
+    )
 
 
 def tune_protocol(

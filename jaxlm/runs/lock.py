@@ -40,7 +40,7 @@ class Held(NamedTuple):
         with suppress(OSError):
             if os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME)) and self.is_named():
                 return  # its lock is found at its path
-        what = f"{self.folder.path} was removed, replaced or taken over while this run was in it"
+        what = f"{self.folder.path} was removed or replaced, or taken over, while this run was in it"
         raise RunDirError(f"{what}: nothing can be saved")
 
 

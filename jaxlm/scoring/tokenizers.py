@@ -55,7 +55,8 @@ class PTBTokenizer:
         self._longest = max(LONGEST_NUMBER, *map(len, vocab.words))
         self._lower = all(word == word.lower() for word in (known.replace("N", "") for known in vocab.words))
         self._number = "N" if "N" in vocab.ids else None
-        self._quotes = {ord(mark): "'" for mark in SINGLE if not any(mark in word for word in vocab.words)}
+        typed = [] if "'s" in vocab.ids else [mark for mark in SINGLE if any(mark in word for word in vocab.words)]
+        self._quotes = {ord(mark): "'" for mark in SINGLE if mark not in typed}
 
     def __call__(self, line: str) -> list[list[str]]:
         """The pieces of each displayed word; none for punctuation that the vocabulary lacks."""

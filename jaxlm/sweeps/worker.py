@@ -4,6 +4,7 @@ At an epoch's end, where the windows of all members line up, each member is vali
 prune its trial, and free slots are filled.
 """
 
+import errno
 import gc
 import math
 import time
@@ -34,6 +35,7 @@ from jaxlm.training.step import TrainState
 
 POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
+DISK = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}  # the machine's mistakes
 
 Shape = tuple[Any, ...]  # everything that members of one program share
 
@@ -121,7 +123,7 @@ class Worker(Observer):
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # say, a batch too large for the corpus
-                if isinstance(error.__context__, OSError):
+                if getattr(error.__context__, "errno", None) in DISK:
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="failed", note=str(error)))
             else:
