@@ -77,12 +77,11 @@ def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monk
     state, weights = inputs.pop("state"), inputs.pop("weights")
 
     def total(inputs):
-        turned = {name: jnp.moveaxis(leaf, 1, 0) for name, leaf in inputs.items()}
-        q, k, v, g, beta = (turned.get(name) for name in ("q", "k", "v", "g", "beta"))
-        log_decay = jax.nn.log_sigmoid(g)
-        if beta is not None:
-            q, k, beta = unit_norm(q), unit_norm(k), jax.nn.sigmoid(beta)[..., None]
-            log_decay = -jax.nn.softplus(g)[..., None]
+        q, k, v, g = (jnp.moveaxis(inputs[name], 1, 0) for name in ("q", "k", "v", "g"))
+        log_decay, beta = jax.nn.log_sigmoid(g), None
+        if "beta" in inputs:
+            q, k, log_decay = unit_norm(q), unit_norm(k), -jax.nn.softplus(g)[..., None]
+            beta = jax.nn.sigmoid(jnp.moveaxis(inputs["beta"], 1, 0))[..., None]
         y, S = attention(q / (H // N) ** 0.5, k, v, log_decay, state, beta)
         y = jnp.moveaxis(y, 0, 1)
         return (y * weights).sum(), (y, {"S": S})

@@ -44,7 +44,7 @@ def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
 def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel:
     """A model as it is, or a run's checkpoint `which`. Raises JaxlmError where one is named beside a model."""
     if not isinstance(run, LanguageModel):
-        return load(run, which)
+        return load(run, str(which))
     if which != "last":
         raise JaxlmError(f"{which!r} is a checkpoint of a run's directory, and a model is given: leave it out")
     return run
