@@ -63,7 +63,9 @@ def test_half_precision_computes_in_half_precision():
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(LSTM(4), params, X), atol=0.03)
     x, short = X.astype(jnp.bfloat16), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    ours, theirs = (module(4, param_dtype=jnp.bfloat16) for module in (LSTM, theirs_of))
+    ours = LSTM(4, param_dtype=jnp.bfloat16)
+    # (The parameters are given; jax 0.12 draws no orthogonal matrix in bfloat16, as Flax's own initialiser would.)
+    theirs = theirs_of(4, param_dtype=jnp.bfloat16, recurrent_kernel_init=nn.initializers.zeros_init())
     np.testing.assert_allclose(apply(ours, short, x), apply(theirs, short, x), atol=0.03)
 
 
