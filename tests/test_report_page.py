@@ -350,7 +350,7 @@ def test_a_trial_that_is_a_link_is_not_read(trained, tmp_path, capsys):
         trial.rename(tmp_path / trial.name)
         trial.symlink_to(tmp_path / trial.name)
     assert main(["report", str(sweep)]) == 1
-    assert "is a link" in capsys.readouterr().err and not (sweep / "report.html").exists()
+    assert "expected a directory, found a link" in capsys.readouterr().err and not (sweep / "report.html").exists()
 
 
 def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tmp_path):

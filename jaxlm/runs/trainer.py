@@ -99,11 +99,11 @@ def train(
         raise JaxlmError(f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}")
     steps = checked_value("steps", steps, int, low=0, optional=True)
     run_dir = checked_value("run_dir", run_dir, Path, optional=True)
-    if resume and run_dir is None:
-        raise JaxlmError("resume continues a run in its directory: give run_dir")
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
     vocab = None
-    if resume and run_dir is not None:
+    if resume:
+        if run_dir is None:
+            raise JaxlmError("resume continues a run in its directory: give run_dir")
         if config.data.corpus == UNKNOWN:
             remedy = f"train it further in another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
             raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: {remedy}")

@@ -17,7 +17,7 @@ from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.results import RESULTS, read_sweep
-from jaxlm.sweeps.study import member_dir
+from jaxlm.sweeps.study import check_below, member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
 SAMPLES, SAMPLE_WORDS = 3, 80
@@ -80,10 +80,10 @@ def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)
-    if link := next((one for one in (own, *own.parents) if path in one.parents and one.is_symlink()), None):
-        raise RunDirError(f"{link} is a link, and a sweep's trials are directories: name the run itself")
+    if kept := own.exists():  # (else it is on another machine)
+        check_below(path, own, "name the run itself")
     title = f"trial {best.number}, seed {best.seed}"
-    model = _model_view(own, title, which, texts, data_dir) if own.exists() else None  # it is on another machine
+    model = _model_view(own, title, which, texts, data_dir) if kept else None
     return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)
 
 

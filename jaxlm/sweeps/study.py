@@ -16,6 +16,7 @@ import math
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from pathlib import Path
 from statistics import fmean
 
@@ -76,15 +77,15 @@ class Study:
             fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
             for number in self.held:  # (after a suspend a beat may not be due)
                 self._show_life(number)
-            for number in [one.number for one in self._running() if self._is_ours(one)]:
-                if number not in self._damaged:
+            for frozen in filter(self._is_ours, self._running()):
+                if frozen.number not in self._damaged:
                     with suppress(InUse):
-                        return self._take(optuna.trial.Trial(self._study, self._id(number)))
+                        return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
             optuna.storages.fail_stale_trials(self._study)  # of others: a directory's own go on after any silence
-            for number in [one.number for one in self._running() if not self._is_ours(one)]:
-                if number not in self._seen:  # its worker may have died before its first beat
-                    self._seen.add(number)
-                    self._show_life(number)
+            for frozen in filterfalse(self._is_ours, self._running()):
+                if frozen.number not in self._seen:  # its worker may have died before its first beat
+                    self._seen.add(frozen.number)
+                    self._show_life(frozen.number)
             taken = self._taken()
             left = [number for number in range(self.plan.trials) if number not in taken]
             return self._begin(left[0]) if left else None
@@ -128,10 +129,7 @@ class Study:
     def _own_directory(self, number: int, seed: int | None = None) -> Path:
         """A trial's or a member's directory, made if it is missing. Raises RunDirError for a link or a file instead."""
         path = member_dir(self._folder, number, seed, self.plan.seeds)
-        with explained(RunDirError, f"{path} cannot be used", ELSEWHERE), ExitStack() as stack:
-            folder = stack.enter_context(Folder.open(self._folder))
-            for name in path.relative_to(self._folder).parts:
-                folder = stack.enter_context(folder.folder(name, create=True))
+        check_below(self._folder, path, ELSEWHERE, create=True)
         return path
 
     def note(self, claim: Claim, record: MemberResult) -> None:
@@ -244,6 +242,14 @@ def read_plan(where: str) -> Plan:
                 f"{name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
             )
         return Plan.from_json(plan)
+
+
+def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> None:
+    """Raises RunDirError where a directory from `root` down to `path` is a link or a file instead."""
+    with explained(RunDirError, f"{path} cannot be used", remedy), ExitStack() as stack:
+        folder = stack.enter_context(Folder.open(root))
+        for name in path.relative_to(root).parts:
+            folder = stack.enter_context(folder.folder(name, create))
 
 
 def member_dir(folder: Path, number: int, seed: int | None = None, seeds: int = 1) -> Path:
