@@ -102,6 +102,7 @@ def test_gated_deltanet_is_the_paper_s_equations():
     second, state = model.apply_layer(params, jnp.asarray(x[4:]), state, CellNoise(), None)
 
     p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
+    x = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
 
     def sigmoid(z):
         return 1 / (1 + np.exp(-z))

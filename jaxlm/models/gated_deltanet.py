@@ -1,13 +1,14 @@
 """Gated DeltaNet.
 
-The kernel's order is q, k, v, output gate; that of the gates, one each a head, alpha, beta. q, k and v pass a
-convolution over time and SiLU; q and k have unit length in each head. With D = H / N units a head:
+x is rms_norm of the input. The kernel's order is q, k, v, output gate; that of the gates, one each a head, alpha, beta.
+q, k and v pass a convolution over time and SiLU; q and k have unit length in each head. With D = H / N units a head:
 
     S_t = alpha_t (I - beta_t k_t k_t^T) S_(t-1) + beta_t k_t v_t^T        h_t = S_t^T q_t / sqrt(D)
     y = norm * rms_norm(h) * SiLU(gate), head by head
 
-where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer is the paper's
-without its output projection, which the next layer's kernel or the softmax would multiply at once.
+where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer is the paper's,
+with the norm of its block, without its output projection, which the next layer's kernel or the softmax would multiply
+at once.
 """
 
 from __future__ import annotations
@@ -74,10 +75,11 @@ class GatedDeltaNet(Recurrent):
         from jaxlm.ops.product import product
         from jaxlm.ops.scans import short_convolution
 
-        projected, gate = jnp.split(product(x, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)
+        n = rms_norm(x.astype(state.S.dtype))
+        projected, gate = jnp.split(product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)
         mixed, inputs = short_convolution(projected, params["convolution"], 0.0, state.inputs, length)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(jax.nn.silu(mixed), 3, -1))
-        alpha, beta = jnp.split(product(x, params["gate"], x.dtype)[..., None], 2, 2)
+        alpha, beta = jnp.split(product(n, params["gate"], x.dtype)[..., None], 2, 2)
         log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(alpha + params["time_step"][:, None])
         q, k = unit_norm(q) * q.shape[-1] ** -0.5, unit_norm(k)
         h, S = linear_attention(q, k, v, log_decay, state.S, jax.nn.sigmoid(beta), length, x.dtype)
