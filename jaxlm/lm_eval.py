@@ -2,7 +2,7 @@
 
     python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK
 
-Words are tokens: a request is split as the run's text was, or by `tokenizer=space` (at white space) or `tokenizer=ptb`.
+A request is split as the run's text was, or by `tokenizer=space` (at white space) or `tokenizer=ptb`.
 """
 
 from typing import Any
@@ -100,10 +100,10 @@ class JaxLM(TemplateLM):
         sampled = options.get("do_sample")
         temperature = 0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
         limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
-        names, text, prompt = [], "", self._lm.tokens(context, self._tokenizer)
-        for name, _ in self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits):
-            names.append(name)
-            text = "".join(self._lm.vocab.tokens.pieces(names))
+        text, prompt = "", self._lm.tokens(context, self._tokenizer)
+        drawn = self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits)
+        for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):
+            text += piece
             if ends := [text.find(stop) for stop in stops if stop in text]:
                 return text[: min(ends)]
         return text

@@ -10,7 +10,7 @@ from recipes import TRAINED
 import jaxlm
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import Noise
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
@@ -39,5 +39,5 @@ def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
 def next_word(model, params, ids):
     """ids [N] -> log-probabilities [N, V] of the word after each."""
     x = stack.embed(params, ids[:, None])
-    features, _ = stack.features(model, params, no_noise(model), x, stack.zero_carry(model, 1))
+    features, _ = stack.features(model, params, Noise(), x, stack.zero_carry(model, 1))
     return jax.nn.log_softmax(heads.logits(model, params, features[:, 0]))

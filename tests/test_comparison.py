@@ -77,6 +77,10 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_
     cased, lower = small_lm(words=(*WORDS, "The")), replace(words, config=words.config.replace(lowercase=True))
     with pytest.raises(DataError, match=r"line 2 is 'Thedogs' .* a text in lower case, as one of them reads"):
         compare(cased, lower, text=tmp_path / "cased.txt")
+    (tmp_path / "wrapped.txt").write_text("the\ndogs\n\nthe dog\n")
+    unwrapped = replace(words, config=words.config.replace(lines="unwrap"))
+    with pytest.raises(DataError, match="that both read alike"):
+        compare(words, unwrapped, text=tmp_path / "wrapped.txt")
 
 
 @pytest.mark.parametrize(("content", "lines"), [("the dogs", 1), ("the dogs\n", 1), ("", 0)])
@@ -85,6 +89,13 @@ def test_one_line_shows_no_difference_and_is_refused(content, lines, monkeypatch
     monkeypatch.setattr(LanguageModel, "read", lambda lm, *_, **__: ("text8", lm.vocab.encode(lm.tokens(content))))
     with pytest.raises(DataError, match=f"at least 2 lines to draw from, found {lines} in text8"):
         compare(lm, lm)
+
+
+def test_a_text_whose_newlines_are_no_tokens_has_no_lines(tmp_path):
+    (path := tmp_path / "text.txt").write_text("ab a b")
+    lm = lm_of(Vocab.build("ab a", kind=Characters()))
+    with pytest.raises(DataError, match="found 0"):
+        compare(lm, lm, text=path)
 
 
 def test_letters_that_one_run_composes_are_one_text(tmp_path):

@@ -118,7 +118,7 @@ def test_a_mapped_corpus_trains_to_the_same_bytes_resumed_or_not(mapped, tmp_pat
     for stop in (5, WINDOWS - 1, None):  # within an epoch, and just before its end
         jaxlm.train(CONFIG, mapped, tmp_path / "resumed", steps=stop, resume=stop != 5, quiet=True)
     assert_same(tmp_path / "resumed", reference)
-    assert jaxlm.evaluate(tmp_path / "memory", corpus=mapped) == jaxlm.evaluate(tmp_path / "mapped", corpus=mapped)
+    assert jaxlm.evaluate(tmp_path / "memory") == jaxlm.evaluate(tmp_path / "mapped", corpus=mapped)
     assert not feeders()
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from functools import cache
 
 import jax
@@ -19,7 +20,7 @@ from recipes import BASE, MODEL_CASES
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.data.tokens import Subwords
+from jaxlm.data.tokens import Characters, Subwords
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop import export_hub
@@ -32,6 +33,8 @@ from jaxlm.scoring.language_model import LanguageModel
 KINDS = ["words", "characters", *test_tokens.KINDS]
 PARTS = [
     *" \t\n\r\x0b\x1c\x85\u3000\u200b<",
+    " <unk> ",
+    " <s> ",
     "the",
     "dogs",
     "N",
@@ -135,10 +138,11 @@ def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
         options = dict(vocab_size=90, model_type=model_type, split_by_whitespace=model_type != "bpe")
         model = test_tokens.sentencepiece_model(**options)  # (BPE: with pieces across spaces, which no unit has)
         made = Subwords.read(model, "a.model")  # without bytes: letters may be unknown, and a newline is </s>
-        files = tokenizer_files(language_model(BASE, found := Vocab(made.names, made)))
-        peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-        for text in ("the cat\n\n sat", "\u3000ﬁ \u2460x caté", test_tokens.TEXT):
-            assert peer.encode(text).ids == found.encode_text(text).tolist()
+        for lines in ("eos", "stripped", "unwrap"):
+            lm = language_model(BASE.replace(lines=lines), Vocab(made.names, made))
+            peer = tokenizers.Tokenizer.from_str(tokenizer_files(lm)["tokenizer.json"].decode())
+            for text in ("the cat\n\n sat", "\u3000ﬁ \u2460x caté", test_tokens.TEXT):
+                assert peer.encode(text).ids == lm.vocab.encode(lm.tokens(text)).tolist()
 
 
 def test_special_tokens_are_cut_from_words_as_programs_join_them():
@@ -153,6 +157,31 @@ def test_the_tokenizer_lowers_greek_as_python_does():
     files = tokenizer_files(language_model(BASE.replace(lowercase=True), found))
     peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     assert peer.encode(text).ids == found.encode_text(text.lower()).tolist()
+
+
+def test_a_model_that_knows_no_newline_is_refused(tmp_path):
+    lm = language_model(BASE, Vocab.build("ab a", kind=Characters()))
+    with pytest.raises(JaxlmError, match="begin a text with a newline"):
+        export_model(lm, "hub", tmp_path / "out")
+
+
+def test_the_tokenizer_strips_lines_as_jaxlm_does():
+    lm = language_model(BASE.replace(lines="stripped"), Vocab.build("no it\n", kind=Characters()))
+    peer = tokenizers.Tokenizer.from_str(tokenizer_files(lm)["tokenizer.json"].decode())
+    text = "no it \r\n no \n"
+    assert (
+        peer.encode(text).ids
+        == lm.vocab.encode(lm.tokens(text)).tolist()
+        == lm.vocab.encode_text("no it\nno\n").tolist()
+    )
+
+
+def test_blanks_take_linear_time():
+    files = tokenizer_files(language_model(BASE.replace(lines="unwrap"), vocab("characters")))
+    peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
+    start = time.process_time()
+    peer.encode("a" + " " * 50_000 + "a\n")  # (without a newline no pattern is tried)
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

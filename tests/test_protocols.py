@@ -21,7 +21,7 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import draw_noise, no_noise
+from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.published.lamb import LambAdam
 from jaxlm.scoring import evaluation, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics, text_gradient
@@ -257,9 +257,7 @@ def test_the_cache_is_what_its_definition_says():
     @jax.jit
     def states_and_odds(params):
         x = stack.embed(params, jnp.asarray(IDS[:-1, None]))
-        h, _ = stack.features(
-            lm.config.model, params, no_noise(lm.config.model), x, stack.zero_carry(lm.config.model, 1)
-        )
+        h, _ = stack.features(lm.config.model, params, Noise(), x, stack.zero_carry(lm.config.model, 1))
         return h[:, 0], jax.nn.softmax(heads.logits(lm.config.model, params, h[:, 0]))
 
     h, own = (np.asarray(found, np.float64) for found in states_and_odds(lm.params))
@@ -288,7 +286,7 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     @jax.jit
     def read(params, carry, inputs, targets):
         def nats(params):
-            found, after = stack.features(model, params, no_noise(model), stack.embed(params, inputs), carry)
+            found, after = stack.features(model, params, Noise(), stack.embed(params, inputs), carry)
             each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
             return each.mean(), (each, after)
 

@@ -193,7 +193,7 @@ def test_adaptation_at_no_rate_scores_a_stream_as_the_plain_model(kind):
 @pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "mogrifier"])  # whose output is a part of the state
 def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
-    from jaxlm.models.noise import no_noise
+    from jaxlm.models.noise import Noise
 
     lm = small_lm(kind)
     words = ["the", "dogs", "of", "zebra"] * 40
@@ -206,9 +206,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
     model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
-    _, carry = stack.features(
-        model, lm.params, no_noise(model), stack.embed(lm.params, tokens), stack.zero_carry(model, 1)
-    )
+    _, carry = stack.features(model, lm.params, Noise(), stack.embed(lm.params, tokens), stack.zero_carry(model, 1))
     jax.tree.map(
         lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
         jax.tree.leaves(carry),

@@ -221,6 +221,7 @@ def test_the_time_grows_with_the_length_of_a_word_not_its_square(word):
         ("ca n't the dog 's $ N N % <eos> it", "can't the dog's $N N%\nit"),
         ("`` the dog , '' it said -lrb- N -rrb- .", '" the dog," it said (N).'),
         ("cities\\/abc", "cities/abc"),
+        ("the dog \u2019s bone", "the dog\u2019s bone"),
         ("a \u060c b", "a\u060c b"),
         ("<eos> <eos> a", "\n\na"),
         ("", ""),

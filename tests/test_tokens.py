@@ -15,7 +15,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jaxlm.data.tokens import Bytes, Characters, Subwords, unwrapped
+from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
 from jaxlm.data.vocab import UNK, TextSize, Vocab
 from jaxlm.errors import DataError
 
@@ -276,4 +276,5 @@ def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place():
 def test_a_long_run_of_blanks_is_unwrapped_in_linear_time():
     started, text = time.monotonic(), "a" + " \t" * 500_000 + "b"
     assert unwrapped(text) == text and unwrapped(text + " \n c") == text + " c"
+    assert stripped(text) == text and stripped(text + " \r\n c") == text + "\nc"
     assert time.monotonic() - started < 20

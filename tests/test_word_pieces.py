@@ -256,8 +256,9 @@ def test_spans_behind_an_unknown_piece_of_many_letters_keep_their_place():
 
 
 def test_a_span_may_cut_an_unknown_piece_of_many_letters():
-    found = span_surprisal(lm_of(few_letters()), ["a \U00013000\U00013001 a"] * 2, [(3, 6), (0, 3)])
+    found = span_surprisal(lm_of(few_letters()), ["a \U00013000\U00013001 a"] * 3, [(3, 6), (0, 3), (0, 6)])
     assert (found.surprisal >= 0).all() and found.surprisal.max() < 100
+    assert found.surprisal[:2].sum() == pytest.approx(found.surprisal[2])
 
 
 def test_an_unknown_letter_is_no_punctuation_and_its_word_has_no_frequency():
@@ -376,7 +377,7 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
         assert expected in rows(capsys, runs / "words", "--csv", path, *flags)[1]
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
     spans, _ = rows(capsys, runs / "pieces", "--csv", path, "--spans", "characters", "--predictors")
-    assert [row["word"] for row in spans] == ["ab", "a"] and spans[0]["Sentence" if "Sentence" in spans[0] else "Item"]
+    assert [row["word"] for row in spans] == ["ab", "a"] and [row["Item"] for row in spans] == ["1", "2"]
     assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)
 
 
@@ -457,3 +458,44 @@ def test_a_word_that_pieces_write_in_two_ways_is_predicted_once():
     found = lm.predict("a", 20)  # a line's end comes at once, or after a space
     assert len(dict(found)) == len(found) == 20 and "<eos>" in dict(found)
     assert found == sorted(found, key=lambda one: -one[1])
+
+
+def test_words_are_predicted_by_a_model_that_knows_no_newline():
+    found = dict(lm_of(Vocab.build("ab a", kind=Characters())).predict("a", 20))
+    assert len(found) == 20 and "<eos>" not in found and "" not in found
+
+
+@pytest.mark.parametrize("options", [{"lines": "unwrap"}, {"lines": "stripped"}])
+def test_a_line_is_read_without_indentation_where_training_left_it_out(options):
+    lm = lm_of(Vocab.build("the dogs\n", kind=Characters()))
+    kept = [lm.word_surprisal([line]).surprisal for line in ("the dogs", "   the dogs")]
+    assert (kept[0] != kept[1]).any()
+    lm = replace(lm, config=lm.config.replace(**options))
+    one, other = (lm.word_surprisal([line]).surprisal for line in ("the dogs", "   the dogs"))
+    np.testing.assert_array_equal(one, other)
+    of_dogs = span_surprisal(lm, ["the dogs", "   the dogs"], [(3, 8), (6, 11)]).surprisal
+    np.testing.assert_allclose(of_dogs[0], of_dogs[1], rtol=1e-6)
+
+
+def test_lines_are_stripped_in_every_text_of_a_run(tmp_path):
+    lm = lm_of(Vocab.build("no it\n", kind=Characters()))
+    lm = replace(lm, config=lm.config.replace(lines="stripped", tokens="characters"))
+    assert "".join(lm.tokens(" no it \n no \n")).strip() == "no it\nno"
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(" no it \n no \n")
+    assert lm.vocab.decode_text(lm.find_corpus(tmp_path).test).strip() == "no it\nno"
+
+
+def test_a_text_without_spaces_and_newlines_has_no_boundaries():
+    lm = lm_of(Vocab.build("AACGT", kind=Characters()))
+    corrected, published = (lm.word_surprisal(["GAT"], boundary=one) for one in ("corrected", "published"))
+    assert corrected.word == ["GAT"] and corrected.surprisal == pytest.approx(published.surprisal)
+    assert len(lm.predict("G", 4)) == 4
+
+
+def test_pieces_have_no_frequency_as_words(runs, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("b ab\n")
+    flags = ["--top-k", "2", "--predictors"]
+    assert main(["surprisal", str(runs / "pieces"), str(tmp_path / "text.txt"), *flags]) == 1
+    said = capsys.readouterr().err
+    assert "leave one out" in said and "frequencies" not in said  # and no text was counted before

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
 SCORES = (FORMAT, DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
-_BOUNDARY = "of words made of pieces: count that a word begins after them (default), or the pieces alone"
+_BOUNDARY = "include the boundary after a word made of pieces (corrected, default), or not (published)"
 WORDS = (
     TOKENIZER,
-    argument("--punctuation", choices=("word", "own"), help="counted to its word (default), or a word itself"),
+    argument("--punctuation", choices=("word", "own"), help="attached to its word, or a word of its own"),
     argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
 )
 NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
@@ -65,7 +65,7 @@ def _oov(*choices: str) -> Adder:
     _oov("error", "nan"),
     argument("--top-k", type=whole(1), metavar="K", help="add the K likeliest words in each word's place"),
     switch("--eos", "also a row for the <eos> that ends each line"),
-    argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="of another tool's table"),
+    argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="columns of another tool"),
     argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *SCORES,
@@ -86,8 +86,8 @@ def surprisal(args: argparse.Namespace) -> None:
     from jaxlm.scoring.stimuli import read_table
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
+    counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, {name: Counter[str]() for name in lms}
     keeping = _keeping(args, lms, scorings) if args.save_adapted else nullcontext()
@@ -163,6 +163,8 @@ def _scorer(
     by_tokens = args.layout != "jaxlm" or args.top_k
     if by_tokens and args.punctuation and "words" in kinds:
         raise JaxlmError("--punctuation asks for rows of displayed words: leave it out, or --layout and --top-k")
+    if args.top_k and args.predictors and kinds != {"words"}:
+        raise JaxlmError("--predictors are of words, and --top-k has a row for each piece: leave one out")
     by_words = (stimuli or args.punctuation or kinds != {"words"}) and not by_tokens
     method = "word_surprisal" if by_words else "surprisal"
     return lambda lm, lines, where, **at: getattr(lm, method)(lines, where=where, **at, **how)
@@ -225,7 +227,7 @@ def states(args: argparse.Namespace) -> None:
     pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
     *WORDS,
     _oov("error", "filter"),
-    switch("--eos", "count the <eos> after the last word to the sentence"),
+    switch("--eos", "score the <eos> after the last word too"),
     *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
     DATA_DIR,
     JSON,
-    switch("--tune", "choose the protocol's numbers on valid, then read test once with them"),
+    switch("--tune", "tune the protocol's settings on valid, then read test once"),
     add_protocol_flags,
 )
 def evaluate(args: argparse.Namespace) -> None:
@@ -76,7 +76,7 @@ def evaluate(args: argparse.Namespace) -> None:
 @verb(
     "which of two runs predicts a text better, by a bootstrap",
     *MODEL,
-    pathname("other", "RUN", "the run that is compared with it"),
+    pathname("other", "RUN", "the other run"),
     argument("--split", choices=SPLITS, help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
     DATA_DIR,
@@ -145,21 +145,21 @@ def neighbors(args: argparse.Namespace) -> None:
 
 
 @verb(
-    "text that goes on from a prompt",
+    "text that continues a prompt",
     *MODEL,
     argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
     pathname("--prompt-file", "FILE", "take the prompt from a file"),
     argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),
     argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
-    argument("--seed", type=int, default=0, metavar="N", help="a seed gives a text, however many samples (default 0)"),
+    argument("--seed", type=int, default=0, metavar="N", help="sample i depends on the seed and i alone (default 0)"),
     argument("--temperature", type=float, default=1.0, metavar="X", help="divides the logits; 0: the likeliest word"),
     argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
     argument("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P"),
     argument("--min-p", type=float, metavar="P", help="draw from words at least P times as probable as the likeliest"),
     argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes earlier words less likely"),
     argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
-    argument("--ban", action="append", default=[], metavar="WORD", help="a word that never comes; once for each"),
-    switch("--no-unk", "<unk> never comes"),
+    argument("--ban", action="append", default=[], metavar="WORD", help="a word never to draw; repeatable"),
+    switch("--no-unk", "never draw <unk>"),
     argument("--stop", choices=("eos", "none"), default="none", help="end a text at its first <eos> (default none)"),
     switch("--detokenize", "join clitics and punctuation to their words"),
     argument("--format", choices=("text", "jsonl"), default="text", help="text, or each word with its nats as JSON"),
@@ -232,7 +232,8 @@ def say_unknown(unknown: Counter[str], total: int, what: str = "words are", whos
 def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
     if lm.vocab.unknown_id >= 0:  # else an unknown token is an error
         tokens = lm.tokens(text, tokenizer)
-        unknown = Counter(token for token in tokens if token not in lm.vocab.ids)
+        name = lm.vocab.tokens.unknown if lm.vocab.kind != "words" else None
+        unknown = Counter(token for token in tokens if token not in lm.vocab.ids or token == name)
         say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
 
 

@@ -44,6 +44,7 @@ MAY_CHANGE = {
     "train.keep_checkpoints",
     "train.on_nonfinite",
     "data.corpus",
+    "data.lines",  # (the corpus's name and hash tell)
 }
 
 

@@ -107,7 +107,11 @@ class DataConfig:
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
     min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
-    lines: str = choice("eos", "sentences end at a newline (eos) or only at a blank line (unwrap)", ("eos", "unwrap"))
+    lines: str = choice(
+        "eos",
+        "sentences end at a newline (eos; stripped: without the blanks beside it) or only at a blank line (unwrap)",
+        ("eos", "stripped", "unwrap"),
+    )
     normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))
     pieces: int = count(8000, "subwords: how many the model has, bytes included", low=1, high=2**20)
     piece_model: str = choice("bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram"))

@@ -138,8 +138,6 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
     known, fixed = encoder.describe(name, title), options.options | {"tokens": encoder.vocab.kind}
-    if options.lines == "stripped":  # which `ptb-char` says by itself
-        fixed["lines"] = "eos"
     return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options=fixed)
 
 

@@ -10,7 +10,6 @@ What units and tokens are, `tokens` decides.
 import hashlib
 import json
 import os
-import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.text import SPLITS, FilePart, Parts
-from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, unwrapped
+from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, stripped, unwrapped
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
 from jaxlm.fields import count
@@ -71,11 +70,9 @@ class TextOptions(DataConfig):
 
 
 def as_read(data: DataConfig, text: str) -> str:
-    """A text as it is cut into units: in lower case, or a line for each paragraph, where `data` asks for it."""
+    """A text as it is cut into units: in the case and the lines that `data` asks for."""
     text = text.lower() if data.lowercase else text
-    if data.lines == "stripped":  # `ptb-char`
-        return re.sub(" *\n *", "\n", text)
-    return unwrapped(text) if data.lines == "unwrap" else text
+    return {"eos": str, "stripped": stripped, "unwrap": unwrapped}[data.lines](text)
 
 
 Segments = Sequence[Callable[[], np.ndarray]]  # each returns the provisional ids of a part of a text, int32 [units]
@@ -260,6 +257,7 @@ class Encoder:
         changed = {
             kind: kind != "words" and (name, kind) != ("ptb-char", "characters"),
             "unwrap": options.lines == "unwrap",
+            "stripped": options.lines == "stripped" and kind != "words" and name != "ptb-char",
             "lowercase": options.lowercase,
             f"max_vocab={options.max_vocab}": self.limited,
             f"min_count={options.min_count}": options.min_count != 1,

@@ -142,7 +142,13 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
     options = options or TextOptions()
     with read_errors(path), Folder.open(path) as folder:
         header = read_header(folder)
-        vocab = _read_vocab(folder, header)
+        with _intact(folder, VOCAB):
+            data = folder.read(VOCAB, MAX_VOCAB_BYTES)
+            if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
+                raise ValueError("its content is not what was prepared")
+            vocab = Vocab.from_json(data.decode())
+            if len(vocab) != header["words"]:
+                raise ValueError(f"it has {len(vocab):,} words, not {header['words']:,}")
         defaults, fixed = DataConfig().options, _options(header)
         wrong = [
             f"{name} {fixed[name]}, not {asked}: leave that out"
@@ -250,17 +256,6 @@ def _make(
         **described,
     }
     folder.write(HEADER, _sealed(header).encode())
-
-
-def _read_vocab(folder: Folder, header: dict[str, Any]) -> Vocab:
-    with _intact(folder, VOCAB):
-        data = folder.read(VOCAB, MAX_VOCAB_BYTES)
-        if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
-            raise ValueError("its content is not what was prepared")
-        vocab = Vocab.from_json(data.decode())
-        if len(vocab) != header["words"]:
-            raise ValueError(f"it has {len(vocab):,} words, not {header['words']:,}")
-        return vocab
 
 
 def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:

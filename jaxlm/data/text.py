@@ -107,9 +107,9 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
     """The files of each split: in a folder such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
 
     Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
-    and those of a run, a sweep or a prepared corpus below the folder are left out. From `LEAST_TEXTS` on every 20th is
-    held out for valid, and the one after it for test. Fewer, and a file, are {"all": files}. `BY_BYTES` are split by
-    their published protocol, 90/5/5 million bytes (Mahoney 2011).
+    and those of a run, a sweep or a prepared corpus below the folder are left out. From `LEAST_TEXTS` on, of each 20
+    the 19th is valid, the 20th test. Fewer, and a file, are {"all": files}. `BY_BYTES` are split by their published
+    protocol, 90/5/5 million bytes (Mahoney 2011).
 
     Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
     """

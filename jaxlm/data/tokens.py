@@ -36,6 +36,11 @@ def normalize_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def stripped(text: str) -> str:
+    """The text without the blanks beside its newlines."""
+    return re.sub(r"(?<![ \t])[ \t]*\n[ \t]*", "\n", normalize_newlines(text))
+
+
 def unwrapped(text: str) -> str:
     """The text with a line for each paragraph: a single newline becomes a space, blank lines become one newline."""
 

@@ -112,6 +112,11 @@ class Vocab:
         """The ids of a text, int32 `[N]`. Raises DataError as `tokenize` and `encode`."""
         return self.encode(self.tokenize(text))
 
+    @property
+    def newline_id(self) -> int:
+        """The id of what a newline is: among words `<eos>`; -1 if the training text had none."""
+        return self.ids.get(self.tokens.ends[0], -1)
+
     def decode_text(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
         return "".join(self.tokens.pieces(self.decode(ids)))
@@ -136,11 +141,15 @@ class Vocab:
         return TextSize(*map(int, total))
 
     def _measured(self, names: Sequence[str]) -> np.ndarray:
+        """The fields of `TextSize` [4]."""
         if self.kind == "words":
-            return _measured(len(names), "".join(self.tokens.pieces(names)).encode())
-        ids, data = self.ids, self.token_bytes
-        parts = (data[ids[name]] if name in ids else self.tokens.data(name) for name in names)
-        return _measured(len(names), b"".join(parts))
+            data = "".join(self.tokens.pieces(names)).encode()
+        else:
+            ids, known = self.ids, self.token_bytes
+            data = b"".join(known[ids[name]] if name in ids else self.tokens.data(name) for name in names)
+        text = data.decode("utf-8", "replace")
+        characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
+        return np.array([len(names), len(data), characters, len(text.split()) + text.count("\n")])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
@@ -249,10 +258,3 @@ def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str
     """
     words = [word for word, count in counts.items() if (count >= min_count or word == kind.newline) and word != UNK]
     return [*words, UNK] if kind.kind == "words" or len(words) < len(counts) else words
-
-
-def _measured(tokens: int, data: bytes) -> np.ndarray:
-    """The fields of `TextSize` [4]."""
-    text = data.decode("utf-8", "replace")
-    characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
-    return np.array([tokens, len(data), characters, len(text.split()) + text.count("\n")])

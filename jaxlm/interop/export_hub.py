@@ -41,18 +41,20 @@ WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f
 _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 
 
-def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str | int = "last") -> None:
-    """Writes the folder; each checkpoint that the run kept by words seen is a folder in it: chck_1M, chck_2M, ...
+def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) -> None:
+    """Writes the folder, of the step `which` of a run; each checkpoint that the run kept by words is a folder in it.
 
     Raises JaxlmError where modeling_jaxlm.py has no such layer, or other programs no such tokenizer; OSError.
     """
     _cell_of(model.config.model)  # raises before a directory is made
     end = model.vocab.words[model.vocab.eos]
     if _is_json(model.vocab) and end not in ("\n", "\u010a", "<0x0A>"):
-        raise JaxlmError(
-            f"other programs would not read a newline as {end!r}, as the model does: export it --to stablehlo"
-        )
-    exported = run and int(checkpoint.find(run, which).name)
+        why = f"other programs would not read a newline as {end!r}, as the model does"
+        raise JaxlmError(f"{why}: export it --to stablehlo")
+    if model.vocab.kind != "words" and model.vocab.newline_id < 0:
+        why = "other programs begin a text with a newline, and the model's training text had none"
+        raise JaxlmError(f"{why}: export it --to stablehlo, or train on a text of more than one line")
+    exported = run and int(which)
     with new_folder(out) as folder:
         _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == exported] if run else [])
         for step, manifest in checkpoint.manifests(run).items() if run else ():
@@ -134,30 +136,27 @@ def _cell(text: object) -> str:
     return found.replace("<", "&lt;").replace("{", "(").replace("}", ")")
 
 
-def token_names(vocab: Vocab) -> list[str]:
-    """The name of each id in these files: jaxlm's, but for the newline's, which is always "\\n" in exact kinds."""
-    names, end = list(vocab.words), vocab.eos
-    if vocab.kind != "words" and not _is_json(vocab) and vocab.token_bytes[end] == b"\n":
-        names[end] = "\n"
-    return names
-
-
 def special_tokens(vocab: Vocab) -> dict[str, int]:
     """{name in tokenizer_config.json: id}. What ends a sentence also begins and pads a text."""
-    end = vocab.ids.get(EOS, -1) if vocab.kind == "words" else vocab.eos
-    ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": vocab.unknown_id}
+    end, named = vocab.newline_id, vocab.kind == "words" or _is_json(vocab)  # else a text's <unk> is letters
+    unknown = vocab.unknown_id if named else -1
+    ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": unknown}
     return {name: place for name, place in ids.items() if place >= 0}
 
 
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
-    vocab, names, special = model.vocab, token_names(model.vocab), special_tokens(model.vocab)
-    data, unwrap = model.config.data, model.config.data.lines == "unwrap"
-    # Programs write bos_token + text. Where it is a newline, lines are unwrapped before newlines are cut out.
-    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip"), False), "normalized": unwrap}
+    vocab, names, special = model.vocab, [*model.vocab.words], special_tokens(model.vocab)
+    if vocab.kind != "words" and not _is_json(vocab) and vocab.token_bytes[vocab.eos] == b"\n":
+        names[vocab.eos] = "\n"  # (some kinds have another name for it)
+    data, lines = model.config.data, _LINES[model.config.data.lines]
+    # Programs write bos_token + text. Where it is a newline, lines are joined before newlines are cut out.
+    if lines and isinstance(vocab.tokens, Subwords) and not _is_json(vocab):  # (whose rules may make one a space)
+        lines = (*lines, _replace("\n", "\ue000"))
+    flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip"), False), "normalized": bool(lines)}
     added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
-    if read := [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *_UNWRAP * unwrap]:
+    if read := [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *lines]:
         parts["normalizer"] = _sequence("normalizer", *read, parts.get("normalizer"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -194,12 +193,17 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
 
 # `str.lower` has another sigma at a word's end, which `tokenizers` does not know.
 _FINAL_SIGMA = _replace("(?<=[\\p{L}\\p{M}.])Σ(?![\\p{M}'\u2019.:·]*\\p{L})", "ς")
-# As `unwrapped` does: a newline alone becomes a space, several become one. (The first may be the bos_token.)
-_UNWRAP = (
-    _replace("\r\n?", "\n"),
-    _replace("(?<=[^ \t\n])[ \t]*\n[ \t]*(?![ \t\n]|\\z)", " "),
-    _replace("[ \t]*\n[ \t\n]*", "\n"),
-)
+_NEWLINES = _replace("\r\n?", "\n")
+_LINES = {
+    "eos": (),
+    "stripped": (_NEWLINES, _replace("(?<![ \t])[ \t]*\n[ \t]*", "\n")),
+    # As `unwrapped` does: a newline alone becomes a space, several become one. (The first may be the bos_token.)
+    "unwrap": (
+        _NEWLINES,
+        _replace("(?<=[^ \t\n])[ \t]*\n[ \t]*(?![ \t\n]|\\z)", " "),
+        _replace("(?<![ \t])[ \t]*\n[ \t\n]*", "\n"),
+    ),
+}
 _TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
 
 
@@ -234,7 +238,10 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
     model: dict[str, Any] = {"unk_token": vocab.tokens.unknown, "fuse_unk": True, "byte_fallback": True}
     if message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
-        model |= {"type": "Unigram", "vocab": [*scores.items()], "unk_id": vocab.unknown_id}
+        kinds = [message_fields(piece).get(3, [1])[-1] for piece in proto[1]]
+        pieces = zip(scores.items(), kinds, strict=True)  # (2, 3: unknown, control; no text spells them with a space)
+        named = [(f" {name}" if kind in (2, 3) and name != "\n" else name, score) for (name, score), kind in pieces]
+        model |= {"type": "Unigram", "vocab": named, "unk_id": vocab.unknown_id}
     else:
         pieces = sorted(scores, key=scores.__getitem__, reverse=True)
         cuts = ((name[:at], name[at:]) for name in pieces for at in range(1, len(name)))

@@ -28,7 +28,7 @@ from jaxlm.interop.export_hub import export_hub
 from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
@@ -165,7 +165,7 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
 
     def next_word(tokens: jax.Array, *carry: jax.Array) -> tuple[jax.Array, ...]:
         state = jax.tree.unflatten(structure, carry)
-        features, state = stack.features(recurrent, params, no_noise(recurrent), stack.embed(params, tokens), state)
+        features, state = stack.features(recurrent, params, Noise(), stack.embed(params, tokens), state)
         return heads.logits(recurrent, params, features), *jax.tree.leaves(state)
 
     rows = export.symbolic_shape("B")[0]

@@ -59,11 +59,8 @@ def lstm(model, layer, x, h, c):
 
 
 def gru(model, layer, x, h):
-    r, z, n = (x @ layer.kernel + layer.bias).chunk(3, -1)
-    hr, hz, hn = (h @ layer.recurrent_kernel).chunk(3, -1)
-    z = torch.sigmoid(z + hz)
-    n = torch.tanh(n + torch.sigmoid(r + hr) * (hn + layer.recurrent_bias))
-    return ((1 - z) * n + z * h,)
+    bias = F.pad(layer.recurrent_bias, (2 * h.shape[-1], 0))
+    return (torch.gru_cell(x, h, layer.kernel.T, layer.recurrent_kernel.T, layer.bias, bias),)
 
 
 def mingru(model, layer, x, h):
@@ -79,19 +76,16 @@ def mogrifier(model, layer, x, h, c):
         x, h = (x, h * gate) if place % 2 else (x * gate, h)
     from_x, from_h = x @ layer.kernel[: x.shape[-1]], h @ layer.kernel[x.shape[-1] :]
     if model["layer_norm"]:
-        from_x, from_h = normalised(from_x) * layer.norms.input, normalised(from_h) * layer.norms.state
+        from_x = F.layer_norm(from_x, from_x.shape[-1:], layer.norms.input)
+        from_h = F.layer_norm(from_h, from_h.shape[-1:], layer.norms.state)
     *i, j, f, o = (from_x + from_h + layer.bias).chunk(3 if model["input_gate"] == "coupled" else 4, -1)
     f = torch.sigmoid(f)
     taken = torch.sigmoid(i[0]) if i else 1 - f
     taken = torch.minimum(taken, 1 - f) if model["input_gate"] == "capped" else taken
     c = c * f + taken * torch.tanh(j) * model["update_scale"]
-    shown = normalised(c) * layer.norms.cell + layer.norms.cell_bias if model["layer_norm"] else c
+    shown = F.layer_norm(c, c.shape[-1:], layer.norms.cell, layer.norms.cell_bias) if model["layer_norm"] else c
     clip = model["cell_clip"]
     return torch.tanh(shown) * torch.sigmoid(o), c if clip is None else c.clamp(-clip, clip)
-
-
-def normalised(x):
-    return F.layer_norm(x, x.shape[-1:])
 
 
 CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}  # (step, arrays)

@@ -17,7 +17,7 @@ over T with the optimiser's L2 penalty, clipped; mean is the mean of all paramet
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ class DynamicReader(Reader):
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
-        network, column = replace(self.network, params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
+        network, column = self.network._replace(params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (found, carry) = text_gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, found, column, detail)
         return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
@@ -201,7 +201,7 @@ class AdaptiveScoring:
 def _adapt(network, rate, learnt, tokens, carry, *, detail):
     """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
     params, momentum = learnt
-    network = replace(network, params=params)
+    network = network._replace(params=params)
     grads, (found, carry) = text_gradient(network, tokens, carry, length=tokens.counted.sum())
     scores = own_scores(network, found, tokens, detail)
     updates, momentum = _RULE.update(grads, momentum)

@@ -130,8 +130,12 @@ class TrainedModel:
         return self._tokenizers[name or ""]
 
     def cased(self, text: str) -> str:
-        """A text in lower case, or unwrapped, if the run's text was read so."""
+        """A text in the case and the lines in which the run's text was read."""
         return as_read(self.config.data, text)
+
+    def line_as_read(self, line: str) -> str:
+        """A line, `cased` as it would be after another: without indentation, if the run's text was read so."""
+        return self.cased(f"\n{line}")[1:]
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
         """The tokens of a text of any length in the model's case, a word `<eos>` for each newline; a list as it is.
@@ -389,7 +393,7 @@ def compare(
         """A text's name, its lines without white space, and the nats of each line [L], its end included."""
         name, ids, *_ = lm.read(split, text=text, data_dir=data_dir)
         ids = np.append(lm.vocab.eos, batch(ids, 1)[:, 0])
-        starts = np.flatnonzero(ids[:-1] == lm.vocab.eos)
+        starts = np.flatnonzero(ids[:-1] == lm.vocab.newline_id)
         if len(starts) < 2:
             raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")
         nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
@@ -404,7 +408,8 @@ def compare(
             case = "" if one_case else " in lower case, as one of them reads it,"
             raise DataError(
                 f"the two runs do not read one text: line {number:,} is {line!r:.60} to the first and {its!r:.60} to "
-                f"the other; compare runs on a text{case} that leaves the same words unknown to both"
+                f"the other; compare runs on a text{case} that both read alike (--lines, numbers and marks too) and "
+                f"that leaves the same words unknown to both"
             )
     difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
     means = [difference[rng.integers(L, size=L)].mean() for _ in range(BOOTSTRAPS)]

@@ -126,9 +126,9 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
     Where tokens are pieces of words, a search, the likeliest first, among the pieces of all words; what is less
     probable than `UNLIKELY` is left out. The pieces that write one word, as found so far, are summed.
     """
-    boundaries, end = Boundaries.of(vocab, "word"), vocab.eos
+    boundaries, end = Boundaries.of(vocab, "word"), vocab.newline_id
     found: dict[str, float] = {}
-    if boundaries is None:
+    if boundaries is None or not boundaries.begins.any():
         p = next_word(network, ids)
         return [(vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]]
     heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1]))]

@@ -79,7 +79,7 @@ class LanguageModel(TrainedModel):
     def _network(self, how: SurprisalOptions) -> Network:
         """The network, which also scores the boundaries of words where they are to be corrected."""
         boundaries = self.sentence_reader(how).boundaries if how.boundary == "corrected" else None
-        return replace(self.network, begins=boundaries and jnp.asarray(boundaries.begins))
+        return self.network._replace(begins=boundaries and jnp.asarray(boundaries.begins))
 
     def adaptive(self, rate: float, **options: Any) -> AdaptiveScoring:
         """A `scoring` for `surprisal_stream` that takes a step of SGD after each sentence; its `params` are adapted.
@@ -182,8 +182,8 @@ class LanguageModel(TrainedModel):
 
     def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
-        lowercase, blank = self.config.data.lowercase, how.context == "stream"
-        return SentenceReader(self.vocab, lowercase, self.tokenizer(how.tokenizer), how.punctuation, blank)
+        lowercase, blank, split = self.config.data.lowercase, how.context == "stream", self.tokenizer(how.tokenizer)
+        return SentenceReader(self.vocab, lowercase, self.line_as_read, split, how.punctuation, blank)
 
     def states(
         self, words: Sentence, *, tokenizer: str | None = None, where: str = "the sentence"
@@ -296,7 +296,7 @@ class LanguageModel(TrainedModel):
     def _begun(self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any) -> tuple:
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
-        if stop == "eos" and self.vocab.tokens.ends[0] not in self.vocab.ids:
+        if stop == "eos" and self.vocab.newline_id < 0:
             raise JaxlmError("stop eos ends a text at a newline, and this model's training text had none: leave it out")
         ban = [ban] if isinstance(ban, str) else ban
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos

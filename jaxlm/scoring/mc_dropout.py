@@ -4,7 +4,7 @@ Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: th
 number of the window decide what is dropped. A window is as long as in training.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class MCReader(Reader):
         def add(total, sample):
             number, carry = sample
             noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
-            network = replace(self.network, params=drop_rows(model, noise, self.network.params))
+            network = self.network._replace(params=drop_rows(model, noise, self.network.params))
             found, carry = network.features(inputs[:, None], carry, noise)
             if nats_only:
                 log_p = -network.token_nats(found, targets[:, None], noise)[:, 0]

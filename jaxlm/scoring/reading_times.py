@@ -75,9 +75,8 @@ def span_surprisal(
 
 
 def _as_read(lm: LanguageModel, text: str) -> str:
-    """A text, whose tokens are no words, as the model reads it: in its case, and normalised."""
-    read = lm.vocab.tokenize(text.lower() if lm.config.data.lowercase else text)
-    return "".join(lm.vocab.tokens.pieces(read))
+    """The beginning of a line, whose tokens are no words, as the model reads it: in its case, and normalised."""
+    return "".join(lm.vocab.tokens.pieces(lm.vocab.tokenize(lm.line_as_read(text))))
 
 
 def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
@@ -121,7 +120,7 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
     counts, rest = Counter[bytes](), b""
     for block in blocks:
         data = rest + b"".join(map(vocab.token_bytes.__getitem__, block.tolist()))
-        found[EOS] += int(np.count_nonzero(block == vocab.eos))
+        found[EOS] += int(np.count_nonzero(block == vocab.newline_id))
         words = data.split()
         rest = words.pop() if words and not data[-1:].isspace() else b""
         counts.update(words)

@@ -11,7 +11,7 @@ all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schule
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice, pairwise
@@ -55,7 +55,7 @@ class Boundaries(NamedTuple):
         texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
         own = punctuation == "own"
         begins = np.array([text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts])
-        begins[vocab.eos] = True
+        begins[vocab.newline_id] |= vocab.newline_id >= 0
         blank = np.array([text.isspace() for text in texts])
         return Boundaries(begins, blank, np.array([own and is_punctuation(text[-1:]) for text in texts]))
 
@@ -64,7 +64,8 @@ class Boundaries(NamedTuple):
         ended = self.ends[ids[:-1]]
         begins = (self.begins[ids[1:]] | ended) & ~self.blank[ids[:-1]]
         begins[-1:] = True
-        return np.append(0, 1 + np.flatnonzero(begins)), 1 + np.flatnonzero(begins & ~ended)
+        cuts = begins & ~ended & self.begins.any()  # (none in a text without white space)
+        return np.append(0, 1 + np.flatnonzero(begins)), 1 + np.flatnonzero(cuts)
 
 
 def is_punctuation(text: str) -> bool:
@@ -79,6 +80,7 @@ class SentenceReader:
 
     vocab: Vocab
     lowercase: bool
+    cased: Callable[[str], str]  # a line as the model reads it, where tokens are no words
     split: Tokenizer  # from a line to the pieces of each displayed word, where tokens are words
     punctuation: str  # "word" shows punctuation with its word, "own" as a word of its own
     blank: bool  # whether a sentence may have no words
@@ -98,8 +100,7 @@ class SentenceReader:
             tokens = [piece for word in pieces for piece in word]
             found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
             return replace(found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))]))
-        line = line.lower() if self.lowercase else line
-        tokens = self.vocab.tokenize(line.rstrip()) if isinstance(sentence, str) else check_words(sentence)
+        tokens = self.vocab.tokenize(self.cased(line).rstrip()) if isinstance(sentence, str) else check_words(sentence)
         found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
         starts, cuts = self.boundaries.split(found.ids[1:])
         words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]

@@ -10,7 +10,6 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,8 +105,7 @@ class Item(NamedTuple):
     conditions: dict[str, dict[int, str]]
 
 
-@dataclass(frozen=True)
-class Suite:
+class Suite(NamedTuple):
     """A test suite."""
 
     name: str
@@ -116,8 +114,7 @@ class Suite:
     path: str = "the suite"
 
 
-@dataclass(frozen=True)
-class ItemResult:
+class ItemResult(NamedTuple):
     """An item's surprisals by region, in bits, and which predictions hold; unknown words are counted."""
 
     number: int
@@ -126,8 +123,7 @@ class ItemResult:
     oov: int
 
 
-@dataclass(frozen=True, repr=False)
-class SuiteResult:
+class SuiteResult(NamedTuple):
     """A suite's results."""
 
     suite: Suite

@@ -5,7 +5,6 @@ Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a ch
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import Noise, drop_words, no_noise
+from jaxlm.models.noise import Noise, drop_words
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.devices import by_platform
@@ -24,9 +23,7 @@ NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
 ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A model and its parameters, as a pytree; and which tokens [V] begin a word, where that is to be scored."""
 
     model: Recurrent
@@ -41,7 +38,7 @@ class Network:
         self, tokens: jax.Array, carry: Carry, noise: Noise | None = None, length: jax.Array | None = None
     ) -> tuple[jax.Array, Carry]:
         """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, after `length` steps."""
-        model, noise = stack.exact(self.model), noise or no_noise(self.model)
+        model, noise = stack.exact(self.model), noise or Noise()
         x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
         return stack.features(model, self.params, noise, x, carry, length)
 
@@ -96,8 +93,7 @@ class TokenScores(NamedTuple):
 Scoring = Callable[[Sequence[np.ndarray]], TokenScores]
 
 
-@dataclass(frozen=True)
-class Detail:
+class Detail(NamedTuple):
     """How much to find of each token: its nats; if `full` also entropy and rank; and its `top` likeliest words."""
 
     top: int = 0

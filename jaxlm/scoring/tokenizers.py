@@ -127,5 +127,6 @@ def detokenized(words: Iterable[str]) -> Iterator[str]:
     joined = True
     for word in words:
         shown = READABLE.get(word, word.replace("\\/", "/"))
-        yield shown if joined or word == EOS or word.lower() in ATTACHED else " " + shown
+        joined = joined or word == EOS or word.lower().replace("\u2019", "'") in ATTACHED
+        yield shown if joined else " " + shown
         joined = word == EOS or word.lower() in OPENING
