@@ -134,6 +134,21 @@ def test_a_value_may_need_another_field_of_the_space():
         {"tied": [True], "embedding_size": [8], "hidden_sizes": ["4", "8"]},
         TINY.replace(embedding_size=4, hidden_sizes=(4,)),
     )
+    assert read_space({"dropout_ramp": [0.3, 0.6], "keep_output": [None, 0.5]}, TINY)
+    assert read_space({"nesterov": [True], "momentum": "uniform:0.8:0.9"}, TINY)
+
+
+@pytest.mark.parametrize(
+    ("flags", "space"),
+    [
+        ({"forget_bias": 1.0}, {"model": "mogrifier,gru"}),
+        ({"momentum": 0.9}, {"optimizer": "muon,adamw"}),
+        ({"forget_bias": 1.0}, {"model": "gru,mingru"}),
+    ],
+)
+def test_a_flag_that_some_kinds_would_lose_is_refused(flags, space):
+    with pytest.raises(JaxlmError, match="would not reach each"):
+        with_flags(space, flags, TINY.replace(**flags))
 
 
 def test_a_flag_is_meant_for_all_kinds_of_the_space():

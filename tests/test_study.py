@@ -419,6 +419,58 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
     assert other.ended and [one.number for one in other.records()] == [1, 2, 3]
 
 
+def test_a_trial_that_waits_in_a_living_directory_is_not_lost(two, monkeypatch):
+    """One that no worker has room for, as after a resume with fewer workers."""
+    monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
+    folders, options = two
+    one, other = (open_study(folder, **options) for folder in folders)
+    held, waiting = one.claim(), one.claim()
+    assert held and waiting
+    one.release(waiting)
+    other.claim()  # it has seen the trial that waits
+    for _ in range(4):
+        time.sleep(1.1)
+        one.beat()
+        other.beat()
+    other.claim()
+    assert waiting.trial.number in [record.number for record in one.records()]
+
+
+def test_directories_with_a_damaged_trial_each_do_not_wait_for_one_another(two, monkeypatch):
+    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 600)
+    folders, options = two
+    studies = [open_study(folder, **options) for folder in folders]
+    for study in studies:
+        claim = study.claim()
+        assert claim
+        study.note(claim, MemberResult(claim.trial.number, {}, 0, "damaged"))
+        study.end(claim)
+    finish(studies[0])
+    assert all(study.claim() is None and study.ended for study in studies)
+
+
+def test_a_trial_that_another_directory_trains_on_is_waited_for(two):
+    """One member of it is damaged, the other trains."""
+    folders, options = two
+    plan = make_plan(TINY, {"learning_rate": [0.5, 1.0]}, "grid", None, 2, None, {})
+    one, other = (open_study(folder, plan, **options) for folder in folders)
+    claim = one.claim()
+    assert claim
+    one.note(claim, MemberResult(claim.trial.number, {}, 0, "damaged"))
+    one.note(claim, MemberResult(claim.trial.number, {}, 1, "running"))
+    finish(other)
+    assert not other.ended
+
+
+def test_auto_is_what_the_machine_took_that_began_the_sweep(tmp_path, monkeypatch):
+    how: Any = dict(workers=1, quiet=True, storage=f"sqlite:///{tmp_path / 'db'}")
+    for name, rate in (("one", 9.0), ("two", 0.1)):
+        monkeypatch.setattr("jaxlm.runs.precision.rates", lambda _, rate=rate: {"float32": 1.0, "bfloat16": rate})
+        config = TINY.replace(epochs=1, compute_dtype="auto")
+        found = jaxlm.sweep(config, {"learning_rate": [0.5]}, run_dir=tmp_path / name, **how)
+        assert found.config.model.compute_dtype == "bfloat16"
+
+
 def test_two_directories_of_a_database_begin_no_point_twice(two):
     """Also when both look at the same moment."""
     folders, options = two

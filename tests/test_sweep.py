@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -417,18 +418,29 @@ def test_a_failed_worker_and_a_damaged_trial_leave_the_results(tmp_path, monkeyp
     assert len(found.damaged) == 2 and (tmp_path / "sweep/sweep.json").exists()
 
 
-def test_a_disk_that_fails_once_fails_no_trial(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mistake", [OSError(28, "No space left on device"), MemoryError()])
+def test_a_machine_that_fails_once_fails_no_trial(tmp_path, monkeypatch, mistake):
+    """A disk ends the sweep; what has no memory now is tried again."""
+
     def full(*_, **__):
         with explained(DataError, "x"):
-            raise OSError(28, "No space left on device")
+            raise mistake
 
     how: dict[str, Any] = dict(run_dir=tmp_path / "sweep", workers=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr("jaxlm.sweeps.worker.with_corpus", full)
-        with pytest.raises(JaxlmError, match="No space"):
-            jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, **how)
+        with pytest.raises(JaxlmError, match="No space") if isinstance(mistake, OSError) else nullcontext():
+            found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, **how)
+            assert [member.status for member in found.members] == ["damaged"] * 2
     found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, resume=True, **how)
     assert [member.status for member in found.members] == ["done", "done"]
+
+
+def test_a_corpus_of_the_space_does_not_say_how_the_others_are_read(tmp_path):
+    (text := tmp_path / "novel.txt").write_text("a b c d\n\n" * 6000)
+    config, space = TINY.replace(epochs=1, lines="unwrap"), {"corpus": ["embedded-tiny", str(text)]}
+    found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", workers=1, quiet=True)
+    assert [rundir.saved_config(one.run_dir).data.lines for one in found.members if one.run_dir] == ["eos", "unwrap"]
 
 
 def test_kinds_are_swept_with_fields_of_their_own(tmp_path):

@@ -138,8 +138,11 @@ def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> dict[str, list
     corpus = lm.find_corpus(data_dir=data_dir)
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
     lines = [line.split() if lm.vocab.kind == "words" else line for line in text.split("\n")]
-    scored = _scored(lm, [*filter(None, lines)])  # a line that is cut has no end
-    return {f"The beginning of the test split of {corpus.name}": scored if text.endswith("\n") else scored[:-1]}
+    scored = _scored(lm, [*filter(None, lines)])
+    if not text.endswith("\n"):  # what is cut has no end of its line, nor of its word
+        scored = scored[:-1]
+        scored = scored if lm.vocab.kind == "words" else scored[:-1] or scored
+    return {f"The beginning of the test split of {corpus.name}": scored}
 
 
 def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[str, float]]:

@@ -180,16 +180,20 @@ def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
 def with_flags(space: Mapping[str, Any], given: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """The space with the given fields of the config that its kinds do not take over: they are meant for all kinds.
 
-    Raises JaxlmError as `read_space`.
+    Raises JaxlmError as `read_space`, and for a field that would not reach each kind that has it.
     """
     found = {**space}
     for slot in KINDS.keys() & space.keys():
-        named = extremes(read_space(space, config)[slot])
-        kinds = {type(getattr(config, slot)), *(KINDS[slot][kind] for kind in named)}
+        named = {KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])}
+        kinds = {type(getattr(config, slot)), *named}
         for name, value in given.items():
-            meant = [(specs(kind)[name], getattr(kind, name)) for kind in kinds if name in specs(kind)]
-            if len(meant) == len(kinds) and (meant[0][0].own or len({*meant}) > 1):
+            meant = {kind: (specs(kind)[name], getattr(kind, name)) for kind in kinds if name in specs(kind)}
+            apart = len({*meant.values()}) > 1 or any(spec.own for spec, _ in meant.values())
+            if len(meant) == len(kinds) and apart:
                 found.setdefault(name, [value])
+            elif meant and (not meant.keys() & named or (apart and len(meant) > 1)):
+                why = f"{name} would not reach each {slot} of the space"
+                raise JaxlmError(f"{why}: sweep the kinds that have it apart, or leave it out")
     return found
 
 
@@ -243,7 +247,10 @@ def _check(name: str, space: Space, config: Config) -> None:
     others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
     others = dict(sorted(others.items(), key=lambda item: -len(item[1])))  # short lists vary fastest
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
-    beside = [{}, *(dict(zip(others, combination, strict=True)) for combination in combinations)]
+    static = [dict(zip(others, combination, strict=True)) for combination in combinations]
+    floats = {other: extremes(found) for other, found in space.items() if other != name and _is_float(other)}
+    numbers = {other: next((one for one in values if one is not None), None) for other, values in floats.items()}
+    beside = [{}, *static, *({**numbers, **one} for one in static)]
     for value in extremes(space[name]):
         errors = []
         for other in beside:

@@ -28,9 +28,15 @@ def opened(where: str) -> Any:
     Raises JaxlmError if the storage cannot be used.
     """
     with database_errors(where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
-        if "://" in where:
-            return _database(where)
-        return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
+        if "://" not in where:
+            return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
+        for left in reversed(range(5)):  # another worker may be creating the tables at this moment
+            try:
+                return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
+            except Exception as error:
+                if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
+                    raise
+            time.sleep(1)
 
 
 @contextmanager
@@ -54,16 +60,6 @@ def database_errors(
         raise JaxlmError(f"the study in {without_password(where)} cannot be used ({reason}): {remedy}") from None
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def _database(url: str) -> Any:
-    for left in reversed(range(5)):  # another worker may be creating the tables at this moment
-        try:
-            return optuna.storages.RDBStorage(url, heartbeat_interval=BEAT, grace_period=SILENCE)
-        except Exception as error:
-            if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
-                raise
-        time.sleep(1)
 
 
 class Journal:

@@ -75,8 +75,7 @@ class Study:
             file = folder.append(".claim")
         with file, database_errors(self._where):
             fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
-            for number in self.held:  # (after a suspend a beat may not be due)
-                self._show_life(number)
+            self.beat()
             for frozen in filter(self._is_ours, self._running()):
                 if frozen.number not in self._damaged:
                     with suppress(InUse):
@@ -153,15 +152,16 @@ class Study:
             return claim.trial.should_prune()
 
     def beat(self) -> None:
-        """Notes in a database that this worker lives, at most every `BEAT` seconds."""
-        if time.monotonic() > self._beat + BEAT:
-            self._beat = time.monotonic()
+        """Notes in a database that this directory lives, at most every `BEAT` seconds."""
+        if abs(time.time() - self._beat) > BEAT:  # (a monotonic clock stands still while the machine sleeps)
+            self._beat = time.time()
             with database_errors(self._where):
-                for number in self.held:
+                waiting = [one.number for one in filter(self._is_ours, self._running())]
+                for number in (*self.held, *waiting):
                     self._show_life(number)
 
     def _show_life(self, number: int) -> None:
-        """Notes in a database that a trial's worker lives."""
+        """Notes in a database that a trial's directory lives."""
         if "://" in self._where:
             self._storage.record_heartbeat(self._id(number))
 
@@ -194,8 +194,13 @@ class Study:
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
         with database_errors(self._where):
-            left = {frozen.number for frozen in self._running()} - self._damaged
+            left = {frozen.number for frozen in self._running() if not self._is_left(frozen)} - self._damaged
             return not self.held and not left and len(self._taken()) >= self.plan.trials
+
+    def _is_left(self, frozen: "optuna.trial.FrozenTrial") -> bool:
+        """Whether a trial is a damaged one of another directory, which that one's `--resume` tries again."""
+        statuses = {one.status for one in self._records(frozen)}
+        return not self._is_ours(frozen) and "damaged" in statuses and "running" not in statuses
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""

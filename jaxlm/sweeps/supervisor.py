@@ -106,7 +106,8 @@ def sweep(
     with suppress(JaxlmError):  # (the recipe's own value of a field of the space is never trained, and need not fit)
         fitting = config.replace(**first_values(draft.space))
     loaded, found = with_corpus(fitting, corpus, data_dir)
-    config = config.replace(corpus=found.spec, compute_dtype=loaded.model.compute_dtype, **found.options)
+    read = {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}  # (else of one text alone)
+    config = config.replace(compute_dtype=loaded.model.compute_dtype, **read)
     if config.data.tokenizer_file:  # the sweep may be resumed from another directory
         config = config.replace(tokenizer_file=os.path.abspath(config.data.tokenizer_file))
     plan = replace(draft, config=config, corpus=directory.named(found))
@@ -115,6 +116,10 @@ def sweep(
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         where = _where(folder, storage, resume)
+        if draft.config.model.compute_dtype == "auto":
+            with suppress(JaxlmError):  # begun on another machine, it has that one's
+                config = config.replace(compute_dtype=read_plan(where).config.model.compute_dtype)
+                plan = replace(plan, config=config)
         study = Study(plan, folder, where)
         for note in found.notes:
             view.say(f"!! {note}")

@@ -35,7 +35,8 @@ from jaxlm.training.step import TrainState
 
 POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
-DISK = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE}  # the machine's mistakes
+# The errors that are the machine's, not a trial's.
+MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 Shape = tuple[Any, ...]  # everything that members of one program share
 
@@ -123,9 +124,10 @@ class Worker(Observer):
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # say, a batch too large for the corpus
-                if getattr(error.__context__, "errno", None) in DISK:
-                    raise  # the disk is at fault, not the trial
-                self.study.note(claim, replace(record, status="failed", note=str(error)))
+                if getattr(cause := error.__context__, "errno", None) in MACHINE:
+                    raise  # the machine is at fault, not the trial
+                status = "damaged" if isinstance(cause, MemoryError) else "failed"  # (memory may be free later)
+                self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
                 for note in member.notes:  # such as a damaged newest checkpoint
                     self.say(f"!! trial {record.number} seed {seed}: {note}")
@@ -167,7 +169,7 @@ class Worker(Observer):
             del member.state  # so that the group alone holds the arrays
 
     def trained(self, group: Group) -> None:
-        """Shows the other workers of a shared database that this worker lives."""
+        """Shows the other workers of a shared database that this directory lives."""
         self.study.beat()
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
