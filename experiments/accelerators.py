@@ -18,10 +18,9 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +44,7 @@ ROWS = Path(__file__).resolve().parents[1] / "docs" / "lab" / "accelerators.csv"
 LAUNCH = {"cuda": 2.5e-6, "tpu": 0.5e-6}  # seconds a kernel takes at the least, by common measurements elsewhere
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A device that is not here: its topology's name, memory, bytes a second, and multiplications and additions a
     second in float32 (on a TPU six passes of bfloat16) and bfloat16.
     """
@@ -97,14 +95,6 @@ def devices(target: str) -> list[Any]:
         ) from None
 
 
-def mesh_of(target: str, rows: int, words: int) -> Any:
-    """The mesh of `rows` x `words` of a target's devices, as `jaxlm train --devices --model-devices` makes it."""
-    if (there := len(devices(target))) < rows * words:
-        raise JaxlmError(f"{target} has {there} devices, and {rows} x {words} were asked for: ask for fewer")
-    chosen = np.array(devices(target)[: rows * words]).reshape(rows, words)
-    return Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
-
-
 def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = None) -> Any:
     """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
 
@@ -125,7 +115,12 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     counts, height = config.train, 40 * config.train.longest
     if counts.batch_size % rows:
         raise JaxlmError(f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others")
-    mesh = None if rows * words == 1 else mesh_of(target, rows, words)
+    mesh, there = None, devices(target)
+    if len(there) < rows * words:
+        raise JaxlmError(f"{target} has {len(there)} devices, and {rows} x {words} were asked for: ask for fewer")
+    if rows * words > 1:  # as `jaxlm train --devices --model-devices` makes it
+        chosen = np.array(there[: rows * words]).reshape(rows, words)
+        mesh = Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
     everywhere = jax.tree.map(np.float32, config.recipe), window_plan(config, height).windows(0, 4, 4), np.int32(4)
     recipe, windows, count = described(everywhere, target, mesh, jax.P())
     state = described(shapes_of_state(config), target, mesh)

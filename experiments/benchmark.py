@@ -310,6 +310,10 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.what) - {*SECTIONS, "start-up", "growth"}:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    if args.commits and (other := [one for one in args.what if one != "steps"]):
+        parser.error(f"--commits compares steps: leave {other[0]} out")
+    if "evaluation" in args.what and not {*args.presets} - {*SHORT}:
+        parser.error(f"evaluation leaves {', '.join(args.presets)} out: name another of --presets")
     results: dict[str, list[Row]] = {}
     for what in ["commits"] if args.commits else args.what or ["steps"]:
         if what == "commits":
@@ -318,7 +322,6 @@ def main() -> None:
             rows = start_up(min(args.turns, 5))
         elif what == "growth":
             rows = growth(args.turns)
-            draw(rows, Path("growth.png"))
         else:
             rows = section(what, args.presets, args.turns, args.windows)
         results[what] = rows
@@ -326,6 +329,8 @@ def main() -> None:
             print(table(what, rows), flush=True)
     if args.json:
         print(json.dumps(results, indent=1))
+    if "growth" in results:
+        draw(results["growth"], Path("growth.png"))
 
 
 if __name__ == "__main__":

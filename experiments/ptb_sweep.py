@@ -29,7 +29,9 @@ def arguments(given: list[str]) -> list[str]:
     flags = {token.partition("=")[0] for token in given}
     if "--resume" in flags:
         return given
-    start = [] if "--config" in flags else ["--preset", "small", "--epochs", "5", "--hold", "2"]
+    start = [] if "--config" in flags else ["--preset", "small", "--epochs", "5"]
+    scheduled = {"--config", "--preset", "--schedule"} & flags or any("schedule=" in token for token in given)
+    start += [] if scheduled else ["--hold", "2"]
     if not {"--set", "--space"} & flags:
         fields = {name: f"--{name.replace('_', '-')}" for name in SPACE}
         start += [f"--set={name}={SPACE[name]}" for name, flag in fields.items() if flag not in flags]

@@ -31,10 +31,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import astuple, dataclass, fields
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
 
@@ -46,8 +46,7 @@ HERE = Path(__file__).resolve().parent
 TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, and what they reach on the test split
 
 
-@dataclass(frozen=True)
-class Rung:
+class Rung(NamedTuple):
     target: float  # on validation, at which the clock stops
     corpus: str = "ptb"
     measure: str = "perplexity"
@@ -67,8 +66,7 @@ RUNGS = {
 }
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One run, and a line of the history, in the rung's measure; None: not measured, or never reached."""
 
     date: str
@@ -85,9 +83,6 @@ class Record:
     seconds_in_all: float  # of the command, its test included, and of the evaluation with a cache
     cached_test: float | None  # with a neural cache, whose settings valid chose
     log: str  # the file beside the history that has the run's epochs
-
-
-HEAD = [item.name for item in fields(Record)]  # of the history
 
 
 def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
@@ -166,14 +161,14 @@ def _rows(path: Path, kind: str) -> list[dict]:
 def add(record: Record, path: Path) -> None:
     """Adds a line to the history."""
     with open(path, "a", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerow(astuple(record))
+        csv.writer(file, lineterminator="\n").writerow(record)
 
 
 def begin_history(path: Path) -> None:
     """Makes the history, if it is new. Raises SystemExit or OSError, before hours of training, where it cannot grow."""
     if not path.absolute().parent.is_dir():
         raise SystemExit(f"error: --out {path}: there is no such folder")
-    heads = ",".join(HEAD)
+    heads = ",".join(Record._fields)  # of the history
     with open(path, "a+") as file:
         if file.tell() == 0:
             file.write(f"{heads}\n")

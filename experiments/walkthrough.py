@@ -37,7 +37,7 @@ from PIL import Image as Pillow
 import jaxlm
 from jaxlm.data.windows import batch
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import Noise
 from jaxlm.ops.lstm import LSTMState, lstm
 from jaxlm.ops.softmax import token_nats
 from jaxlm.report.word_map import embedding_map
@@ -304,7 +304,7 @@ print("layer 0", outputs_1.shape, " new state", state_1.c.shape)
 print("layer 1", outputs_2.shape, " new state", state_2.c.shape)
 assert outputs_2.shape == (20, 60, 128)
 
-features, new_carry = stack.features(model, params, no_noise(model), x, zero)  # jaxlm's own
+features, new_carry = stack.features(model, params, Noise(), x, zero)  # jaxlm's own
 assert_allclose(outputs_2, features, atol=1e-6)
 jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-6), carry, new_carry)
 assert all((leaf != 0).any() for leaf in jax.tree.leaves(new_carry))  # something is remembered now
@@ -580,7 +580,7 @@ assert moving.step == 20 and np.mean(costs[-5:]) < 0.95 * costs[0]
 # %%
 @jax.jit
 def read_on(params, tokens, carry):
-    return stack.features(model, params, no_noise(model), params["embedding"][tokens], carry)
+    return stack.features(model, params, Noise(), params["embedding"][tokens], carry)
 
 
 one, middle = read_on(params, tokens[:T], zero)
@@ -738,7 +738,7 @@ for guess, p in predicted:
 print("it went on:", sentence[5])
 
 ids = vocab.encode(sentence[:5])
-features, _ = stack.features(trained, lm.params, no_noise(trained), lm.params["embedding"][ids[:, None]],
+features, _ = stack.features(trained, lm.params, Noise(), lm.params["embedding"][ids[:, None]],
                              stack.zero_carry(trained, 1))
 p_next = jax.nn.softmax(heads.logits(trained, lm.params, features[-1, 0]))
 assert vocab.decode(np.asarray(jnp.argsort(-p_next)[:5])) == [guess for guess, _ in predicted]
@@ -1002,7 +1002,7 @@ check(5, answer_5, jaxlm.preset("zaremba-medium").schedule.factor(0, 9, 1))
 #     ids = [vocab.eos]
 #     for _ in range(10):
 #         x = lm.params["embedding"][jnp.array(ids)[:, None]]
-#         out, _ = stack.features(trained, lm.params, no_noise(trained), x, stack.zero_carry(trained, 1))
+#         out, _ = stack.features(trained, lm.params, Noise(), x, stack.zero_carry(trained, 1))
 #         ids.append(int(heads.logits(trained, lm.params, out[-1, 0]).argmax()))
 #     return ids[1:]
 # ```

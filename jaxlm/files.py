@@ -136,6 +136,8 @@ class Folder:
     def new_folder(self, name: str) -> Iterator["Folder"]:
         """A directory to fill, which appears as `name`, durably, once the block ends without an exception."""
         with self._appearing(name) as partial, self.folder(partial, create=True) as folder:
+            with suppress(OSError):
+                fcntl.flock(folder._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
             folder.sync()
 
@@ -174,15 +176,16 @@ class Folder:
             self.remove(hidden)
 
     def clean(self) -> None:
-        """Removes what killed writers left unfinished or half removed, and no file that a living one writes."""
+        """Removes what killed writers left unfinished or half removed, and nothing that a living one writes."""
         for name in filter(_UNFINISHED.fullmatch, self.names()):
-            try:
-                with self.reader(name) as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            except OSError:  # a folder, say
-                pass
+            with suppress(OSError):
+                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor)
+                try:  # (shared: NFS has no exclusive lock of what is only read)
+                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                finally:
+                    os.close(descriptor)
             self.remove(name)
 
     def sync(self) -> None:

@@ -131,6 +131,8 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--turns 0": "at least 1, found '0'",
         "--windows 0": "at least 1, found '0'",
         "--commits a b": "git knows no commit a here",
+        "kinds --commits a b": "leave kinds out",
+        "evaluation --presets zaremba-large": "name another",
     },
     "peers.py": {
         "": "required: maker, preset",
@@ -195,6 +197,17 @@ def test_a_benchmark_says_why_a_contender_stopped(monkeypatch):
         benchmark.compare([benchmark.Contender("me", "jaxlm", "test", {"learning_rate": -1})], 1, 1)
 
 
+def test_growth_is_told_before_it_is_drawn(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    benchmark = import_module("benchmark")
+    monkeypatch.setattr(benchmark, "growth", lambda turns: [{"ms": 1}])
+    monkeypatch.setattr(benchmark, "draw", lambda *_: sys.exit("no"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "growth", "--json"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert '"ms": 1' in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_members_are_timed_in_every_way_of_a_sweep(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
@@ -243,7 +256,7 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     shootout = import_module("shootout")
     line = ["shootout.py", "--texts", "embedded-tiny", "--minutes", "1", "--parameters", "21000", "--trials", "2"]
     monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
-    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: 30.0)
+    monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 30.0))
     trained, runs = shootout.trained, []
 
     def interrupted(config, corpus, folder):
@@ -255,7 +268,7 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     monkeypatch.setattr(shootout, "trained", interrupted)
     with pytest.raises(KeyboardInterrupt):
         shootout.main()
-    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: pytest.fail("it was measured already"))
+    monkeypatch.setattr(shootout, "seconds_of", lambda *_: pytest.fail("it was measured already"))
     shootout.main()
     rows = list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
     assert [(row["cell"], row["seed"]) for row in rows] == [(cell, seed) for cell in ("lstm", "gru") for seed in "01"]
@@ -286,9 +299,9 @@ def test_a_text_with_another_preset_has_epochs_of_its_own(monkeypatch, tmp_path)
         preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"] * 2, minutes=[1.0] * 2
     )
     for text, seconds in {"embedded-tiny": 30.0, "embedded-tiny:tied-fast": 10.0}.items():
-        monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_, seconds=seconds: seconds)
+        monkeypatch.setattr(shootout, "seconds_of", lambda *_, seconds=seconds: (0.5 * seconds, seconds))
         (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text] * 2))
-        assert (cell.text, cell.config.train.epochs) == (text, 60 / seconds)
+        assert (cell.text, cell.config.train.epochs) == (text, round((60 - 0.5 * seconds) / seconds))
 
 
 def test_a_text_of_dots_is_kept_below_the_run_directory(monkeypatch, tmp_path):
@@ -296,7 +309,7 @@ def test_a_text_of_dots_is_kept_below_the_run_directory(monkeypatch, tmp_path):
     shootout = import_module("shootout")
     (tmp_path / "a.txt").write_text("a b c d\n" * 9000)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(shootout, "seconds_of_epoch", lambda *_: 1.0)
+    monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 1.0))
     given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"], minutes=[1.0])
     (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path / "s", texts=["."]))
     assert len(cell.folder.relative_to(tmp_path / "s").parts) == 3

@@ -109,6 +109,7 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
         (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
         (["--steps", "-1"], "at least 0, found '-1'", 2),
+        (["--steps", "3000000000"], "at most 2,147,483,647", 2),
         (["--steps=--"], "--steps", 2),
         (["--devices", "0"], "at least 1, found '0'", 2),
         (["--config", "/no/such.json"], "/no/such.json cannot be read", 1),
@@ -188,7 +189,8 @@ def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(capsys, ["train", "--resume"], "there is no dated run in runs/")
-    refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run that can be resumed")
+    refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run (config.json")
+    refused(capsys, ["info", str(tmp_path)], "holds no run (config.json")
     assert not (tmp_path / "none").exists()
 
 
@@ -240,7 +242,7 @@ def test_a_report_of_no_epoch_is_a_note(tmp_path, capsys):
 
 
 def test_fewer_epochs_than_are_trained_are_refused(capsys, run):
-    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--epochs", "0"], "train.epochs: 1 are trained -> 0")
+    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--epochs", "0"], "train.epochs: 1 are begun -> 0")
 
 
 def test_the_version(capsys):

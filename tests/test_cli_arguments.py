@@ -274,6 +274,9 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
         (["--set", "seed=1,2"], 5, {"seed": "1,2"}),
         (["--config", "own.json"], preset("test").train.epochs, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
         (["--run-dir", "x", "--resume"], Config().train.epochs, {}),
+        (["--schedule", "cosine"], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
+        (["--set", "schedule=cosine,linear"], 5, {"schedule": "cosine,linear"}),
+        (["--preset", "fast-78"], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
     ],
 )
 def test_a_script_sweeps_its_own_space_unless_flags_replace_it(calls, line, epochs, space):

@@ -1,6 +1,8 @@
 """Files that are kept: replaced at once, bounded, sealed, and never reached through a link."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import files, sealed
-from jaxlm.files import Folder, output
+from jaxlm.files import Folder, new_folder, output
 from jaxlm.runs.lock import lock
 
 SPARSE, ROOT = 1 << 40, Path(__file__).resolve().parents[1]
@@ -415,3 +417,27 @@ def test_an_output_outlives_a_run_that_begins_beside_it(tmp_path):
             assert not (tmp_path / ".partial-dead-0123456789abcdef").exists()
         file.write(b"1")
     assert (tmp_path / "x.tsv").read_bytes() == b"1"
+    with new_folder(tmp_path / "adapted") as folder:
+        (tmp_path / ".partial-dead-0123456789abcdef").mkdir()
+        with lock(tmp_path):
+            assert not (tmp_path / ".partial-dead-0123456789abcdef").exists()
+        folder.write("x", b"1")
+    assert (tmp_path / "adapted/x").read_bytes() == b"1"
+
+
+def test_a_lock_of_what_is_only_read_is_a_shared_one(tmp_path, monkeypatch):
+    """NFS has no other (flock(2))."""
+    flock = fcntl.flock
+
+    def nfs(file, operation):
+        writable = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and not writable:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with Folder.open(tmp_path) as folder:
+        with folder.replacing("x") as file:
+            folder.clean()
+            file.write(b"1")
+        assert folder.read("x", 9) == b"1"

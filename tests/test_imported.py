@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from interop_files import ROOT, Storages, golden, recorded, torch_answers, weights, zip_file
+from language_models import small_lm
 
 import jaxlm
 from jaxlm.cli import main
@@ -280,6 +281,16 @@ def test_dropout_may_be_added_and_a_config_s_own_model_must_fit(place):
     assert init_config(lm, fits, {}, own_model=True).model.keep_embedding == 0.9
     with pytest.raises(JaxlmError, match=r"hidden_sizes: \(3, 5\) -> \(256, 128\)"):
         init_config(lm, jaxlm.Config(), {}, own_model=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("hgrn2", {"heads": 1}), ("lstm", {"scale_embedding": True}), ("mogrifier", {"input_gate": "capped"})],
+)
+def test_parameters_are_not_read_as_another_function(kind, changes):
+    lm = small_lm(kind)
+    with pytest.raises(JaxlmError, match=f"{next(iter(changes))}: "):
+        init_config(lm, lm.config, changes)
 
 
 def test_there_must_be_a_run_to_begin_from(place, tmp_path, capsys):

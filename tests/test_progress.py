@@ -17,12 +17,12 @@ NAN, INF = float("nan"), float("inf")
 PHASES = """
 import time
 from jaxlm.report.progress import EpochResult, Progress
-with Progress(15, 700, 1200, "some-corpus") as bar:
+with Progress(15, 15 * 700, 1200, "some-corpus") as bar:
     for epoch in (9, 10):
         now = EpochResult(epoch, 0.0123, 12345.67, 12345.67)
-        bar.advance(now, 350)
+        bar.advance(now, 350, 700, 700 * epoch - 350)
         time.sleep(0.3)
-        bar.advance(now, 700)
+        bar.advance(now, 700, 700, 700 * epoch)
         bar._bar.refresh()
         time.sleep(0.05)
         for phase in ("validating", "saving"):
@@ -46,12 +46,12 @@ def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
     """What is printed of a run on a corpus whose name looks like markup."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width)
-    with Progress(epochs, 10, 1200, "my [bold] text", console) as bar:
+    with Progress(epochs, 10 * epochs, 1200, "my [bold] text", console) as bar:
         bar.say("a loud\nword", loud=True)
         bar.say("a [quiet] word")
         for epoch in range(1, epochs + 1):
             for done in (4, 8, 10):
-                bar.advance(EpochResult(epoch, 0.25, NAN if done == 4 else 1234.567), done)
+                bar.advance(EpochResult(epoch, 0.25, NAN if done == 4 else 1234.567), done, 10, 10 * epoch - 10 + done)
             bar._bar.refresh()
             bar.epoch(EpochResult(epoch, 0.25, 200.004), 12345.6, 61.23, None if epoch == 1 else 99.5)
     bar.summary([("test perplexity", "118.40"), ("checkpoint", "runs/" + "long" * 30)], "done")
@@ -158,10 +158,10 @@ def test_a_run_in_a_real_terminal(tmp_path, columns):
 
 def test_speed_and_time_left_of_a_resumed_run_count_only_its_own_windows():
     clock = [0.0]
-    bar = Progress(15, 100, 1200, "ptb", Console(file=io.StringIO(), force_terminal=True))
+    bar = Progress(15, 1500, 1200, "ptb", Console(file=io.StringIO(), force_terminal=True))
     bar._bar.get_time = bar._bar.tasks[0]._get_time = lambda: clock[0]
     for done in (50, 60, 70):  # epoch 11 of 15: ten windows each two seconds
-        bar.advance(EpochResult(11, 1.0, 100.0), done)
+        bar.advance(EpochResult(11, 1.0, 100.0), done, 100, 1000 + done)
         clock[0] += 2
     task = bar._bar.tasks[0]
     assert task.speed == 5 and task.time_remaining == (1500 - 1070) / 5
@@ -191,10 +191,10 @@ def test_no_text_of_a_file_controls_the_terminal(terminal):
 def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch):
     clock, file = [0.0], io.StringIO()
     monkeypatch.setattr("jaxlm.report.progress.monotonic", lambda: clock[0])
-    with Progress(2, 100, 1200, "ptb", Console(file=file)) as bar:
+    with Progress(2, 200, 1200, "ptb", Console(file=file)) as bar:
         for window in range(1, 101):
             clock[0] += 1
-            bar.advance(EpochResult(1, 0.5, 100.0), window)
+            bar.advance(EpochResult(1, 0.5, 100.0), window, 100, window)
         clock[0] += 29
         bar.doing("validating")
         clock[0] += 5
@@ -212,7 +212,7 @@ def test_an_estimated_training_perplexity_is_said_to_be_one(terminal, monkeypatc
     monkeypatch.setattr("jaxlm.report.progress.LINE_SECONDS", 0)
     file = io.StringIO()
     with Progress(1, 10, 1200, "ptb", Console(file=file, force_terminal=terminal, width=120)) as bar:
-        bar.advance(EpochResult(1, 1.0, 90.0, train_estimated=True), 5)
+        bar.advance(EpochResult(1, 1.0, 90.0, train_estimated=True), 5, 10, 5)
         bar._bar.refresh()
         bar.epoch(EpochResult(1, 1.0, 90.0, 118.0, train_estimated=True), 1, 1)
     assert file.getvalue().count("perplexity 90.00 (an estimate)") >= 2

@@ -1,5 +1,6 @@
 """Windows of random length: a function of the step, padded so that nothing compiles anew; and small batches."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -234,3 +235,14 @@ def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
 def test_what_means_nothing_is_refused_in_a_sentence_with_both_fields(changes, message):
     with pytest.raises(JaxlmError, match=message):
         jaxlm.preset("small").replace(**changes)
+
+
+def test_windows_of_an_epoch_are_counted_by_its_own_number(corpus, monkeypatch, capsys):
+    monkeypatch.setattr("jaxlm.report.progress.LINE_SECONDS", 0)
+    jaxlm.train(CONFIG.replace(epochs=3, windows_per_call=1), corpus)
+    counts = re.findall(r"epoch (\d+)/3, window ([\d,]+)/([\d,]+)", capsys.readouterr().out)
+    numbers = [[int(part.replace(",", "")) for part in found] for found in counts]
+    assert numbers and all(window <= of for _, window, of in numbers)
+    ends = {epoch: (window, of) for epoch, window, of in numbers}
+    assert [*ends] == [1, 2, 3] and all(window == of for window, of in ends.values())
+    assert len({of for _, of in ends.values()}) > 1

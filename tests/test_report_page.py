@@ -417,10 +417,32 @@ def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(t
     assert "bits a word over 400 words" in words  # and no end of the line that is cut
 
 
+def test_the_beginning_of_a_text_of_pieces_ends_with_a_whole_word(tmp_path, monkeypatch):
+    (text := tmp_path / "text").write_text("abcdefghi jklmnopqr\n" * 1200)
+    options = dict(corpus=str(text), tokens="characters", epochs=1)
+    jaxlm.train(TINY.replace(**options), run_dir=tmp_path / "run", steps=1, quiet=True)
+    monkeypatch.setattr(report_file, "TEST_WORDS", 405)
+    (scored,) = report_file._test_text(jaxlm.load(tmp_path / "run"), None).values()
+    assert {word for word, _ in scored} <= {"abcdefghi", "jklmnopqr", "<eos>"} and len(scored) > 40
+
+
 def test_a_timing_that_is_damaged_is_passed_over(run):
     with open(run / "timing.jsonl", "a") as file:
         file.write('{"epoch":1,"sec\n[]\n{"epoch":2,"seconds":"nan","words_per_second":1}\n')
     assert [*report_file.run_record(run, "run").timing] == [1]
+
+
+def test_runs_that_ended_elsewhere_are_no_seeds_of_one_config():
+    """`--steps` is in no config."""
+    of = {"kind": "test", "checkpoint": "last", "test_perplexity": 118.0}
+    found = groups([run_record("a", 0, tests=[of | {"step": 12}]), run_record("b", 1, tests=[of | {"step": 7}])])
+    assert [len(group.runs) for group in found] == [1, 1]
+    assert {group.settings["finished"] for group in found} == {"after 12 windows", "after 7 windows"}
+    whole = jaxlm.preset("small").replace(epochs=2)
+    found = groups(
+        [run_record(str(rows), config=whole.replace(batch_size=rows), tests=[of | {"step": rows}]) for rows in (5, 6)]
+    )
+    assert len(found) == 2 and "finished" not in found[0].settings
 
 
 def test_numbers_of_a_table_have_four_digits_and_no_powers_below_a_million():

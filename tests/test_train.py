@@ -19,7 +19,7 @@ from processes import MILESTONES, WINDOWS, assert_same, kept
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
-from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
+from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, ram
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
@@ -483,3 +483,14 @@ def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
     jaxlm.train(config, steps=8, quiet=True)
     begun, logged = ([(what, step) for step in range(0, 8, 2)] for what in ("begins", "logged"))
     assert events == [*begun[:2], logged[0], begun[2], *logged[1:3], begun[3], logged[3]]  # at an edge all are logged
+
+
+def test_fewer_epochs_than_are_begun_are_refused(train):
+    train(steps=WINDOWS + 5)
+    with pytest.raises(RunDirError, match=r"train.epochs: 2 are begun -> 1"):
+        train(CONFIG.replace(epochs=1))
+
+
+def test_a_test_split_of_one_token_is_named(train, corpus):
+    with pytest.raises(DataError, match="the test split has 1 tokens, and a test reads at least 2"):
+        train(corpus=dataclasses.replace(corpus, test=corpus.test[:1]))

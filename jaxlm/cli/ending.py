@@ -18,7 +18,7 @@ from jaxlm.terminal import printable, say
 FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by parsing.py)
 EXIT_CODES = """\
 exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
-3 the run diverged; 128 + N stopped by signal N, saved and ready for --resume
+3 the run diverged; 128 + N ended by signal N (the first saves a run)
 JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
 MOST_SHOWN = 1000  # characters of an error
 LEAST_MEMORY = 3 << 29  # bytes of address space; with less, a thread that cannot start ends the process

@@ -60,13 +60,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def whole(low: int = 0) -> Callable[[str], int]:
-    """The type of an argument that takes a whole number of at least `low`."""
+    """The type of an argument that takes a whole number from `low` to `LARGEST`."""
 
     def read(text: str) -> int:
         with suppress(ValueError):
             if low <= int(text) <= LARGEST:
                 return int(text)
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least {low:,}, found {text!r}")
+        limits = f"of at most {LARGEST:,} and at least {low:,}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {limits}, found {text!r}")
 
     return read
 

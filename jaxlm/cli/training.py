@@ -44,7 +44,7 @@ examples:
   jaxlm sweep --set learning_rate=log:0.1:10 --strategy tpe --trials 30
   jaxlm sweep --run-dir runs/mine --resume     on this machine or another
 """
-STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a journal in RUN_DIR); it is kept nowhere"
+STORAGE = "the URL of a database for Optuna's study ($JAXLM_STORAGE, else a journal in RUN_DIR); it is not saved"
 
 
 @contextmanager
@@ -84,12 +84,12 @@ def new_run(label: str) -> Iterator[Path]:
         type=whole(1),
         metavar="N",
         rare=True,
-        help="spread a batch's rows over N devices (the most that divide them)",
+        help="devices that share a batch's rows (default: most that divide)",
     ),
     argument("--model-devices", type=whole(1), metavar="M", default=1, rare=True, help="spread the vocabulary too (1)"),
-    argument("--coordinator", metavar="HOST:PORT", rare=True, help="where process 0 of many can be reached"),
-    argument("--processes", type=whole(1), metavar="N", rare=True, help="how many there are (1: train alone)"),
-    argument("--process", type=whole(), metavar="I", rare=True, help="which one this is, from 0"),
+    argument("--coordinator", metavar="HOST:PORT", rare=True, help="address of process 0"),
+    argument("--processes", type=whole(1), metavar="N", rare=True, help="number of processes (1: train alone)"),
+    argument("--process", type=whole(), metavar="I", rare=True, help="this process's index, from 0"),
     add_config_flags,
     epilog=EPILOG,
 )
@@ -121,6 +121,9 @@ def train(args: argparse.Namespace) -> int:
     else:
         start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))
+        limited = args.config and config.data.tokens in ("words", "characters")
+        if limited and {"corpus", "tokens"} & changes(args).keys() and "vocab_size" not in changes(args):
+            say(f"vocab_size is {config.model.vocab_size:,}, as in {args.config}: --vocab-size changes it")
         for sentence in changed_kinds(start, changes(args)):
             say(sentence)
 

@@ -133,11 +133,9 @@ def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
 
 def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
     """Makes x the epochs, from 0 to the last window, with ticks at whole numbers."""
-    from matplotlib.ticker import MaxNLocator
-
     ends = [end for run in runs for end in (*run.window_ends()[-1:], *(row["epoch"] for row in run.epochs))]
     axes.set(xlim=(0, max([1.0, *ends]) * 1.02), xlabel="epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
 
 
 def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -150,17 +150,24 @@ def render(
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
-    """The runs of one corpus by their configs, the lowest mean validation perplexity first; what has no test apart."""
+    """The runs of one corpus by their configs and ends, the lowest mean validation perplexity first."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
-    found, some_unfinished = [], len({bool(run.tests) for run in runs}) > 1
-    for members in _together(runs, lambda run: (bool(run.tests), *sorted(run.settings.items()))):
+    found, several_ends = [], len({*map(_finished, runs)}) > 1
+    for members in _together(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
-        if some_unfinished:
-            settings["finished"] = "yes" if members[0].tests else "no"
+        if several_ends:
+            settings["finished"] = _finished(members[0])
         valid = mean_and_deviation([run.valid_perplexity for run in members])
         found.append(Seeds(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
+
+
+def _finished(run: RunRecord) -> str:
+    """Whether a run was tested, and after how many windows where `--steps`, which is in no config, cut it."""
+    cut = not run.config.train.patience and len(run.epochs) < run.config.train.epochs
+    steps = run.tested().get("step", 0) if cut else 0
+    return (f"after {steps:,} windows" if steps else "yes") if run.tests else "no"
 
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:

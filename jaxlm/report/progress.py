@@ -63,19 +63,10 @@ class Progress:
     seconds. Each finished epoch has a line. The words of a window are counted over all rows.
     """
 
-    def __init__(
-        self,
-        total_epochs: int,
-        windows_per_epoch: int,
-        words_per_window: int,
-        corpus: str,
-        console: "Console | None" = None,
-        *,
-        total_windows: int | None = None,
-    ):
+    def __init__(self, epochs: int, windows: int, words_per_window: int, corpus: str, console: "Console | None" = None):
         from rich import progress
 
-        self._epochs, self._windows, self._words = total_epochs, windows_per_epoch, words_per_window
+        self._epochs, self._words = epochs, words_per_window
         self._corpus, self.console = printable(corpus), console or lasting_console()
         self._live = self.console.is_terminal and not self.console.is_dumb_terminal  # so it can move its cursor
         self._bar = progress.Progress(
@@ -90,7 +81,7 @@ class Progress:
             speed_estimate_period=300,
         )
         self._place, self._said = "", monotonic()
-        self._task = self._bar.add_task("starting", numbers="", total=total_windows or total_epochs * windows_per_epoch)
+        self._task = self._bar.add_task("starting", numbers="", total=windows)
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -108,9 +99,9 @@ class Progress:
         shown = Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")
         self.console.print(shown, style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
 
-    def advance(self, so_far: EpochResult, windows: int) -> None:
-        """Moves the bar: so many windows of an epoch are trained."""
-        self._bar.update(self._task, completed=(so_far.epoch - 1) * self._windows + windows)
+    def advance(self, so_far: EpochResult, windows: int, of: int, in_all: int) -> None:
+        """Moves the bar: so many windows of an epoch are trained, `of` how many, and `in_all`."""
+        self._bar.update(self._task, completed=in_all)
         task = self._bar.tasks[0]
         speed, left = task.speed, task.time_remaining
         self._place = f"epoch {so_far.epoch}/{self._epochs}"
@@ -120,7 +111,7 @@ class Progress:
             None if speed is None else f"{speed * self._words:,.0f} words/s",
             f"rate {so_far.learning_rate:.3g}",
         ]
-        self._line(f"{self._place}, window {windows:,}/{self._windows:,}", *numbers)
+        self._line(f"{self._place}, window {windows:,}/{of:,}", *numbers)
         room = self.console.width - len(self._place) - LEAST_BAR - 2
         while len(text := "  ".join(filter(None, numbers))) > room and len(numbers) > 1:
             numbers.pop()

@@ -95,14 +95,12 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
 
 def draw_epochs(axes: Any, trials: Trials) -> None:
     """Draws validation perplexity over the epochs of each trial."""
-    from matplotlib.ticker import MaxNLocator
-
     lines = [drawable(trial.valid_by_epoch) for trial in trials]
     for at, (trial, line) in reversed([*enumerate(zip(trials, lines, strict=True))]):
         gid, colour = marks([f"trial {trial.number}"], str(trial.number)), _colour(at, len(trials))
         axes.plot(np.arange(1, len(line) + 1), line, "o-", color=colour, markersize=3, gid=gid)
     axes.set(xlabel="epoch", ylabel=PERPLEXITY)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
     perplexity_axis(axes, np.concatenate(lines))
 
 

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,10 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
     return log, lambda: writer and writer.close()
 
 
-def _wandb(run_dir: Path, config: dict[str, Any]) -> Opened:
-    wandb: Any = import_module("wandb")
-    run = wandb.init(project=PROJECT, name=run_dir.name, config=config)
-    return lambda step, values: run.log(values, step=step), run.finish
-
-
-def _trackio(run_dir: Path, config: dict[str, Any]) -> Opened:
-    trackio: Any = import_module("trackio")
-    trackio.init(project=PROJECT, name=run_dir.name, config=config)
-    return lambda step, values: trackio.log(values, step=step), trackio.finish
+def _wandb(run_dir: Path, config: dict[str, Any], name: str = "wandb") -> Opened:
+    module: Any = import_module(name)  # (Trackio has the same functions)
+    module.init(project=PROJECT, name=run_dir.name, config=config)
+    return lambda step, values: module.log(values, step=step), module.finish
 
 
 def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
@@ -93,5 +88,5 @@ def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
     return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
 
 
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio, "mlflow": _mlflow}
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": partial(_wandb, name="trackio"), "mlflow": _mlflow}
 _PACKAGES = {"tensorboard": "'jaxlm[tensorboard]'"}

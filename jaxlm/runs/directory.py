@@ -41,8 +41,8 @@ def check(run: str | Path | Folder, resume: bool) -> None:
     with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), Folder.open(run) as folder:
         names = folder.names()
     if resume and CONFIG not in names:
-        remedy = "begin one without --resume, or check the path"
-        raise RunDirError(f"{where} holds no run that can be resumed ({CONFIG} is not there): {remedy}")
+        remedy = "check the path, or train one there, without --resume"
+        raise RunDirError(f"{where} holds no run ({CONFIG} is not there): {remedy}")
     # Files that a process leaves which was killed before config.json was written do not count.
     other = [name for name in names if not re.fullmatch(r"\.lock|\.partial-.*|run\.json", name)]
     if other and not resume:
@@ -158,8 +158,9 @@ def resume(
     changed += [f"corpus {line}" for line in different(began, named(corpus))]
     if found:
         read_prefix(run, found.manifest.metrics)
-        if config.train.epochs < found.manifest.epoch:
-            changed.append(f"train.epochs: {found.manifest.epoch} are trained -> {config.train.epochs}")
+        midway = found.manifest.step > 0 and found.manifest.valid_perplexity is None
+        if config.train.epochs < (begun := found.manifest.epoch + midway):
+            changed.append(f"train.epochs: {begun} are begun -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
             pairs = enumerate(zip_longest(found.vocab.words, corpus.vocab.words))
             first = next((f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), "")

@@ -24,7 +24,8 @@ from jaxlm.scoring.language_model import LanguageModel
 
 FIXED = {  # fields of the model that the parameters fix
     *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),
-    *("projection", "experts", "latent_size", "forget_bias"),
+    *("projection", "experts", "latent_size", "forget_bias", "skip", "scale_embedding"),
+    *("heads", "lower_bound", "gate_cap", "input_gate"),
 }
 
 

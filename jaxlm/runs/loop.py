@@ -96,7 +96,7 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
         for slot, run in runs.items():
             run.end_epoch(perplexities[slot])
     for slot, run in runs.items():
-        if run.at_edge or signal is not None:
+        if run.finished or run.step == run.edge_after(run.step - 1) or signal is not None:
             observer.doing("saving")
             hosts.together(partial(run.save, group.state(slot)))
     if ended:

@@ -114,11 +114,6 @@ class Run:
             edges.append(step - step % every + every)
         return min(edges + [milestone for milestone in self._milestones if milestone > step][:1])
 
-    @property
-    def at_edge(self) -> bool:
-        """Whether a checkpoint is due after the last window."""
-        return self.finished or self.step == self.edge_after(self.step - 1)
-
     @cached_property
     def _milestones(self) -> dict[int, int]:
         """{step: number of words of `keep_checkpoints` that its window reaches}, by step.

@@ -17,7 +17,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
-from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
+from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
 from jaxlm.fields import checked_value, shown
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
@@ -150,9 +150,7 @@ def train(
         run.found = state = None  # the group's are copies
         counts, console = config.train, lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size
-        progress = held.enter_context(
-            Progress(counts.epochs, run.plan.windows_in(0), per_window, corpus.name, console, total_windows=run.last)
-        )
+        progress = held.enter_context(Progress(counts.epochs, run.last, per_window, corpus.name, console))
         for line in (*corpus.notes, *([note] if note else []), *of_dtype, *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
@@ -187,7 +185,8 @@ def with_corpus(
         raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: {remedy}")
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
         check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
-    check_fits("test", len(corpus.test), 1, 1)
+    if (count := len(corpus.test)) < 2:
+        raise DataError(f"the test split has {count} tokens, and a test reads at least 2: use more text")
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options)
     return precision.resolved(config), corpus
 
@@ -221,7 +220,9 @@ class _Reporter(Observer):
         return hosts.agreed(self._stop.signal or 0) or None
 
     def trained(self, group: Group) -> None:
-        self._progress.advance(self._run.so_far, self._run.plan.locate(self._run.step - 1)[1] + 1)
+        plan, step = self._run.plan, self._run.step
+        epoch, window = plan.locate(step - 1)
+        self._progress.advance(self._run.so_far, window + 1, plan.windows_in(epoch), step)
 
     def doing(self, what: str) -> None:
         self._progress.doing(what)
