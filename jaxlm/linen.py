@@ -132,8 +132,8 @@ class LanguageModel(nn.Module):
 
         Returns:
             The carry after the steps that count (with `seq_lengths`, without a gradient); and logits [B, T, V] in the
-            parameters' dtype (of a mixture, log p), or where there are targets the sum of their nats, for which no
-            logits are held in memory.
+            parameters' dtype (of a mixture, log p), or where there are targets the sum of their nats (with
+            `sampled_words`, unless deterministic, an estimate), for which no logits are held in memory.
         """
         drops = is_random(self.model) and not deterministic and not self.is_initializing()
         key, params = self.make_rng("dropout") if drops else None, dict(self.variables["params"])

@@ -53,8 +53,8 @@ def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.
 def switched(state: TrainState) -> TrainState:
     """The state from which on the parameters are averaged."""
     assert state.validations is not None and state.validations.switch is not None
-    switch = replace(state.validations.switch, averaging=jnp.bool_(True))
-    return replace(state, validations=replace(state.validations, switch=switch))
+    switch = state.validations.switch._replace(averaging=jnp.bool_(True))
+    return replace(state, validations=state.validations._replace(switch=switch))
 
 
 class Replay:

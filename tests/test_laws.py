@@ -12,7 +12,7 @@ from recipes import BASE, CASES, COVERING, HIDDEN, MODEL_CASES, USUAL_MODELS, B,
 import jaxlm
 from jaxlm.fields import specs
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import Noise
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import eval_step, stream_nats
@@ -33,7 +33,7 @@ _eval_step, _token_nats, _logits = jax.jit(eval_step), jax.jit(heads.token_nats)
 
 @jax.jit
 def features_of(model, params, inputs):
-    return stack.features(model, params, no_noise(model), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
+    return stack.features(model, params, Noise(), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
 
 
 def started(config, seed=0):

@@ -27,7 +27,7 @@ def test_each_matrix_is_orthogonalised_as_optax_does(shape):
 
 def test_singular_values_end_near_one():
     values = np.linalg.svd(orthogonalized(jax.random.normal(jax.random.key(1), (2, 32, 20)), 5), compute_uv=False)
-    assert values.min() > 0.6 and values.max() < 1.3
+    assert values.min() > 0.68 and values.max() < 1.21
 
 
 def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smallest_value_that_it_aims_at():

@@ -84,6 +84,7 @@ def test_half_precision_computes_in_half_precision():
     nnx.update(half, nnx.state(ours, nnx.Param))
     assert half(X).dtype == jnp.bfloat16
     np.testing.assert_allclose(half(X), ours(X), atol=0.03)
+    assert (half(X) != ours(X).astype(jnp.bfloat16)).any()
 
 
 def test_the_options_of_a_call_come_before_those_of_the_module():

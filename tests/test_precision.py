@@ -12,6 +12,8 @@ from recipes import BASE, CASES, KINDS, B, T
 
 import jaxlm
 from jaxlm.errors import JaxlmError
+from jaxlm.models import stack
+from jaxlm.models.noise import Noise
 from jaxlm.ops.softmax import summed_nats
 from jaxlm.runs import precision
 from jaxlm.runs.directory import saved_config, saved_record
@@ -152,3 +154,12 @@ def test_costs_of_both_dtypes_stay_near():
         for dtype in ("float32", "bfloat16")
     )
     np.testing.assert_allclose(second.params["layers"][0]["kernel"], first.params["layers"][0]["kernel"], atol=0.02)
+
+
+def test_the_root_of_the_width_multiplies_exactly_in_bfloat16(monkeypatch):
+    config = BASE.replace(embedding_size=912, hidden_sizes=(912,), scale_embedding=True)
+    monkeypatch.setattr(type(config.model), "apply_layer", lambda self, params, x, state, noise, length: (x, state))
+    x = jnp.full((1, 1, 912), 1 / 3, jnp.bfloat16)
+    params = {"layers": ({},)}
+    y = stack.last_outputs(config.model, params, Noise(), x, ((),))[1]
+    assert (y == jnp.bfloat16(float(x[0, 0, 0]) * 912**0.5)).all() and y.dtype == jnp.bfloat16

@@ -10,7 +10,7 @@ from recipes import BASE, B, T, V
 from test_softmax import draw
 
 from jaxlm.errors import JaxlmError
-from jaxlm.models.noise import draw_noise, no_noise
+from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.ops import softmax
 from jaxlm.ops.sampled_softmax import Drawn, draw_words, inclusion, summed_nats, summed_nats_reference
 from jaxlm.training.gradient import minimised
@@ -89,7 +89,7 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
 def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():
     config = BASE.replace(sampled_words=4)
     state = init_state(config.recipe, jax.random.key(0), B)
-    assert state.key is not None and no_noise(config.model).drawn is None
+    assert state.key is not None and Noise().drawn is None
     noise = [draw_noise(config.model, jax.random.fold_in(state.key, step), T, B) for step in range(2)]
     first, second = (one.drawn for one in noise)
     assert first is not None and second is not None and len(first.ids) == 4
@@ -101,7 +101,7 @@ def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_n
             minimised(config.recipe, state.params, noise, tokens[:-1], tokens[1:], state.carry, exact=exact)[1][0]
         )
 
-    everything = cost(no_noise(config.model))
+    everything = cost(Noise())
     assert cost(noise[0]) != pytest.approx(everything, rel=1e-4)
     assert cost(noise[0], exact=True) == pytest.approx(everything, rel=1e-6)
 

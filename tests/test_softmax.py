@@ -174,3 +174,11 @@ def test_shapes_and_types_that_do_not_fit_are_named(change, message):
     names = ("x", "kernel", "bias", "targets", "weights")
     with pytest.raises(ValueError, match=message):
         summed_nats(**{**dict(zip(names, draw(3, 4, 5, jnp.float32), strict=True)), **change})
+
+
+@pytest.mark.parametrize("rows", [100, 250, 1000])
+def test_no_chunk_is_padding_alone(rows):
+    T, tokens = 20, jnp.zeros((20, rows))
+    cut, _ = softmax.chunking(True, tokens.shape, (128, 10_000))
+    chunks, steps, batch = jax.eval_shape(cut, tokens).shape
+    assert (chunks - 1) * steps * batch < T * rows

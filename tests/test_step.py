@@ -14,7 +14,7 @@ from jaxlm.data.windows import WindowPlan
 from jaxlm.models import heads, stack
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.mogrifier import Mogrifier
-from jaxlm.models.noise import Noise, draw_noise, no_noise
+from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
@@ -42,7 +42,7 @@ def state_of(recipe=RECIPE, seed=0):
 
 
 def outputs(model, params, x, carry, noise=None):
-    return stack.features(model, params, no_noise(model) if noise is None else noise, x, carry)
+    return stack.features(model, params, Noise() if noise is None else noise, x, carry)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxlm.errors import DataError
 from jaxlm.models import stack
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.noise import no_noise
+from jaxlm.models.noise import Noise
 from jaxlm.ops.softmax import token_nats_reference
 from jaxlm.scoring.stream import stream_nats
 
@@ -25,7 +25,7 @@ def plain_nats(ids: np.ndarray, B: int, T: int) -> float:
     rows = ids[: len(ids) // B * B].reshape(B, -1).T
     length = (len(rows) - 1) // T * T
     x = stack.embed(PARAMS, jnp.asarray(rows[:length]))
-    h, _ = stack.features(MODEL, PARAMS, no_noise(MODEL), x, stack.zero_carry(MODEL, B))
+    h, _ = stack.features(MODEL, PARAMS, Noise(), x, stack.zero_carry(MODEL, B))
     return float(
         token_nats_reference(
             h.reshape(-1, 3),

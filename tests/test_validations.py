@@ -73,8 +73,8 @@ def iterates(config, steps, averaging_from):
     for at in range(steps):
         if at == averaging_from:
             assert state.validations is not None and state.validations.switch is not None
-            memory = replace(state.validations, switch=replace(state.validations.switch, averaging=jnp.bool_(True)))
-            state = replace(state, validations=memory)
+            switch = state.validations.switch._replace(averaging=jnp.bool_(True))
+            state = replace(state, validations=state.validations._replace(switch=switch))
         recipe = config.replace(learning_rate=0.1 * (at + 1)).recipe
         state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
         told.append(np.asarray(state.params["embedding"], np.float64))

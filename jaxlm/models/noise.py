@@ -25,10 +25,10 @@ _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """What a window keeps. Where a tuple is empty nothing is dropped in any layer."""
+    """What a window keeps; as it is by default, everything. Where a tuple is empty nothing is dropped in any layer."""
 
-    embedding: Bool[Array, "_ B E"] | None  # units of the embedded input; locked, [1, B, E] for all steps
-    outputs: tuple[Mask, ...]  # for each layer, units of its output [T, B, H] or [1, B, H]
+    embedding: Bool[Array, "_ B E"] | None = None  # units of the embedded input; locked, [1, B, E] for all steps
+    outputs: tuple[Mask, ...] = ()  # for each layer, units of its output [T, B, H] or [1, B, H]
     words: Bool[Array, "V 1"] | None = None  # words that an input may read
     recurrent_weights: tuple[Mask, ...] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
     states: tuple[Mask, ...] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
@@ -36,11 +36,6 @@ class Noise:
     updates: tuple[Mask, ...] = ()  # for each layer, units of what is written to its cell [B, H]
     carry: Bool[Array, "B 1"] | None = None  # rows whose carry goes on
     drawn: Drawn | None = None  # the words that the softmax's sum is estimated from; None: all of them count
-
-
-def no_noise(model: Recurrent) -> Noise:
-    """The noise of evaluation: none."""
-    return Noise(None, (None,) * len(model.hidden_sizes))
 
 
 def is_random(model: Recurrent) -> bool:
@@ -71,7 +66,7 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
     and may be None where nothing is random.
     """
     if key is None:
-        return no_noise(model)
+        return Noise()
     steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
     keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
         getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")

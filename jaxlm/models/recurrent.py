@@ -91,7 +91,7 @@ class Recurrent:
     )
     keep_words: float | None = probability("a word is kept as an input of the window (none: no dropout)")
     keep_carry: float | None = probability(
-        "a row's carry goes on into the next window, and is not zeroed (none: all go on; arXiv:1909.01792)"
+        "a row's carry is passed to the next window, not zeroed (none: all are passed; arXiv:1909.01792)"
     )
     keep_latent: float | None = probability(
         "a unit of a mixture's latent vectors, or of a projection's output, is kept (none: no dropout)",

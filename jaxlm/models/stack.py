@@ -78,7 +78,8 @@ def last_outputs(
     model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
 ) -> tuple[Units, Units, Carry]:
     """The head's input before dropout falls on it; then what `features` returns."""
-    x = x * jnp.sqrt(model.embedding_size).astype(x.dtype) if model.scale_embedding else x
+    if model.scale_embedding:  # (by the exact root, also of what is bfloat16)
+        x = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * model.embedding_size**0.5).astype(x.dtype)
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
     masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs

@@ -92,11 +92,6 @@ def lstm(
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
 
 
-@jax.custom_vjp
-def _lstm(x, kernel, bias, state, forget_bias, length, kept, keep):
-    return _forward(x, kernel, bias, state, forget_bias, length, kept, keep)[0]
-
-
 def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
     H = state.h.shape[-1]
     gate_bias = bias.at[2 * H : 3 * H].add(forget_bias)
@@ -157,6 +152,7 @@ def _backward(saved, cotangents):
     return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H : 3 * H].sum(), None, None, None
 
 
+_lstm = jax.custom_vjp(lambda *given: _forward(*given)[0])
 _lstm.defvjp(_forward, _backward)
 
 

@@ -76,8 +76,13 @@ def _cell(
     """One step: the new carry and the output. x is [B, E]; without rounds its part of the gates [B, 4H]."""
     others, limits = rest
     h = state.h if limits.state is None else state.h * limits.state
+    for place, bias in enumerate(others["rounds"]):  # x and h gate each other in turns
+        scores = x if place % 2 else h
+        for name in ("full",) if "full" in bias else ("left", "right"):
+            scores = linear(f"{place} {name}", scores)
+        gate = 2 * sigmoid(scores + bias["full" if "full" in bias else "right"])
+        x, h = (x, h * gate) if place % 2 else (x * gate, h)
     if others["rounds"]:
-        x, h = _mogrify(linear, x, h, others["rounds"])
         x = _from_input(linear, x, others)
     z, norms = linear("state", h), others["norms"]
     z = x + (z if norms is None else layer_norm(z) * norms["state"])
@@ -90,19 +95,6 @@ def _cell(
     h = jnp.tanh(shown) * o
     clip = limits.cell_clip
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
-
-
-def _mogrify(
-    linear: LinearMap, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
-) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
-    """x and h after they have gated each other in turns."""
-    for place, bias in enumerate(rounds):
-        scores = x if place % 2 else h
-        for name in ("full",) if "full" in bias else ("left", "right"):
-            scores = linear(f"{place} {name}", scores)
-        gate = 2 * sigmoid(scores + bias["full" if "full" in bias else "right"])
-        x, h = (x, h * gate) if place % 2 else (x * gate, h)
-    return x, h
 
 
 def _from_input(linear: LinearMap, x: Float[Array, "*rows E"], others: Weights) -> Float[Array, "*rows gates"]:

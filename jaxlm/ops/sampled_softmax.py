@@ -3,9 +3,9 @@
 Letters: `T` steps, `B` batch, `H` width, `V` vocabulary, `S` words drawn. The target's logit is exact, and of the sum
 over all other words' exponentials only those drawn are computed, each divided by the probability with which it is
 drawn: the estimate of the sum is unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most
-frequent words are always drawn, the others the more rarely the rarer they are, as in Jean et al. 2015 (arXiv:1412.2007)
-but without replacement. Ids are assumed to be in the order of frequency, as a vocabulary's are: in any other the
-estimate is as right, and varies more.
+frequent words are always drawn (of 10,000 words by S of 37 or more), the others the more rarely the rarer they are, as
+in Jean et al. 2015 (arXiv:1412.2007) but without replacement. Ids are assumed to be in the order of frequency, as a
+vocabulary's are: in any other the estimate is as right, and varies more.
 """
 
 from typing import NamedTuple

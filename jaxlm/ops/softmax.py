@@ -189,6 +189,7 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
         parts = next((n for n in divisors if rows // n <= wanted), batch[0])
     chunks = min(T * parts, max(1, round(T * rows / wanted)))
     steps = -(-T * parts // chunks)
+    chunks = -(-T * parts // steps)  # none of padding alone
 
     def cut(array: Shaped[Array, "T ..."]) -> Shaped[Array, "chunks t ..."]:
         if parts > 1:

@@ -19,8 +19,8 @@ class Adaptive(Optimizer):
 
     nonmonotone: int | None = count(
         None,
-        "an even average of the parameters, which evaluation then uses, starts after a validation worse than the best "
-        "of all but the last N before it (0: with the first window; none: no even average)",
+        "a Polyak average of the parameters, which evaluation then uses, starts after a validation worse than the best "
+        "of all but the last N before it (0: with the first window; none: no Polyak average)",
         "validations",
         high=10_000,
         excludes=("average_decay",),

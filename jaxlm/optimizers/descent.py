@@ -46,7 +46,7 @@ class SGD(Descent):
 
 @dataclass(frozen=True)
 class ASGD(Descent):
-    """Averaged SGD from when validation stops improving on: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
+    """Averaged SGD from when validation stops improving: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
 
     nonmonotone: int = count(
         5,

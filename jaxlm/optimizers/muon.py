@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Muon(Adaptive):
-    """Muon on the kernels of the layers, one a gate, and Adam on the rest (Jordan et al. 2024)."""
+    """Muon on the layers' kernels, gate by gate; Adam on the rest (Jordan et al. 2024)."""
 
     learning_rate: float = number(0.02, "rate of the layers' kernels before the schedule's factor", above=0, own=True)
     momentum: float = number(0.95, "decay of the accumulated gradient of the layers' kernels", low=0, below=1)

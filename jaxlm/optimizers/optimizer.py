@@ -17,8 +17,8 @@ class Optimizer:
     """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
 
     updates_rows: ClassVar[bool] = True  # whether the embedding's update stays in rows where its gradient does
-    averages_once_stale: ClassVar[bool] = False  # whether an even average starts once the best validation is stale
-    forgotten_iterates: ClassVar[int] = 0  # how many first iterates an even average leaves out
+    averages_once_stale: ClassVar[bool] = False  # whether a Polyak average starts once the best validation is stale
+    forgotten_iterates: ClassVar[int] = 0  # how many first iterates a Polyak average leaves out
     windows_as_published: ClassVar[bool] = False  # whether epochs of random windows end as AWD-LSTM's code ends them
 
     learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
@@ -56,12 +56,12 @@ class Optimizer:
 
     @property
     def averages_after(self) -> int | None:
-        """The kind's `nonmonotone`; None: there is no even average of the parameters."""
+        """The kind's `nonmonotone`; None: there is no Polyak average of the parameters."""
         return getattr(self, "nonmonotone", None)
 
     @property
     def averages_latest(self) -> int | None:
-        """The kind's `average_latest`; None: no number of validations starts the even average."""
+        """The kind's `average_latest`; None: no number of validations starts the Polyak average."""
         return getattr(self, "average_latest", None)
 
     @property
@@ -91,7 +91,7 @@ class Optimizer:
         """Clipping, then the rule at `factor` times the learning rate.
 
         Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
-        parameters, `grad_norm` (as `norm` gives it) and `averaging` (whether an even average has started).
+        parameters, `grad_norm` (as `norm` gives it) and `averaging` (whether a Polyak average has started).
         """
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm)]
         return optax.chain(*clip, self.rule(model, factor))
@@ -102,7 +102,7 @@ class Optimizer:
 
 
 def average_latest(**relations: Any) -> Any:
-    """The field of kinds with an even average."""
+    """The field of kinds with a Polyak average."""
     return count(
         None,
         "the average of nonmonotone starts after N validations at the latest (none: it may never start)",

@@ -127,12 +127,6 @@ def _apart(grads: Params) -> tuple[Params, Params]:
     return rows, {name: part for name, part in grads.items() if name not in rows}
 
 
-def with_dense_rows(grads: Params, params: Params, tokens: Int[Array, "T B"]) -> Params:
-    """The gradient with its rows, one for each token, added up to a table [V, E]."""
-    rows, others = _apart(grads)
-    return {**others, **{name: add_rows(jnp.zeros_like(params[name]), tokens, part) for name, part in rows.items()}}
-
-
 def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
     """params + updates; an update that is rows has one for each token."""
 

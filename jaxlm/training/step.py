@@ -22,7 +22,7 @@ from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
-from jaxlm.training.gradient import Part, apply_updates, gradient, with_dense_rows
+from jaxlm.training.gradient import Part, apply_updates, gradient
 from jaxlm.training.validations import Average, Validations, averaged, decided, first_validations
 
 
@@ -170,7 +170,7 @@ def train_step(
         cost, new_carry, grads = gradient(grown, state.params, part, window.small_batch, window.length, exact)
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
-            grads = with_dense_rows(grads, state.params, tokens)
+            grads = apply_updates(jax.tree.map(jnp.zeros_like, state.params), grads, tokens)  # rows as a table
         updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
     # Zero updates: a choice between the old and the new parameters would copy a large table.

@@ -4,7 +4,7 @@ What follows is a pure function of a record in the training state, which is save
 the state. A mechanism that the recipe does not have is None in the record; without any mechanism there is no record.
 """
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,8 @@ from jaxlm.optimizers.optimizer import Optimizer
 from jaxlm.schedules import Plateau
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Switch:
-    """Of the even average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
+class Switch(NamedTuple):
+    """Of the Polyak average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
 
     recent: Float[Array, " nonmonotone"]  # the last losses, the oldest first
     older: Float[Array, ""]  # the lowest loss before `recent`
@@ -27,18 +25,14 @@ class Switch:
     made: Int[Array, ""] | None  # validations so far; with average_latest alone
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Lowered:
+class Lowered(NamedTuple):
     """Of the plateau schedule."""
 
     factor: Float[Array, ""]  # on the rate
     waited: Int[Array, ""]  # validations since the best improved or the rate was lowered
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Validations:
+class Validations(NamedTuple):
     """The record of all validations so far."""
 
     best: Float[Array, ""]  # the lowest loss
@@ -71,20 +65,20 @@ def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
     better = loss < record.best
-    new = replace(record, best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1))
+    new = record._replace(best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1))
     if record.switch is not None and len(record.switch.recent):
-        new = replace(new, switch=_switched(recipe.optimizer, record.switch, loss, new.stale))
+        new = new._replace(switch=_switched(recipe.optimizer, record.switch, loss, new.stale))
     if record.lowered is not None:
         assert isinstance(recipe.schedule, Plateau)
         waited = jnp.where(better, 0, record.lowered.waited + 1)
         lower = waited > recipe.schedule.plateau_patience
         factor = jnp.where(lower, record.lowered.factor * recipe.schedule.plateau_factor, record.lowered.factor)
-        new = replace(new, lowered=Lowered(factor, jnp.where(lower, 0, waited)))
+        new = new._replace(lowered=Lowered(factor, jnp.where(lower, 0, waited)))
     return new
 
 
 def decided(record: Validations | None) -> tuple[Bool[Array, ""], Float[Array, ""] | None]:
-    """Whether an even average has started; and the factor on the rate (None: the schedule is not plateau)."""
+    """Whether a Polyak average has started; and the factor on the rate (None: the schedule is not plateau)."""
     switch, lowered = (None, None) if record is None else (record.switch, record.lowered)
     averaging = jnp.bool_(False) if switch is None else switch.averaging
     return averaging, None if lowered is None else lowered.factor
@@ -110,9 +104,7 @@ def _never(*shape: int) -> Float[Array, "..."]:
     return jnp.full(shape, jnp.inf, jnp.float32)
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Average:
+class Average(NamedTuple):
     """A mean of the parameters after each of so many updates, which evaluation uses."""
 
     params: Params
@@ -123,7 +115,7 @@ def averaged(optimizer: Optimizer, average: Average | None, params: Params, star
     """The average after one more update, to `params`.
 
     An exponential average weighs recent iterates more; its weights add up to one from the first iterate on (Adam's bias
-    correction). The even average is Polyak and Juditsky's (1992), as AWD-LSTM takes it of SGD's iterates
+    correction). The Polyak average is Polyak and Juditsky's (1992), as AWD-LSTM takes it of SGD's iterates
     (arXiv:1708.02182) and the Mogrifier of Adam's (arXiv:1909.01792): until it has `started` the parameters themselves,
     from then on the mean of all since.
     """
