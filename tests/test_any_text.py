@@ -236,6 +236,37 @@ def german(tmp_path_factory) -> Path:
     return file(tmp_path_factory.mktemp("german"), TEXTS["german"])
 
 
+def test_a_sweep_reads_a_text_prepared_with_a_tokenizer_s_file(tmp_path, german, monkeypatch):
+    monkeypatch.chdir(given_tokenizer(tmp_path).parent)
+    jaxlm.prepare(german, "out", tokens="subwords", tokenizer_file="given.model")
+    sizes: Any = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=8, epochs=1)
+    config = jaxlm.preset("small").replace(corpus="out", **sizes)
+    assert jaxlm.sweep(config, {"learning_rate": [0.1]}, run_dir=tmp_path / "sweep", quiet=True).best
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_text_in_a_given_vocabulary_is_found_again(tmp_path, monkeypatch, large):
+    """Also where its training split lacks a character, and without preparing a large text with its own words."""
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    given = jaxlm.load_corpus(file(tmp_path, "abcd\n" * 99, "a"), tokens="characters").vocab
+    if large:
+        monkeypatch.setattr(preparing, "LARGE", 100)
+    data = DataConfig(str(file(tmp_path, "abc\n" * 98 + "abd\n" * 2, "b")), tokens="characters")
+    corpus = jaxlm.load_corpus(data.corpus, vocab=given, max_vocab=len(given), **data.options)
+    again = reload_corpus(data, given)
+    assert (again.sha256, again.name, again.vocab) == (corpus.sha256, corpus.name, given)
+    assert len(list((tmp_path / "cache").rglob(preparing.HEADER))) == large
+
+
+def test_lines_are_stripped_where_files_are_joined(tmp_path):
+    (folder := tmp_path / "texts").mkdir()
+    for name, text in (("1", "x\n y\n"), ("2", "  title\n z\n")):
+        file(folder, text * 30 if name == "1" else text + "w\n" * 30, name)
+    corpus = jaxlm.load_corpus(folder, tokens="characters", lines="stripped")
+    whole = "".join(corpus.vocab.decode_text(part) for part in (corpus.train, corpus.valid, corpus.test))
+    assert "\n " not in whole and "title" in whole
+
+
 def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(tmp_path, german, monkeypatch):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(preparing, "LARGE", 100)

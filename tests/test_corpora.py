@@ -438,6 +438,7 @@ def test_given_vocabulary_is_used():
     assert (same.name, same.sha256, same.floor) == (own.name, own.sha256, own.floor)
     changed = load_corpus("embedded-tiny", vocab=other)
     assert (changed.name, changed.vocab, changed.floor) == ("embedded-tiny+other-vocab", other, None)
+    assert load_corpus("embedded-tiny", lowercase=True, vocab=own.vocab).floor is None
 
 
 # The Corpus object.

@@ -344,6 +344,25 @@ def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, 
     assert time.monotonic() - started < 20
 
 
+def test_a_text_of_one_line_is_resumed_too(tmp_path, monkeypatch, tiny_blocks):
+    """It is read once to find its lines, and again in stretches."""
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_bytes(b"a b " * 100)
+    expected = load_corpus(text)
+    made, segment = [], encoding._segment
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "Encoder", full)
+        with pytest.raises(DataError, match="No space"):
+            prepare(text, out)
+    monkeypatch.setattr(encoding, "_segment", lambda *args: (made.append(args), segment(*args))[1])
+    assert_equal(prepare(text, out), expected)
+    assert not made
+
+
 def test_a_segment_that_is_altered_while_it_is_in_use_is_named(tmp_path, monkeypatch):
     text, out = tmp_path / "text", tmp_path / "out"
     text.write_bytes(b"a b\n" * 100)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.files import Folder
 
-MAX_BYTES = 256 << 20  # of a sealed file; Penn Treebank takes 4 MB
+MAX_BYTES = 512 << 20  # of a sealed file: 4 bytes for each byte of the longest text without a cut, and its units
 
 
 def cache_dir() -> Path:

@@ -107,11 +107,9 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     Raises DataError as `load_corpus`.
     """
     load = partial(load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options)
-    corpus = load(vocab=vocab if vocab.kind == "subwords" else None)
-    if corpus.vocab != vocab:
-        with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
-            corpus = load(vocab=vocab)
-    return corpus
+    with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
+        return load(vocab=vocab)
+    return load()
 
 
 def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
@@ -126,7 +124,7 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
             words = ["\n" if word == EOS else f" {word}" for word in words]
         numbered = NumberedText(words, dict(zip(SPLITS, drawn, strict=True)))
         corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
-        if not corpus.vocab.ids.keys() >= set(source.words):
+        if not corpus.vocab.ids.keys() >= {*source.words, *words}:
             return corpus
         return replace(corpus, floor=dict(zip(SPLITS, source.spec.floor, strict=True)))
 

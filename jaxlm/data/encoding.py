@@ -125,7 +125,7 @@ def number_units(
     for place, (split, part) in enumerate(every):
         offset, done = part.start, False
         while not done:
-            name, before = f"segment-{len(newlines)}", len(known)
+            name, before = f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}", len(known)
             key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
             fields, ids = found or _segment(part, offset, known, kind, options, ended)
@@ -164,7 +164,8 @@ def _segment(
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
     found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
     for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
-        units = kind.units(as_read(options, block))
+        lead = "\n" * (part.joined and offset == part.start and len(found) == 1)  # (of the file before)
+        units = kind.units(as_read(options, lead + block)[len(lead) :])
         found.append(np.fromiter(map(known.__getitem__, units), np.int32, len(units)))
         if end - offset >= SEGMENT:
             break

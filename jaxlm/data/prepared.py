@@ -309,7 +309,7 @@ def _working_folder(folder: Folder) -> Iterator[Folder]:
         try:
             yield work
         except DataError:
-            if not work.exists("segment-1"):
+            if len(work.names()) <= 2:  # the lock, and a segment
                 with suppress(OSError):
                     folder.remove(PARTIAL)
                     os.rmdir(folder.path)

@@ -154,11 +154,13 @@ class Vocab:
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
         """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
 
-        Raises DataError where a token is outside a vocabulary that has no `<unk>`.
+        Raises DataError where a token is outside a vocabulary that has no `<unk>`, or `tokens` is a text.
 
         >>> Vocab(("the", "<unk>", "cat")).encode("the cat sat".split()).tolist()
         [0, 2, 1]
         """
+        if isinstance(tokens, str):
+            raise DataError(f"encode takes a list of tokens; it is {shown(tokens)}: a text goes to encode_text")
         unknown = self.unknown_id
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():

@@ -20,6 +20,7 @@ from rich.console import Console
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
+from jaxlm.data.prepared import is_prepared
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained
@@ -108,7 +109,8 @@ def sweep(
     loaded, found = with_corpus(fitting, corpus, data_dir)
     read = {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}  # (else of one text alone)
     config = config.replace(compute_dtype=loaded.model.compute_dtype, **read)
-    if config.data.tokenizer_file:  # the sweep may be resumed from another directory
+    # The sweep may be resumed from another directory. (What is prepared needs the file no more.)
+    if config.data.tokenizer_file and not is_prepared(config.data.corpus):
         config = config.replace(tokenizer_file=os.path.abspath(config.data.tokenizer_file))
     plan = replace(draft, config=config, corpus=directory.named(found))
     chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
