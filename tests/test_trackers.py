@@ -150,12 +150,15 @@ def test_tensorboard_has_every_window_and_result_at_its_step(tmp_path):
         kept = log.sync()
     with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, kept=kept, on_metrics=send) as log:
         log.windows(3, 2, [4], [4], [0.5])
+        kept = log.sync()
+    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, kept=kept, on_metrics=send) as log:
+        log.result("test", checkpoint="last", test_perplexity=9.0)  # a finished run, tested again
     seen = events(tmp_path)
     scalars = {(one.step, value.tag): value.simple_value for one in seen for value in one.summary.value}
     assert scalars.pop((2, "train/grad_norm")) != scalars[2, "train/cost"] == 2
     assert scalars[2, "epoch/valid_perplexity"] == 123 and scalars[2, "epoch/train_perplexity"] == float("inf")
-    assert [scalars[step, "train/cost"] for step in (1, 2, 3)] == [1, 2, 4] and len(scalars) == 10
-    assert [one.step for one in seen if one.HasField("session_log")] == [1, 3]  # hides what was logged from there on
+    assert [scalars[step, "train/cost"] for step in (1, 2, 3)] == [1, 2, 4] and len(scalars) == 11
+    assert [one.step for one in seen if one.HasField("session_log")] == [1, 3, 4]  # hides what was logged from there on
 
 
 def test_a_full_disk_ends_tensorboards_file_with_one_warning(tmp_path):

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import weakref
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
-from jaxlm.runs import checkpoint, ram
+from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
@@ -414,6 +415,47 @@ def test_a_copied_run_loads_anywhere(finished, tmp_path):
     shutil.copytree(finished.run_dir, tmp_path / "elsewhere")
     assert checkpoint.load(tmp_path / "elsewhere").manifest.step == 3 * WINDOWS
     assert jaxlm.load(tmp_path / "elsewhere").vocab == jaxlm.load(finished.run_dir).vocab
+
+
+def test_a_resumed_run_keeps_no_second_state(train, finished, monkeypatch):
+    train(params=finished.params, steps=3)
+    read, check, states, alive = checkpoint.read, state_arrays.check_memory, [], []
+
+    def noted(path):
+        found = read(path)
+        states.append(weakref.ref(found.state))
+        return found
+
+    def checked(*given):
+        alive.extend(state() for state in states)
+        check(*given)
+
+    monkeypatch.setattr(checkpoint, "read", noted)
+    monkeypatch.setattr(state_arrays, "check_memory", checked)
+    train(steps=4)
+    assert alive == [None]
+
+
+def test_a_run_that_was_taken_over_writes_no_line_more(train, tmp_path):
+    def taken_over(step, _):
+        if step == 4:  # the end of a call
+            (tmp_path / "run/.lock").write_text("process 12 on elsewhere\n")
+
+    with pytest.raises(RunDirError, match="taken over"):
+        train(on_metrics=taken_over)
+    assert max(row["step"] for row in read_metrics(tmp_path / "run")) == 4
+
+
+def test_a_run_that_skipped_windows_before_it_was_to_stop_is_reproduced(train, tmp_path):
+    from jaxlm.runs.reproduction import reproduce
+
+    train(CONFIG.replace(learning_rate=1e30, clip_norm=None, on_nonfinite="skip"), steps=5)
+    path = checkpoint.find(tmp_path / "run")
+    text = (path / "config.json").read_text()
+    assert '"on_nonfinite": "skip"' in text
+    (path / "config.json").write_text(text.replace('"on_nonfinite": "skip"', '"on_nonfinite": "stop"'))
+    sealed_anew(path)
+    assert reproduce(tmp_path / "run", quiet=True).results == []
 
 
 def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):

@@ -63,8 +63,8 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
             folder.mkdir(exist_ok=True)
             writer = files.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
             # TensorBoard then hides what an interrupted run logged from this step on.
-            start = events.SessionLog(status=events.SessionLog.START)
-            writer.write_event(events.Event(wall_time=now, step=step, session_log=start))
+            start, first = events.SessionLog(status=events.SessionLog.START), step + ("train/cost" not in values)
+            writer.write_event(events.Event(wall_time=now, step=first, session_log=start))
         scalars = [summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         writer.write_event(events.Event(wall_time=now, step=step, summary=summaries.Summary(value=scalars)))
         if now >= next_flush:

@@ -37,22 +37,24 @@ def reproduce(
     """
     run_dir = Path(run_dir)
     again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
-    record, old = rundir.saved_record(run_dir), checkpoint.load(run_dir)
+    record, found = rundir.saved_record(run_dir), checkpoint.load(run_dir)
+    old, config, vocab = found.manifest, found.config, found.vocab if found.config.data.tokenizer_file else None
+    del found  # its state would stay in memory while the run is trained again
     if record.get("params") != rundir.DRAWN:
         why = "parameters were given, and only their owner can train it again"
         raise JaxlmError(f"{run_dir} did not begin from its seed alone: {why}")
-    vocab = old.vocab if old.config.data.tokenizer_file else None  # that file is not needed again
-    config, corpus = with_corpus(old.config, None, data_dir, vocab)
-    if changed := rundir.different(old.manifest.corpus, rundir.named(corpus)):
+    config, corpus = with_corpus(config, None, data_dir, vocab)  # (a tokenizer's file is not needed again)
+    config = config.replace(on_nonfinite="skip")  # (as the run may have, before it was told to stop)
+    if changed := rundir.different(old.corpus, rundir.named(corpus)):
         remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
         raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}")
-    read_prefix(run_dir, old.manifest.metrics)  # raises before hours of training where the metrics are damaged
+    read_prefix(run_dir, old.metrics)  # raises before hours of training where the metrics are damaged
     match record["sessions"][0].get("devices"):
         case [int(rows), int(words)]:
             pass
         case _:
             rows = words = 1
-    result = train(config, corpus, again, steps=old.manifest.step, quiet=quiet, devices=rows, model_devices=words)
+    result = train(config, corpus, again, steps=old.step, quiet=quiet, devices=rows, model_devices=words)
     now = _flat(rundir.session((rows, words)))
     lines = [line for session in record["sessions"] for line in rundir.different(_flat(session), now)]
     surroundings = list(dict.fromkeys(lines))
@@ -60,13 +62,13 @@ def reproduce(
     return Reproduction(again, results, surroundings, result.stopped_by)
 
 
-def _differences(run_dir: Path, old: checkpoint.Checkpoint, again: Path) -> list[str]:
-    new = checkpoint.load(again)
-    files = old.manifest.files, new.manifest.files
+def _differences(run_dir: Path, old: checkpoint.Manifest, again: Path) -> list[str]:
+    new = checkpoint.load(again).manifest
+    files = old.files, new.files
     same = (checkpoint.STATE, "vocab.json")
     found = [f"{name} of the last checkpoint differs" for name in same if files[0][name] != files[1][name]]
-    if old.manifest.metrics != new.manifest.metrics:
-        sealed = read_prefix(run_dir, old.manifest.metrics), read_prefix(again, new.manifest.metrics)
+    if old.metrics != new.metrics:
+        sealed = read_prefix(run_dir, old.metrics), read_prefix(again, new.metrics)
         lines = [data.decode(errors="replace").splitlines() for data in sealed]
         for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1):
             if was != now:

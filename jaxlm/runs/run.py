@@ -172,6 +172,7 @@ class Run:
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.windows(self.step, done, done).length
+        self._held.check()  # else lines of two processes would mix
         self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths)
         if stopping:
             where = f"window {self.step + done + 1} (epoch {self.epoch + 1})"

@@ -110,8 +110,7 @@ def train(
         with suppress(RunDirError, CheckpointError):
             config = directory.with_saved_dtype(config, run_dir)
             if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
-                found, _ = checkpoint.newest_intact(run_dir)  # its vocabulary may differ from its text's
-                vocab = found and found.vocab
+                vocab = getattr(checkpoint.newest_intact(run_dir)[0], "vocab", None)  # it may differ from its text's
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])  # for the rows and for the words
