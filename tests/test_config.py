@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import jaxlm.training  # noqa: F401 (registers pytrees)
 from jaxlm.config.config import (
     FIXED,
     KINDS,
@@ -350,3 +351,8 @@ def test_a_config_takes_kinds_by_name_and_refuses_what_is_no_section():
     assert Config(model="gru") == Config().replace(model="gru")  # pyright: ignore
     with pytest.raises(JaxlmError, match="train takes a section"):
         Config(train=None)  # pyright: ignore
+
+
+def test_a_recipe_is_a_pytree_before_anything_else_is_imported():
+    code = "import jax, jaxlm; assert len(jax.tree.leaves(jaxlm.preset('small').recipe)) > 1"
+    subprocess.run([sys.executable, "-c", code], check=True)

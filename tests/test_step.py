@@ -11,6 +11,7 @@ import pytest
 import jaxlm
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import WindowPlan
+from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.mogrifier import Mogrifier
@@ -336,3 +337,11 @@ def test_the_schedules_warm_up_and_come_down():
         assert values[total] == pytest.approx(0.2)
         assert all(a > b for a, b in pairwise(values[10:]))
     assert float(cosine(55, 0, total)) == pytest.approx(0.6) == float(linear(55, 0, total))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_of_all_windows_needs_their_number(schedule):
+    recipe = recipe_of(schedule=schedule)
+    with pytest.raises(JaxlmError, match="total"):
+        train_step(recipe, state_of(recipe), window())
+    train_step(recipe, state_of(recipe), replace(window(), total=9))

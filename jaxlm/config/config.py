@@ -1,11 +1,12 @@
 """What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text.
 
-The recipe is a pytree once `jaxlm.training` is imported. Nothing here imports JAX, so that help is instant.
+Nothing here imports JAX, so that help is instant; `Config.recipe` does, so that it is a pytree.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ class Config(Recipe):
 
     @property
     def recipe(self) -> Recipe:
-        """Model, optimiser and schedule, as the step takes them."""
+        """Model, optimiser and schedule, as the step takes them: a pytree."""
+        import_module("jaxlm.training")  # (which registers it)
         return Recipe(self.model, self.optimizer, self.schedule)
 
     def replace(self, **changes: Any) -> "Config":

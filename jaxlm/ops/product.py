@@ -18,7 +18,6 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def product(
     a: Float[Array, "*rows K"], b: Float[Array, "_ _"], dtype: Any, transposed: bool = False
 ) -> Float[Array, "*rows N"]:
@@ -26,7 +25,7 @@ def product(
 
     Both factors are rounded to `dtype`. b is [K, N]; transposed, it lies as [N, K], and nothing is moved in memory.
     """
-    return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
+    return _product(dtype, transposed, a, b)
 
 
 def product_over_rows(a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any) -> Float[Array, "K N"]:
@@ -60,13 +59,17 @@ def _digits(dtype: Any) -> dict[str, Any]:
     return {"precision": precision, "preferred_element_type": wide}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def contraction(spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
 
     Every letter of a factor is one of the other factor or of the result too, as in "tbk,kn->tbn".
     """
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
+    return _contraction(spec, dtype, a, b)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(dtype, transposed, a, b):
+    return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
 
 
 def _backward(dtype, transposed, factors, dz):
@@ -75,7 +78,12 @@ def _backward(dtype, transposed, factors, dz):
     return product(dz, b, dtype, not transposed).astype(a.dtype), db.astype(b.dtype)
 
 
-product.defvjp(lambda a, b, dtype, transposed: (product(a, b, dtype, transposed), (a, b)), _backward)
+_product.defvjp(lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _contraction(spec, dtype, a, b):
+    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
 
 
 def _contraction_backward(spec, dtype, factors, dz):
@@ -84,4 +92,4 @@ def _contraction_backward(spec, dtype, factors, dz):
     return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
 
 
-contraction.defvjp(lambda spec, dtype, a, b: (contraction(spec, dtype, a, b), (a, b)), _contraction_backward)
+_contraction.defvjp(lambda spec, dtype, a, b: (_contraction(spec, dtype, a, b), (a, b)), _contraction_backward)

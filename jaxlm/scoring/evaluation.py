@@ -266,7 +266,7 @@ class TrainedModel:
         if found.sha256 != self.corpus["sha256"]:
             raise DataError(
                 f"this model was trained on {self.corpus['name']} (sha256 {self.corpus['sha256']}), and the corpus "
-                f"found is {found.name} ({found.sha256}): name its folder, or evaluate a text file"
+                f"found is {found.name} ({found.sha256}): name a corpus or its folder, or evaluate a text file"
             )
         return found
 

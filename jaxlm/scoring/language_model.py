@@ -89,9 +89,11 @@ class LanguageModel(TrainedModel):
             **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
 
         Raises:
-            JaxlmError: the rate is not above 0.
+            JaxlmError: the rate is not above 0, or there is a protocol.
         """
         how = SurprisalOptions(**options)
+        if how.protocol not in (None, "plain"):
+            raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
         return AdaptiveScoring(self._network(how), rate, how.context == "stream", Detail(how.top_k))
 
     def surprisal(self, sentences: Iterable[Sentence], **options: Any) -> Surprisals:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import stay
+from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
@@ -64,7 +65,7 @@ class Window:
         inputs, targets: ids.
         epoch: from 0.
         first: whether it is the first of its epoch: the carry starts from zero.
-        total: windows of all epochs.
+        total: windows of all epochs; None: unknown, and 1 for dropout that grows and for `sampled_share`.
         length: how many of the T steps count; None: all.
         rate: a factor on the learning rate, besides the schedule's.
         small_batch: rows that one gradient is computed of; 0: all.
@@ -74,7 +75,7 @@ class Window:
     targets: Int[Array, "T B"]
     epoch: Scalar | int = 0
     first: Scalar | bool = False
-    total: Scalar | int = 1
+    total: Scalar | int | None = None
     length: Scalar | None = None
     rate: Scalar | float = 1.0
     small_batch: int = field(default=0, metadata={"static": True})
@@ -156,15 +157,21 @@ def train_step(
 
     Returns:
         The new state, its step one more, and the window's metrics.
+
+    Raises:
+        JaxlmError: the schedule depends on the number of all windows, and the window does not tell it.
     """
-    model, optimizer, tokens = growing(recipe.model, state.step, window.total), recipe.optimizer, window.inputs
+    if window.total is None and recipe.schedule.depends_on_total:
+        raise JaxlmError("the schedule depends on the number of all windows: give Window(total=...)")
+    total = 1 if window.total is None else window.total
+    model, optimizer, tokens = growing(recipe.model, state.step, total), recipe.optimizer, window.inputs
     carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
-    exact = sums_all_words(model, state.step, window.total)
+    exact = sums_all_words(model, state.step, total)
 
     grown, part = replace(recipe, model=model), Part(tokens, window.targets, carry, key, noise)
     averaging, lowered = decided(state.validations)
-    factor = recipe.schedule.factor(state.step, window.epoch, window.total, lowered)
+    factor = recipe.schedule.factor(state.step, window.epoch, total, lowered)
     rule = optimizer.transformation(model, factor * window.rate)
     with jax.default_matmul_precision(model.matmul_precision):
         cost, new_carry, grads = gradient(grown, state.params, part, window.small_batch, window.length, exact)
