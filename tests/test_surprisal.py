@@ -316,6 +316,8 @@ def test_sentences_without_words():
         small_lm().surprisal([])
     with pytest.raises(JaxlmError, match=r"must be above 0; it is -0\.1"):
         small_lm().adaptive(-0.1)
+    with pytest.raises(JaxlmError, match="leave the protocol out"):
+        small_lm().adaptive(0.1, protocol="cache")
 
 
 # The command line

@@ -14,7 +14,9 @@ import pytest
 import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
+from language_models import lm_of
 
+from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
 from jaxlm.data.vocab import UNK, TextSize, Vocab
 from jaxlm.errors import DataError
@@ -262,7 +264,7 @@ def test_a_damaged_tokenizer_in_a_vocabulary_is_not_called_bad_json():
         Vocab.from_json(json.dumps(tree))
 
 
-def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place():
+def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place(capsys):
     tokenizers = pytest.importorskip("tokenizers")
     pieces = [("[UNK]", 0.0), ("a", -1.0), ("b", -1.0), ("\u2581", -1.0), ("\n", -1.0)]
     made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, 0))
@@ -271,6 +273,8 @@ def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place():
     found = Vocab(tokens.names, tokens)
     assert found.unknown_id == 0 and found.unknown_share(found.encode_text("ax")) == 0.5
     assert found.decode_text([0]) == "\ufffd"
+    _say_unknown_in(lm_of(found), "ax")
+    assert "1 of 2 subwords are outside the vocabulary" in capsys.readouterr().err
 
 
 def test_a_long_run_of_blanks_is_unwrapped_in_linear_time():

@@ -45,6 +45,11 @@ def test_dropped_words_count_as_unknown():
     assert Vocab.build("aa\n", max_size=2, kind=Characters()).words == ("a", "\n")  # none to drop
 
 
+def test_a_text_is_not_encoded_letter_by_letter():
+    with pytest.raises(DataError, match="goes to encode_text"):
+        Vocab(("the", UNK)).encode("the cat")
+
+
 def test_unknown_word_is_added_last():
     vocab = Vocab.build(["b", "a", EOS])
     assert vocab.words == (EOS, "a", "b", UNK)
