@@ -103,7 +103,7 @@ def test_killed_before_there_is_a_run_it_begins_again(tmp_path):
     for name in ("run.json", ".partial-config.json", ".lock"):
         (run_dir / name).write_text("half")
     rundir.check(run_dir, resume=False)
-    with pytest.raises(RunDirError, match="begin one without --resume"):
+    with pytest.raises(RunDirError, match="train one there, without --resume"):
         rundir.check(run_dir, resume=True)
 
 
