@@ -1,5 +1,6 @@
 """Train a run again from what its directory holds, and compare every byte that it promises."""
 
+import math
 import os
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -44,11 +45,13 @@ def reproduce(
         why = "parameters were given, and only their owner can train it again"
         raise JaxlmError(f"{run_dir} did not begin from its seed alone: {why}")
     config, corpus = with_corpus(config, None, data_dir, vocab)  # (a tokenizer's file is not needed again)
-    config = config.replace(on_nonfinite="skip")  # (as the run may have, before it was told to stop)
     if changed := rundir.different(old.corpus, rundir.named(corpus)):
         remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
         raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}")
     read_prefix(run_dir, old.metrics)  # raises before hours of training where the metrics are damaged
+    windows = (row for row in read_metrics(run_dir) if row["kind"] == "window")
+    if not all(math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]) for row in windows):
+        config = config.replace(on_nonfinite="skip")  # (as the run did before it was told to stop)
     match record["sessions"][0].get("devices"):
         case [int(rows), int(words)]:
             pass
