@@ -23,7 +23,12 @@ BESIDE = {  # files outside docs/ -> their names on the site
     "experiments/walkthrough.ipynb": "walkthrough.ipynb",
 }
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[#)])")
-TITLES = {"model": "Models", "optimizer": "Optimisers", "schedule": "Schedules", "protocol": "Evaluation protocols"}
+TITLES = {
+    "model": "Models",
+    "optimizer": "Optimisers",
+    "schedule": "Schedules",
+    "protocol": "Evaluation protocols",
+}
 
 
 def on_files(files, config):
@@ -37,7 +42,10 @@ def on_page_markdown(markdown, page, config, files):
     """Links of a page as the site has them; the reference; the tables of the laboratory's data."""
     name = page.file.src_uri
     if name == "reference/fields.md":
-        return "# Fields\n\nOn the command line `--NAME`, from Python `config.replace(name=...)`.\n\n" + fields_page()
+        return (
+            "# Fields\n\nOn the command line `--NAME`, from Python `config.replace(name=...)`.\n\n"
+            + fields_page()
+        )
     if name == "reference/api.md":
         return "# Python names\n\n" + api_page()
     beside = {site: source for source, site in BESIDE.items()}
@@ -56,7 +64,11 @@ def fields_page() -> str:
     parts = []
     for section, kinds in {**KINDS, "protocol": PROTOCOLS}.items():
         parts.append(f"## {TITLES[section]}")
-        shared = set.intersection(*(set(specs(kind)) for kind in kinds.values())) if section != "protocol" else set()
+        shared = (
+            set.intersection(*(set(specs(kind)) for kind in kinds.values()))
+            if section != "protocol"
+            else set()
+        )
         if shared:
             parts += [
                 "### Every kind\n\nA kind may have a default of its own.",
@@ -83,10 +95,22 @@ def table(kind: type, names: set[str]) -> str:
     for name, spec in specs(kind).items():
         if name in names:
             words = ", ".join(spec.choices) or (limits(spec) if spec.type in (int, float) else "")
-            kinds = {tuple: "widths", str: "text", bool: "flag", int: "whole number", float: "number"}[spec.type]
+            kinds = {
+                tuple: "widths",
+                str: "text",
+                bool: "flag",
+                int: "whole number",
+                float: "number",
+            }[spec.type]
             kinds += " or none" * spec.optional
             help = spec.help.replace("<", "&lt;") + (f" ({spec.unit})" if spec.unit else "")
-            cells = (f"`{name}`", kinds, f"`{setting_text(defaults[name]) or 'empty'}`", words, help)
+            cells = (
+                f"`{name}`",
+                kinds,
+                f"`{setting_text(defaults[name]) or 'empty'}`",
+                words,
+                help,
+            )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -101,10 +125,16 @@ def api_page() -> str:
     """A directive of mkdocstrings for each public name, functions first."""
     homes = {name: getattr(jaxlm, name).__module__ for name in jaxlm.__all__}
     functions = [name for name in homes if name.islower()]
-    parts = ["## Functions", *functions, "## Classes", *(name for name in homes if name not in functions)]
+    parts = [
+        "## Functions",
+        *functions,
+        "## Classes",
+        *(name for name in homes if name not in functions),
+    ]
     inherited = {"LanguageModel": "\n    options: {inherited_members: true}"}
     return "\n\n".join(
-        part if part.startswith("#") else f"::: {homes[part]}.{part}{inherited.get(part, '')}" for part in parts
+        part if part.startswith("#") else f"::: {homes[part]}.{part}{inherited.get(part, '')}"
+        for part in parts
     )
 
 
@@ -114,6 +144,11 @@ def data(page) -> str:
     for path in sorted(Path(page.file.abs_src_path).parent.glob("*.csv")):
         head, *rows = csv.reader(path.open(newline=""))
         lines = [head, ["---"] * len(head), *rows]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        parts.append(f'\n\n??? note "{path.name}"\n\n' + "\n".join(f"    {line}" for line in table.splitlines()))
+        table = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        parts.append(
+            f'\n\n??? note "{path.name}"\n\n'
+            + "\n".join(f"    {line}" for line in table.splitlines())
+        )
     return "\n\n## The data" + "".join(parts) + "\n"

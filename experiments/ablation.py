@@ -53,7 +53,11 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
     for place, (rung, changes) in enumerate(RUNGS.items()):
         config, found[rung] = config.replace(**changes), []
         for seed in range(args.seeds):
-            found[rung].append(trained(config.replace(seed=seed), args.corpus, args.run_dir / f"{place}-seed{seed}"))
+            found[rung].append(
+                trained(
+                    config.replace(seed=seed), args.corpus, args.run_dir / f"{place}-seed{seed}"
+                )
+            )
     return found
 
 
@@ -63,20 +67,26 @@ def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, fl
     Of a run that diverges, which is said, both are nan.
     """
     try:
-        result = jaxlm.train(config, corpus, run_dir=run_dir, resume=(run_dir / "config.json").exists())
+        result = jaxlm.train(
+            config, corpus, run_dir=run_dir, resume=(run_dir / "config.json").exists()
+        )
     except Diverged as error:
         print(f"{run_dir}: {error}", flush=True)
         return float("nan"), float("nan")
     if result.test_perplexity is None:
         sys.exit("stopped: start it again to resume")
-    return result.epochs[-1].valid_perplexity if result.epochs else float("nan"), result.test_perplexity
+    return result.epochs[-1].valid_perplexity if result.epochs else float(
+        "nan"
+    ), result.test_perplexity
 
 
 def table(found: dict[str, Scores]) -> str:
     """The ladder in Markdown: means over the seeds, with the standard deviation where there are several."""
     lines = ["| rung | what it sets | valid | test |", "|---|---|---|---|"]
     for rung, scores in found.items():
-        sets = ", ".join(f"{name} {value}" for name, value in RUNGS[rung].items()) or "zaremba-small"
+        sets = (
+            ", ".join(f"{name} {value}" for name, value in RUNGS[rung].items()) or "zaremba-small"
+        )
         valid, test = (spread(*mean_and_deviation(column)) for column in zip(*scores, strict=True))
         lines.append(f"| {rung} | {sets} | {valid} | {test} |")
     return "\n".join(lines) + "\n"
@@ -87,17 +97,24 @@ def plot(found: dict[str, Scores], path: Path) -> Path:
     with figure(7, 4) as drawn:
         axes = drawn.subplots()
         for part, (name, colour) in enumerate((("valid", ORANGE), ("test", BLUE))):
-            means = [mean_and_deviation([score[part] for score in scores])[0] for scores in found.values()]
+            means = [
+                mean_and_deviation([score[part] for score in scores])[0]
+                for scores in found.values()
+            ]
             axes.plot(range(len(found)), means, color=colour, label=name)
             for place, scores in enumerate(found.values()):
-                axes.scatter([place] * len(scores), [score[part] for score in scores], color=colour, s=14)
+                axes.scatter(
+                    [place] * len(scores), [score[part] for score in scores], color=colour, s=14
+                )
         axes.set_xticks(range(len(found)), list(found))
         axes.set(ylabel="perplexity")
         axes.legend()
         return save(drawn, path)
 
 
-def tell(args: argparse.Namespace, train: Callable, table: Callable, plot: Callable, picture: Path) -> None:
+def tell(
+    args: argparse.Namespace, train: Callable, table: Callable, plot: Callable, picture: Path
+) -> None:
     """Trains, prints the table, draws the plot, and puts the table into --markdown's page."""
     if args.markdown:  # raises before hours of training
         into_page(args.markdown, None)
@@ -121,17 +138,27 @@ def into_page(page: Path, text: str | None) -> None:
         before, rest = page.read_text().split(START)
         _, after = rest.split(END)
     except (OSError, ValueError):
-        raise JaxlmError(f"{page} is not a page with {START.strip()} once and {END.strip()} after it") from None
+        raise JaxlmError(
+            f"{page} is not a page with {START.strip()} once and {END.strip()} after it"
+        ) from None
     if text is not None:
         page.write_text(before + START + text + END + after)
 
 
-def arguments(description: str | None, name: str, epochs: int, width: int, dtype: str) -> argparse.ArgumentParser:
+def arguments(
+    description: str | None, name: str, epochs: int, width: int, dtype: str
+) -> argparse.ArgumentParser:
     """The parser of an experiment that keeps its runs in runs/NAME."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", default="auto", help="as jaxlm train has it (default: Penn Treebank)"
+    )
     parser.add_argument("--epochs", type=int, default=epochs)
-    parser.add_argument("--width", type=int, default=width, help="of the embedding and of each layer")
+    parser.add_argument(
+        "--width", type=int, default=width, help="of the embedding and of each layer"
+    )
     parser.add_argument("--compute-dtype", default=dtype, help=f"as jaxlm train has it ({dtype})")
     parser.add_argument("--run-dir", type=Path, default=Path("runs") / name)
     parser.add_argument("--markdown", type=Path, help="a page whose table is replaced")

@@ -38,10 +38,17 @@ from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.training.step import train_windows
 
 # (Nothing but a compiler is loaded: several processes may.)
-os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+os.environ |= {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 ROWS = Path(__file__).resolve().parents[1] / "docs" / "lab" / "accelerators.csv"
-LAUNCH = {"cuda": 2.5e-6, "tpu": 0.5e-6}  # seconds a kernel takes at the least, by common measurements elsewhere
+LAUNCH = {
+    "cuda": 2.5e-6,
+    "tpu": 0.5e-6,
+}  # seconds a kernel takes at the least, by common measurements elsewhere
 
 
 class Target(NamedTuple):
@@ -77,7 +84,10 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
 """
-OPTIONS = {"cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}, "tpu": {}}  # what needs a device
+OPTIONS = {
+    "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+    "tpu": {},
+}  # what needs a device
 
 
 @lru_cache
@@ -86,9 +96,13 @@ def devices(target: str) -> list[Any]:
     one = TARGETS[target]
     try:
         if one.platform == "cuda":
-            return topologies.get_topology_desc(platform="cuda", target_config=H100, topology=one.topology).devices
+            return topologies.get_topology_desc(
+                platform="cuda", target_config=H100, topology=one.topology
+            ).devices
         slices = {"num_slices": one.slices} if one.slices > 1 else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=one.topology, **slices).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=one.topology, **slices
+        ).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         raise JaxlmError(
             f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200} (see .ci/nightly)"
@@ -114,17 +128,27 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     """`train_windows` of a config, lowered for a target."""
     counts, height = config.train, 40 * config.train.longest
     if counts.batch_size % rows:
-        raise JaxlmError(f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others")
+        raise JaxlmError(
+            f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others"
+        )
     mesh, there = None, devices(target)
     if len(there) < rows * words:
-        raise JaxlmError(f"{target} has {len(there)} devices, and {rows} x {words} were asked for: ask for fewer")
+        raise JaxlmError(
+            f"{target} has {len(there)} devices, and {rows} x {words} were asked for: ask for fewer"
+        )
     if rows * words > 1:  # as `jaxlm train --devices --model-devices` makes it
         chosen = np.array(there[: rows * words]).reshape(rows, words)
         mesh = Mesh(chosen, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
-    everywhere = jax.tree.map(np.float32, config.recipe), window_plan(config, height).windows(0, 4, 4), np.int32(4)
+    everywhere = (
+        jax.tree.map(np.float32, config.recipe),
+        window_plan(config, height).windows(0, 4, 4),
+        np.int32(4),
+    )
     recipe, windows, count = described(everywhere, target, mesh, jax.P())
     state = described(shapes_of_state(config), target, mesh)
-    tokens = described(jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh, jax.P(None, DATA))
+    tokens = described(
+        jax.ShapeDtypeStruct((height, counts.batch_size), np.int32), target, mesh, jax.P(None, DATA)
+    )
     sizes = {"bptt_length": counts.longest, "small_batch": counts.small_batch}
     return train_windows.lower(recipe, state, tokens, windows, count, mesh=mesh, **sizes)
 
@@ -137,7 +161,16 @@ def compiled(lowered: Any, target: str) -> Any:
 COLLECTIVES = {"all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"}
 WIDTHS = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
 # What launches no kernel of its own.
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "opt-barrier"}
+FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "opt-barrier",
+}
 
 
 def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
@@ -175,11 +208,19 @@ def per_window(text: str, weight: Callable[[str, str], int]) -> int:
         added = 0
         for opcode, line in found[name]:
             if opcode == "while":
-                added += turns(line) * (total(named("body", line)) + total(named("condition", line)))
+                added += turns(line) * (
+                    total(named("body", line)) + total(named("condition", line))
+                )
             elif opcode == "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", line)
                 names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
-                added += max(map(total, names or [named("true_computation", line), named("false_computation", line)]))
+                added += max(
+                    map(
+                        total,
+                        names
+                        or [named("true_computation", line), named("false_computation", line)],
+                    )
+                )
             elif opcode == "call":
                 added += total(named("to_apply", line))
             else:
@@ -200,7 +241,10 @@ def sent(opcode: str, line: str) -> int:
     if opcode.removesuffix("-start") not in COLLECTIVES:
         return 0
     arrays = re.findall(r"(f32|bf16|s32|u32|pred)\[([\d,]*)\]", line.split(f" {opcode}(")[0])
-    sizes = [WIDTHS[dtype] * math.prod(map(int, filter(None, shape.split(",")))) for dtype, shape in arrays]
+    sizes = [
+        WIDTHS[dtype] * math.prod(map(int, filter(None, shape.split(","))))
+        for dtype, shape in arrays
+    ]
     return max(sizes, default=0) if opcode.endswith("-start") else sum(sizes)
 
 
@@ -216,7 +260,9 @@ def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
     touched = matrices + kernel + tokens * model.embedding_size
     activations = tokens * (model.embedding_size + 7 * sum(model.hidden_sizes))
     wide = 4 if model.compute_dtype == "float32" else 2
-    return 6 * tokens * (matrices + max(model.experts, 1) * kernel), 3 * 4 * touched + 2 * wide * activations
+    return 6 * tokens * (
+        matrices + max(model.experts, 1) * kernel
+    ), 3 * 4 * touched + 2 * wide * activations
 
 
 PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -276,11 +322,15 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("programs", nargs="*", help=f"of {'; '.join(PROGRAMS)} (default: all)")
     parser.add_argument("--target", choices=TARGETS, action="append", help="default: h100 and v5e")
     parser.add_argument("--devices", type=whole(1), default=1, help="devices that share the rows")
-    parser.add_argument("--model-devices", type=whole(1), default=1, help="devices that share the words")
+    parser.add_argument(
+        "--model-devices", type=whole(1), default=1, help="devices that share the words"
+    )
     parser.add_argument("--write", action="store_true", help=f"add the rows to {ROWS.name}")
     args = parser.parse_args()
     if "JAX_PLATFORMS" not in os.environ:

@@ -78,7 +78,13 @@ class Worker:
         self._label = contender.label
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` closes it)
         self._process = subprocess.Popen(
-            [sys.executable, HERE / "peers.py", contender.maker, contender.preset, json.dumps(contender.changes)],
+            [
+                sys.executable,
+                HERE / "peers.py",
+                contender.maker,
+                contender.preset,
+                json.dumps(contender.changes),
+            ],
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -96,7 +102,9 @@ class Worker:
             self._process.wait()
             self._said.seek(0)
             last = (self._said.read().strip().splitlines() or ["without a word"])[-1]
-            raise SystemExit(f"error: {self._label} stopped: {printable(last.removeprefix('error: '))}")
+            raise SystemExit(
+                f"error: {self._label} stopped: {printable(last.removeprefix('error: '))}"
+            )
         answer = json.loads(line)
         self.peak_mib = answer["peak_mib"]
         if counted:
@@ -130,7 +138,9 @@ def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[R
             "times": median(worker.seconds) / least,
             "peak_mib": worker.peak_mib,
             "words_per_second": words(contender.config, contender.maker) / median(worker.seconds),
-            "gflops_per_second": flops(contender.config, contender.maker) / median(worker.seconds) / 1e9,
+            "gflops_per_second": flops(contender.config, contender.maker)
+            / median(worker.seconds)
+            / 1e9,
         }
         for contender, worker in zip(contenders, workers, strict=True)
     ]
@@ -143,25 +153,38 @@ def times(seconds: Sequence[float]) -> Row:
 
 def in_dtypes(label: str, maker: str, preset: str, **changes: Any) -> list[Contender]:
     """A contender in each dtype."""
-    return [Contender(f"{label} {dtype}", maker, preset, {**changes, "compute_dtype": dtype}) for dtype in DTYPES]
+    return [
+        Contender(f"{label} {dtype}", maker, preset, {**changes, "compute_dtype": dtype})
+        for dtype in DTYPES
+    ]
 
 
 def steps(preset: str) -> list[Contender]:
     """jaxlm, the step's products alone and the floor in each dtype, Flax, and the peers that are installed."""
-    ours = [one for maker in ("jaxlm", "products", "floor") for one in in_dtypes(maker, maker, preset)]
+    ours = [
+        one for maker in ("jaxlm", "products", "floor") for one in in_dtypes(maker, maker, preset)
+    ]
     installed = [peer for peer, module in PEERS.items() if importlib.util.find_spec(module)]
-    return ours + [Contender(peer, peer, preset) for peer in ("flax", "linen", "nnx", "jaxlm-nnx", *installed)]
+    return ours + [
+        Contender(peer, peer, preset) for peer in ("flax", "linen", "nnx", "jaxlm-nnx", *installed)
+    ]
 
 
 def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
     """Of a section the groups whose members take turns."""
     tied = {"tied": True, "embedding_size": 256, "hidden_sizes": (256, 256), "clip_norm": 1.0}
     tiny = {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}
-    shapes = {"50 characters": {"vocab_size": 50}, "256 bytes, T 400": {"vocab_size": 256, "bptt_length": 400}}
+    shapes = {
+        "50 characters": {"vocab_size": 50},
+        "256 bytes, T 400": {"vocab_size": 256, "bptt_length": 400},
+    }
     kinds, optimizers = ("lstm", "gru", "mingru"), ("sgd", "adamw", "muon")
     return {
         "steps": [steps(name) for name in presets],
-        "kinds": [[one for kind in kinds for one in in_dtypes(kind, "jaxlm", name, model=kind)] for name in presets],
+        "kinds": [
+            [one for kind in kinds for one in in_dtypes(kind, "jaxlm", name, model=kind)]
+            for name in presets
+        ],
         "optimizers": [
             [
                 one
@@ -169,12 +192,18 @@ def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
                 for one in in_dtypes(f"{kind}, 2 x 256", "jaxlm", "small", optimizer=kind, **tied)
             ]
         ],
-        "evaluation": [[Contender(split, split, name) for split in EVALUATED] for name in presets if name not in SHORT],
+        "evaluation": [
+            [Contender(split, split, name) for split in EVALUATED]
+            for name in presets
+            if name not in SHORT
+        ],
         "sweeps": [
             [Contender(f"8 {maker}{label}", maker, "small", changes) for maker in SWEPT]
             for label, changes in {"": {}, ", 32 units, 2,000 words": tiny}.items()
         ],
-        "char": [[Contender(label, "jaxlm", "char-small", changes) for label, changes in shapes.items()]],
+        "char": [
+            [Contender(label, "jaxlm", "char-small", changes) for label, changes in shapes.items()]
+        ],
     }[what]
 
 
@@ -183,7 +212,11 @@ def section(what: str, presets: Sequence[str], turns: int, windows: int) -> list
     return [
         row
         for group in contenders(what, presets)
-        for row in compare(group, turns, min(windows, SHORT.get(what, windows), SHORT.get(group[0].preset, windows)))
+        for row in compare(
+            group,
+            turns,
+            min(windows, SHORT.get(what, windows), SHORT.get(group[0].preset, windows)),
+        )
     ]
 
 
@@ -194,13 +227,18 @@ def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: i
         places = {name: Path(folder) / f"{number}" for number, name in enumerate(names)}
         for name, place in places.items():
             place.mkdir()
-            archive = subprocess.run(["git", "-C", HERE.parent, "archive", name, "jaxlm"], capture_output=True)
+            archive = subprocess.run(
+                ["git", "-C", HERE.parent, "archive", name, "jaxlm"], capture_output=True
+            )
             if archive.returncode:
                 raise SystemExit(f"error: git knows no commit {name} here")
             subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
         for preset, dtype in product(presets, DTYPES):
             changes, most = {"compute_dtype": dtype}, SHORT.get(preset, windows)
-            group = [Contender(f"{name} {dtype}", "jaxlm", preset, changes, place) for name, place in places.items()]
+            group = [
+                Contender(f"{name} {dtype}", "jaxlm", preset, changes, place)
+                for name, place in places.items()
+            ]
             rows += compare(group, turns, min(windows, most))
     return rows
 
@@ -220,7 +258,8 @@ def start_up(turns: int) -> list[Row]:
                 for state in seconds:
                     seconds[state].append(_seconds_to_windows(arguments, Path(cache)))
         rows += [
-            {"contender": f"{label}, {state}", "preset": "small", **times(took)} for state, took in seconds.items()
+            {"contender": f"{label}, {state}", "preset": "small", **times(took)}
+            for state, took in seconds.items()
         ]
     return rows
 
@@ -229,8 +268,15 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
     """Seconds until a command has ended, or until `train` has logged so many windows."""
     with tempfile.TemporaryDirectory() as folder:
         metrics = Path(folder) / "run/metrics.jsonl"
-        given = [*arguments, "--run-dir", str(metrics.parent)] if arguments[0] == "train" else [*arguments]
-        caches = {"JAXLM_CACHE": str(cache / "jaxlm"), "JAX_COMPILATION_CACHE_DIR": str(cache / "xla")}
+        given = (
+            [*arguments, "--run-dir", str(metrics.parent)]
+            if arguments[0] == "train"
+            else [*arguments]
+        )
+        caches = {
+            "JAXLM_CACHE": str(cache / "jaxlm"),
+            "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        }
         environment, seconds = {**os.environ, "PYTHONPATH": str(HERE.parent), **caches}, 0.0
         with contextlib.closing(watched(given, environment, 0.005)) as clock:
             for seconds in clock:
@@ -239,7 +285,9 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
         return seconds
 
 
-def watched(arguments: Sequence[str], environment: Mapping[str, str], pause: float) -> Generator[float, None, None]:
+def watched(
+    arguments: Sequence[str], environment: Mapping[str, str], pause: float
+) -> Generator[float, None, None]:
     """Runs `jaxlm`, and yields the seconds since its start after every pause, and once more when it has ended.
 
     A process that runs when this is closed is ended. Raises SystemExit where the command fails.
@@ -269,9 +317,15 @@ def growth(turns: int) -> list[Row]:
     rows: list[Row] = []
     for name, value in ((name, value) for name, values in GROWTH.items() for value in values):
         both = name == "hidden_sizes"
-        changed = {"embedding_size": value, "hidden_sizes": (value, value)} if both else {name: value}
-        contender = Contender(f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed})
-        rows += [{**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)]
+        changed = (
+            {"embedding_size": value, "hidden_sizes": (value, value)} if both else {name: value}
+        )
+        contender = Contender(
+            f"{name} {value}", "jaxlm", "zaremba-small", {"windows_per_call": 2, **changed}
+        )
+        rows += [
+            {**row, "field": name, "value": value} for row in compare([contender], min(turns, 3), 2)
+        ]
     return rows
 
 
@@ -280,32 +334,57 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         for column, name in enumerate(GROWTH):
             for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
                 axis = drawn.add_subplot(2, 4, 1 + column + 4 * line)
-                values, measured = zip(*((row["value"], row[key]) for row in rows if row["field"] == name), strict=True)
+                values, measured = zip(
+                    *((row["value"], row[key]) for row in rows if row["field"] == name), strict=True
+                )
                 axis.plot(values, measured, "o-")
-                axis.set(title=name if line == 0 else None, ylabel=label if column == 0 else None, ylim=(0, None))
-                axis.set_xticks(values, [f"{value:,}" for value in values], rotation=60, fontsize="small")
+                axis.set(
+                    title=name if line == 0 else None,
+                    ylabel=label if column == 0 else None,
+                    ylim=(0, None),
+                )
+                axis.set_xticks(
+                    values, [f"{value:,}" for value in values], rotation=60, fontsize="small"
+                )
         save(drawn, path)
 
 
 def table(what: str, rows: Sequence[Row]) -> str:
-    lines = [f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |", "|" + "---|" * 7]
+    lines = [
+        f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |",
+        "|" + "---|" * 7,
+    ]
     for row in rows:
-        cells = [row["contender"], row["preset"], f"{row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f})"]
+        cells = [
+            row["contender"],
+            row["preset"],
+            f"{row['ms']:.1f} ({row['ms_min']:.1f}-{row['ms_max']:.1f})",
+        ]
         cells += [format(row[key], form) if key in row else "" for key, form in FORMS.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "what", nargs="*", help=f"{', '.join(SECTIONS)}, start-up or growth, drawn to growth.png (default: steps)"
+        "what",
+        nargs="*",
+        help=f"{', '.join(SECTIONS)}, start-up or growth, drawn to growth.png (default: steps)",
     )
     parser.add_argument("--commits", nargs=2, metavar=("OLD", "NEW"), help="compare two commits")
     usual = ["small", "zaremba-small", "zaremba-medium"]
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", default=usual)
-    parser.add_argument("--turns", type=whole(1), default=7, help="counted turns of each contender (7)")
-    parser.add_argument("--windows", type=whole(1), default=16, help="training steps in a turn (16)")
+    parser.add_argument(
+        "--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", default=usual
+    )
+    parser.add_argument(
+        "--turns", type=whole(1), default=7, help="counted turns of each contender (7)"
+    )
+    parser.add_argument(
+        "--windows", type=whole(1), default=16, help="training steps in a turn (16)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     args = parser.parse_args()
     if unknown := set(args.what) - {*SECTIONS, "start-up", "growth"}:

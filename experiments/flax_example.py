@@ -28,7 +28,9 @@ def train_step(state, carry, window, key):
 
     def cost(params):
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
-        read, nats = state.apply_fn({"params": params}, window[:, :-1], window[:, 1:], initial_carry=carry, rngs=rngs)
+        read, nats = state.apply_fn(
+            {"params": params}, window[:, :-1], window[:, 1:], initial_carry=carry, rngs=rngs
+        )
         return nats / len(window), read
 
     (nats, carry), grads = jax.value_and_grad(cost, has_aux=True)(state.params)
@@ -39,7 +41,9 @@ def train(model, params, ids, epochs=EPOCHS):
     """Yields the state and the mean nats after each window; the carry is passed on within an epoch."""
     rows = ids[: len(ids) // ROWS * ROWS].reshape(ROWS, -1)
     starts = range(0, rows.shape[1] - STEPS, STEPS)
-    schedule = optax.piecewise_constant_schedule(RATE, {len(starts) * epoch: DECAY for epoch in range(HOLD, epochs)})
+    schedule = optax.piecewise_constant_schedule(
+        RATE, {len(starts) * epoch: DECAY for epoch in range(HOLD, epochs)}
+    )
     rule = optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(schedule))
     state = TrainState.create(apply_fn=LanguageModel(model).apply, params=params, tx=rule)
     for _ in range(epochs):

@@ -32,19 +32,26 @@ def write_text(path: Path, tokens: int) -> None:
     with open(path, "w", encoding="utf-8") as file:
         while tokens > 0:
             ids = source.draw(min(tokens, 929_589), stream)
-            file.write(" ".join(words[ids].tolist()).replace(" \n", "\n").replace("\n ", "\n") + "\n")
+            file.write(
+                " ".join(words[ids].tolist()).replace(" \n", "\n").replace("\n ", "\n") + "\n"
+            )
             tokens, stream = tokens - len(ids), stream + 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=whole(100_000), default=100_000_000)
     parser.add_argument("--turns", type=whole(1), default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jaxlm-") as scratch:
         text, out = Path(scratch, "text.txt"), Path(scratch, "out")
         write_text(text, args.tokens)
-        command, started = [sys.executable, "-m", "jaxlm", "prepare", text, out], time.perf_counter()
+        command, started = (
+            [sys.executable, "-m", "jaxlm", "prepare", text, out],
+            time.perf_counter(),
+        )
         if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # it has said why
             raise SystemExit(code)
         seconds = time.perf_counter() - started
@@ -54,7 +61,9 @@ def main() -> None:
             f"({args.tokens / seconds:,.0f} tokens/s)"
         )
         places = ("memory", "file")
-        contenders = [Contender(place, f"from-{place}", "small", {"corpus": str(out)}) for place in places]
+        contenders = [
+            Contender(place, f"from-{place}", "small", {"corpus": str(out)}) for place in places
+        ]
         for row in compare(contenders, args.turns, WINDOWS):
             print(
                 f"trained from {row['contender']}: {row['words_per_second']:,.0f} words/s, at most "

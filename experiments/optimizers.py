@@ -25,20 +25,30 @@ TRIED = {
     "Muon": ({"optimizer": "muon"}, (0.0125, 0.025, 0.05)),
     "AdamW": ({"optimizer": "adamw"}, (0.005, 0.01, 0.02, 0.04)),
     "SGD": ({"optimizer": "sgd", "clip_norm": 8.75}, (0.6, 1.2, 2.4, 4.8)),
-    "SGD, momentum 0.9": ({"optimizer": "sgd", "clip_norm": 8.75, "momentum": 0.9}, (0.06, 0.12, 0.24, 0.48)),
+    "SGD, momentum 0.9": (
+        {"optimizer": "sgd", "clip_norm": 8.75, "momentum": 0.9},
+        (0.06, 0.12, 0.24, 0.48),
+    ),
 }
-Scores = dict[str, dict[float, tuple[float, float]]]  # of each optimiser and rate, on validation and test
+Scores = dict[
+    str, dict[float, tuple[float, float]]
+]  # of each optimiser and rate, on validation and test
 
 
 def compare(args: argparse.Namespace) -> Scores:
     """Trains with every optimiser at every rate."""
     base = jaxlm.preset("tied-fast").replace(
-        embedding_size=args.width, hidden_sizes=(args.width,), epochs=args.epochs, compute_dtype=args.compute_dtype
+        embedding_size=args.width,
+        hidden_sizes=(args.width,),
+        epochs=args.epochs,
+        compute_dtype=args.compute_dtype,
     )
     return {
         name: {
             rate: trained(
-                base.replace(**changes).replace(learning_rate=rate), args.corpus, args.run_dir / f"{place}-{rate:g}"
+                base.replace(**changes).replace(learning_rate=rate),
+                args.corpus,
+                args.run_dir / f"{place}-{rate:g}",
             )
             for rate in rates
         }
@@ -53,11 +63,16 @@ def best(scores: dict[float, tuple[float, float]]) -> float:
 
 def table(found: Scores) -> str:
     """In Markdown: validation at each rate, and the test at the rate that validation chose."""
-    lines = ["| optimiser | valid at each rate | best rate | valid | test |", "|---|---|---|---|---|"]
+    lines = [
+        "| optimiser | valid at each rate | best rate | valid | test |",
+        "|---|---|---|---|---|",
+    ]
     for name, scores in found.items():
         each = ", ".join(f"{rate:g}: {valid:.1f}" for rate, (valid, _) in scores.items())
         rate = best(scores)
-        lines.append(f"| {name} | {each} | {rate:g} | {scores[rate][0]:.1f} | {scores[rate][1]:.1f} |")
+        lines.append(
+            f"| {name} | {each} | {rate:g} | {scores[rate][0]:.1f} | {scores[rate][1]:.1f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -71,7 +86,9 @@ def plot(found: Scores, path: Path) -> Path:
         axes.set_xscale("log", base=2)
         ticks = (0.25, 0.5, 1, 2, 4)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set(xlabel="rate, as a multiple of the optimiser's best", ylabel="validation perplexity")
+        axes.set(
+            xlabel="rate, as a multiple of the optimiser's best", ylabel="validation perplexity"
+        )
         axes.legend()
         return save(drawn, path)
 
@@ -79,7 +96,9 @@ def plot(found: Scores, path: Path) -> Path:
 def main() -> None:
     """Trains, prints the table, draws the plot."""
     parser = arguments(__doc__, "optimizers", 2, 128, "auto")
-    parser.add_argument("--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)")
+    parser.add_argument(
+        "--picture", type=Path, help="where the plot goes (optimizers.png in --run-dir)"
+    )
     args = parser.parse_args()
     if args.picture:
         args.picture.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,9 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import Config
 
 Run = Callable[[int], float | None]  # returns the MiB of processes of its own, if it has any
-Take = Callable[[int, int], tuple[Any, int]]  # of a row, and of the next call's: tokens, and the row they begin with
+Take = Callable[
+    [int, int], tuple[Any, int]
+]  # of a row, and of the next call's: tokens, and the row they begin with
 MEMBERS = 8
 
 
@@ -44,11 +46,17 @@ def _trained(config: Config, rows: int, take: Take) -> Run:
     from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
-    T, recipe, state = config.train.bptt_length, jax.tree.map(jnp.float32, config.recipe), new_state(config)
+    T, recipe, state = (
+        config.train.bptt_length,
+        jax.tree.map(jnp.float32, config.recipe),
+        new_state(config),
+    )
 
     def call(tokens: Any, where: Any, count: int) -> None:
         nonlocal state
-        state, metrics = train_windows(recipe, state, tokens, where, jnp.int32(count), bptt_length=T)
+        state, metrics = train_windows(
+            recipe, state, tokens, where, jnp.int32(count), bptt_length=T
+        )
         metrics.cost.block_until_ready()
 
     return _in_calls(config, rows, take, call)
@@ -84,7 +92,9 @@ def in_turn(config: Config, tokens: np.ndarray) -> Run:
     return run
 
 
-def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped: bool = False) -> Run:
+def one_program(
+    config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped: bool = False
+) -> Run:
     """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them; or, vmapped, with
     operations that they share, as on an accelerator.
     """
@@ -94,7 +104,10 @@ def one_program(config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped
     from jaxlm.runs.trainer import new_state
     from jaxlm.training import members
 
-    (recipes, states), on_device = members.stacked(config.recipe, new_state(config), size, None), jnp.asarray(tokens)
+    (recipes, states), on_device = (
+        members.stacked(config.recipe, new_state(config), size, None),
+        jnp.asarray(tokens),
+    )
     shape: dict[str, Any] = {"bptt_length": config.train.bptt_length, "vmapped": vmapped}
 
     def call(tokens: Any, where: Any, count: int) -> None:
@@ -116,7 +129,9 @@ def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Ru
     ids = np.asarray(corpus.train, np.int32) if in_memory else corpus.train
     atexit.register(opened.close)
     take = opened.enter_context(feed(ids, config.train))
-    return _trained(config.replace(vocab_size=len(corpus.vocab)), len(ids) // config.train.batch_size, take)
+    return _trained(
+        config.replace(vocab_size=len(corpus.vocab)), len(ids) // config.train.batch_size, take
+    )
 
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
@@ -126,7 +141,9 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
     number = min(len(cores()), MEMBERS)
     command = [sys.executable, __file__, "one-program", *sys.argv[2:4]]
     workers = [
-        subprocess.Popen([*command, str(members)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(members)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         for members in (len(range(place, MEMBERS, number)) for place in range(number))
     ]
     for place, worker in enumerate(workers):
@@ -135,7 +152,9 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
     def run(windows: int) -> float:
         for worker in workers:
             print(json.dumps({"windows": windows}), file=worker.stdin, flush=True)
-        return sum(json.loads(worker.stdout.readline())["peak_mib"] for worker in workers if worker.stdout)
+        return sum(
+            json.loads(worker.stdout.readline())["peak_mib"] for worker in workers if worker.stdout
+        )
 
     return run
 
@@ -149,7 +168,9 @@ def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
     from jaxlm.scoring.stream import stream_nats
 
     model, params = jax.tree.map(jnp.float32, config.recipe).model, new_state(config).params
-    ids = np.random.default_rng(1).integers(0, config.model.vocab_size, EVALUATED[split] + 1, np.int32)
+    ids = np.random.default_rng(1).integers(
+        0, config.model.vocab_size, EVALUATED[split] + 1, np.int32
+    )
     shape = (config.train.batch_size, config.train.bptt_length) if split == "validation" else (1, 1)
 
     def run(passes: int) -> None:
@@ -193,7 +214,11 @@ def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
 
     from jaxlm.nnx import LSTM
 
-    widths, B, rngs = (config.model.embedding_size, *config.model.hidden_sizes), config.train.batch_size, nnx.Rngs(0)
+    widths, B, rngs = (
+        (config.model.embedding_size, *config.model.hidden_sizes),
+        config.train.batch_size,
+        nnx.Rngs(0),
+    )
 
     def rnn(inputs: int, size: int) -> Any:
         options: dict[str, Any] = {"time_major": True, "return_carry": True}
@@ -223,7 +248,9 @@ def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
     return _flax_run(config, tokens, apply, params, carries)
 
 
-def _flax_run(config: Config, tokens: np.ndarray, apply: Callable[..., Any], params: Any, carries: Any) -> Run:
+def _flax_run(
+    config: Config, tokens: np.ndarray, apply: Callable[..., Any], params: Any, carries: Any
+) -> Run:
     """The usual loop around a Flax model: a jitted step for each window, optax's clipping and SGD.
 
     `apply` is (params, tokens [T, B], carries) -> (logits [T, B, V], carries).
@@ -231,7 +258,9 @@ def _flax_run(config: Config, tokens: np.ndarray, apply: Callable[..., Any], par
     import jax
     import optax
 
-    optimiser = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0))
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(config.optimizer.clip_norm or 1e9), optax.sgd(1.0)
+    )
     opt_state = optimiser.init(params)
 
     def step(params, opt_state, carries, window):
@@ -280,7 +309,9 @@ def pytorch(config: Config, tokens: np.ndarray) -> Run:
             for layer, carry in zip(layers, carries, strict=True):
                 x, carry = layer(x, carry)
                 new.append(tuple(part.detach() for part in carry))
-            cost = nn.functional.cross_entropy(head(x).flatten(0, 1), window[1:].flatten(), reduction="sum")
+            cost = nn.functional.cross_entropy(
+                head(x).flatten(0, 1), window[1:].flatten(), reduction="sum"
+            )
             optimiser.zero_grad()
             (cost / config.train.batch_size).backward()
             nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
@@ -299,7 +330,10 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
     init = tf1.random_uniform_initializer(-0.1, 0.1)
     window = tf1.placeholder(tf.int32, [T + 1, B])
-    before = [(tf1.placeholder(tf.float32, [B, h]), tf1.placeholder(tf.float32, [B, h])) for h in widths[1:]]
+    before = [
+        (tf1.placeholder(tf.float32, [B, h]), tf1.placeholder(tf.float32, [B, h]))
+        for h in widths[1:]
+    ]
     embedding = tf1.get_variable("embedding", [V, widths[0]], initializer=init)
     x, after = tf.unstack(tf.nn.embedding_lookup(embedding, window[:-1])), []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
@@ -319,10 +353,16 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
         tf1.get_variable("softmax_w", [widths[-1], V], initializer=init),
         tf1.get_variable("softmax_b", [V], initializer=init),
     )
-    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(window[1:], [-1]), logits=logits)
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        labels=tf.reshape(window[1:], [-1]), logits=logits
+    )
     variables = tf1.trainable_variables()
-    grads, _ = tf.clip_by_global_norm(tf.gradients(tf.reduce_sum(nats) / B, variables), config.optimizer.clip_norm)
-    update = tf1.train.GradientDescentOptimizer(1.0).apply_gradients(zip(grads, variables, strict=True))
+    grads, _ = tf.clip_by_global_norm(
+        tf.gradients(tf.reduce_sum(nats) / B, variables), config.optimizer.clip_norm
+    )
+    update = tf1.train.GradientDescentOptimizer(1.0).apply_gradients(
+        zip(grads, variables, strict=True)
+    )
     session = tf1.Session()
     session.run(tf1.global_variables_initializer())
     carries = [(np.zeros((B, h), np.float32),) * 2 for h in widths[1:]]
@@ -365,10 +405,17 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     from jaxlm.ops.softmax import chunking
 
     T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
-    dtype, widths = config.model.compute_dtype, (config.model.embedding_size, *config.model.hidden_sizes)
+    dtype, widths = (
+        config.model.compute_dtype,
+        (config.model.embedding_size, *config.model.hidden_sizes),
+    )
     chunks, steps, _ = chunking(True, (T, B), (widths[-1], V))[0](jnp.zeros((T, B))).shape
     rows = steps * B
-    shapes = [((rows, widths[-1]), V, False), ((rows, V), widths[-1], True), ((widths[-1], rows), V, False)] * chunks
+    shapes = [
+        ((rows, widths[-1]), V, False),
+        ((rows, V), widths[-1], True),
+        ((widths[-1], rows), V, False),
+    ] * chunks
     for E, H in itertools.pairwise(widths):
         shapes += [
             ((T * B, E), 4 * H, False),
@@ -383,7 +430,9 @@ def products(config: Config, tokens: np.ndarray) -> Run:
         def one(rows):
             return product(rows, b, dtype, transposed)
 
-        return lax.map(one, a) if a.ndim == 3 else one(a)  # one product a step, as in the recurrence
+        return (
+            lax.map(one, a) if a.ndim == 3 else one(a)
+        )  # one product a step, as in the recurrence
 
     results, factors = {}, {}
     for key in dict.fromkeys(shapes):
@@ -411,9 +460,13 @@ def flops(config: Config, maker: str = "jaxlm") -> int:
     """Multiplications and additions in the matrix products of one window, or of one pass over a split."""
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
     of_input = config.model.gates
-    of_state = of_input if hasattr(config.model, "keep_recurrent_weights") else 0  # a minGRU's gates read x alone
+    of_state = (
+        of_input if hasattr(config.model, "keep_recurrent_weights") else 0
+    )  # a minGRU's gates read x alone
     layers = sum((of_input * a + of_state * b) * b for a, b in itertools.pairwise(widths))
-    passes = 1 if maker in EVALUATED else 3  # forward, and backward to the inputs and to the parameters
+    passes = (
+        1 if maker in EVALUATED else 3
+    )  # forward, and backward to the inputs and to the parameters
     return 2 * passes * words(config, maker) * (layers + widths[-1] * config.model.vocab_size)
 
 
@@ -424,7 +477,10 @@ def _windows(config: Config, tokens: np.ndarray):
             yield tokens[start : start + T + 1]
 
 
-EVALUATED = {"validation": 73_759, "test": 82_429}  # predictions in Penn Treebank's splits, a few rows' tails included
+EVALUATED = {
+    "validation": 73_759,
+    "test": 82_429,
+}  # predictions in Penn Treebank's splits, a few rows' tails included
 SWEPT = ("in-turn", "one-program", "vmapped", "processes")
 MAKERS: dict[str, Callable[..., Run]] = {
     "jaxlm": jaxlm,
@@ -448,15 +504,21 @@ MAKERS: dict[str, Callable[..., Run]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("maker", choices=list(MAKERS))
     parser.add_argument("preset")
-    parser.add_argument("changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object")
+    parser.add_argument(
+        "changes", type=json.loads, nargs="?", default={}, help="of fields, as a JSON object"
+    )
     parser.add_argument("members", type=int, nargs="?", help="of one-program (8)")
     args = parser.parse_args()
     config = preset(args.preset).replace(**args.changes)
     B, V = config.train.batch_size, config.model.vocab_size
-    skewed = np.random.default_rng(0).uniform(size=B * 2001) ** 4  # most tokens are frequent words, as in text
+    skewed = (
+        np.random.default_rng(0).uniform(size=B * 2001) ** 4
+    )  # most tokens are frequent words, as in text
     tokens = (skewed * V).astype(np.int32).reshape(-1, B)
     run = MAKERS[args.maker](config, tokens, *([args.members] if args.members else []))
     for line in sys.stdin:

@@ -20,5 +20,9 @@ import sys
 from jaxlm.cli import main
 
 if __name__ == "__main__":
-    own = [] if any(token.partition("=")[0] == "--config" for token in sys.argv) else ["--preset", "small"]
+    own = (
+        []
+        if any(token.partition("=")[0] == "--config" for token in sys.argv)
+        else ["--preset", "small"]
+    )
     sys.exit(main(["train", *own, *sys.argv[1:]]))

@@ -30,11 +30,15 @@ def arguments(given: list[str]) -> list[str]:
     if "--resume" in flags:
         return given
     start = [] if "--config" in flags else ["--preset", "small", "--epochs", "5"]
-    scheduled = {"--config", "--preset", "--schedule"} & flags or any("schedule=" in token for token in given)
+    scheduled = {"--config", "--preset", "--schedule"} & flags or any(
+        "schedule=" in token for token in given
+    )
     start += [] if scheduled else ["--hold", "2"]
     if not {"--set", "--space"} & flags:
         fields = {name: f"--{name.replace('_', '-')}" for name in SPACE}
-        start += [f"--set={name}={SPACE[name]}" for name, flag in fields.items() if flag not in flags]
+        start += [
+            f"--set={name}={SPACE[name]}" for name, flag in fields.items() if flag not in flags
+        ]
     return [*start, *given]
 
 

@@ -26,7 +26,9 @@ REPEATS, WORDS, SENTENCES = 3, 200, 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", help="where Penn Treebank's files are")
     args = parser.parse_args()
     corpus = jaxlm.load_corpus("ptb", data_dir=args.data_dir)
@@ -43,12 +45,23 @@ def main() -> None:
         print(f"| {label} | {count / seconds:,.0f} |", flush=True)
 
     print("| | words/s |\n|---|---|")
-    for name, scoring in (("with entropy and rank", lm.scorer(full=True)), ("alone", lm.scorer(full=False))):
+    for name, scoring in (
+        ("with entropy and rank", lm.scorer(full=True)),
+        ("alone", lm.scorer(full=False)),
+    ):
         label = f"surprisal {name}, {len(sentences):,} sentences"
-        tell(label, words, lambda scoring=scoring: list(lm.surprisal_stream(sentences, scoring=scoring)))
+        tell(
+            label,
+            words,
+            lambda scoring=scoring: list(lm.surprisal_stream(sentences, scoring=scoring)),
+        )
     for samples in (1, 64):
         label = f"generation, {samples} samples"
-        tell(label, samples * WORDS, lambda samples=samples: lm.generate(words=WORDS, samples=samples))
+        tell(
+            label,
+            samples * WORDS,
+            lambda samples=samples: lm.generate(words=WORDS, samples=samples),
+        )
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -68,14 +81,20 @@ def torch_model(torch, lm: LanguageModel):
     """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear layer."""
 
     def loaded(module, **arrays):
-        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        module.load_state_dict(
+            {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        )
         return module
 
     embedding, softmax, layers = lm.params["embedding"], lm.params["softmax"], []
     for layer in torch_layers(lm.config.model, lm.params):
         sizes = layer["weight_ih"].shape[1], layer["weight_hh"].shape[1]
-        layers.append(loaded(torch.nn.LSTM(*sizes), **{f"{name}_l0": value for name, value in layer.items()}))
-    linear = loaded(torch.nn.Linear(*softmax["kernel"].shape), weight=softmax["kernel"].T, bias=softmax["bias"])
+        layers.append(
+            loaded(torch.nn.LSTM(*sizes), **{f"{name}_l0": value for name, value in layer.items()})
+        )
+    linear = loaded(
+        torch.nn.Linear(*softmax["kernel"].shape), weight=softmax["kernel"].T, bias=softmax["bias"]
+    )
     return loaded(torch.nn.Embedding(*embedding.shape), weight=embedding), layers, linear
 
 
@@ -113,9 +132,12 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
         rows, targets = torch.unbind(logits), ids[1:]
         functional.cross_entropy(logits, targets, reduction="none").sum().item()
         entropies = torch.log2(torch.exp(torch.cat([entropy(row) for row in rows])))
-        surprisals = torch.log2(torch.exp(torch.stack([-functional.log_softmax(beamed(row), 0) for row in rows])))
+        surprisals = torch.log2(
+            torch.exp(torch.stack([-functional.log_softmax(beamed(row), 0) for row in rows]))
+        )
         found += [
-            (surprisals[place][int(target)].item(), entropies[place].item()) for place, target in enumerate(targets)
+            (surprisals[place][int(target)].item(), entropies[place].item())
+            for place, target in enumerate(targets)
         ]
     return found
 
@@ -126,7 +148,9 @@ def word_language_model_loop(torch, model, words: int) -> list[int]:
     with torch.no_grad():
         for _ in range(words):
             logits, states = torch_logits(model, word, states)
-            log_p = torch.nn.functional.log_softmax(logits, dim=1)  # its model's forward ends with it
+            log_p = torch.nn.functional.log_softmax(
+                logits, dim=1
+            )  # its model's forward ends with it
             odds = log_p.squeeze().div(1.0).exp()
             word.fill_(torch.multinomial(odds, 1)[0])
             found.append(int(word))

@@ -113,7 +113,9 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
         except JaxlmError:  # such as a width that the cell's heads do not divide
             return float("inf")
 
-    blocks = bisect_left(range(64, 8192, 64), parameters, key=lambda width: parameters_of(of(width)))
+    blocks = bisect_left(
+        range(64, 8192, 64), parameters, key=lambda width: parameters_of(of(width))
+    )
     for step in (4, 1):  # odd widths multiply slowly
         width = min(range(max(step, 64 * blocks), 64 * blocks + 65, step), key=distance)
         if distance(width) <= NEAR:
@@ -146,7 +148,9 @@ def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float
         return max(0.0, first - median(others)), median(others)
 
     compiled, sampled = timed(trains)
-    state = replace(state, step=jnp.int32(plan.total))  # where the softmax of sampled words sums all
+    state = replace(
+        state, step=jnp.int32(plan.total)
+    )  # where the softmax of sampled words sums all
     _, exact = timed(trains)
     share = 1 if model.sampled_share is None else model.sampled_share
     seconds = (share * sampled + (1 - share) * exact) / size * plan.windows_in(0)
@@ -159,19 +163,29 @@ def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float
 def planned(args: argparse.Namespace) -> list[Cell]:
     """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
     _ = optuna.__version__  # (raises JaxlmError where it is not installed)
-    os.environ.pop("JAXLM_STORAGE", None)  # a database holds one sweep, and each cell's tuning is one
+    os.environ.pop(
+        "JAXLM_STORAGE", None
+    )  # a database holds one sweep, and each cell's tuning is one
     settings, shared, cells = args.run_dir / "settings.json", shared_settings(args), []
     if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
-        raise JaxlmError(f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir")
-    texts = [(text, *text_and_preset(text, args.preset)) for text in dict.fromkeys(args.texts)]  # (each counts once)
+        raise JaxlmError(
+            f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir"
+        )
+    texts = [
+        (text, *text_and_preset(text, args.preset)) for text in dict.fromkeys(args.texts)
+    ]  # (each counts once)
     loaded = [with_corpus(jaxlm.preset(preset), place) for _, place, preset in texts]
     for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
         for name in dict.fromkeys(args.cells):
             config, took = sized(base, name, args.parameters or parameters_of(base)), None
             read_space(space_of(args, config), config)
             for minutes in dict.fromkeys(args.minutes):
-                named = text if text.strip(".") else str(Path(text).resolve())  # (. and .. name no folder)
-                folder = args.run_dir / quote(named, safe="") / f"{minutes:g}min" / name  # (of its preset too)
+                named = (
+                    text if text.strip(".") else str(Path(text).resolve())
+                )  # (. and .. name no folder)
+                folder = (
+                    args.run_dir / quote(named, safe="") / f"{minutes:g}min" / name
+                )  # (of its preset too)
                 if (kept := folder / "epochs.json").exists():
                     epochs = json.loads(kept.read_text())
                 else:
@@ -188,7 +202,9 @@ def planned(args: argparse.Namespace) -> list[Cell]:
 
 def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of a directory have in common."""
-    return {name: getattr(args, name) for name in ("preset", "parameters", "set", "trials", "share")}
+    return {
+        name: getattr(args, name) for name in ("preset", "parameters", "set", "trials", "share")
+    }
 
 
 def keep(path: Path, value: Any) -> None:
@@ -205,10 +221,17 @@ def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
     if args.set:
         space = with_settings({}, args.set)
-        if own := sorted(space.keys() & {"seed", "epochs", "model", "corpus", "hidden_sizes", "embedding_size"}):
-            raise JaxlmError(f"{own[0]} is the shoot-out's own, not to be tuned: leave it out of --set")
+        if own := sorted(
+            space.keys() & {"seed", "epochs", "model", "corpus", "hidden_sizes", "embedding_size"}
+        ):
+            raise JaxlmError(
+                f"{own[0]} is the shoot-out's own, not to be tuned: leave it out of --set"
+            )
         return space
-    rates = {name: getattr(config.optimizer, name, None) for name in ("learning_rate", "adam_learning_rate")}
+    rates = {
+        name: getattr(config.optimizer, name, None)
+        for name in ("learning_rate", "adam_learning_rate")
+    }
     space = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
     return space | dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
 
@@ -224,11 +247,16 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
     else:
         config = config.replace(epochs=epochs_of_trial(cell, share))
         resumes = (folder / JOURNAL).exists()
-        found = jaxlm.sweep(config, space, strategy="random", trials=trials, run_dir=folder, resume=resumes)
+        found = jaxlm.sweep(
+            config, space, strategy="random", trials=trials, run_dir=folder, resume=resumes
+        )
     if found.stopped_by:
         sys.exit("stopped: start it again to resume")
     if found.best is None:
-        print(f"{cell.name} on {cell.text}: no trial was trained to its end: the preset's own values count", flush=True)
+        print(
+            f"{cell.name} on {cell.text}: no trial was trained to its end: the preset's own values count",
+            flush=True,
+        )
         return {}
     return found.best.values
 
@@ -240,8 +268,12 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
         return
     valid, test = trained(config, config.data.corpus, folder)
     timing, (_, _, tests) = [*read_timing(folder).values()], by_kind(read_metrics(folder))
-    words = max([row["seconds"] * row["words_per_second"] for row in timing], default=math.nan)  # of a whole epoch
-    seconds = sum(words / row["words_per_second"] for row in timing)  # (a stop has divided an epoch's)
+    words = max(
+        [row["seconds"] * row["words_per_second"] for row in timing], default=math.nan
+    )  # of a whole epoch
+    seconds = sum(
+        words / row["words_per_second"] for row in timing
+    )  # (a stop has divided an epoch's)
     found = {
         "text": cell.text,
         "minutes": cell.minutes,
@@ -267,7 +299,10 @@ def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
 def rows_of(run_dir: Path) -> list[Row]:
     """What is kept of all runs, in the order of texts, minutes, cells and seeds."""
     rows = [json.loads(path.read_text()) for path in run_dir.glob("*/*/*/seed*.json")]
-    return sorted(rows, key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]))
+    return sorted(
+        rows,
+        key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]),
+    )
 
 
 def points_of(run_dir: Path) -> list[Row]:
@@ -284,7 +319,9 @@ def points_of(run_dir: Path) -> list[Row]:
 def write_rows(rows: list[Row], path: Path) -> None:
     """Writes rows as CSV, whole or not at all; what a row has not is empty."""
     text = io.StringIO()
-    lines = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    lines = csv.DictWriter(
+        text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
+    )
     lines.writeheader()
     lines.writerows(rows)
     with output(path) as file:
@@ -296,8 +333,19 @@ def table(rows: list[Row]) -> str:
 
     A cell of which seeds diverged comes after those of which fewer did; its means are of the others.
     """
-    columns = "parameters", "epochs", "seconds", "words_per_second", "valid", "test", "bits_per_character"
-    lines = [f"| text | minutes | cell | {' | '.join(columns)} |".replace("_", " "), "|" + "---|" * (3 + len(columns))]
+    columns = (
+        "parameters",
+        "epochs",
+        "seconds",
+        "words_per_second",
+        "valid",
+        "test",
+        "bits_per_character",
+    )
+    lines = [
+        f"| text | minutes | cell | {' | '.join(columns)} |".replace("_", " "),
+        "|" + "---|" * (3 + len(columns)),
+    ]
     chosen = []
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
         cells, lost = dict[str, dict[str, tuple[float, float]]](), dict[str, int]()
@@ -314,7 +362,11 @@ def table(rows: list[Row]) -> str:
             measured[0] += f" ({lost[cell]} diverged)" if lost[cell] else ""
             lines.append(f"| {text} | {minutes:g} | {cell} | {' | '.join(whole + measured)} |")
         mean, deviation = cells[best]["valid"]
-        near = [cell for cell in others if cells[cell]["valid"][0] - mean <= deviation + cells[cell]["valid"][1]]
+        near = [
+            cell
+            for cell in others
+            if cells[cell]["valid"][0] - mean <= deviation + cells[cell]["valid"][1]
+        ]
         alike = f"; within the deviations: {', '.join(near)}" if near else ""
         chosen.append(f"{text}, {minutes:g} minutes: the lowest on validation is {best}{alike}.")
     return "\n".join([*lines, "", *chosen]) + "\n"
@@ -325,30 +377,67 @@ def plot(rows: list[Row], path: Path) -> Path:
     panels = [*dict.fromkeys((row["text"], row["minutes"]) for row in rows)]
     cells = [*dict.fromkeys(row["cell"] for row in rows)]
     with figure(4 * len(panels) + 1, 4) as drawn:
-        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for axes, panel in zip(
+            drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+        ):
             for place, cell in enumerate(cells):
-                tests = [r["test"] for r in rows if (r["text"], r["minutes"], r["cell"]) == (*panel, cell)]
+                tests = [
+                    r["test"]
+                    for r in rows
+                    if (r["text"], r["minutes"], r["cell"]) == (*panel, cell)
+                ]
                 colour = PALETTE[place % len(PALETTE)]
                 axes.scatter([place] * len(tests), tests, color=colour, s=14)
-                axes.errorbar(place, *mean_and_deviation(tests), color=colour, marker="_", capsize=4)
+                axes.errorbar(
+                    place, *mean_and_deviation(tests), color=colour, marker="_", capsize=4
+                )
             axes.set_xticks(range(len(cells)), cells, rotation=45)
             axes.set(title=f"{Path(panel[0]).stem}, {panel[1]:g} min", ylabel="test perplexity")
         return save(drawn, path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--texts", nargs="+", default=["ptb"], metavar="TEXT[:PRESET]", help="as train's --corpus (ptb)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL")
-    parser.add_argument("--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)")
-    parser.add_argument("--parameters", type=whole(1), metavar="N", help="of each model (those of the text's preset)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="to tune, as of jaxlm sweep")
-    parser.add_argument("--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)")
-    parser.add_argument("--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)")
-    parser.add_argument("--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)")
-    parser.add_argument("--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)")
+    parser.add_argument(
+        "--texts",
+        nargs="+",
+        default=["ptb"],
+        metavar="TEXT[:PRESET]",
+        help="as train's --corpus (ptb)",
+    )
+    parser.add_argument(
+        "--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL"
+    )
+    parser.add_argument(
+        "--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)"
+    )
+    parser.add_argument(
+        "--parameters",
+        type=whole(1),
+        metavar="N",
+        help="of each model (those of the text's preset)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=SPACE",
+        help="to tune, as of jaxlm sweep",
+    )
+    parser.add_argument(
+        "--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)"
+    )
+    parser.add_argument(
+        "--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)"
+    )
+    parser.add_argument(
+        "--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)"
+    )
+    parser.add_argument(
+        "--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)"
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/shootout"))
     args = parser.parse_args()
     cells = planned(args)
@@ -358,7 +447,8 @@ def main() -> None:
             cell.folder.mkdir(parents=True, exist_ok=True)
             keep(cell.folder / "epochs.json", cell.config.train.epochs)
         shares = [
-            args.seeds + args.trials * epochs_of_trial(one, args.share) / one.config.train.epochs for one in cells
+            args.seeds + args.trials * epochs_of_trial(one, args.share) / one.config.train.epochs
+            for one in cells
         ]
         hours = sum(cell.minutes * share for cell, share in zip(cells, shares, strict=True)) / 60
         print(f"{len(cells)} cells, about {hours:.1f} hours in all", flush=True)

@@ -43,7 +43,10 @@ from jaxlm.cli.parsing import whole
 from jaxlm.report.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
-TENSORFLOW_STEPS, TENSORFLOW_TEST = 11_610, 118.4  # of `small`: its 15 epochs, and what they reach on the test split
+TENSORFLOW_STEPS, TENSORFLOW_TEST = (
+    11_610,
+    118.4,
+)  # of `small`: its 15 epochs, and what they reach on the test split
 
 
 class Rung(NamedTuple):
@@ -99,24 +102,39 @@ def command(preset: str, seed: int) -> list[str]:
     return ["train", "--preset", preset, "--corpus", RUNGS[preset].corpus, "--seed", str(seed)]
 
 
-def run(preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path) -> Record:
+def run(
+    preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path
+) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
     logs.mkdir(exist_ok=True)
     code = commit()  # (what it is as the run begins)
     with tempfile.TemporaryDirectory() as folder:
         place, valid = Path(folder) / "run", f"valid_{rung.measure}"
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE.parent),
+            "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
+        }
         metrics, size = place / "metrics.jsonl", 0
         reached, epoch, seconds = None, None, 0.0
-        with closing(watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)) as clock:
+        with closing(
+            watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)
+        ) as clock:
             for seconds in clock:
                 size, before = metrics.stat().st_size if metrics.exists() else 0, size
                 epochs = _rows(metrics, "epoch") if reached is None and size != before else []
                 if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
                     reached, epoch = seconds, found[0]
-        epochs, (test, *_) = (_rows(metrics, kind) for kind in ("epoch", "test"))  # (last, then best)
-        cached, cached_seconds = evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
-        today, log = date.today().isoformat(), logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
+        epochs, (test, *_) = (
+            _rows(metrics, kind) for kind in ("epoch", "test")
+        )  # (last, then best)
+        cached, cached_seconds = (
+            evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
+        )
+        today, log = (
+            date.today().isoformat(),
+            logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl",
+        )
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
             *(today, code, machine(), preset, rung.target, seed, reached, epoch),
@@ -135,27 +153,50 @@ def commit() -> str:
 
 def machine() -> str:
     """The processor's name, and how many cores may be used."""
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    found = (
+        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if sys.platform == "linux"
+        else None
+    )
     cores = len(os.sched_getaffinity(0)) if found else os.cpu_count()
     return f"{found[1] if found else platform.machine()}, {cores} cores"
 
 
-def evaluated(place: Path, cache: int, measure: str, environment: dict[str, str]) -> tuple[float | None, float]:
+def evaluated(
+    place: Path, cache: int, measure: str, environment: dict[str, str]
+) -> tuple[float | None, float]:
     """The test split's measure with a neural cache of so many words, tuned on valid, and the seconds of the command.
 
     None where the command fails, which is said: the hours of the run are not lost with it.
     """
-    words = ["evaluate", str(place), "--protocol", "cache", "--cache-window", str(cache), "--tune", "--json"]
+    words = [
+        "evaluate",
+        str(place),
+        "--protocol",
+        "cache",
+        "--cache-window",
+        str(cache),
+        "--tune",
+        "--json",
+    ]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         print(f"error: {shlex.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-    return None if done.returncode else json.loads(done.stdout)[measure], time.perf_counter() - began
+    return None if done.returncode else json.loads(done.stdout)[
+        measure
+    ], time.perf_counter() - began
 
 
 def _rows(path: Path, kind: str) -> list[dict]:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [row for line in lines if line.endswith("\n") and f'"kind":"{kind}"' in line and (row := json.loads(line))]
+    return [
+        row
+        for line in lines
+        if line.endswith("\n") and f'"kind":"{kind}"' in line and (row := json.loads(line))
+    ]
 
 
 def add(record: Record, path: Path) -> None:
@@ -174,7 +215,9 @@ def begin_history(path: Path) -> None:
             file.write(f"{heads}\n")
         file.seek(0)
         if file.readline().strip() != heads:
-            raise SystemExit(f"error: --out {path} is no history, whose first line is {heads}: name another file")
+            raise SystemExit(
+                f"error: --out {path} is no history, whose first line is {heads}: name another file"
+            )
 
 
 def table(records: Sequence[Record]) -> str:
@@ -191,7 +234,9 @@ def table(records: Sequence[Record]) -> str:
         def over(name: str, some: list[Record] = some, words: bool = words) -> str:
             """Of the seeds that have it."""
             values = [value for one in some if (value := getattr(one, name)) is not None]
-            missed = f", {len(some) - len(values)} missed" * (name == "seconds" and len(values) < len(some))
+            missed = f", {len(some) - len(values)} missed" * (
+                name == "seconds" and len(values) < len(some)
+            )
             shown = "{:,.2f}" if words or name.startswith("seconds") else "{:,.3f}"  # (bits)
             return spread(*mean_and_deviation(values), shown.format) + missed
 
@@ -199,9 +244,19 @@ def table(records: Sequence[Record]) -> str:
         shares = [unit / seconds for unit, seconds in times if unit and seconds]
         share = mean_and_deviation(shares)[0]
         epochs = ", ".join("never" if one.epoch is None else str(one.epoch) for one in some)
-        cells = [f"`{preset}`", f"{some[0].target:g}", over("seconds"), epochs, f"1/{share:.1f}" if shares else ""]
-        lines.append(f"| {' | '.join([*cells, *map(over, ('valid', 'test', 'cached_test', 'seconds_in_all'))])} |")
-    unit, _ = mean_and_deviation([one.tensorflow_seconds for one in records if one.tensorflow_seconds])
+        cells = [
+            f"`{preset}`",
+            f"{some[0].target:g}",
+            over("seconds"),
+            epochs,
+            f"1/{share:.1f}" if shares else "",
+        ]
+        lines.append(
+            f"| {' | '.join([*cells, *map(over, ('valid', 'test', 'cached_test', 'seconds_in_all'))])} |"
+        )
+    unit, _ = mean_and_deviation(
+        [one.tensorflow_seconds for one in records if one.tensorflow_seconds]
+    )
     lines += [
         "",
         f"TensorFlow 1's graph mode takes {unit:,.0f} s for the {TENSORFLOW_STEPS:,} steps of `small` to a test "
@@ -213,12 +268,18 @@ def table(records: Sequence[Record]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--presets", nargs="+", choices=list(RUNGS), default=list(RUNGS))
     parser.add_argument("--seeds", type=whole(1), default=3, help="how many, from 0 (3)")
     parser.add_argument("--show", action="store_true", help="print the commands only")
-    parser.add_argument("--cache", type=whole(), default=0, metavar="WORDS", help="of a neural cache (0: none)")
-    parser.add_argument("--out", type=Path, default=Path("speedrun.csv"), help="the history (speedrun.csv)")
+    parser.add_argument(
+        "--cache", type=whole(), default=0, metavar="WORDS", help="of a neural cache (0: none)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("speedrun.csv"), help="the history (speedrun.csv)"
+    )
     args = parser.parse_args()
     if args.show:
         for preset in args.presets:

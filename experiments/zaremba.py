@@ -17,5 +17,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] in (["-h"], ["--help"]):
         sys.exit(print(__doc__))
     if sys.argv[1:2] == [] or sys.argv[1] not in SIZES:
-        sys.exit(f"error: name a size first, one of {', '.join(SIZES)}, as in: python experiments/zaremba.py small")
+        sys.exit(
+            f"error: name a size first, one of {', '.join(SIZES)}, as in: python experiments/zaremba.py small"
+        )
     sys.exit(main(["train", "--preset", f"zaremba-{sys.argv[1]}", *sys.argv[2:]]))

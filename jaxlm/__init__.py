@@ -63,7 +63,10 @@ if TYPE_CHECKING:
 
 # Where each name is loaded from, as the imports above, which only type checkers run, have it.
 _SOURCE = __spec__.loader.get_data(__file__).decode()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-_MODULE_OF = {name: module for module, name in re.findall(r"^    from (\S+) import (\w+) as", _SOURCE, re.MULTILINE)}
+_MODULE_OF = {
+    name: module
+    for module, name in re.findall(r"^    from (\S+) import (\w+) as", _SOURCE, re.MULTILINE)
+}
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -16,7 +16,9 @@ def main() -> NoReturn:
     ends the process. A process that a signal stopped skips Python's own cleanup, in which threads of XLA can crash.
     """
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as after `nohup`
+        if (
+            signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):  # else it is ignored, as after `nohup`
             signal.signal(signal.SIGINT, _interrupt)
         from jaxlm.cli import main
 
@@ -25,7 +27,9 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         _end()
     jax = sys.modules.get("jax")
-    if code >= 128 and not (jax and jax.distributed.is_initialized()):  # many processes take leave of each other
+    if code >= 128 and not (
+        jax and jax.distributed.is_initialized()
+    ):  # many processes take leave of each other
         os._exit(code)
     sys.exit(code)
 

@@ -25,20 +25,33 @@ class Spec:
     type: type  # float, int, bool, str, or tuple (of whole numbers)
     help: str
     unit: str = ""
-    low: float = -math.inf  # limits of a number: it may be `low` or `high`, and not `above` or `below`
+    low: float = (
+        -math.inf
+    )  # limits of a number: it may be `low` or `high`, and not `above` or `below`
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
     choices: tuple[str, ...] = ()  # the texts that it takes; (): any
     optional: bool = False  # whether it may be None
-    needs: tuple[str, ...] = ()  # other fields of the section, of which one must be set where this one is
-    excludes: tuple[str, ...] = ()  # other fields of the section that must not be set where this one is
-    own: bool = False  # whether each kind has a value of its own, which another kind does not take over
+    needs: tuple[
+        str, ...
+    ] = ()  # other fields of the section, of which one must be set where this one is
+    excludes: tuple[
+        str, ...
+    ] = ()  # other fields of the section that must not be set where this one is
+    own: bool = (
+        False  # whether each kind has a value of its own, which another kind does not take over
+    )
 
     @property
     def range(self) -> str:
         """The limits in words."""
-        limits = (("above", self.above), ("at least", self.low), ("below", self.below), ("at most", self.high))
+        limits = (
+            ("above", self.above),
+            ("at least", self.low),
+            ("below", self.below),
+            ("at most", self.high),
+        )
         words = [f"{word} {limit:,}" for word, limit in limits if math.isfinite(limit)]
         return " and ".join(words) or "finite"
 
@@ -53,7 +66,9 @@ def probability(help: str, **options: Any) -> Any:
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
-def count(default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any) -> Any:
+def count(
+    default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any
+) -> Any:
     """A static whole number, or a tuple of such; None is allowed where it is the default."""
     kind = tuple if isinstance(default, tuple) else int
     options = {"high": 2**31 - 1, "optional": default is None, **options}
@@ -91,7 +106,10 @@ def checked(section: Any) -> Any:
     Arrays and tracers pass in the place of a number. A section's own method `check` refuses what `needs` and `excludes`
     cannot say. Raises JaxlmError where a value has another type, is outside its limits, or contradicts another.
     """
-    plain = {n: _check(n.rstrip("_"), spec, getattr(section, n)) for n, spec in specs(type(section)).items()}
+    plain = {
+        n: _check(n.rstrip("_"), spec, getattr(section, n))
+        for n, spec in specs(type(section)).items()
+    }
     if any(value is not getattr(section, name) for name, value in plain.items()):
         section = replace(section, **plain)
     _check_relations(section)
@@ -118,9 +136,15 @@ def _check_relations(section: Any) -> None:
     for name, spec in specs(type(section)).items():
         if spec.needs and is_set(name) and not any(map(is_set, spec.needs)):
             needed = either(spec.needs)
-            raise JaxlmError(f"{name} needs {needed}, and {told(spec.needs)}: set {needed}, or leave {name} out")
-        if other := next((other for other in spec.excludes if is_set(name) and is_set(other)), None):
-            raise JaxlmError(f"{name} and {other} exclude each other, and {told([name, other])}: leave one out")
+            raise JaxlmError(
+                f"{name} needs {needed}, and {told(spec.needs)}: set {needed}, or leave {name} out"
+            )
+        if other := next(
+            (other for other in spec.excludes if is_set(name) and is_set(other)), None
+        ):
+            raise JaxlmError(
+                f"{name} and {other} exclude each other, and {told([name, other])}: leave one out"
+            )
 
 
 def _check(name: str, spec: Spec, value: Any) -> Any:
@@ -161,7 +185,13 @@ def _plain(value: Any) -> Any:
     return value.item() if arrays and getattr(value, "shape", None) == () else value
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+}
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
 

@@ -23,7 +23,9 @@ from typing import BinaryIO
 
 from jaxlm.errors import JaxlmError
 
-_UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)  # the names of unfinished files and folders
+_UNFINISHED = re.compile(
+    r"\.partial-.+-[0-9a-f]{16}", re.DOTALL
+)  # the names of unfinished files and folders
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
@@ -55,7 +57,10 @@ class Folder:
                 missing = [one for one in (path, *path.parents) if not os.path.exists(one)]
                 path.mkdir(parents=True, exist_ok=True)
                 for made in missing:
-                    with suppress(PermissionError), Folder.open(made.parent) as above:  # (one may enter, and not read)
+                    with (
+                        suppress(PermissionError),
+                        Folder.open(made.parent) as above,
+                    ):  # (one may enter, and not read)
                         above.sync()
         flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
         return Folder(_open(path, path, flags, expected="a directory"), path)
@@ -92,7 +97,9 @@ class Folder:
 
     def reader(self, name: str) -> BinaryIO:
         """Opens a regular file for reading. Raises OSError where there is none, or anything else instead."""
-        descriptor = _open(_entry(name), self.path / name, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor)
+        descriptor = _open(
+            _entry(name), self.path / name, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor
+        )
         return open(descriptor, "rb")
 
     def read(self, name: str, most: int) -> bytes:
@@ -179,7 +186,9 @@ class Folder:
         """Removes what killed writers left unfinished or half removed, and nothing that a living one writes."""
         for name in filter(_UNFINISHED.fullmatch, self.names()):
             with suppress(OSError):
-                descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor)
+                descriptor = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor
+                )
                 try:  # (shared: NFS has no exclusive lock of what is only read)
                     fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -201,7 +210,10 @@ class Folder:
             for name in sorted([*folders, *files]):
                 with suppress(FileNotFoundError):  # removed in the meantime
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                    if not (stat.S_ISREG(status.st_mode) or (stat.S_ISDIR(status.st_mode) and depth < MOST_DEPTH)):
+                    if not (
+                        stat.S_ISREG(status.st_mode)
+                        or (stat.S_ISDIR(status.st_mode) and depth < MOST_DEPTH)
+                    ):
                         found.append(f"{self.path / above / name} ({kind(status)})")
             if depth == MOST_DEPTH:
                 folders.clear()
@@ -253,7 +265,9 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
         _check_owner(place)
-    if os.path.exists(path) and (not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")):
+    if os.path.exists(path) and (
+        not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")
+    ):
         with _naming(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         with open(descriptor, "wb") as file:
@@ -267,9 +281,15 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
 def _check_owner(path: Path) -> None:
     """Raises OSError where a path belongs to a run, a sweep or a corpus, or leads out of the directory of one."""
     for folder in path.parents[:3]:
-        if owner := next((what for mark, what in OWNERS.items() if (folder / mark).is_file()), None):
+        if owner := next(
+            (what for mark, what in OWNERS.items() if (folder / mark).is_file()), None
+        ):
             if path.relative_to(folder).parts[0] in _OWNED:
-                raise OSError(errno.EEXIST, f"it belongs to the {owner} in {folder}: name another file", str(path))
+                raise OSError(
+                    errno.EEXIST,
+                    f"it belongs to the {owner} in {folder}: name another file",
+                    str(path),
+                )
             if os.path.lexists(path) and not stat.S_ISREG((status := os.lstat(path)).st_mode):
                 why = f"expected a regular file in the directory of a {owner}, found {kind(status)}"
                 raise OSError(errno.EINVAL, why, str(path))
@@ -300,16 +320,32 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
 def reason(error: Exception) -> str:
     """An error in the words that end a sentence: without its number and its file's name."""
     text = str(getattr(error, "strerror", None) or error)
-    return text or ("there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__)
+    return text or (
+        "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    )
 
 
 def kind(status: os.stat_result) -> str:
     """The kind of a directory's entry, as "a link"."""
-    kinds = {"-": "a regular file", "d": "a directory", "l": "a link", "p": "a FIFO", "s": "a socket"}
-    return kinds.get(stat.filemode(status.st_mode)[0], "a device")  # by the letter that `ls -l` shows
+    kinds = {
+        "-": "a regular file",
+        "d": "a directory",
+        "l": "a link",
+        "p": "a FIFO",
+        "s": "a socket",
+    }
+    return kinds.get(
+        stat.filemode(status.st_mode)[0], "a device"
+    )  # by the letter that `ls -l` shows
 
 
-def _open(name: str | Path, path: Path, flags: int, folder: int | None = None, expected: str = "a regular file") -> int:
+def _open(
+    name: str | Path,
+    path: Path,
+    flags: int,
+    folder: int | None = None,
+    expected: str = "a regular file",
+) -> int:
     """Opens what is expected, without ever waiting for a FIFO or a device."""
     with _naming(path):
         try:
@@ -317,7 +353,9 @@ def _open(name: str | Path, path: Path, flags: int, folder: int | None = None, e
         except OSError as error:
             found = expected
             with suppress(OSError):
-                found = kind(os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW))
+                found = kind(
+                    os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW)
+                )
             if found == expected or error.errno in (errno.EACCES, errno.EPERM):
                 raise
             raise OSError(error.errno, f"expected {expected}, found {found}") from None

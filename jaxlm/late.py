@@ -30,4 +30,9 @@ if TYPE_CHECKING:
     import optax
     import optuna
 else:
-    jax, jnp, optax, optuna = _Late("jax"), _Late("jax.numpy"), _Late("optax"), _Late("optuna", "sweep")
+    jax, jnp, optax, optuna = (
+        _Late("jax"),
+        _Late("jax.numpy"),
+        _Late("optax"),
+        _Late("optuna", "sweep"),
+    )

@@ -18,7 +18,9 @@ from jaxlm.ops.lstm import LSTMState, lstm
 LSTMCarry = tuple[jax.Array, jax.Array]  # (c, h), each [..., H]
 
 
-def LSTM(features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any) -> nn.RNN:
+def LSTM(
+    features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any
+) -> nn.RNN:
     """`nn.RNN(nn.OptimizedLSTMCell(features), **options)`, faster: same parameters, outputs, carry and call arguments.
 
     The parameters are those of the cell, `{"ii": {"kernel"}, ..., "ho": {"kernel", "bias"}}`, under the name that Flax
@@ -49,7 +51,9 @@ class _FastRNN(nn.RNN):
     ) -> Any:
         cell: Any = self.cell
         if self.is_initializing():  # make the parameters, as nn.RNN's first step does
-            cell(cell.initialize_carry(jax.random.key(0), inputs[..., 0, :].shape), inputs[..., 0, :])
+            cell(
+                cell.initialize_carry(jax.random.key(0), inputs[..., 0, :].shape), inputs[..., 0, :]
+            )
         gates = cell.variables["params"]
         kernel = jnp.block([[gates[side + gate]["kernel"] for gate in "igfo"] for side in "ih"])
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
@@ -74,10 +78,14 @@ def run(
     """
     given = time_major, return_carry, reverse, keep_order
     own = rnn.time_major, rnn.return_carry, rnn.reverse, rnn.keep_order
-    time_major, return_carry, reverse, keep_order = (b if a is None else a for a, b in zip(given, own, strict=True))
+    time_major, return_carry, reverse, keep_order = (
+        b if a is None else a for a, b in zip(given, own, strict=True)
+    )
     x = promote_dtype(inputs, kernel, dtype=rnn.cell.dtype)[0]
     x = x if time_major else jnp.moveaxis(x, -2, 0)
-    kernel, bias = (part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in (kernel, bias))
+    kernel, bias = (
+        part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in (kernel, bias)
+    )
     T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
     x = x.reshape(T, -1, x.shape[-1])
     lengths = None if lengths is None else lengths.reshape(-1)
@@ -89,10 +97,14 @@ def run(
         i, f = jnp.full(H, -1e4, kernel.dtype), jnp.full(H, 1e4, kernel.dtype)
         kernel = jnp.concatenate([jnp.concatenate([i, 0 * i, f, 0 * i])[None], kernel])
     state = (jnp.zeros((x.shape[1], H)),) * 2 if carry is None else carry
-    state = LSTMState(*(part.astype(kernel.dtype).reshape(-1, H) for part in state))  # (a wide dtype)
+    state = LSTMState(
+        *(part.astype(kernel.dtype).reshape(-1, H) for part in state)
+    )  # (a wide dtype)
     y, end = lstm(x, kernel, bias, state)
     if lengths is not None:
-        end = LSTMState(end.c, jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0].astype(end.h.dtype))
+        end = LSTMState(
+            end.c, jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0].astype(end.h.dtype)
+        )
     y = (flip_sequences(y, lengths, 1, True) if reverse and keep_order else y).reshape(T, *batch, H)
     y = y if time_major else jnp.moveaxis(y, 0, -2)
     return ((end.c.reshape(*batch, H), end.h.reshape(*batch, H)), y) if return_carry else y
@@ -156,12 +168,16 @@ def read_rows(
     carry = stack.zero_carry(model, B, params["embedding"].dtype) if carry is None else carry
     kept, _, features, after = stack.read(model, params, noise, tokens.T, carry)
 
-    def after_row(params: Params, carry: stack.Carry, row: jax.Array, length: jax.Array) -> stack.Carry:
+    def after_row(
+        params: Params, carry: stack.Carry, row: jax.Array, length: jax.Array
+    ) -> stack.Carry:
         def of_row(tree: Any, axis: int) -> Any:
             return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, row, 1, axis), tree)
 
         axes = {"embedding": 1, "outputs": 1, "states": 0, "updates": 0, "carry": 0}
-        one = replace(noise, **{name: of_row(getattr(noise, name), axis) for name, axis in axes.items()})
+        one = replace(
+            noise, **{name: of_row(getattr(noise, name), axis) for name, axis in axes.items()}
+        )
         *_, new = stack.read(model, params, one, of_row(tokens.T, 1), of_row(carry, 0), length)
         return jax.tree.map(lambda leaf: leaf[0], new)
 
@@ -169,7 +185,11 @@ def read_rows(
         rows = jax.vmap(after_row, (None, None, 0, 0))
         after = rows(*lax.stop_gradient((params, carry)), jnp.arange(B), lengths)
     if targets is None:
-        logits = heads.logits(model, kept, features.astype(params["embedding"].dtype), noise.latents)
+        logits = heads.logits(
+            model, kept, features.astype(params["embedding"].dtype), noise.latents
+        )
         return after, jnp.moveaxis(logits, 0, 1)
     weights = None if lengths is None else (jnp.arange(T)[:, None] < lengths).astype(jnp.float32)
-    return after, heads.summed_nats(model, kept, features, targets.T, weights, noise.latents, noise.drawn)
+    return after, heads.summed_nats(
+        model, kept, features, targets.T, weights, noise.latents, noise.drawn
+    )

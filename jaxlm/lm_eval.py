@@ -19,7 +19,12 @@ except ModuleNotFoundError:
 
 from jaxlm.runs.loading import load
 
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one option
+LENGTHS = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # names of one option
 
 
 @register_model("jaxlm")
@@ -52,7 +57,9 @@ class JaxLM(TemplateLM):
         """The id of `<eos>`, from which a text without context is predicted."""
         return self._lm.vocab.eos
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
         """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`.
 
         So is a text of marks alone, which a tokenizer drops: no choice may be empty, as it would be certain.
@@ -67,7 +74,9 @@ class JaxLM(TemplateLM):
         """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
         found = []
         for (_before, text), context, ids in requests:
-            continuation = ids or self.tok_encode(text)  # (none is left of what a tokenizer drops, or joins to a word)
+            continuation = ids or self.tok_encode(
+                text
+            )  # (none is left of what a tokenizer drops, or joins to a word)
             if not continuation:
                 found.append((0.0, True))
                 continue
@@ -98,8 +107,12 @@ class JaxLM(TemplateLM):
         if words < 1:
             return ""
         sampled = options.get("do_sample")
-        temperature = 0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
-        limits = {name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)}
+        temperature = (
+            0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
+        )
+        limits = {
+            name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)
+        }
         text, prompt = "", self._lm.tokens(context, self._tokenizer)
         drawn = self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits)
         for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):

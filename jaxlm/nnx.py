@@ -30,7 +30,9 @@ class LSTM(nnx.RNN):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        cell = nnx.OptimizedLSTMCell(in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        cell = nnx.OptimizedLSTMCell(
+            in_features, hidden_features, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         super().__init__(cell, rngs=False, **options)
 
     def __call__(
@@ -44,7 +46,15 @@ class LSTM(nnx.RNN):
     ) -> Any:
         cell: Any = self.cell
         kernel = _gates(jnp.concatenate([cell.dense_i.kernel[...], cell.dense_h.kernel[...]]))
-        return run(self, inputs, kernel, _gates(cell.dense_h.bias[...]), initial_carry, seq_lengths, **options)
+        return run(
+            self,
+            inputs,
+            kernel,
+            _gates(cell.dense_h.bias[...]),
+            initial_carry,
+            seq_lengths,
+            **options,
+        )
 
 
 def _gates(columns: jax.Array) -> jax.Array:
@@ -64,7 +74,14 @@ class LanguageModel(nnx.Module):
         rngs: streams `params` and `dropout`.
     """
 
-    def __init__(self, model: Recurrent, *, params: Params | None = None, deterministic: bool = False, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        model: Recurrent,
+        *,
+        params: Params | None = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs,
+    ):
         stack.check_dtype(model)
         params = stack.init_params(model, rngs.params()) if params is None else params
         self.model, self.deterministic = nnx.static(model), deterministic
@@ -73,7 +90,9 @@ class LanguageModel(nnx.Module):
 
     def tree(self) -> Params:
         """The parameters as jaxlm has them."""
-        return jax.tree.map(lambda leaf: leaf[...], self.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
+        return jax.tree.map(
+            lambda leaf: leaf[...], self.params, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)
+        )
 
     def __call__(
         self,

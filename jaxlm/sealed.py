@@ -11,7 +11,9 @@ from typing import Any
 def seal(tree: dict[str, Any]) -> str:
     """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
     body = json.dumps(tree, indent=1, sort_keys=True)
-    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True)
+    return json.dumps(
+        {**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True
+    )
 
 
 def unseal(data: bytes, seal: Callable[[dict[str, Any]], str] = seal) -> dict[str, Any]:
@@ -38,7 +40,9 @@ def strict_json(text: str | bytes) -> Any:
         return tree
 
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once)
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

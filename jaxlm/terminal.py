@@ -25,7 +25,10 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
     \x1b[2J and \n
     """
     kept = "\n" if keep_newlines else ""
-    text = _UNSAFE.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
+    text = _UNSAFE.sub(
+        lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(),
+        text,
+    )
     return text.encode(encoding, "backslashreplace").decode(encoding) if encoding else text
 
 
@@ -40,7 +43,12 @@ def flag_text(name: str, value: object) -> str:
 
 
 def say(
-    text: object = "", *, file: TextIO | None = None, end: str = "\n", flush: bool = False, exact: bool = False
+    text: object = "",
+    *,
+    file: TextIO | None = None,
+    end: str = "\n",
+    flush: bool = False,
+    exact: bool = False,
 ) -> None:
     """Prints text that may contain parts of files, on standard output or into another file.
 
@@ -52,7 +60,12 @@ def say(
     if file is not None:
         encoding = getattr(file, "encoding", None) or "utf-8"
         shown = str(text) if exact else printable(str(text), keep_newlines=True)
-        print(shown.encode(encoding, "backslashreplace").decode(encoding), end=end, file=file, flush=flush)
+        print(
+            shown.encode(encoding, "backslashreplace").decode(encoding),
+            end=end,
+            file=file,
+            flush=flush,
+        )
 
 
 def say_line(text: object, file: TextIO | None = None) -> None:

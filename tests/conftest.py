@@ -28,12 +28,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before JAX is imported anywhere: how all processes of the session compile, and where they keep programs."""
     if hasattr(config, "workerinput"):
         return
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "JAXLM_TRACEBACK", "JAXLM_STORAGE"):  # what a shell may have set
+    for name in (
+        "FORCE_COLOR",
+        "TTY_COMPATIBLE",
+        "JAXLM_TRACEBACK",
+        "JAXLM_STORAGE",
+    ):  # what a shell may have set
         os.environ.pop(name, None)
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        if version("jaxlib").startswith("0.10."):  # by the older emitters (jax 0.12 has none, and ends at such a flag)
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith(
+            "0.10."
+        ):  # by the older emitters (jax 0.12 has none, and ends at such a flag)
+            os.environ["XLA_FLAGS"] = (
+                f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+            )
     _keep_programs(config)
 
 
@@ -49,7 +58,9 @@ def _keep_programs(config: pytest.Config) -> None:
     from jaxlm.data.cache import compilation_cache
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXLM_CACHE", os.environ.get("JAXLM_TEST_PROGRAMS") or str(config.cache.mkdir("jaxlm")))
+        patch.setenv(
+            "JAXLM_CACHE", os.environ.get("JAXLM_TEST_PROGRAMS") or str(config.cache.mkdir("jaxlm"))
+        )
         folder = compilation_cache()  # of this kind of processor
     if sum(file.stat().st_size for file in folder.glob("*")) > COMPILED_BYTES:
         shutil.rmtree(folder, ignore_errors=True)
@@ -75,10 +86,16 @@ MAY_BE_ABSENT = (
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fails a session of CI in which a test was skipped for want of a browser or an extra."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if "JAXLM_NO_SKIPS" not in os.environ or reporter is None or hasattr(session.config, "workerinput"):
+    if (
+        "JAXLM_NO_SKIPS" not in os.environ
+        or reporter is None
+        or hasattr(session.config, "workerinput")
+    ):
         return
     allowed = MAY_BE_ABSENT[4:] if os.environ["JAXLM_NO_SKIPS"] == "all" else MAY_BE_ABSENT
-    reasons = {str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])}  # (file, line, reason)
+    reasons = {
+        str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])
+    }  # (file, line, reason)
     if wrong := sorted(reason for reason in reasons if not any(name in reason for name in allowed)):
         print("\nskipped in CI:", *wrong, sep="\n  ")
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
@@ -97,7 +114,9 @@ def pytest_runtest_call(item: pytest.Item):
         pytest.fail(f"it has computed for {MOST_SECONDS} s")
 
     before = signal.signal(signal.SIGPROF, fail)
-    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS, 5)  # (again, where a library drops the first one)
+    signal.setitimer(
+        signal.ITIMER_PROF, MOST_SECONDS, 5
+    )  # (again, where a library drops the first one)
     try:
         return (yield)
     finally:
@@ -119,7 +138,9 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path):
     """A file system of two megabytes, or of the size of an indirect parameter; skips where none can be mounted."""
     folder, size = tmp_path / "disk", getattr(request, "param", "2m")
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -139,7 +160,9 @@ def no_pictures():
     from importlib import import_module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, steps, path: path)
+        patch.setattr(
+            import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, steps, path: path
+        )
         yield
 
 
@@ -196,7 +219,12 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     import jaxlm
 
     config = jaxlm.preset("small").replace(
-        hidden_sizes=(64,), embedding_size=32, batch_size=20, epochs=8, hold=6.0, corpus="embedded-tiny"
+        hidden_sizes=(64,),
+        embedding_size=32,
+        batch_size=20,
+        epochs=8,
+        hold=6.0,
+        corpus="embedded-tiny",
     )
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

@@ -21,7 +21,9 @@ class Sample:
 def sample(spec: Size | str) -> Sample:
     """Draws the splits of a specification, or of a generated corpus by its name."""
     source = Source(Size.of(spec) if isinstance(spec, str) else spec)
-    return Sample(source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens)))
+    return Sample(
+        source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens))
+    )
 
 
 def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> float:
@@ -37,10 +39,14 @@ def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> floa
     """
     spec, starts = source.spec, _starts(ids)
     log_word = np.log(source.word_weight / 2.0**BITS)
-    evidence = np.stack([np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1)  # [sentences, K]
+    evidence = np.stack(
+        [np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1
+    )  # [sentences, K]
     scale = evidence.max(1, keepdims=True)
     stay = spec.stay / 256 if across_sentences else 0.0
-    belief = np.full(spec.topics, 1 / spec.topics)  # the probability of each topic of the next sentence
+    belief = np.full(
+        spec.topics, 1 / spec.topics
+    )  # the probability of each topic of the next sentence
     log_probability = scale.sum()
     for likelihood in np.exp(evidence - scale):
         joint = belief * likelihood

@@ -79,7 +79,11 @@ class Server:
         }
         self._folder, self._count, self._ended, self._rest = folder, 0, dict[int, int](), b""
         self._process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, __file__],
+            env=environment,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
 
     def __enter__(self) -> "Server":
@@ -98,7 +102,9 @@ class Server:
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
         for path in (out, err):  # also of a command that is killed before it opens them
             path.touch()
-        self._process.stdin.write(json.dumps([[*map(str, arguments)], str(out), str(err), before]).encode() + b"\n")
+        self._process.stdin.write(
+            json.dumps([[*map(str, arguments)], str(out), str(err), before]).encode() + b"\n"
+        )
         while not (started := self._hear(SECONDS)):
             pass
         return Command(self, started, out, err)
@@ -106,7 +112,9 @@ class Server:
     def status(self, pid: int, wait: float = 0) -> int | None:
         """A child's exit code; None while it lives."""
         deadline = time.monotonic() + wait
-        while pid not in self._ended and (self._hear(wait) is not None or time.monotonic() < deadline):
+        while pid not in self._ended and (
+            self._hear(wait) is not None or time.monotonic() < deadline
+        ):
             pass
         return self._ended.get(pid)
 
@@ -149,7 +157,9 @@ def _serve() -> None:
             print(json.dumps(["started", pid]), flush=True)
         with suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                print(json.dumps(["ended", ended[0], os.waitstatus_to_exitcode(ended[1])]), flush=True)
+                print(
+                    json.dumps(["ended", ended[0], os.waitstatus_to_exitcode(ended[1])]), flush=True
+                )
 
 
 def _import_all() -> None:

@@ -33,7 +33,9 @@ def log_probabilities(model: Any, tokens: list[int]) -> np.ndarray:
     for token, target in pairwise(tokens):
         x = params["embedding"][token].astype(np.float64)
         for place, (layer, (c, h)) in enumerate(zip(params["layers"], states, strict=True)):
-            i, j, f, o = np.split(np.concatenate([x, h]) @ layer["kernel"].astype(np.float64) + layer["bias"], 4)
+            i, j, f, o = np.split(
+                np.concatenate([x, h]) @ layer["kernel"].astype(np.float64) + layer["bias"], 4
+            )
             c = c / (1 + np.exp(-f)) + np.tanh(j) / (1 + np.exp(-i))
             x = np.tanh(c) / (1 + np.exp(-o))
             states[place] = (c, x)
@@ -109,9 +111,19 @@ def opcodes(value: Any) -> bytes:
         case Ref(name):
             return b"c" + "\n".join(name.rsplit(".", 1)).encode() + b"\n"
         case Call(function, arguments, state):
-            return opcodes(function) + opcodes(arguments) + b"R" + (b"" if state is None else opcodes(state) + b"b")
+            return (
+                opcodes(function)
+                + opcodes(arguments)
+                + b"R"
+                + (b"" if state is None else opcodes(state) + b"b")
+            )
         case New(kind, state, arguments):
-            return opcodes(kind) + opcodes(arguments) + b"\x81" + (b"" if state is None else opcodes(state) + b"b")
+            return (
+                opcodes(kind)
+                + opcodes(arguments)
+                + b"\x81"
+                + (b"" if state is None else opcodes(state) + b"b")
+            )
         case Persistent(inner):
             return opcodes(inner) + b"Q"
         case Raw(code):
@@ -146,13 +158,16 @@ class Storages:
         self.arrays[key] = array.ravel()
         return key
 
-    def view(self, key: str, shape: tuple, strides: tuple, offset: int = 0, part: tuple | None = None) -> Call:
+    def view(
+        self, key: str, shape: tuple, strides: tuple, offset: int = 0, part: tuple | None = None
+    ) -> Call:
         """A tensor that is a view of a held array; strides and offset in elements."""
         array = self.arrays[key]
         kind = Ref("torch." + CLASSES[array.dtype.str[1:]])
         storage = ("storage", kind, key, self.device, array.size, *([part] if self.old else []))
         return Call(
-            Ref("torch._utils._rebuild_tensor_v2"), (Persistent(storage), offset, shape, strides, False, Call(ORDERED))
+            Ref("torch._utils._rebuild_tensor_v2"),
+            (Persistent(storage), offset, shape, strides, False, Call(ORDERED)),
         )
 
     def tensor(self, array: np.ndarray) -> Call:
@@ -189,7 +204,11 @@ def zip_file(
 
 def old_file(value: Any, storages: Storages, *_: Any) -> bytes:
     """A file as torch.save wrote it before 1.6."""
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     head = [0x1950A86A20F9469CFC6C, 1001, system, value, list(storages.arrays)]
     body = [struct.pack("<q", array.size) + array.tobytes() for array in storages.arrays.values()]
     return b"".join([*map(pickled, head), *body])
@@ -199,7 +218,11 @@ WRITERS: dict[str, Callable[[Any, Storages], bytes]] = {"zip": zip_file, "old": 
 
 
 def weights(
-    vocab_size: int = 7, width: int = 4, sizes: tuple[int, ...] = (3, 5), tied: bool = False, seed: int = 0
+    vocab_size: int = 7,
+    width: int = 4,
+    sizes: tuple[int, ...] = (3, 5),
+    tied: bool = False,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """A state_dict of pytorch/examples' model; without decoder.weight where it is tied."""
     random = np.random.default_rng(seed)
@@ -216,7 +239,11 @@ def weights(
             f"rnn.bias_hh_l{place}": draw(4 * size),
         }
         below = size
-    return {**arrays, **({} if tied else {"decoder.weight": draw(vocab_size, below)}), "decoder.bias": draw(vocab_size)}
+    return {
+        **arrays,
+        **({} if tied else {"decoder.weight": draw(vocab_size, below)}),
+        "decoder.bias": draw(vocab_size),
+    }
 
 
 def torch_answers(arrays: dict[str, np.ndarray], tokens: list[int], layers: int = 2) -> np.ndarray:
@@ -229,7 +256,12 @@ def torch_answers(arrays: dict[str, np.ndarray], tokens: list[int], layers: int 
         for place in range(layers):
             inward, across = wide[f"rnn.weight_ih_l{place}"], wide[f"rnn.weight_hh_l{place}"]
             h, c = states[place] or (np.zeros(across.shape[1]),) * 2
-            gates = inward @ x + wide[f"rnn.bias_ih_l{place}"] + across @ h + wide[f"rnn.bias_hh_l{place}"]
+            gates = (
+                inward @ x
+                + wide[f"rnn.bias_ih_l{place}"]
+                + across @ h
+                + wide[f"rnn.bias_hh_l{place}"]
+            )
             i, f, g, o = np.split(gates, 4)
             c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
             x = np.tanh(c) / (1 + np.exp(-o))
@@ -239,7 +271,9 @@ def torch_answers(arrays: dict[str, np.ndarray], tokens: list[int], layers: int 
     return np.array(answers)
 
 
-def module(kind: str, parameters: dict | None = None, modules: dict | None = None, **attributes: Any) -> New:
+def module(
+    kind: str, parameters: dict | None = None, modules: dict | None = None, **attributes: Any
+) -> New:
     """An nn.Module as it is pickled."""
     return New(
         Ref(kind),
@@ -278,7 +312,9 @@ def rnn_model(
         modules={
             "drop": module(nn + "dropout.Dropout", p=0.2),
             "encoder": module(nn + "sparse.Embedding", encoder, max_norm=None),
-            "rnn": module(nn + f"rnn.{cell}", of("rnn."), mode=cell, bidirectional=False, **attributes),
+            "rnn": module(
+                nn + f"rnn.{cell}", of("rnn."), mode=cell, bidirectional=False, **attributes
+            ),
             "decoder": module(nn + "linear.Linear", decoder),
         },
         rnn_type=cell,

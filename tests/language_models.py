@@ -13,18 +13,43 @@ from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise
 from jaxlm.scoring.language_model import LanguageModel
 
-WORDS = (EOS, UNK, "the", "dogs", "dog", "runs", "run", "n't", "'s", "N", "ca", "inc.", "$", "of", "a", "%", "b.")
+WORDS = (
+    EOS,
+    UNK,
+    "the",
+    "dogs",
+    "dog",
+    "runs",
+    "run",
+    "n't",
+    "'s",
+    "N",
+    "ca",
+    "inc.",
+    "$",
+    "of",
+    "a",
+    "%",
+    "b.",
+)
 KINDS = (*TRAINED, "hawk")  # that cover the shapes of a carry
 
 
 @cache
-def small_lm(kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS) -> LanguageModel:
+def small_lm(
+    kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS
+) -> LanguageModel:
     return lm_of(Vocab(words), kind, tied, seed)
 
 
 def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -> LanguageModel:
     config = jaxlm.preset("small").replace(
-        model=kind, vocab_size=len(vocab), embedding_size=4, hidden_sizes=(6, 4), tied=tied, init_scale=1.0
+        model=kind,
+        vocab_size=len(vocab),
+        embedding_size=4,
+        hidden_sizes=(6, 4),
+        tied=tied,
+        init_scale=1.0,
     )
     return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, vocab, {})
 
@@ -32,7 +57,9 @@ def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
     """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V]; no padding."""
     ids = jnp.asarray([lm.vocab.eos, *lm.vocab.encode(words)])
-    return np.asarray(next_word(lm.config.model, lm.params if params is None else params, ids), np.float64)
+    return np.asarray(
+        next_word(lm.config.model, lm.params if params is None else params, ids), np.float64
+    )
 
 
 @jax.jit

@@ -32,7 +32,9 @@ HOSTILE = [
 NAN = float("nan")
 
 
-def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str = "0" * 64, **changes: Any) -> RunRecord:
+def run_record(
+    name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str = "0" * 64, **changes: Any
+) -> RunRecord:
     windows = [
         {
             "kind": "window",
@@ -58,11 +60,23 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
         name=name,
         windows=windows,
         epochs=epochs,
-        tests=[{"kind": "test", "checkpoint": "last", "test_perplexity": 118.0 + seed, "unknown_test": 0.06}],
+        tests=[
+            {
+                "kind": "test",
+                "checkpoint": "last",
+                "test_perplexity": 118.0 + seed,
+                "unknown_test": 0.06,
+            }
+        ],
         bptt_length=20,
         path=f"/runs/{name}",
         config=jaxlm.preset("zaremba-small").replace(seed=seed),
-        corpus={"name": corpus, "sha256": sha, "vocab_sha256": "1" * 64, "description": f"{corpus}: words"},
+        corpus={
+            "name": corpus,
+            "sha256": sha,
+            "vocab_sha256": "1" * 64,
+            "description": f"{corpus}: words",
+        },
         sessions=[
             {
                 "command": f"jaxlm train --seed {seed}",
@@ -79,7 +93,10 @@ def run_record(name: str = "run", seed: int = 0, corpus: str = "ptb", sha: str =
 
 def model_view(run: str = "run", words: list[str] | None = None) -> ModelView:
     words = words or [f"word{place}" for place in range(30)]
-    near = [[(words[(place + step) % len(words)], 1 - step / 10) for step in (1, 2, 3)] for place in range(len(words))]
+    near = [
+        [(words[(place + step) % len(words)], 1 - step / 10) for step in (1, 2, 3)]
+        for place in range(len(words))
+    ]
     return ModelView(
         run,
         "last",
@@ -113,7 +130,10 @@ def sweep_record(count: int = 8, **changes: Any) -> SweepRecord:
         )
         for place in range(count)
     ]
-    return replace(SweepRecord("sweep", {"name": "ptb", "sha256": "0" * 64}, trials, "jaxlm train --seed 1"), **changes)
+    return replace(
+        SweepRecord("sweep", {"name": "ptb", "sha256": "0" * 64}, trials, "jaxlm train --seed 1"),
+        **changes,
+    )
 
 
 def hostile_contents() -> dict[str, list[Any]]:
@@ -126,7 +146,9 @@ def hostile_contents() -> dict[str, list[Any]]:
             sha=HOSTILE[place % 2],
             path=text,
             config=jaxlm.Config(preset=text).replace(corpus=text or "x"),
-            sessions=[{"command": text, "versions": {text: text}, "platform": [text], "devices": text}],
+            sessions=[
+                {"command": text, "versions": {text: text}, "platform": [text], "devices": text}
+            ],
         )
         for place, text in enumerate(HOSTILE)
     ]
@@ -144,7 +166,13 @@ def hostile_contents() -> dict[str, list[Any]]:
         for place, text in enumerate(HOSTILE)
     ]
     sweeps = [
-        sweep_record(name=text, command=text, corpus={"name": text, "sha256": text}, trials=trials, model=models[0])
+        sweep_record(
+            name=text,
+            command=text,
+            corpus={"name": text, "sha256": text},
+            trials=trials,
+            model=models[0],
+        )
         for text in HOSTILE[:2]
     ]
     return {"runs": runs, "models": models, "sweeps": sweeps}

@@ -14,14 +14,19 @@ import jaxlm
 from jaxlm.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPILED = tempfile.TemporaryDirectory(prefix="jaxlm-compiled-")  # JAX's own cache, so that a restart is quick
+COMPILED = tempfile.TemporaryDirectory(
+    prefix="jaxlm-compiled-"
+)  # JAX's own cache, so that a restart is quick
 ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 
 def flags(**fields: object) -> tuple[str, ...]:
     """Fields of the config as the command line takes them."""
     pairs = [(f"--{name.replace('_', '-')}", value) for name, value in fields.items()]
-    texts = [(name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)) for name, value in pairs]
+    texts = [
+        (name, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+        for name, value in pairs
+    ]
     return tuple(text for pair in texts for text in pair)
 
 
@@ -67,7 +72,12 @@ def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Pop
 
 def training(run_dir: Path) -> tuple[str | Path, ...]:
     """The command that begins the run, or resumes it where there is one."""
-    return "train", "--run-dir", run_dir, *(("--resume",) if (run_dir / "config.json").exists() else FLAGS)
+    return (
+        "train",
+        "--run-dir",
+        run_dir,
+        *(("--resume",) if (run_dir / "config.json").exists() else FLAGS),
+    )
 
 
 def start_training(run_dir: Path, *arguments: str | Path, **options) -> subprocess.Popen:

@@ -55,18 +55,29 @@ USUAL_MODELS = {f"{name}-tied" if place % 2 else name for place, name in enumera
     "tied-mixture",
     "projection",
 }
-EVERY_DROPOUT = dict(locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8)
+EVERY_DROPOUT = dict(
+    locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8
+)
 LAMB = dict(model="lamb-mogrifier", optimizer="adamw", tied=True, keep_update=0.8, **EVERY_DROPOUT)
-RANDOM_WINDOWS = dict(length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7)
+RANDOM_WINDOWS = dict(
+    length_deviation=1.0, short_probability=0.3, shortest_window=2, longest_window=7
+)
 MECHANISMS = (
     dict(keep_output=0.7, average_decay=0.5),
     dict(tied=True, keep_words=0.8),
     EVERY_DROPOUT,
     dict(tied=True, locked_dropout=True, keep_output=0.7),
 )
-TRAINED = ("lstm", "gru", "mogrifier", "mlstm")  # by default; every kind is trained by the slow tests
+TRAINED = (
+    "lstm",
+    "gru",
+    "mogrifier",
+    "mlstm",
+)  # by default; every kind is trained by the slow tests
 COVERING = {
-    f"{model}-{optimizer}-{schedule}": BASE.replace(model=model, optimizer=optimizer, schedule=schedule, **mechanisms)
+    f"{model}-{optimizer}-{schedule}": BASE.replace(
+        model=model, optimizer=optimizer, schedule=schedule, **mechanisms
+    )
     for model, optimizer, schedule, mechanisms in islice(
         zip(*map(cycle, (TRAINED, OPTIMIZERS, SCHEDULES, MECHANISMS)), strict=True),
         max(map(len, (TRAINED, OPTIMIZERS, SCHEDULES))),
@@ -89,7 +100,9 @@ CASES = (
         "mixture": MODEL_CASES["mixture"],
         "tied-mixture": MODEL_CASES["tied-mixture"].replace(mixture_epsilon=1e-8, keep_latent=0.7),
         "random-windows": BASE.replace(**RANDOM_WINDOWS, keep_output=0.7, tied=True),
-        "random-windows-small-batches": BASE.replace(**RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2),
+        "random-windows-small-batches": BASE.replace(
+            **RANDOM_WINDOWS, **EVERY_DROPOUT, small_batch=2, experts=2
+        ),
         "awd-lstm-mos": BASE.replace(
             **RANDOM_WINDOWS,
             **EVERY_DROPOUT,
@@ -115,7 +128,9 @@ CASES = (
             keep_output=0.9,
         ),
         "weight-decay": BASE.replace(weight_decay=0.01, momentum=0.5, learning_rate=0.1),
-        "asgd-from-the-start": BASE.replace(optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9),
+        "asgd-from-the-start": BASE.replace(
+            optimizer="asgd", nonmonotone=0, schedule="plateau", patience=9
+        ),
         "awd-lstm": BASE.replace(
             **EVERY_DROPOUT,
             keep_recurrent_weights=0.8,
@@ -130,7 +145,9 @@ CASES = (
         ),
         "momentum": BASE.replace(momentum=0.9, nesterov=True, learning_rate=0.1),
         "sampled": BASE.replace(sampled_words=4, sampled_share=0.5, learning_rate=0.3),
-        "tied-sampled": BASE.replace(sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2),
+        "tied-sampled": BASE.replace(
+            sampled_words=8, tied=True, **EVERY_DROPOUT, dropout_ramp=0.5, learning_rate=0.2
+        ),
         "average": BASE.replace(average_decay=0.9),
         "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(layer_norm=False, **LAMB),
         # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
@@ -159,17 +176,23 @@ CASES = (
 def parameters(cases, usual):
     """The cases of a table for `pytest.mark.parametrize`; those that are not usual with the slow tests."""
     return [
-        pytest.param(case, id=name, marks=[] if name in usual else [pytest.mark.slow]) for name, case in cases.items()
+        pytest.param(case, id=name, marks=[] if name in usual else [pytest.mark.slow])
+        for name, case in cases.items()
     ]
 
 
-KINDS = parameters({name: name for name in MODELS}, (*TRAINED, "hawk"))  # by default those that cover a carry's shapes
+KINDS = parameters(
+    {name: name for name in MODELS}, (*TRAINED, "hawk")
+)  # by default those that cover a carry's shapes
 
 
 def sentences(folder: Path, **lines: int) -> Path:
     """A folder with so many lines of random words for each split."""
     rng = np.random.default_rng(0)
     for split, count in lines.items():
-        words = [" ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8))) for _ in range(count)]
+        words = [
+            " ".join(f"w{word}" for word in rng.integers(0, 9, rng.integers(3, 8)))
+            for _ in range(count)
+        ]
         (folder / f"{split}.txt").write_text("\n".join(words) + "\n")
     return folder

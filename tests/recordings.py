@@ -17,4 +17,8 @@ def recorded(name: str) -> Any:
 def summary(array: Any) -> list[float]:
     """The three numbers that stand for an array in a recording; the last notices a permutation."""
     flat = np.asarray(array, np.float64).ravel()
-    return [float(np.linalg.norm(flat)), flat.sum().item(), (flat * np.cos(np.arange(flat.size))).sum().item()]
+    return [
+        float(np.linalg.norm(flat)),
+        flat.sum().item(),
+        (flat * np.cos(np.arange(flat.size))).sum().item(),
+    ]

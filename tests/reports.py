@@ -15,7 +15,9 @@ INTRUDERS = ["link", "fifo", "directory", "hard link"]
 
 
 @contextmanager
-def opened(folder: Path, corpus: str = "ptb", bptt_length: int = 20, **options: Any) -> Iterator[MetricsLog]:
+def opened(
+    folder: Path, corpus: str = "ptb", bptt_length: int = 20, **options: Any
+) -> Iterator[MetricsLog]:
     """A log in a folder."""
     with Folder.open(folder) as held, ExitStack() as files:
         yield MetricsLog(held, files, corpus, bptt_length, **options)

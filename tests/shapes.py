@@ -29,18 +29,30 @@ def checked(function):
     """
     if function.__name__ == "__init__":
         return function
-    plain, signature = beartype(conf=BeartypeConf(is_pep484_tower=True))(function), inspect.signature(function)
+    plain, signature = (
+        beartype(conf=BeartypeConf(is_pep484_tower=True))(function),
+        inspect.signature(function),
+    )
 
     def check(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             check_fields(value, signature.parameters[name].annotation)
         result, hint = plain(*args, **kwargs), signature.return_annotation
-        for name, value in given.items():  # a layer's parameters name the sizes of its input and its state
+        for (
+            name,
+            value,
+        ) in given.items():  # a layer's parameters name the sizes of its input and its state
             kind = signature.parameters[name].annotation
-            for key, one in typing.get_type_hints(kind).items() if typing.is_typeddict(kind) else ():
+            for key, one in (
+                typing.get_type_hints(kind).items() if typing.is_typeddict(kind) else ()
+            ):
                 die_if_unbearable(value[key], one)
-        for part in zip(result, typing.get_args(hint), strict=False) if type(result) is tuple else [(result, hint)]:
+        for part in (
+            zip(result, typing.get_args(hint), strict=False)
+            if type(result) is tuple
+            else [(result, hint)]
+        ):
             check_fields(*part)
         return result
 
@@ -57,7 +69,11 @@ def check_fields(value, hint):
 def fields(kind):
     """The annotations of a pytree's fields, those that name a shape."""
     # (ArrayTree is of optax's types.)
-    hints = typing.get_type_hints(kind, localns={"ArrayTree": object}) if kind.__module__.startswith(CHECKED) else {}
+    hints = (
+        typing.get_type_hints(kind, localns={"ArrayTree": object})
+        if kind.__module__.startswith(CHECKED)
+        else {}
+    )
     return {name: hint for name, hint in hints.items() if "jaxtyping." in str(hint)}
 
 
@@ -65,10 +81,16 @@ def import_checked():
     """Imports the checked rooms, with the names that only annotations use; every annotation has a meaning."""
     with install_import_hook(CHECKED, "shapes.checked"):
         importlib.import_module("jaxlm")
-        importlib.import_module("optuna")  # before its TYPE_CHECKING asks for packages that are not installed
+        importlib.import_module(
+            "optuna"
+        )  # before its TYPE_CHECKING asks for packages that are not installed
         typing.TYPE_CHECKING = True
         rooms = [importlib.import_module(name) for name in CHECKED]
-        names = [info.name for room in rooms for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")]
+        names = [
+            info.name
+            for room in rooms
+            for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")
+        ]
         modules = [importlib.import_module(name) for name in names]
         typing.TYPE_CHECKING = False
     classes = [one for module in modules for _, one in inspect.getmembers(module, inspect.isclass)]
@@ -91,10 +113,14 @@ def trace(config):
     sizes = {"bptt_length": counts.longest, "small_batch": counts.small_batch}
 
     def run(recipe, seed, tokens, windows):
-        state, _ = train_windows(recipe, fresh_state(recipe, seed, B, 1), tokens, windows, 4, **sizes)
+        state, _ = train_windows(
+            recipe, fresh_state(recipe, seed, B, 1), tokens, windows, 4, **sizes
+        )
         nats, carry = eval_step(recipe.model, state.evaluated, tokens[:-1], tokens[1:], state.carry)
         position = Position(carry, tokens[-1], jnp.int32(0), tokens[-1] == 0, None)
-        advance(Network(recipe.model, state.evaluated), Sampling(), position, jax.random.key(seed), 1, 0)
+        advance(
+            Network(recipe.model, state.evaluated), Sampling(), position, jax.random.key(seed), 1, 0
+        )
         return validated(recipe, state.validations, nats.mean())
 
     tokens, windows = np.zeros((97, B), np.int32), window_plan(config, 97).windows(0, 4, 4)
@@ -103,19 +129,39 @@ def trace(config):
 
 def trace_ops():
     """Traces the plain references, whose shapes are those of the fast ops; and wrong shapes, which are refused."""
-    from jaxlm.ops import linear_attention, lstm, mixture, mogrifier, sampled_softmax, scans, softmax
+    from jaxlm.ops import (
+        linear_attention,
+        lstm,
+        mixture,
+        mogrifier,
+        sampled_softmax,
+        scans,
+        softmax,
+    )
 
     T, B, E, H, V, K, N, D = range(2, 10)
     x, y, state = array(T, B, E), array(T, B, H), lstm.LSTMState(array(B, H), array(B, H))
     gates, layer = (array(E + H, 4 * H), array(4 * H)), (array(H, V), array(V))
     keys, per_head = array(T, B, N, D), array(T, B, N, 1)
-    ids, weights, drawn = array(T, B, dtype=int), array(T, B), sampled_softmax.Drawn(array(3, dtype=int), array(3))
+    ids, weights, drawn = (
+        array(T, B, dtype=int),
+        array(T, B),
+        sampled_softmax.Drawn(array(3, dtype=int), array(3)),
+    )
     weights_of_mogrifier = {"kernel": gates[0], "bias": gates[1], "rounds": []}
     for op, *arguments in (
         (lstm.lstm_reference, x, *gates, state),
         (mogrifier.mogrifier_reference, x, weights_of_mogrifier, state),
         (scans.linear_recurrence_reference, y, y, array(B, H)),
-        (linear_attention.linear_attention_reference, keys, keys, keys, per_head, array(B, N, D, D), per_head),
+        (
+            linear_attention.linear_attention_reference,
+            keys,
+            keys,
+            keys,
+            per_head,
+            array(B, N, D, D),
+            per_head,
+        ),
         (softmax.token_nats_reference, y, *layer, ids),
         (sampled_softmax.summed_nats_reference, y, *layer, ids, weights, drawn),
         (mixture.token_nats_reference, array(T, B, K, H), array(T, B, K), *layer, ids),
@@ -144,7 +190,10 @@ if __name__ == "__main__":
     import_checked()
     from recipes import CASES, MODEL_CASES
 
-    narrow = {f"{name} in bfloat16": case.replace(compute_dtype="bfloat16") for name, case in MODEL_CASES.items()}
+    narrow = {
+        f"{name} in bfloat16": case.replace(compute_dtype="bfloat16")
+        for name, case in MODEL_CASES.items()
+    }
     cases = MODEL_CASES | CASES | narrow
     trace_ops()
     for name in sys.argv[1:] or cases:

@@ -30,7 +30,9 @@ class Session:
     code: int
 
 
-def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **environment: str) -> Session:
+def in_terminal(
+    command: Sequence[str], columns: int = 80, rows: int = 24, **environment: str
+) -> Session:
     """Runs a program until it ends, in a terminal of its own.
 
     Args:
@@ -39,7 +41,11 @@ def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **env
         rows: its height.
         **environment: variables to set.
     """
-    ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("COLUMNS", "LINES", "NO_COLOR")
+    }
     ours |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **environment}
     screen = pyte.HistoryScreen(columns, rows, history=10_000)
     stream, screens, written = pyte.ByteStream(screen), [], b""
@@ -49,7 +55,10 @@ def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **env
         command[0],
         list(command),
         ours,
-        file_actions=[*((os.POSIX_SPAWN_DUP2, inner, number) for number in range(3)), (os.POSIX_SPAWN_CLOSE, terminal)],
+        file_actions=[
+            *((os.POSIX_SPAWN_DUP2, inner, number) for number in range(3)),
+            (os.POSIX_SPAWN_CLOSE, terminal),
+        ],
     )
     os.close(inner)
     while True:
@@ -67,7 +76,10 @@ def in_terminal(command: Sequence[str], columns: int = 80, rows: int = 24, **env
                 screens.append(shown)
     os.close(terminal)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    gone = ["".join(line[place].data for place in range(columns)).rstrip() for line in screen.history.top]
+    gone = [
+        "".join(line[place].data for place in range(columns)).rstrip()
+        for line in screen.history.top
+    ]
     return Session(screens, [*gone, *(screens[-1] if screens else [])], written, code)
 
 

@@ -35,8 +35,12 @@ def test_the_ladder_is_climbed_once(tmp_path, monkeypatch, capsys):
     runpy.run_path(str(SCRIPT))["main"]()
     assert capsys.readouterr().out.count("| + ") == 5
     text = page.read_text()
-    assert text.startswith("# A page\n<!-- the table -->\n| rung") and text.endswith("<!-- its end -->\nafter\n")
-    assert "old" not in text and (tmp_path / "runs/ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert text.startswith("# A page\n<!-- the table -->\n| rung") and text.endswith(
+        "<!-- its end -->\nafter\n"
+    )
+    assert "old" not in text and (tmp_path / "runs/ablation.png").read_bytes().startswith(
+        b"\x89PNG"
+    )
     assert len(list((tmp_path / "runs").glob("*-seed0/config.json"))) == 6
     sys.argv[sys.argv.index("0")] = "1"
     with pytest.raises(JaxlmError, match="holds a run of 0 epochs, and this is to be a table of 1"):
@@ -53,7 +57,9 @@ def test_the_table_shows_means_and_deviations():
 def test_each_optimiser_has_its_best_rate_by_validation(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     compared = runpy.run_path(str(SCRIPT.parent / "optimizers.py"))
-    monkeypatch.setitem(compared["compare"].__globals__, "TRIED", {"SGD": ({"optimizer": "sgd"}, (0.5, 1.0))})
+    monkeypatch.setitem(
+        compared["compare"].__globals__, "TRIED", {"SGD": ({"optimizer": "sgd"}, (0.5, 1.0))}
+    )
     page = tmp_path / "page.md"
     page.write_text("<!-- the table -->\n<!-- its end -->\n")
     monkeypatch.setattr(
@@ -74,7 +80,9 @@ def test_each_optimiser_has_its_best_rate_by_validation(tmp_path, monkeypatch, c
         ],
     )
     compared["main"]()
-    assert "| SGD | 0.5: nan, 1: nan | 0.5 |" in page.read_text() and page.read_text().endswith("<!-- its end -->\n")
+    assert "| SGD | 0.5: nan, 1: nan | 0.5 |" in page.read_text() and page.read_text().endswith(
+        "<!-- its end -->\n"
+    )
     assert (tmp_path / "runs/optimizers.png").read_bytes().startswith(b"\x89PNG")
     found = compared["table"]({"Muon": {0.1: (120.0, 115.0), 0.2: (110.0, 106.0)}})
     assert "| Muon | 0.1: 120.0, 0.2: 110.0 | 0.2 | 110.0 | 106.0 |" in found

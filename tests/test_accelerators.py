@@ -26,7 +26,9 @@ import accelerators  # pyright: ignore (of experiments/)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (find_spec("libtpu") and find_spec("jax_plugins") and find_spec("jax_plugins.xla_cuda12")),
+        not (
+            find_spec("libtpu") and find_spec("jax_plugins") and find_spec("jax_plugins.xla_cuda12")
+        ),
         reason="libtpu and jax_cuda12_plugin are not installed: .ci/nightly compiles for accelerators",
     ),
 ]
@@ -36,7 +38,10 @@ WIDE = dict(vocab_size=1000, hidden_sizes=(24, 16), embedding_size=16)
 COVERING = {
     name: {**CASES, **MODEL_CASES}[name].replace(compute_dtype=dtype)
     for name, dtype in (
-        *((f"{model}-tied" if place % 2 else model, "bfloat16") for place, model in enumerate(MODELS)),
+        *(
+            (f"{model}-tied" if place % 2 else model, "bfloat16")
+            for place, model in enumerate(MODELS)
+        ),
         ("mogrifier-all", "float32"),
         ("projection", "bfloat16"),
         ("tied-mixture", "bfloat16"),
@@ -86,17 +91,30 @@ def test_evaluation_generation_and_a_vmapped_sweep_compile(target):
 
     model = BASE.replace(**WIDE).model
     params = jax.eval_shape(lambda: stack.init_params(model, jax.random.key(0)))
-    carry, ids = jax.eval_shape(lambda: stack.zero_carry(model, 4)), jax.ShapeDtypeStruct((20, 4), np.int32)
+    carry, ids = (
+        jax.eval_shape(lambda: stack.zero_carry(model, 4)),
+        jax.ShapeDtypeStruct((20, 4), np.int32),
+    )
 
     def compiles(function, *arguments, **options):
         given = accelerators.described(arguments, target)
         accelerators.compiled(jax.jit(function).lower(*given, **options), target)
 
     compiles(eval_step, model, params, ids, ids, carry)
-    token, step, done = jax.eval_shape(lambda: (jnp.zeros(4, jnp.int32), jnp.int32(0), jnp.zeros(4, bool)))
+    token, step, done = jax.eval_shape(
+        lambda: (jnp.zeros(4, jnp.int32), jnp.int32(0), jnp.zeros(4, bool))
+    )
     position = generation.Position(carry, token, step, done, None)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    compiles(generation.advance, Network(model, params), Sampling(), position, key, np.int32(8), np.int32(0))
+    compiles(
+        generation.advance,
+        Network(model, params),
+        Sampling(),
+        position,
+        key,
+        np.int32(8),
+        np.int32(0),
+    )
 
     config = BASE.replace(**WIDE, keep_output=0.5)
     state = fresh_state.eval_shape(config.recipe, np.uint32(0), 4, 0)
@@ -108,7 +126,9 @@ def test_evaluation_generation_and_a_vmapped_sweep_compile(target):
     recipes, states, windows, counts, tokens = accelerators.described(
         (*many, np.zeros(3, np.int32), np.zeros((100, 4), np.int32)), target
     )
-    lowered = members.train_members.lower(recipes, states, tokens, windows, counts, bptt_length=5, vmapped=True)
+    lowered = members.train_members.lower(
+        recipes, states, tokens, windows, counts, bptt_length=5, vmapped=True
+    )
     accelerators.compiled(lowered, target)
 
 
@@ -125,7 +145,9 @@ def test_a_window_of_small_launches_few_kernels():
 
 
 def test_a_topology_that_does_not_exist_is_one_sentence(monkeypatch):
-    monkeypatch.setitem(accelerators.TARGETS, "v5e-3", accelerators.Target("tpu", "v5e:3x1", 1, 1, 1, 1))
+    monkeypatch.setitem(
+        accelerators.TARGETS, "v5e-3", accelerators.Target("tpu", "v5e:3x1", 1, 1, 1, 1)
+    )
     with pytest.raises(JaxlmError, match="no program can be compiled for v5e-3") as caught:
         accelerators.devices("v5e-3")
     assert "\n" not in str(caught.value)

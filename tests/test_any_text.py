@@ -24,7 +24,8 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.reproduction import reproduce
 
 TEXTS = {
-    "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n" * 30,
+    "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n"
+    * 30,
     "chinese": "你好世界。今天天气很好。我们去公园散步吧。明天也许会下雨。" * 60,  # one line
     "arabic": "مرحبا بالعالم، كيف حالك اليوم؟ الكتاب على الطاولة.\n" * 40,
     "emoji": "🙂🙃 hello 👨‍👩‍👧 family 🇩🇪 flag e\u0301\n" * 40,
@@ -58,12 +59,21 @@ def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
     corpus = jaxlm.load_corpus(path, **options)
     assert whole(corpus) == TEXTS[language]
     assert all(share == 0 for share in corpus.unknown_shares().values())
-    assert np.array_equal(corpus.vocab.encode_text(corpus.vocab.decode_text(corpus.valid)), corpus.valid)
+    assert np.array_equal(
+        corpus.vocab.encode_text(corpus.vocab.decode_text(corpus.valid)), corpus.valid
+    )
     monkeypatch.setattr(texts, "BLOCK", 64)
     monkeypatch.setattr(encoding, "SEGMENT", 512)
     prepared = jaxlm.prepare(path, tmp_path / "out", **options)
-    assert (prepared.sha256, prepared.vocab, prepared.name) == (corpus.sha256, corpus.vocab, corpus.name)
-    assert prepared.options["tokens"] == options["tokens"] and prepared.description == corpus.description
+    assert (prepared.sha256, prepared.vocab, prepared.name) == (
+        corpus.sha256,
+        corpus.vocab,
+        corpus.name,
+    )
+    assert (
+        prepared.options["tokens"] == options["tokens"]
+        and prepared.description == corpus.description
+    )
     bound = None if kind == "characters" else 200  # which bytes and subwords do not have
     assert jaxlm.load_corpus(tmp_path / "out", max_vocab=bound).sha256 == corpus.sha256
     with pytest.raises(DataError, match="prepared with lines eos, not unwrap"):
@@ -78,20 +88,32 @@ def test_characters_are_composed_unless_asked(tmp_path):
 
 def test_subwords_come_from_train_alone(tmp_path):
     (tmp_path / "a").mkdir()
-    for split, text in zip(SPLITS, ("abab cdcd\n" * 50, "efef ghgh\n" * 50, "ijij\n" * 9), strict=True):
+    for split, text in zip(
+        SPLITS, ("abab cdcd\n" * 50, "efef ghgh\n" * 50, "ijij\n" * 9), strict=True
+    ):
         file(tmp_path / "a", text, f"{split}.txt")
     corpus = jaxlm.load_corpus(tmp_path / "a", tokens="subwords", pieces=270)
-    assert "abab" in corpus.vocab.ids and not any("e" in name or "i" in name for name in corpus.vocab.words[300:])
-    assert not {"ef", "ij"} & corpus.vocab.ids.keys() and whole(corpus).startswith("abab cdcd\nabab")
+    assert "abab" in corpus.vocab.ids and not any(
+        "e" in name or "i" in name for name in corpus.vocab.words[300:]
+    )
+    assert not {"ef", "ij"} & corpus.vocab.ids.keys() and whole(corpus).startswith(
+        "abab cdcd\nabab"
+    )
 
 
 def test_a_rare_character_is_refused_or_learned(tmp_path):
     path = file(tmp_path, "abc\n" * 98 + "abd\n" + "abx\n")
-    with pytest.raises(DataError, match=r"character 'd' is not in the vocabulary, .*min_count of 2"):
+    with pytest.raises(
+        DataError, match=r"character 'd' is not in the vocabulary, .*min_count of 2"
+    ):
         jaxlm.load_corpus(path, tokens="characters")
     learned = file(tmp_path, "é" + "abc\n" * 98 + "abx\n", "learned")
     corpus = jaxlm.load_corpus(learned, tokens="characters", min_count=2)
-    assert UNK in corpus.vocab.ids and corpus.unknown_shares()["train"] > 0 and "é" not in corpus.vocab.ids
+    assert (
+        UNK in corpus.vocab.ids
+        and corpus.unknown_shares()["train"] > 0
+        and "é" not in corpus.vocab.ids
+    )
     bounded = jaxlm.load_corpus(learned, tokens="characters", max_vocab=4)
     assert len(bounded.vocab) == 4 and UNK in bounded.vocab.ids and "max_vocab=4" in bounded.name
 
@@ -117,7 +139,9 @@ def test_whole_texts_of_a_folder_are_held_out(tmp_path):
     file(folder, b"\0", ".hidden")
     corpus = jaxlm.load_corpus(folder, tokens="bytes")
     decoded = {split: corpus.vocab.decode_text(getattr(corpus, split)) for split in SPLITS}
-    assert decoded["valid"] == "".join(f"text {names[place]} ends\nwithout a line\n" for place in (18, 38))
+    assert decoded["valid"] == "".join(
+        f"text {names[place]} ends\nwithout a line\n" for place in (18, 38)
+    )
     assert decoded["test"].count("text") == 2 and decoded["train"].count("without a line\n") == 36
     assert corpus.notes == ("41 texts are split by texts: 2 for valid and 2 for test",)
     renamed = folder / "00"
@@ -130,7 +154,9 @@ def test_a_few_texts_are_split_by_lines(tmp_path):
         file(tmp_path, f"{name}\n" * 10, name)
     for tokens in ("words", "characters"):
         corpus = jaxlm.load_corpus(f"{tmp_path}/*.txt", tokens=tokens)
-        assert whole(corpus).startswith("a.txt\n" * 10 + "b.txt\n" * 9) and "c.md" not in whole(corpus)
+        assert whole(corpus).startswith("a.txt\n" * 10 + "b.txt\n" * 9) and "c.md" not in whole(
+            corpus
+        )
         assert "a.txt with 1 more is split 90/5/5 by lines: 18 / 1 / 1" in corpus.notes[0]
         assert jaxlm.load_corpus(corpus.spec, tokens=tokens).sha256 == corpus.sha256
         out = jaxlm.prepare(f"{tmp_path}/*.txt", tmp_path / f"{tokens}.out", tokens=tokens)
@@ -145,7 +171,9 @@ def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):
     assert whole(jaxlm.load_corpus(tmp_path)) == ("one two\n" * 9 + "three\n") * 2
 
 
-@pytest.mark.parametrize("last", ["a ab  ", "a" * 30])  # spaces, and a word, that go on behind a segment's end
+@pytest.mark.parametrize(
+    "last", ["a ab  ", "a" * 30]
+)  # spaces, and a word, that go on behind a segment's end
 def test_texts_that_end_within_a_segment_are_joined_by_newlines(tmp_path, monkeypatch, last):
     monkeypatch.setattr(texts, "BLOCK", 4)
     monkeypatch.setattr(encoding, "SEGMENT", 4)
@@ -177,7 +205,9 @@ def test_large_text_compression_files_are_split_by_bytes(tmp_path, name):
     corpus = jaxlm.load_corpus(path, tokens="bytes")
     data = text.encode()
     cut = [len(data) * 90 // 100, len(data) * 95 // 100]
-    cut = [next(at for at in range(at, at + 4) if data[at] & 0xC0 != 0x80) for at in cut]  # not within a character
+    cut = [
+        next(at for at in range(at, at + 4) if data[at] & 0xC0 != 0x80) for at in cut
+    ]  # not within a character
     sizes = [len(getattr(corpus, split)) for split in SPLITS]
     assert sizes == [cut[0], cut[1] - cut[0], len(data) - cut[1]] and whole(corpus) == text
     assert whole(jaxlm.load_corpus(path, tokens="characters")) == text
@@ -218,7 +248,11 @@ def test_subwords_of_a_run_are_not_found_anew(tmp_path):
 def test_characters_of_penn_treebank_are_those_published(ptb_dir):
     corpus = jaxlm.load_corpus("ptb-char", data_dir=ptb_dir)
     assert [len(getattr(corpus, split)) for split in SPLITS] == [5_017_482, 393_042, 442_423]
-    assert len(corpus.vocab) == 50 and corpus.name == "ptb-char" and corpus.options["tokens"] == "characters"
+    assert (
+        len(corpus.vocab) == 50
+        and corpus.name == "ptb-char"
+        and corpus.options["tokens"] == "characters"
+    )
     lines = (ptb_dir / "ptb.valid.txt").read_text().split("\n")
     assert corpus.vocab.decode_text(corpus.valid) == "\n".join(map(str.strip, lines))
 
@@ -226,7 +260,12 @@ def test_characters_of_penn_treebank_are_those_published(ptb_dir):
 def given_tokenizer(folder: Path, model_type: str = "unigram") -> Path:
     lines = iter(TEXTS["german"].splitlines())
     name = str(folder / "given")
-    options = {"model_type": model_type, "vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
+    options = {
+        "model_type": model_type,
+        "vocab_size": 60,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+    }
     sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_prefix=name, **options)
     return Path(f"{name}.model")
 
@@ -241,7 +280,9 @@ def test_a_sweep_reads_a_text_prepared_with_a_tokenizer_s_file(tmp_path, german,
     jaxlm.prepare(german, "out", tokens="subwords", tokenizer_file="given.model")
     sizes: Any = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=8, epochs=1)
     config = jaxlm.preset("small").replace(corpus="out", **sizes)
-    assert jaxlm.sweep(config, {"learning_rate": [0.1]}, run_dir=tmp_path / "sweep", quiet=True).best
+    assert jaxlm.sweep(
+        config, {"learning_rate": [0.1]}, run_dir=tmp_path / "sweep", quiet=True
+    ).best
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -263,14 +304,22 @@ def test_lines_are_stripped_where_files_are_joined(tmp_path):
     for name, text in (("1", "x\n y\n"), ("2", "  title\n z\n")):
         file(folder, text * 30 if name == "1" else text + "w\n" * 30, name)
     corpus = jaxlm.load_corpus(folder, tokens="characters", lines="stripped")
-    whole = "".join(corpus.vocab.decode_text(part) for part in (corpus.train, corpus.valid, corpus.test))
+    whole = "".join(
+        corpus.vocab.decode_text(part) for part in (corpus.train, corpus.valid, corpus.test)
+    )
     assert "\n " not in whole and "title" in whole
 
 
-def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(tmp_path, german, monkeypatch):
+def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(
+    tmp_path, german, monkeypatch
+):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(preparing, "LARGE", 100)
-    given: dict[str, Any] = {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path)), "max_vocab": 60}
+    given: dict[str, Any] = {
+        "tokens": "subwords",
+        "tokenizer_file": str(given_tokenizer(tmp_path)),
+        "max_vocab": 60,
+    }
     first = jaxlm.load_corpus(german, **given)
     assert isinstance(first.train, np.memmap)
     given_tokenizer(tmp_path, "char")
@@ -278,14 +327,19 @@ def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(tmp_
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_subwords_of_a_large_text_are_read_from_the_cache_again(tmp_path, german, given, monkeypatch):
+def test_subwords_of_a_large_text_are_read_from_the_cache_again(
+    tmp_path, german, given, monkeypatch
+):
     """As a resumed run and an evaluation read them: with the model of the checkpoint, whose file may be gone."""
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(preparing, "LARGE", 100)
     model = given_tokenizer(tmp_path) if given else None
     data = DataConfig(str(german), tokens="subwords", pieces=300, tokenizer_file=str(model or ""))
     corpus = jaxlm.load_corpus(data.corpus, max_vocab=10_000, **data.options)
-    again = [reload_corpus(data, corpus.vocab), jaxlm.load_corpus(german, vocab=corpus.vocab, **data.options)]
+    again = [
+        reload_corpus(data, corpus.vocab),
+        jaxlm.load_corpus(german, vocab=corpus.vocab, **data.options),
+    ]
     assert len(list((tmp_path / "cache").rglob(preparing.HEADER))) == 1
     if model:
         model.unlink()
@@ -308,7 +362,9 @@ def test_a_sweep_finds_its_tokenizer_s_file_from_another_directory(tmp_path, ger
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
 def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, capsys):
     options = (
-        {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))} if kind == "given" else KINDS[kind]
+        {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))}
+        if kind == "given"
+        else KINDS[kind]
     )
     sizes = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=8, epochs=2)
     config = jaxlm.preset("small").replace(corpus=str(german), **options, **sizes)
@@ -318,9 +374,14 @@ def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, 
         Path(options["tokenizer_file"]).unlink()  # the checkpoint has it
     saved = json.loads((tmp_path / "run/config.json").read_text())
     del saved["sha256"]
-    jaxlm.train(jaxlm.Config.from_json(json.dumps(saved)), run_dir=tmp_path / "run", resume=True, quiet=True)
+    jaxlm.train(
+        jaxlm.Config.from_json(json.dumps(saved)), run_dir=tmp_path / "run", resume=True, quiet=True
+    )
     metrics = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("alone", "run")]
-    assert metrics[0] == metrics[1] and f'"corpus":"text:text+{options["tokens"]}"'.encode() in metrics[0]
+    assert (
+        metrics[0] == metrics[1]
+        and f'"corpus":"text:text+{options["tokens"]}"'.encode() in metrics[0]
+    )
     lm = jaxlm.load(tmp_path / "run")
     assert lm.vocab.kind == options["tokens"] and lm.config.model.vocab_size == len(lm.vocab)
     assert lm.evaluate("test").perplexity == pytest.approx(alone.test_perplexity)
@@ -328,19 +389,31 @@ def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, 
     assert found.predictions == len(lm.vocab.encode_text(TEXTS["german"])) - 1
     assert np.isfinite(lm.perplexity("Der Hund\n\nbellt  "))
     (text,) = lm.generate("Der Hund", words=20, seed=3)
-    streamed = "".join(lm.vocab.tokens.pieces(word for word, _ in lm.stream("Der Hund", words=20, seed=3)))
+    streamed = "".join(
+        lm.vocab.tokens.pieces(word for word, _ in lm.stream("Der Hund", words=20, seed=3))
+    )
     assert str(text) == lm.vocab.decode_text(lm.vocab.encode(text.words)) == streamed
     capsys.readouterr()
-    assert main(["generate", str(tmp_path / "run"), "Der Hund", "--words", "20", "--seed", "3"]) == 0
+    assert (
+        main(["generate", str(tmp_path / "run"), "Der Hund", "--words", "20", "--seed", "3"]) == 0
+    )
     assert capsys.readouterr().out == str(text) + "\n" * (not str(text).endswith("\n"))
-    assert main(["info", str(tmp_path / "run")]) == 0 and options["tokens"] in capsys.readouterr().out
+    assert (
+        main(["info", str(tmp_path / "run")]) == 0 and options["tokens"] in capsys.readouterr().out
+    )
     if kind == "given":
         assert not reproduce(tmp_path / "alone", quiet=True).results
 
 
 def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pictures):
     config = jaxlm.preset("small").replace(
-        corpus=str(german), tokens="bytes", embedding_size=2, hidden_sizes=(2,), batch_size=2, bptt_length=8, epochs=1
+        corpus=str(german),
+        tokens="bytes",
+        embedding_size=2,
+        hidden_sizes=(2,),
+        batch_size=2,
+        bptt_length=8,
+        epochs=1,
     )
     result = jaxlm.train(config, steps=1, quiet=True)
     assert result.config.model.vocab_size == 256
@@ -351,7 +424,13 @@ def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pict
 
 def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, no_pictures, capsys):
     config = jaxlm.preset("small").replace(
-        corpus=str(german), vocab_size=8, embedding_size=2, hidden_sizes=(2,), batch_size=2, bptt_length=8, epochs=1
+        corpus=str(german),
+        vocab_size=8,
+        embedding_size=2,
+        hidden_sizes=(2,),
+        batch_size=2,
+        bptt_length=8,
+        epochs=1,
     )
     jaxlm.train(config, run_dir=tmp_path / "run", steps=1, quiet=True)
     capsys.readouterr()
@@ -364,36 +443,92 @@ def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, no_p
     ("options", "expected"),
     [
         ({"tokens": "letters"}, "tokens must be words, characters, bytes or subwords"),
-        ({"tokens": "subwords", "pieces": 8000}, r"pieces 8,000 is more than this text allows: at most \d+"),
-        ({"tokens": "subwords", "pieces": 10}, r"pieces 10 is fewer than this text's characters need: at least \d+"),
-        ({"tokenizer_file": __file__}, "is for tokens subwords, and tokens is words: leave one out"),
-        ({"tokens": "subwords", "tokenizer_file": "missing.model"}, "there is no file missing.model"),
-        ({"tokens": "subwords", "tokenizer_file": __file__}, "no SentencePiece model or tokenizer.json"),
+        (
+            {"tokens": "subwords", "pieces": 8000},
+            r"pieces 8,000 is more than this text allows: at most \d+",
+        ),
+        (
+            {"tokens": "subwords", "pieces": 10},
+            r"pieces 10 is fewer than this text's characters need: at least \d+",
+        ),
+        (
+            {"tokenizer_file": __file__},
+            "is for tokens subwords, and tokens is words: leave one out",
+        ),
+        (
+            {"tokens": "subwords", "tokenizer_file": "missing.model"},
+            "there is no file missing.model",
+        ),
+        (
+            {"tokens": "subwords", "tokenizer_file": __file__},
+            "no SentencePiece model or tokenizer.json",
+        ),
         ({"normalize": "nfd"}, "normalize must be nfc or none"),
         ({"min_count": 0}, "min_count must be at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_sentence(german, tmp_path, options, expected):
-    for read in (jaxlm.load_corpus, lambda text, **given: jaxlm.prepare(text, tmp_path / "out", **given)):
+    for read in (
+        jaxlm.load_corpus,
+        lambda text, **given: jaxlm.prepare(text, tmp_path / "out", **given),
+    ):
         with pytest.raises(JaxlmError, match=expected) as caught:
             read(german, **options)
         assert "\n" not in str(caught.value)
 
 
 def test_flags_and_presets_take_the_fields(tmp_path, german, no_pictures, capsys):
-    tiny = ["--embedding-size", "2", "--hidden-sizes", "2", "--batch-size", "2", "--bptt-length", "8", "--epochs", "1"]
+    tiny = [
+        "--embedding-size",
+        "2",
+        "--hidden-sizes",
+        "2",
+        "--batch-size",
+        "2",
+        "--bptt-length",
+        "8",
+        "--epochs",
+        "1",
+    ]
     out = str(tmp_path / "out")
-    assert main(["prepare", str(german), out, "--tokens", "subwords", "--pieces", "300", "--lines", "unwrap"]) == 0
-    assert main(["train", "--corpus", out, *tiny, "--run-dir", str(tmp_path / "run"), "--steps", "1"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                str(german),
+                out,
+                "--tokens",
+                "subwords",
+                "--pieces",
+                "300",
+                "--lines",
+                "unwrap",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(["train", "--corpus", out, *tiny, "--run-dir", str(tmp_path / "run"), "--steps", "1"])
+        == 0
+    )
     assert jaxlm.load(tmp_path / "run").config.data.pieces == 300
-    assert jaxlm.preset("char-small").data.corpus == jaxlm.preset("awd-lstm-char").data.corpus == "ptb-char"
-    rates = [float(jaxlm.preset("awd-lstm-char").schedule.factor(0, epoch, 1)) for epoch in (0, 299, 300, 399, 400)]
+    assert (
+        jaxlm.preset("char-small").data.corpus
+        == jaxlm.preset("awd-lstm-char").data.corpus
+        == "ptb-char"
+    )
+    rates = [
+        float(jaxlm.preset("awd-lstm-char").schedule.factor(0, epoch, 1))
+        for epoch in (0, 299, 300, 399, 400)
+    ]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
 
 @pytest.mark.parametrize("name", ["embedded-tiny", "ptb-char"])
 def test_a_text_without_paragraphs_is_not_unwrapped(request, name):
     place = request.getfixturevalue("ptb_dir") if name == "ptb-char" else None
-    plain, asked = (jaxlm.load_corpus(name, data_dir=place, lines=lines) for lines in ("eos", "unwrap"))
+    plain, asked = (
+        jaxlm.load_corpus(name, data_dir=place, lines=lines) for lines in ("eos", "unwrap")
+    )
     lines = "stripped" if name == "ptb-char" else "eos"
     assert (asked.sha256, asked.name, asked.options["lines"]) == (plain.sha256, plain.name, lines)

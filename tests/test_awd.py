@@ -20,7 +20,9 @@ from jaxlm.scoring.stream import stream_nats
 from jaxlm.training.step import TrainState, Window, init_state, train_step
 from jaxlm.training.validations import first_validations, validated
 
-step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})  # eight lengths to compile
+step = jax.jit(
+    train_step, compiler_options={"xla_backend_optimization_level": 0}
+)  # eight lengths to compile
 
 
 def gates(array: np.ndarray) -> np.ndarray:
@@ -62,7 +64,10 @@ class Replay:
 
     def __init__(self, golden: dict, dtype: str):
         c = self.c = golden["config"]
-        rates = {name: c["rates"][name] for name in ("dropouti", "dropouth", "dropout", "dropoute", "wdrop")}
+        rates = {
+            name: c["rates"][name]
+            for name in ("dropouti", "dropouth", "dropout", "dropoute", "wdrop")
+        }
         kept = {name: 1 - rate if rate else None for name, rate in rates.items()}
         self.widths = (*[c["hidden"]] * (c["layers"] - 1), c["emb"])
         config = jaxlm.preset("small").replace(
@@ -88,10 +93,13 @@ class Replay:
             bptt_length=c["bptt"],
         )
         self.kept, self.golden = kept, golden
-        self.recipe = Recipe(replace(config.model, compute_dtype=dtype), config.optimizer, config.schedule)
+        self.recipe = Recipe(
+            replace(config.model, compute_dtype=dtype), config.optimizer, config.schedule
+        )
         g = np.random.default_rng(c["token_seed"])
         self.train, self.valid, self.test = (
-            (g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32) for n in golden["tokens"]["n_train_valid_test"]
+            (g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32)
+            for n in golden["tokens"]["n_train_valid_test"]
         )
         self.dtype = dtype
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
@@ -110,7 +118,11 @@ class Replay:
             kernel = np.concatenate([gates(from_input), gates(from_state)])
             layers.append({"kernel": kernel, "bias": gates(one + other)})
             apart.append(one - other)
-        return {"embedding": embedding, "layers": layers, "softmax": {"bias": np.zeros(self.c["V"], self.dtype)}}, apart
+        return {
+            "embedding": embedding,
+            "layers": layers,
+            "softmax": {"bias": np.zeros(self.c["V"], self.dtype)},
+        }, apart
 
     def noise(self, k: int) -> Noise:
         g, B, E = np.random.default_rng([self.c["mask_seed"], k]), self.c["B"], self.c["emb"]
@@ -119,11 +131,18 @@ class Replay:
             keep = self.kept[rate]
             return None if keep is None else g.random(shape) < keep
 
-        words, embedding, outputs, weights = mask("dropoute", self.c["V"], 1), mask("dropouti", 1, B, E), [], []
+        words, embedding, outputs, weights = (
+            mask("dropoute", self.c["V"], 1),
+            mask("dropouti", 1, B, E),
+            [],
+            [],
+        )
         for layer, width in enumerate(self.widths):
             dropped = mask("wdrop", 4 * width, width)
             weights.append(None if dropped is None else gates(dropped))
-            outputs.append(mask("dropouth" if layer < len(self.widths) - 1 else "dropout", 1, B, width))
+            outputs.append(
+                mask("dropouth" if layer < len(self.widths) - 1 else "dropout", 1, B, width)
+            )
         return jax.tree.map(jnp.asarray, Noise(embedding, tuple(outputs), words, tuple(weights)))
 
     def run(self):
@@ -131,15 +150,27 @@ class Replay:
         golden, tokens = self.golden, jnp.asarray(batch(self.train, self.c["B"]))
         state = init_state(self.recipe, jax.random.key(0), self.c["B"], self.params)
         windows, row, told, evaluated, tensors = golden["windows"], 0, [], [], {}
-        apart, mean, moved = [1.0], [], None  # of the biases' difference: at each step, and its average's terms
+        apart, mean, moved = (
+            [1.0],
+            [],
+            None,
+        )  # of the biases' difference: at each step, and its average's terms
         for k, (T, rate) in enumerate(zip(windows["T"], golden["lr_of_step"], strict=True)):
             if k == windows["sgd_steps"]:
                 tensors["after_sgd"] = self.named(state.params, apart[-1])
                 state = switched(state)
             first = k % windows["per_epoch"] == 0
             row = 0 if first else row
-            recipe = replace(self.recipe, optimizer=replace(self.recipe.optimizer, learning_rate=jnp.float32(rate)))
-            window = Window(tokens[row : row + T], tokens[row + 1 : row + T + 1], epoch=0, first=jnp.bool_(first))
+            recipe = replace(
+                self.recipe,
+                optimizer=replace(self.recipe.optimizer, learning_rate=jnp.float32(rate)),
+            )
+            window = Window(
+                tokens[row : row + T],
+                tokens[row + 1 : row + T + 1],
+                epoch=0,
+                first=jnp.bool_(first),
+            )
             state, metrics = step(recipe, state, window, self.noise(k))
             told.append((float(metrics.cost) / T, float(metrics.grad_norm)))
             moved = moved if k > windows["sgd_steps"] else rate
@@ -148,7 +179,9 @@ class Replay:
             mean += [apart[-1]] if k > windows["sgd_steps"] else []
             row += T
             if (k + 1) % windows["per_epoch"] == 0:
-                evaluated.append(self.loss(state.evaluated, self.valid, golden["tokens"]["eval_batch_size"]))
+                evaluated.append(
+                    self.loss(state.evaluated, self.valid, golden["tokens"]["eval_batch_size"])
+                )
         evaluated.append(self.loss(state.params, self.test, golden["tokens"]["test_batch_size"]))
         tensors["after_asgd"] = self.named(state.params, apart[-1])
         tensors["averaged_after_asgd"] = self.named(state.evaluated, np.mean(mean))
@@ -163,7 +196,10 @@ class Replay:
         found = {"encoder.weight": params["embedding"], "decoder.bias": params["softmax"]["bias"]}
         return {
             name: np.asarray(array, np.float64)
-            for name, array in {**found, **torch_layers(params["layers"], self.apart, apart)}.items()
+            for name, array in {
+                **found,
+                **torch_layers(params["layers"], self.apart, apart),
+            }.items()
         }
 
 
@@ -190,15 +226,23 @@ def test_the_published_run(name, wide):
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
         (losses, norms), evaluated, tensors = Replay(golden, "float64" if wide else "float32").run()
     told, steps = golden["expected"]["float64"], None if wide else agreeing(golden)
-    np.testing.assert_allclose(losses[:steps], told["raw_loss"][:steps], rtol=1e-6 if wide else 1e-4)
-    np.testing.assert_allclose(norms[:steps], told["grad_norm"][:steps], rtol=1e-5 if wide else 1e-3)
-    np.testing.assert_allclose(evaluated, golden["evaluations"]["float64"], rtol=1e-6 if wide else 1e-5)
+    np.testing.assert_allclose(
+        losses[:steps], told["raw_loss"][:steps], rtol=1e-6 if wide else 1e-4
+    )
+    np.testing.assert_allclose(
+        norms[:steps], told["grad_norm"][:steps], rtol=1e-5 if wide else 1e-3
+    )
+    np.testing.assert_allclose(
+        evaluated, golden["evaluations"]["float64"], rtol=1e-6 if wide else 1e-5
+    )
     for when, named in tensors.items():
         for key, triple in golden["tensors"]["float64"][when].items():
             norm, *found = summary(named[key])
             assert norm == pytest.approx(triple[0], rel=1e-6 if wide else 1e-4), (when, key)
             if wide:
-                np.testing.assert_allclose(found, triple[1:], rtol=1e-6, atol=1e-6 * norm, err_msg=f"{when} {key}")
+                np.testing.assert_allclose(
+                    found, triple[1:], rtol=1e-6, atol=1e-6 * norm, err_msg=f"{when} {key}"
+                )
 
 
 def switches(nonmonotone: int, losses: list[float]) -> int | None:
@@ -225,7 +269,9 @@ def test_the_rule_is_the_published_condition(nonmonotone):
         losses, seen = [round(float(loss), 1) for loss in rng.normal(5, 0.3, 20)], []
         expected = None
         for epoch, loss in enumerate(losses, 1):
-            if len(seen) > nonmonotone and np.float32(loss) > min(map(np.float32, seen[:-nonmonotone])):
+            if len(seen) > nonmonotone and np.float32(loss) > min(
+                map(np.float32, seen[:-nonmonotone])
+            ):
                 expected = epoch
                 break
             seen.append(loss)

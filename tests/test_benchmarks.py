@@ -34,7 +34,9 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
     monkeypatch.setattr(
         jaxlm.runs.trainer,
         "train",
-        lambda config, **_: configs.append(config) or SimpleNamespace(stopped_by=None, run_dir=None),
+        lambda config, **_: (
+            configs.append(config) or SimpleNamespace(stopped_by=None, run_dir=None)
+        ),
     )
     monkeypatch.setattr(sys, "argv", ["speedrun.py", "--show"])
     speedrun.main()
@@ -46,7 +48,9 @@ def test_every_command_of_the_speedrun_is_accepted(speedrun, monkeypatch, capsys
         assert sorted(given) == sorted(set(given)), line
         code, out, err = run(words)
         assert (name, code) == ("jaxlm", 0), out + err
-    assert {config.data.corpus for config in configs} == {"ptb", "ptb-char"} and len(set(configs)) == len(configs)
+    assert {config.data.corpus for config in configs} == {"ptb", "ptb-char"} and len(
+        set(configs)
+    ) == len(configs)
 
 
 @pytest.mark.slow
@@ -69,7 +73,9 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
     monkeypatch.setattr(speedrun, "command", lambda preset, seed: [*tiny, "--seed", str(seed)])
     logs = tmp_path / "logs"
     reached = speedrun.run("easy", speedrun.Rung(1e9), 0, 10, None, logs)
-    missed = speedrun.run("hard", speedrun.Rung(1.0, measure="bits_per_character"), 0, 0, None, logs)
+    missed = speedrun.run(
+        "hard", speedrun.Rung(1.0, measure="bits_per_character"), 0, 0, None, logs
+    )
     assert (reached.epoch, missed.epoch, missed.seconds) == (1, None, None)
     assert reached.seconds < reached.seconds_in_all and 1 < missed.test < reached.test
     assert reached.cached_test != reached.test and missed.cached_test is None
@@ -80,8 +86,14 @@ def test_a_record_is_what_the_run_wrote(speedrun, monkeypatch, tmp_path):
 def test_a_record_is_of_the_last_parameters_and_outlives_a_cache_that_cannot_be(
     speedrun, monkeypatch, tmp_path, capsys
 ):
-    epochs = [{"kind": "epoch", "epoch": at, "valid_perplexity": valid} for at, valid in ((1, 118.0), (2, 119.0))]
-    tests = [{"kind": "test", "checkpoint": which, "test_perplexity": 113.0} for which in ("last", "best")]
+    epochs = [
+        {"kind": "epoch", "epoch": at, "valid_perplexity": valid}
+        for at, valid in ((1, 118.0), (2, 119.0))
+    ]
+    tests = [
+        {"kind": "test", "checkpoint": which, "test_perplexity": 113.0}
+        for which in ("last", "best")
+    ]
     tests[1]["test_perplexity"] = 112.0
 
     def watched(arguments, *_):
@@ -92,7 +104,9 @@ def test_a_record_is_of_the_last_parameters_and_outlives_a_cache_that_cannot_be(
         yield 1.0
 
     monkeypatch.setattr(speedrun, "watched", watched)
-    record = speedrun.run("fast-113", speedrun.Rung(123.0), 0, 10, None, tmp_path / "logs")  # (of no checkpoint)
+    record = speedrun.run(
+        "fast-113", speedrun.Rung(123.0), 0, 10, None, tmp_path / "logs"
+    )  # (of no checkpoint)
     assert (record.seconds, record.epoch, record.valid, record.test) == (1.0, 1, 119.0, 113.0)
     assert record.cached_test is None and "error: evaluate " in capsys.readouterr().err
 
@@ -110,9 +124,15 @@ def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
         speedrun.add(record, path)
     rows = list(csv.DictReader(path.open()))
     assert [row["seed"] for row in rows] == ["0", "1", "2"] and rows[2]["seconds"] == ""
-    assert path.read_text().splitlines()[0] == (ROOT / "docs/lab/speedrun.csv").read_text().splitlines()[0]
+    assert (
+        path.read_text().splitlines()[0]
+        == (ROOT / "docs/lab/speedrun.csv").read_text().splitlines()[0]
+    )
     (row,) = [line for line in speedrun.table(records).splitlines() if "fast-113" in line]
-    assert "| 55.00 ± 7.07, 1 missed | 2, 2, never | 1/27.5 | 120.33 ± 3.21 |" in row and "| 100.00 |" in row
+    assert (
+        "| 55.00 ± 7.07, 1 missed | 2, 2, never | 1/27.5 | 120.33 ± 3.21 |" in row
+        and "| 100.00 |" in row
+    )
     assert "1,500 s" in speedrun.table(records)
 
 
@@ -142,7 +162,10 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         'jaxlm small {"learning_rate":-1}': "learning_rate must be above 0",
     },
     "scoring_benchmark.py": {"--data-dir nowhere": "the data directory nowhere is not a folder"},
-    "large_corpus.py": {"--tokens 1": "at least 100,000, found '1'", "--turns 0": "at least 1, found '0'"},
+    "large_corpus.py": {
+        "--tokens 1": "at least 100,000, found '1'",
+        "--turns 0": "at least 1, found '0'",
+    },
     "ablation.py": {
         "--corpus nowhere": "there is no corpus or file 'nowhere'",
         "--width 0 --corpus embedded-tiny": "embedding_size must be at least 1",
@@ -185,7 +208,11 @@ def test_a_mistake_is_one_sentence_and_nothing_is_lost(script, tmp_path, monkeyp
         code, _, err = run(None, lambda _: exit_code(main))
         if isinstance(code, str):  # Python prints it, and ends with 1
             code, err = 1, code
-        assert code in (1, 2) and "error: " in err.splitlines()[-1] and part in err, (words, code, err)
+        assert code in (1, 2) and "error: " in err.splitlines()[-1] and part in err, (
+            words,
+            code,
+            err,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
     assert (tmp_path / "kept.json").read_text() == "hours"
 
@@ -212,9 +239,13 @@ def test_growth_is_told_before_it_is_drawn(monkeypatch, capsys):
 def test_members_are_timed_in_every_way_of_a_sweep(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     benchmark = import_module("benchmark")
-    rows = benchmark.compare([benchmark.Contender(maker, maker, "test") for maker in benchmark.SWEPT], 1, 2)
+    rows = benchmark.compare(
+        [benchmark.Contender(maker, maker, "test") for maker in benchmark.SWEPT], 1, 2
+    )
     assert [row["contender"] for row in rows] == ["in-turn", "one-program", "vmapped", "processes"]
-    assert all(row["words_per_second"] == pytest.approx(8 * 20 * 2 / (row["ms"] / 1e3)) for row in rows)
+    assert all(
+        row["words_per_second"] == pytest.approx(8 * 20 * 2 / (row["ms"] / 1e3)) for row in rows
+    )
     assert rows[3]["peak_mib"] > 1.5 * rows[1]["peak_mib"]
 
 
@@ -241,11 +272,18 @@ def test_the_benchmark_compares_what_is_installed():
     found = json.loads(done.stdout)
     names = [row["contender"] for row in found["steps"]]
     assert names[:6] == [
-        f"{maker} {dtype}" for maker in ("jaxlm", "products", "floor") for dtype in ("float32", "bfloat16")
+        f"{maker} {dtype}"
+        for maker in ("jaxlm", "products", "floor")
+        for dtype in ("float32", "bfloat16")
     ]
     assert [row["contender"] for row in found["evaluation"]] == ["validation", "test"]
     for row in [*found["steps"], *found["evaluation"]]:
-        assert row["preset"] == "test" and row["ms"] > 0 and row["words_per_second"] > 0 and row["peak_mib"] > 0
+        assert (
+            row["preset"] == "test"
+            and row["ms"] > 0
+            and row["words_per_second"] > 0
+            and row["peak_mib"] > 0
+        )
 
 
 @pytest.mark.slow
@@ -254,7 +292,17 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXLM_STORAGE", f"sqlite:///{tmp_path}/s.db")  # which holds one sweep alone
     shootout = import_module("shootout")
-    line = ["shootout.py", "--texts", "embedded-tiny", "--minutes", "1", "--parameters", "21000", "--trials", "2"]
+    line = [
+        "shootout.py",
+        "--texts",
+        "embedded-tiny",
+        "--minutes",
+        "1",
+        "--parameters",
+        "21000",
+        "--trials",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
     monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 30.0))
     trained, runs = shootout.trained, []
@@ -271,7 +319,9 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     monkeypatch.setattr(shootout, "seconds_of", lambda *_: pytest.fail("it was measured already"))
     shootout.main()
     rows = list(csv.DictReader((tmp_path / "runs/shootout/shootout.csv").open()))
-    assert [(row["cell"], row["seed"]) for row in rows] == [(cell, seed) for cell in ("lstm", "gru") for seed in "01"]
+    assert [(row["cell"], row["seed"]) for row in rows] == [
+        (cell, seed) for cell in ("lstm", "gru") for seed in "01"
+    ]
     assert {row["epochs"] for row in rows} == {"2"} and all(
         abs(int(row["parameters"]) / 21_000 - 1) < 0.02 for row in rows
     )
@@ -279,7 +329,9 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     name, *words = shlex.split(rows[3]["command"])
     code, out, err = run([*words, "--run-dir", "again"])
     assert (name, code) == ("jaxlm", 0), out + err
-    again = [json.loads(line) for line in (tmp_path / "again/metrics.jsonl").read_text().splitlines()]
+    again = [
+        json.loads(line) for line in (tmp_path / "again/metrics.jsonl").read_text().splitlines()
+    ]
     assert again[-1]["test_perplexity"] == float(rows[3]["test"])
     monkeypatch.setattr(sys, "argv", [*line, "--cells", "lstm", "--seeds", "1"])
     monkeypatch.setattr(shootout, "trained", lambda *_: pytest.fail("it was trained already"))
@@ -296,12 +348,23 @@ def test_a_text_with_another_preset_has_epochs_of_its_own(monkeypatch, tmp_path)
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
     given = dict(
-        preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"] * 2, minutes=[1.0] * 2
+        preset="tied-fast",
+        parameters=21_000,
+        trials=1,
+        share=0.25,
+        set=[],
+        cells=["lstm"] * 2,
+        minutes=[1.0] * 2,
     )
     for text, seconds in {"embedded-tiny": 30.0, "embedded-tiny:tied-fast": 10.0}.items():
-        monkeypatch.setattr(shootout, "seconds_of", lambda *_, seconds=seconds: (0.5 * seconds, seconds))
+        monkeypatch.setattr(
+            shootout, "seconds_of", lambda *_, seconds=seconds: (0.5 * seconds, seconds)
+        )
         (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path, texts=[text] * 2))
-        assert (cell.text, cell.config.train.epochs) == (text, round((60 - 0.5 * seconds) / seconds))
+        assert (cell.text, cell.config.train.epochs) == (
+            text,
+            round((60 - 0.5 * seconds) / seconds),
+        )
 
 
 def test_a_text_of_dots_is_kept_below_the_run_directory(monkeypatch, tmp_path):
@@ -310,12 +373,22 @@ def test_a_text_of_dots_is_kept_below_the_run_directory(monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("a b c d\n" * 9000)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 1.0))
-    given = dict(preset="tied-fast", parameters=21_000, trials=1, share=0.25, set=[], cells=["lstm"], minutes=[1.0])
+    given = dict(
+        preset="tied-fast",
+        parameters=21_000,
+        trials=1,
+        share=0.25,
+        set=[],
+        cells=["lstm"],
+        minutes=[1.0],
+    )
     (cell,) = shootout.planned(SimpleNamespace(**given, run_dir=tmp_path / "s", texts=["."]))
     assert len(cell.folder.relative_to(tmp_path / "s").parts) == 3
 
 
-def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_tested_too(monkeypatch, tmp_path):
+def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_tested_too(
+    monkeypatch, tmp_path
+):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
     tests = [
@@ -323,8 +396,15 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
         for which, bits in (("last", 1.5), ("best", 1.25))
     ]
     monkeypatch.setattr(shootout, "trained", lambda *_: (100.0, 90.0))
-    timing = {1: (40.0, 50.0), 2: (10.0, 50.0), 3: (80.0, 25.0)}  # of the second the end alone, after a stop
-    rows = {epoch: dict(zip(("seconds", "words_per_second"), row, strict=True)) for epoch, row in timing.items()}
+    timing = {
+        1: (40.0, 50.0),
+        2: (10.0, 50.0),
+        3: (80.0, 25.0),
+    }  # of the second the end alone, after a stop
+    rows = {
+        epoch: dict(zip(("seconds", "words_per_second"), row, strict=True))
+        for epoch, row in timing.items()
+    }
     monkeypatch.setattr(shootout, "read_timing", lambda _: rows)
     monkeypatch.setattr(shootout, "read_metrics", lambda _: tests)
     cell = shootout.Cell("ptb", 5.0, "lstm", tmp_path / "ptb/5min/lstm", jaxlm.preset("test"))
@@ -333,7 +413,9 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
     (row,) = shootout.rows_of(tmp_path)
     assert (row["test"], row["bits_per_character"]) == (90.0, 1.5)
     assert (row["seconds"], row["words_per_second"]) == (160.0, 37.5)
-    shootout.write_rows([{"a": 1}, {"a": 2, "b": 3}], tmp_path / "rows.csv")  # as of a directory that was begun before
+    shootout.write_rows(
+        [{"a": 1}, {"a": 2, "b": 3}], tmp_path / "rows.csv"
+    )  # as of a directory that was begun before
     assert (tmp_path / "rows.csv").read_text() == "a,b\n1,\n2,3\n"
 
 
@@ -342,7 +424,10 @@ def test_the_page_s_tables_are_of_the_runs(monkeypatch):
     shootout, laboratory = import_module("shootout"), EXPERIMENTS.parent / "docs/lab"
     texts = ("text", "cell", "command", "date", "commit", "machine")
     with (laboratory / "shootout.csv").open(newline="") as file:
-        rows = [{k: v if k in texts else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        rows = [
+            {k: v if k in texts else float(v) for k, v in row.items()}
+            for row in csv.DictReader(file)
+        ]
     page = (laboratory / "shootout.md").read_text()
     lines = [line for line in shootout.table(rows).splitlines()[2:] if line.startswith("|")]
     assert len(lines) >= 20
@@ -352,11 +437,16 @@ def test_the_page_s_tables_are_of_the_runs(monkeypatch):
 def test_a_seed_of_a_shoot_out_that_diverges_has_a_row_of_nan(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
-    config = jaxlm.preset("test").replace(corpus="embedded-tiny", learning_rate=5e37, clip_norm=None, epochs=1)
+    config = jaxlm.preset("test").replace(
+        corpus="embedded-tiny", learning_rate=5e37, clip_norm=None, epochs=1
+    )
     cell = shootout.Cell("embedded-tiny", 5.0, "lstm", tmp_path / "text/5min/lstm", config)
     cell.folder.mkdir(parents=True)
     space = {"learning_rate": "4e37,5e37"}
-    assert shootout.tuned(cell, space, 1, 0.25) == {} and "the preset's own values" in capsys.readouterr().out
+    assert (
+        shootout.tuned(cell, space, 1, 0.25) == {}
+        and "the preset's own values" in capsys.readouterr().out
+    )
     shootout.run(cell, {}, 0)
     (row,) = shootout.rows_of(tmp_path)
     assert (str(row["valid"]), str(row["bits_per_character"])) == ("nan", "nan")
@@ -373,21 +463,37 @@ def test_a_path_may_have_a_colon(monkeypatch):
 def test_the_table_of_a_shoot_out_says_which_cells_are_alike(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
-    same = dict(text="ptb", minutes=5.0, parameters=3_000_000, epochs=4, seconds=300.0, words_per_second=1.0)
+    same = dict(
+        text="ptb", minutes=5.0, parameters=3_000_000, epochs=4, seconds=300.0, words_per_second=1.0
+    )
     nan = float("nan")
-    measured = {"lost": (nan, 99.0), "slow": (110.0, 112.0), "alike": (102.5, 104.5), "best": (100.0, 102.0)}
+    measured = {
+        "lost": (nan, 99.0),
+        "slow": (110.0, 112.0),
+        "alike": (102.5, 104.5),
+        "best": (100.0, 102.0),
+    }
     rows = [
         {**same, "cell": cell, "valid": valid, "test": valid - 5, "bits_per_character": 1.3}
         for cell, each in measured.items()
         for valid in each
     ]
     table = shootout.table(rows)
-    assert [line.split(" | ")[2] for line in table.splitlines()[2:6]] == ["best", "alike", "slow", "lost"]
+    assert [line.split(" | ")[2] for line in table.splitlines()[2:6]] == [
+        "best",
+        "alike",
+        "slow",
+        "lost",
+    ]
     assert "| 99.00 (1 diverged) | 94.00 |" in table
     assert "| 101.00 ± 1.41 | 96.00 ± 1.41 | 1.3000 ± 0.0000 |" in table
-    assert "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
+    assert (
+        "ptb, 5 minutes: the lowest on validation is best; within the deviations: alike." in table
+    )
     rows.append({**rows[0], "text": "another", "cell": "best"})
-    assert len(shootout.table(rows).splitlines()) == 2 + 5 + 1 + 2  # of another text no cell that it has not
+    assert (
+        len(shootout.table(rows).splitlines()) == 2 + 5 + 1 + 2
+    )  # of another text no cell that it has not
     assert shootout.plot(rows, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -396,11 +502,15 @@ def test_a_cell_is_as_wide_as_its_parameters_ask(cell, monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     shootout = import_module("shootout")
     config = shootout.sized(jaxlm.preset("tied-fast"), cell, 3_000_000)
-    assert config.kinds["model"] == cell and abs(shootout.parameters_of(config) / 3_000_000 - 1) < 0.02
+    assert (
+        config.kinds["model"] == cell and abs(shootout.parameters_of(config) / 3_000_000 - 1) < 0.02
+    )
     assert config.model.hidden_sizes == (config.model.embedding_size,)
 
 
-@pytest.mark.parametrize(("parameters", "width"), [(3_160_000, 260), (3_110_000, 256), (888_000, 82), (660_000, 62)])
+@pytest.mark.parametrize(
+    ("parameters", "width"), [(3_160_000, 260), (3_110_000, 256), (888_000, 82), (660_000, 62)]
+)
 def test_a_width_is_a_multiple_of_four_where_one_is_near_enough(parameters, width, monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
     config = import_module("shootout").sized(jaxlm.preset("tied-fast"), "lstm", parameters)

@@ -40,7 +40,9 @@ def assert_recorded(case, y, state, grads):
     """Outputs, the carry after them and the gradients' triples are those of a recording."""
     np.testing.assert_allclose(y.ravel(), case["output"], rtol=1e-5, atol=1e-5)
     for part, expected in case["state"].items():
-        np.testing.assert_allclose(state[part].ravel(), expected, rtol=1e-5, atol=1e-5, err_msg=part)
+        np.testing.assert_allclose(
+            state[part].ravel(), expected, rtol=1e-5, atol=1e-5, err_msg=part
+        )
     for part, expected in case["gradients"].items():
         np.testing.assert_allclose(
             summary(grads[part]), expected, rtol=1e-5, atol=1e-5 * expected[0] + 1e-5, err_msg=part
@@ -57,8 +59,12 @@ def test_xlstm_s_layers_are_the_authors(name):
     model = layers(case["kind"], **options)
 
     def total(params):
-        first, state = model.apply_layer(params, x[:HALF], model.zero_state(B, H, x.dtype), CellNoise(), None)
-        second, state = model.apply_layer(params, x[HALF:], jax.lax.stop_gradient(state), CellNoise(), None)
+        first, state = model.apply_layer(
+            params, x[:HALF], model.zero_state(B, H, x.dtype), CellNoise(), None
+        )
+        second, state = model.apply_layer(
+            params, x[HALF:], jax.lax.stop_gradient(state), CellNoise(), None
+        )
         y = jnp.concatenate([first, second])
         return (y * weights).sum(), (y, state._asdict())
 
@@ -98,7 +104,9 @@ def test_gated_deltanet_is_the_paper_s_equations():
     rng = np.random.default_rng(0)
     params["norm"] = jnp.asarray(rng.uniform(0.5, 2, H), jnp.float32)
     x = rng.normal(size=(T, B, E)).astype(np.float32)
-    first, state = model.apply_layer(params, jnp.asarray(x[:4]), model.zero_state(B, H, x.dtype), CellNoise(), None)
+    first, state = model.apply_layer(
+        params, jnp.asarray(x[:4]), model.zero_state(B, H, x.dtype), CellNoise(), None
+    )
     second, state = model.apply_layer(params, jnp.asarray(x[4:]), state, CellNoise(), None)
 
     p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
@@ -118,9 +126,13 @@ def test_gated_deltanet_is_the_paper_s_equations():
             for n in range(N):
                 q, k, v = (part[n * D : (n + 1) * D] for part in np.split(z * sigmoid(z), 3))
                 q, k = (part / np.sqrt((part**2).sum() + 1e-6) for part in (q, k))
-                decay = np.exp(-np.exp(p["rate"][n]) * np.log1p(np.exp(alpha[n] + p["time_step"][n])))
+                decay = np.exp(
+                    -np.exp(p["rate"][n]) * np.log1p(np.exp(alpha[n] + p["time_step"][n]))
+                )
                 beta_n = sigmoid(beta[n])
-                S[n] = decay * (np.eye(D) - beta_n * np.outer(k, k)) @ S[n] + beta_n * np.outer(k, v)
+                S[n] = decay * (np.eye(D) - beta_n * np.outer(k, k)) @ S[n] + beta_n * np.outer(
+                    k, v
+                )
                 h = q @ S[n] / np.sqrt(D)
                 y[n * D : (n + 1) * D] = h / np.sqrt((h**2).mean() + 1e-5)
             y *= p["norm"] * gate * sigmoid(gate)
@@ -143,7 +155,14 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, lengt
     decays, delta = width
     q, k, v, log_decay, state, beta = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((T, B, N, D), (T, B, N, D), (T, B, N, F), (T, B, N, decays), (B, N, D, F), (T, B, N, 1))
+        for shape in (
+            (T, B, N, D),
+            (T, B, N, D),
+            (T, B, N, F),
+            (T, B, N, decays),
+            (B, N, D, F),
+            (T, B, N, 1),
+        )
     )
     arguments = (q, unit_norm(k), v, -jax.nn.softplus(log_decay), state, jax.nn.sigmoid(beta))
     steps = T if length is None else min(length, T)
@@ -161,7 +180,9 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, lengt
         patch.setattr(op, "DIAGONAL_CHUNK", 3)
         found = jax.jit(scalar, static_argnums=0)(op.linear_attention)
     expected = jax.jit(scalar, static_argnums=0)(op.linear_attention_reference)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected
+    )
 
 
 @pytest.mark.parametrize("units, delta", [(1, False), (1, True), (9, False)])
@@ -210,8 +231,12 @@ def test_exponential_gates_do_not_overflow(kind, gate):
 
     def total(params, added):
         params = {**params, gate: params[gate].at[:inputs].add(added)}
-        y, state = model.apply_layer(params, jnp.ones((5, 1, 3)), model.zero_state(1, H, "float32"), CellNoise(), None)
+        y, state = model.apply_layer(
+            params, jnp.ones((5, 1, 3)), model.zero_state(1, H, "float32"), CellNoise(), None
+        )
         return (y**2).sum(), (y, state)
 
-    found = jax.jit(jax.vmap(jax.grad(total, has_aux=True), (None, 0)))(params, jnp.array([-200.0, 200.0]))
+    found = jax.jit(jax.vmap(jax.grad(total, has_aux=True), (None, 0)))(
+        params, jnp.array([-200.0, 200.0])
+    )
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))

@@ -38,7 +38,11 @@ from jaxlm.runs import checkpoint
 
 CASES = int(os.environ.get("JAXLM_CHAOS", "200"))
 SEED = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-CODES = {0, 1, -9}  # (2: arguments that do not parse; 3: diverged; 128 + N: no signal is sent but SIGKILL)
+CODES = {
+    0,
+    1,
+    -9,
+}  # (2: arguments that do not parse; 3: diverged; 128 + N: no signal is sent but SIGKILL)
 MOST_CASES_OF_A_LIFE = 12
 DISK = 8 << 20  # bytes
 
@@ -73,7 +77,12 @@ class SingleRun(Subject):
             yield ("train", "--run-dir", at, *FLAGS, *RATE, *how)
 
     def questions(self, at):
-        return [("info", at), ("evaluate", at), ("evaluate", at, "--checkpoint", "best"), ("plot", at, "--method=pca")]
+        return [
+            ("info", at),
+            ("evaluate", at),
+            ("evaluate", at, "--checkpoint", "best"),
+            ("plot", at, "--method=pca"),
+        ]
 
     def result(self, at):
         return kept(at)
@@ -160,7 +169,13 @@ def place(server, tmp_path_factory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("chaos")
     disk, canary = folder / "disk", folder / "canary"
     disk.mkdir()
-    for name in ("00000007/notes", ".00000007.partial/notes", "checkpoints/00000007/manifest.json", "rc", "d/x"):
+    for name in (
+        "00000007/notes",
+        ".00000007.partial/notes",
+        "checkpoints/00000007/manifest.json",
+        "rc",
+        "d/x",
+    ):
         (canary / name).parent.mkdir(parents=True, exist_ok=True)
         (canary / name).write_text("mine\n")
     mounted = not subprocess.run(
@@ -224,7 +239,11 @@ def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, counts):
                     ignore=lambda at, names: [name for name in names if Path(at, name).is_fifo()],
                 )
             (copy / "told").write_text("\n".join(told))
-            print(f"seed {SEED}, life {life}, {counts.total()} cases: kept in {copy}", *told[-12:], sep="\n")
+            print(
+                f"seed {SEED}, life {life}, {counts.total()} cases: kept in {copy}",
+                *told[-12:],
+                sep="\n",
+            )
             raise
 
 
@@ -234,7 +253,9 @@ def live(subject: Subject, place: Place, rng: random.Random, told: list[str]) ->
     before, commands = place.canary_state(), subject.commands(at)
     try:
         for _ in range(rng.randrange(2, MOST_CASES_OF_A_LIFE)):
-            kind, disturb = rng.choice([item for item in DISTURBANCES.items() if place.mounted or item[0] != "full"])
+            kind, disturb = rng.choice(
+                [item for item in DISTURBANCES.items() if place.mounted or item[0] != "full"]
+            )
             told.append(f"{kind}:")
             yield f"{kind} ({disturb(subject, at, place, rng, told)})"
             assert place.canary_state() == before, "somebody's files were touched"
@@ -243,7 +264,9 @@ def live(subject: Subject, place: Place, rng: random.Random, told: list[str]) ->
         told.append(f"at last {command} -> {code}\n{err}")
         assert (code, err) == (0, ""), out[-2000:] + err
         assert not different(subject.result(at), place.references[subject.name])
-        leftovers = [str(path) for path in at.rglob("*") if path.name.startswith((".partial", ".0"))]
+        leftovers = [
+            str(path) for path in at.rglob("*") if path.name.startswith((".partial", ".0"))
+        ]
         assert not leftovers
     finally:
         for left in (at, at.with_name("asked")):
@@ -255,7 +278,9 @@ def different(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
     return [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
 
 
-def finished(subject: Subject, place: Place, command: Command, told: list[str], asked: object = "") -> tuple[int, str]:
+def finished(
+    subject: Subject, place: Place, command: Command, told: list[str], asked: object = ""
+) -> tuple[int, str]:
     """Waits for a command and holds it to what is promised of every command: (exit code, what it complains of)."""
     code, out, err = command.end()
     told.append(f"  {asked} -> {code} {err}")
@@ -291,7 +316,9 @@ def killed(subject: Subject, at: Path, place: Place, rng: random.Random, told: l
     return f"{caught} of {len(both)}"
 
 
-def second_writer(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
+def second_writer(
+    subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]
+) -> str:
     """Another process comes while one works: a run is refused, a sweep is helped, a preparation waits."""
     first = place.server.start(*next(subject.commands(at)))
     time.sleep(rng.uniform(0, 0.6 * place.seconds[subject.name]))
@@ -301,12 +328,16 @@ def second_writer(subject: Subject, at: Path, place: Place, rng: random.Random, 
         first.kill()
     other, said = finished(subject, place, first, told, "first")
     for refused, why in ((code, err), (other, said)):
-        assert refused != 1 or re.search("in use|is not empty|holds no|no such file|exists", why), why
+        assert refused != 1 or re.search("in use|is not empty|holds no|no such file|exists", why), (
+            why
+        )
     assert not code == other == 1
     return "refused" if code else "in time"
 
 
-def answered(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str], names: list[str]) -> str:
+def answered(
+    subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str], names: list[str]
+) -> str:
     """Asks or resumes a disturbed life: it is done, or refused with the name of what is wrong."""
     questions = subject.questions(at)
     resumes = not questions or rng.random() < 0.7
@@ -381,7 +412,14 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
         os.rename(path, aside)
     if how == "link":
         path.symlink_to(
-            rng.choice([place.canary / "rc", place.canary, place.canary / "checkpoints", place.canary / "nothing"])
+            rng.choice(
+                [
+                    place.canary / "rc",
+                    place.canary,
+                    place.canary / "checkpoints",
+                    place.canary / "nothing",
+                ]
+            )
         )
     elif how == "hard link" and os.stat(place.canary).st_dev == os.stat(at).st_dev:
         path.hardlink_to(place.canary / "rc")
@@ -399,9 +437,13 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
         planted_as.st_ino,
         planted_as.st_mode,
     )
-    if same and how == "sparse" and path.stat().st_size != 1 << 40:  # it was taken for a file without lines, and used
+    if (
+        same and how == "sparse" and path.stat().st_size != 1 << 40
+    ):  # it was taken for a file without lines, and used
         same = False
-    if same and path.is_dir() and not path.is_symlink() and any(path.iterdir()):  # an empty one was used: it is kept
+    if (
+        same and path.is_dir() and not path.is_symlink() and any(path.iterdir())
+    ):  # an empty one was used: it is kept
         same = False
     if same:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -444,9 +486,7 @@ DISTURBANCES = {
 }
 
 
-MARKED = (
-    "import sys, jaxlm.__main__ as it; sys.stderr.write('!'); sys.stderr.flush(); it.main()"  # `!`: Python has begun
-)
+MARKED = "import sys, jaxlm.__main__ as it; sys.stderr.write('!'); sys.stderr.flush(); it.main()"  # `!`: Python has begun
 SENTENCES = "the cat sat\nw1 w2 w3\n"
 PAIR = '{"sentence_good": "the cat", "sentence_bad": "cat the", "UID": "order"}\n'
 CONDITION = {"condition_name": "c", "regions": [{"region_number": 1, "content": "the cat"}]}
@@ -492,7 +532,9 @@ def trained(server, tmp_path_factory) -> dict[str, str]:
     (folder / "pairs.jsonl").write_text(PAIR)
     (folder / "novel").write_text(300 * SENTENCES)
     (folder / "suite.json").write_text(json.dumps(SUITE))
-    code, out, err = server.start("export", folder / "run", "--to", "hub", "-o", folder / "hub").end()
+    code, out, err = server.start(
+        "export", folder / "run", "--to", "hub", "-o", folder / "hub"
+    ).end()
     assert (code, err) == (0, ""), out + err
     words = json.loads((checkpoint.find(folder / "run") / "vocab.json").read_text())
     files = {"text": "text", "pairs": "pairs.jsonl", "suite": "suite.json"}
@@ -529,10 +571,16 @@ def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, counts):
                 time.sleep(delay)
                 process.send_signal(signal.SIGINT)
             code, said, err = process.end()
-        where = f"seed {SEED}, case {case}: {verb}{' (fresh)' * fresh} -> {code}: {said[-500:]} {err}"
+        where = (
+            f"seed {SEED}, case {case}: {verb}{' (fresh)' * fresh} -> {code}: {said[-500:]} {err}"
+        )
         assert "Traceback" not in err and code in ((0, 130) if delay else (0,)), where
-        assert complaints(err) == ["error: interrupted"] * (code == 130 and "stopped by SIGINT" not in said), where
-        assert [path for path in tmp_path.rglob(".partial*") if path.parent.name != str(case)] == [], where
+        assert complaints(err) == ["error: interrupted"] * (
+            code == 130 and "stopped by SIGINT" not in said
+        ), where
+        assert [
+            path for path in tmp_path.rglob(".partial*") if path.parent.name != str(case)
+        ] == [], where
         if code == 0:  # the first ones compile
             seconds[verb] = min(time.monotonic() - begun, seconds.get(verb, 600))
         counts[f"{verb}: {code}"] += 1
@@ -587,7 +635,9 @@ def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, counts):
         node = path.lstat()
         code, out, err = server.start(*command_of(verb, trained, path)).end()
         where = f"seed {SEED}, case {case}: {verb} to a {kind} -> {code}: {out[-300:]} {err}"
-        assert "Traceback" not in err and code == (1 if kind in ("full", "folder", "own") else 0), where
+        assert "Traceback" not in err and code == (1 if kind in ("full", "folder", "own") else 0), (
+            where
+        )
         assert len(complaints(err)) == code and ".partial" not in err, where
         if kind not in ("file", "own"):
             assert (path.lstat().st_mode, path.lstat().st_ino) == (node.st_mode, node.st_ino), where
@@ -597,7 +647,9 @@ def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, counts):
         if reader is not None:
             assert int(reader.communicate(timeout=60)[0].split()[0]) > 0, where
         counts[f"{kind}: {code}"] += 1
-        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, where
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, (
+            where
+        )
 
 
 def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, counts):
@@ -631,11 +683,15 @@ def test_long_and_regular_texts_take_linear_time(server, trained, tmp_path, coun
         unit = "".join(rng.choices(units, k=rng.randrange(1, 3)))
         text.write_text(unit * (200_000 // len(unit)) + "\n")
         how = rng.choice(["none", "ptb"])
-        verb = rng.choice([("surprisal", "--tokenizer", how), ("evaluate", "--text"), ("perplexity",)])
+        verb = rng.choice(
+            [("surprisal", "--tokenizer", how), ("evaluate", "--text"), ("perplexity",)]
+        )
         last = [text.read_text()[:100_000]] if verb == ("perplexity",) else [text]
         code, out, err = server.start(verb[0], trained["run"], *verb[1:], *last).end()
         where = f"seed {SEED}, case {case}: {verb} of {unit!r} -> {code}: {out[-300:]} {err[-300:]}"
-        assert code in (0, 1, 2) and "Traceback" not in err, where  # (2: an argument that begins with -)
+        assert code in (0, 1, 2) and "Traceback" not in err, (
+            where
+        )  # (2: an argument that begins with -)
         counts[f"{verb[0]}: {code}"] += 1
 
 

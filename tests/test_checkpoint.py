@@ -33,11 +33,20 @@ SMALL = CONFIG.replace(vocab_size=5)
 VOCAB = Vocab(("<unk>", "<eos>", "a", "b", "c"))
 
 
-def save(run_dir: Path, step: int = 1, valid: float | None = None, epoch: int = 0, config=SMALL, vocab=VOCAB):
+def save(
+    run_dir: Path,
+    step: int = 1,
+    valid: float | None = None,
+    epoch: int = 0,
+    config=SMALL,
+    vocab=VOCAB,
+):
     run_dir.mkdir(exist_ok=True)
     state = dataclasses.replace(new_state(config), step=jax.numpy.int32(step))
     with Folder.open(run_dir) as run:
-        checkpoint.save(run, state, config, vocab, Manifest(step, epoch, valid, {"name": "none", "sha256": "0"}))
+        checkpoint.save(
+            run, state, config, vocab, Manifest(step, epoch, valid, {"name": "none", "sha256": "0"})
+        )
     return run_dir / f"checkpoints/{step:08d}"
 
 
@@ -73,12 +82,17 @@ def test_what_is_read_is_what_was_saved(original):
 
 def test_the_best_is_the_earliest_of_the_lowest():
     of = {3: 120.0, 5: 100.0, 7: None, 9: 100.0, 11: float("nan")}
-    assert checkpoint.best_step({step: Manifest(step, 1, valid, {}) for step, valid in of.items()}) == 5
+    assert (
+        checkpoint.best_step({step: Manifest(step, 1, valid, {}) for step, valid in of.items()})
+        == 5
+    )
 
 
 def test_equal_states_give_equal_bytes(original, tmp_path):
     again = save(tmp_path / "run")
-    assert [file.read_bytes() for file in files(again)] == [file.read_bytes() for file in files(original)]
+    assert [file.read_bytes() for file in files(again)] == [
+        file.read_bytes() for file in files(original)
+    ]
 
 
 def test_the_arrays_are_one_file_that_others_open(original):
@@ -86,7 +100,9 @@ def test_the_arrays_are_one_file_that_others_open(original):
     found = arrays_of((original / "state.safetensors").read_bytes())
     state = checkpoint.read(original).state
     expected = state_arrays.shapes(state_arrays._without_keys(state))
-    assert {name: array.shape for name, array in found.items()} == expected and expected["key"] == (2,)
+    assert {name: array.shape for name, array in found.items()} == expected and expected["key"] == (
+        2,
+    )
     assert np.array_equal(found["params.layers.0.kernel"], state.params["layers"][0]["kernel"])
 
 
@@ -99,7 +115,9 @@ def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):
         "empty": np.zeros((0, 4)),
     }
     with Folder.open(tmp_path) as run:
-        checkpoint.save(run, tree, SMALL, VOCAB, Manifest(1, 0, None, {"name": "none", "sha256": "0"}))
+        checkpoint.save(
+            run, tree, SMALL, VOCAB, Manifest(1, 0, None, {"name": "none", "sha256": "0"})
+        )
     header = str((tmp_path / "checkpoints/00000001/state.safetensors").read_bytes())
     names = re.findall('"([^"]+)":{"dtype":"([A-Z0-9]+)","shape":(.*?),"data', header)
     assert sorted(names) == [
@@ -129,7 +147,9 @@ def test_every_flipped_bit_is_found(path):
     checkpoint.read(path)
 
 
-@pytest.mark.parametrize("damage", ["removed", "emptied", "shortened", "lengthened", "a folder", "a link"])
+@pytest.mark.parametrize(
+    "damage", ["removed", "emptied", "shortened", "lengthened", "a folder", "a link"]
+)
 def test_every_file_is_held_to_its_bytes(path, tmp_path, damage):
     for file in files(path):
         data = file.read_bytes()
@@ -140,7 +160,9 @@ def test_every_file_is_held_to_its_bytes(path, tmp_path, damage):
             (tmp_path / "elsewhere").write_bytes(data)
             file.symlink_to(tmp_path / "elsewhere")
         elif damage != "removed":
-            file.write_bytes({"emptied": b"", "shortened": data[:-1], "lengthened": data + b"\n"}[damage])
+            file.write_bytes(
+                {"emptied": b"", "shortened": data[:-1], "lengthened": data + b"\n"}[damage]
+            )
         assert str(file) in refused(path, "is damaged"), file
         shutil.rmtree(file) if damage == "a folder" else file.unlink(missing_ok=True)
         file.write_bytes(data)
@@ -151,7 +173,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_newest_intact_one_offered(tmp_p
     for step in (1, 2, 3):
         save(tmp_path, step, config=SMALL.replace(keep_last=3))
     (tmp_path / "checkpoints/00000003/vocab.json").unlink()
-    with pytest.raises(CheckpointError, match=r"00000003/vocab.json is damaged.* newest intact one is 2: name it with"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"00000003/vocab.json is damaged.* newest intact one is 2: name it with",
+    ):
         jaxlm.load(tmp_path)
     assert checkpoint.load(tmp_path, "2").manifest.step == 2
     found, problems = checkpoint.newest_intact(tmp_path)
@@ -163,14 +188,18 @@ def test_one_that_there_is_no_memory_for_now_is_not_taken_for_damaged(tmp_path, 
         save(tmp_path, step)
     room = iter([0])
     monkeypatch.setattr(ram, "available", lambda: next(room, 2**40))
-    with pytest.raises(CheckpointError, match=r"00000002 cannot be read: its config needs at least .* of memory"):
+    with pytest.raises(
+        CheckpointError, match=r"00000002 cannot be read: its config needs at least .* of memory"
+    ):
         checkpoint.newest_intact(tmp_path)
 
     def full(*_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(state_arrays, "decoded", full)
-    with pytest.raises(CheckpointError, match="00000002 cannot be read: there is not enough memory"):
+    with pytest.raises(
+        CheckpointError, match="00000002 cannot be read: there is not enough memory"
+    ):
         checkpoint.newest_intact(tmp_path)
 
 
@@ -215,7 +244,13 @@ def test_what_is_unfinished_is_never_read_and_is_cleaned_up(tmp_path):
 
 def test_cleaning_up_removes_only_names_of_ours(tmp_path):
     save(tmp_path, 1)
-    mine = ["checkpoints/.git", "checkpoints/.config", "checkpoints/.partial-1", "checkpoints/notes", ".partial-dir"]
+    mine = [
+        "checkpoints/.git",
+        "checkpoints/.config",
+        "checkpoints/.partial-1",
+        "checkpoints/notes",
+        ".partial-dir",
+    ]
     for name in mine:
         (tmp_path / name / "inner").mkdir(parents=True)
     for name in (".partial-a-0123456789abcdef", "checkpoints/.partial-00000003-0123456789abcdef"):
@@ -224,7 +259,9 @@ def test_cleaning_up_removes_only_names_of_ours(tmp_path):
     with Folder.open(tmp_path) as run:
         run.clean()
     assert [name for name in mine if not (tmp_path / name / "inner").is_dir()] == []
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "00000" not in str(path.parent)]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and "00000" not in str(path.parent)
+    ]
 
 
 def test_a_later_damaged_one_does_not_outlive_the_resumed_run(tmp_path):
@@ -288,7 +325,9 @@ def header_of(path: Path, change: Callable[[bytes], bytes]) -> None:
     data = (path / "state.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     header = change(data[8 : 8 + size])
-    (path / "state.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + data[8 + size :])
+    (path / "state.safetensors").write_bytes(
+        struct.pack("<Q", len(header)) + header + data[8 + size :]
+    )
 
 
 def swap(old: bytes, new: bytes) -> Callable[[Path], None]:
@@ -304,38 +343,80 @@ CONFIGS = {
         lambda p: config_of(p, embedding_size=2**30, hidden_sizes=[2**20]),
         "needs at least .* of memory",
     ),
-    "a config beyond all numbers": (lambda p: config_of(p, embedding_size=2**200), "embedding_size"),
+    "a config beyond all numbers": (
+        lambda p: config_of(p, embedding_size=2**200),
+        "embedding_size",
+    ),
     "a config of many layers": (lambda p: config_of(p, hidden_sizes=[1] * 90_000), "layers"),
-    "a config that is none": (lambda p: (p / "config.json").write_text("[]"), "expected a JSON object"),
-    "a huge config": (lambda p: (p / "config.json").write_text(" " * (2 << 20)), "at most 1,048,576 bytes"),
-    "another vocabulary": (lambda p: (p / "vocab.json").write_text('["a"]'), "1 words for a model of"),
+    "a config that is none": (
+        lambda p: (p / "config.json").write_text("[]"),
+        "expected a JSON object",
+    ),
+    "a huge config": (
+        lambda p: (p / "config.json").write_text(" " * (2 << 20)),
+        "at most 1,048,576 bytes",
+    ),
+    "another vocabulary": (
+        lambda p: (p / "vocab.json").write_text('["a"]'),
+        "1 words for a model of",
+    ),
     "a vocabulary that is none": (
         lambda p: (p / "vocab.json").write_text('{"a": 1}'),
         "no vocabulary that jaxlm wrote",
     ),
     "one file more": (lambda p: (p / "state2").write_bytes(b"\x80\x04."), "state2 does not belong"),
-    "a file in a folder more": (lambda p: (p / "more").mkdir() or (p / "more/x").write_bytes(b""), "does not belong"),
+    "a file in a folder more": (
+        lambda p: (p / "more").mkdir() or (p / "more/x").write_bytes(b""),
+        "does not belong",
+    ),
     "a pickle": (lambda p: (p / "1.pkl").write_bytes(b"\x80\x04."), "does not belong"),
 }
 FORGERIES = {
-    "wider layers": (lambda p: config_of(p, hidden_sizes=[8, 7]), "'carry.1.c'.* .50, 7., found float32 .50, 6."),
-    "another shape": (lambda p: state_of(p, lambda a: a.update(step=np.zeros(1, np.int32))), "'step'.*int32 .1."),
-    "another type": (lambda p: state_of(p, lambda a: a.update(step=np.array(1, np.float32))), "'step'.* float32"),
+    "wider layers": (
+        lambda p: config_of(p, hidden_sizes=[8, 7]),
+        "'carry.1.c'.* .50, 7., found float32 .50, 6.",
+    ),
+    "another shape": (
+        lambda p: state_of(p, lambda a: a.update(step=np.zeros(1, np.int32))),
+        "'step'.*int32 .1.",
+    ),
+    "another type": (
+        lambda p: state_of(p, lambda a: a.update(step=np.array(1, np.float32))),
+        "'step'.* float32",
+    ),
     "an array less": (lambda p: state_of(p, lambda a: a.pop("key")), "'key'.*found none"),
-    "an array more": (lambda p: state_of(p, lambda a: a.update(more=np.zeros(1))), "'more'.* to be none"),
-    "a terabyte's shape": (swap(b'"shape":[5,8]', b'"shape":[1048576,1048576]'), "not a file of safetensors"),
+    "an array more": (
+        lambda p: state_of(p, lambda a: a.update(more=np.zeros(1))),
+        "'more'.* to be none",
+    ),
+    "a terabyte's shape": (
+        swap(b'"shape":[5,8]', b'"shape":[1048576,1048576]'),
+        "not a file of safetensors",
+    ),
     "a type unknown": (swap(b'"F32"', b'"X99"'), "not a file of safetensors"),
     "a type that is little used": (swap(b'"dtype":"F32"', b'"dtype":"F8_E5M2"'), "safetensors"),
-    "offsets outside": (swap(b'"data_offsets":[0,', b'"data_offsets":[99999999,'), "not a file of safetensors"),
-    "negative offsets": (swap(b'"data_offsets":[0,', b'"data_offsets":[-1,'), "not a file of safetensors"),
+    "offsets outside": (
+        swap(b'"data_offsets":[0,', b'"data_offsets":[99999999,'),
+        "not a file of safetensors",
+    ),
+    "negative offsets": (
+        swap(b'"data_offsets":[0,', b'"data_offsets":[-1,'),
+        "not a file of safetensors",
+    ),
     "no JSON": (lambda p: header_of(p, lambda h: b"x" * len(h)), "not a file of safetensors"),
     "deep JSON": (lambda p: header_of(p, lambda h: b"[" * 3000), "not a file of safetensors"),
     "a header of a terabyte": (
         lambda p: (p / "state.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}"),
         "not a file of safetensors",
     ),
-    "an empty file": (lambda p: (p / "state.safetensors").write_bytes(b""), "not a file of safetensors"),
-    "a tail": (lambda p: (p / "state.safetensors").open("ab").write(b"x") and None, "not a file of safetensors"),
+    "an empty file": (
+        lambda p: (p / "state.safetensors").write_bytes(b""),
+        "not a file of safetensors",
+    ),
+    "a tail": (
+        lambda p: (p / "state.safetensors").open("ab").write(b"x") and None,
+        "not a file of safetensors",
+    ),
     "a longer tail": (lambda p: os.truncate(p / "state.safetensors", 1 << 40), "expected at most"),
 }
 
@@ -386,7 +467,10 @@ def test_a_link_in_place_of_the_checkpoints_is_refused(path, tmp_path):
     (run_dir / "checkpoints").rename(tmp_path / "aside")
     (run_dir / "checkpoints").symlink_to(tmp_path / "aside")
     for use in (checkpoint.load, checkpoint.find, checkpoint.manifests, checkpoint.newest_intact):
-        with pytest.raises(CheckpointError, match=r"checkpoints cannot be read: expected a directory, found a link$"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"checkpoints cannot be read: expected a directory, found a link$",
+        ):
             use(run_dir)
 
 
@@ -440,12 +524,18 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
         start = time.process_time()
         with Folder.open(tmp_path) as run:
             checkpoint.save(
-                run, state, config, vocab, Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"})
+                run,
+                state,
+                config,
+                vocab,
+                Manifest(step, step, 100.0 - step, {"name": "none", "sha256": "0"}),
             )
         seconds.append(time.process_time() - start)
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))
-        print(f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s")
+        print(
+            f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s"
+        )
     assert sorted(seconds)[3] < 1
 
 

@@ -80,7 +80,9 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
     path = tmp_path / "text.txt"
     if data is not None:
         path.write_bytes(data)
-    refused(capsys, ["train", *TINY, "--corpus", str(path), "--run-dir", str(tmp_path / "run")], message)
+    refused(
+        capsys, ["train", *TINY, "--corpus", str(path), "--run-dir", str(tmp_path / "run")], message
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -105,7 +107,11 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--batch-size", "0"], "batch_size must be at least 1", 1),
         (["--batch-size", "4000"], "lower batch_size or bptt_length", 1),
         (["--bptt-length", "1000000"], "lower batch_size or bptt_length", 1),
-        (["--windows-per-call", "1000000000"], "windows_per_call must be at least 1 and at most 1,048,576", 1),
+        (
+            ["--windows-per-call", "1000000000"],
+            "windows_per_call must be at least 1 and at most 1,048,576",
+            1,
+        ),
         (["--vocab-size", "1"], "vocab_size must be at least 2", 1),
         (["--vocab-size", "2000000000"], "vocab_size must be at least 2 and at most 16,777,216", 1),
         (["--steps", "-1"], "at least 0, found '-1'", 2),
@@ -118,8 +124,16 @@ def test_text_that_cannot_be_used(capsys, tmp_path, data, message):
         (["--run-dir", ""], "an empty text", 2),
         (["--corpus", "ptb", "--data-dir", "/no/such"], "/no/such", 1),
         (["--model", "gpt"], f"model must be {either([*KINDS['model']])}; it is 'gpt'", 1),
-        (["--optimizer", "adam"], f"optimizer must be {either([*KINDS['optimizer']])}; it is 'adam'", 1),
-        (["--schedule", "step"], "schedule must be piecewise, cosine, linear or plateau; it is 'step'", 1),
+        (
+            ["--optimizer", "adam"],
+            f"optimizer must be {either([*KINDS['optimizer']])}; it is 'adam'",
+            1,
+        ),
+        (
+            ["--schedule", "step"],
+            "schedule must be piecewise, cosine, linear or plateau; it is 'step'",
+            1,
+        ),
         (["--model", "gru", "--forget-bias", "1"], "forget_bias is a field of the model lstm", 1),
         (["--beta1", "0.9"], "and the optimizer is sgd, whose fields are", 1),
         (["--optimizer", "muon", "--momentum", "none"], "momentum takes a number; it is None", 1),
@@ -133,7 +147,13 @@ def test_arguments_that_cannot_be_used(capsys, tmp_path, arguments, message, cod
 
 def test_a_config_file_that_is_no_config_is_refused_by_its_name(capsys, tmp_path):
     for number, text in enumerate(
-        ("", "[" * 100_000, '{"format": 2, "train": {"epochs": ' + "9" * 400 + "}}", "\x1b[2J", '{"format": 9}')
+        (
+            "",
+            "[" * 100_000,
+            '{"format": 2, "train": {"epochs": ' + "9" * 400 + "}}",
+            "\x1b[2J",
+            '{"format": 9}',
+        )
     ):
         path = tmp_path / f"{number}.json"
         path.write_text(text)
@@ -147,8 +167,14 @@ def test_a_directory_with_something_in_it_is_left_alone(capsys, tmp_path, run):
     refused(capsys, ["train", *TINY, "--run-dir", str(run)], "is not empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "mine")], "is not empty (it holds thesis.txt)")
-    refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "mine" / "thesis.txt")], "thesis.txt")
+    refused(
+        capsys,
+        ["train", *TINY, "--run-dir", str(tmp_path / "mine")],
+        "is not empty (it holds thesis.txt)",
+    )
+    refused(
+        capsys, ["train", *TINY, "--run-dir", str(tmp_path / "mine" / "thesis.txt")], "thesis.txt"
+    )
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     assert {name: sha for name, sha in content(run).items() if name != ".lock"} == {
         name: sha for name, sha in before.items() if name != ".lock"
@@ -157,7 +183,11 @@ def test_a_directory_with_something_in_it_is_left_alone(capsys, tmp_path, run):
 
 def test_a_run_directory_in_use_is_refused_with_its_holder(capsys, tmp_path):
     with lock(tmp_path / "run"):
-        refused(capsys, ["train", *TINY, "--run-dir", str(tmp_path / "run")], f"in use by process {os.getpid()} on")
+        refused(
+            capsys,
+            ["train", *TINY, "--run-dir", str(tmp_path / "run")],
+            f"in use by process {os.getpid()} on",
+        )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +219,11 @@ def test_a_run_is_not_resumed_on_another_corpus(capsys, run, tmp_path):
 def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused(capsys, ["train", "--resume"], "there is no dated run in runs/")
-    refused(capsys, ["train", "--resume", "--run-dir", str(tmp_path / "none")], "holds no run (config.json")
+    refused(
+        capsys,
+        ["train", "--resume", "--run-dir", str(tmp_path / "none")],
+        "holds no run (config.json",
+    )
     refused(capsys, ["info", str(tmp_path)], "holds no run (config.json")
     assert not (tmp_path / "none").exists()
 
@@ -210,14 +244,22 @@ def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch
     ):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "config.json").touch()
-        (tmp_path / "runs" / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     assert _unfinished_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
     assert _unfinished_run(None).name == "awd-lstm-mos-20270101-000000"
     assert "resuming runs/awd-lstm-mos-20270101-000000" in capsys.readouterr().out
     refused(
-        capsys, ["train", "--resume", "--preset", "small"], "has finished, the newest is runs/small-20280101-000000"
+        capsys,
+        ["train", "--resume", "--preset", "small"],
+        "has finished, the newest is runs/small-20280101-000000",
     )
-    refused(capsys, ["train", "--resume", "--preset", "tied-fast"], "there is no dated run of tied-fast in runs/")
+    refused(
+        capsys,
+        ["train", "--resume", "--preset", "tied-fast"],
+        "there is no dated run of tied-fast in runs/",
+    )
 
 
 def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch, capsys):
@@ -226,10 +268,16 @@ def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, m
     monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
     with new_run("small") as first, new_run("small") as second, new_run("small") as third:
         third.joinpath("config.json").touch()
-        assert [path.name[-9:] for path in (first, second, third)] == ["01-000000", "-000000-2", "-000000-3"]
+        assert [path.name[-9:] for path in (first, second, third)] == [
+            "01-000000",
+            "-000000-2",
+            "-000000-3",
+        ]
     assert [*Path("runs").iterdir()] == [third]
     for arguments in (["train"], ["sweep", "--set", "seed=1"]):
-        refused(capsys, [*arguments, "--corpus", "none.txt"], "there is no corpus or file 'none.txt'")
+        refused(
+            capsys, [*arguments, "--corpus", "none.txt"], "there is no corpus or file 'none.txt'"
+        )
     assert [*Path("runs").iterdir()] == [third]
     Path("none").symlink_to("missing")
     monkeypatch.setattr("jaxlm.cli.training.RUNS", Path("none"))
@@ -237,12 +285,19 @@ def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, m
 
 
 def test_a_report_of_no_epoch_is_a_note(tmp_path, capsys):
-    assert main(["train", *TINY, "--steps", "1", "--report", "--run-dir", str(tmp_path / "my run")]) == 0
+    assert (
+        main(["train", *TINY, "--steps", "1", "--report", "--run-dir", str(tmp_path / "my run")])
+        == 0
+    )
     assert "there is no report: no epoch has ended" in capsys.readouterr().out
 
 
 def test_fewer_epochs_than_are_trained_are_refused(capsys, run):
-    refused(capsys, ["train", "--run-dir", str(run), "--resume", "--epochs", "0"], "train.epochs: 1 are begun -> 0")
+    refused(
+        capsys,
+        ["train", "--run-dir", str(run), "--resume", "--epochs", "0"],
+        "train.epochs: 1 are begun -> 0",
+    )
 
 
 def test_the_version(capsys):
@@ -341,16 +396,34 @@ def test_a_run_without_a_finished_epoch_has_a_map_and_no_curve(capsys, tmp_path)
     ]
 
 
-@pytest.mark.parametrize("extent", [["--epochs", "0"], ["--steps", "0"], ["--steps", "0", "--init-scale", "50"]])
+@pytest.mark.parametrize(
+    "extent", [["--epochs", "0"], ["--steps", "0"], ["--steps", "0", "--init-scale", "50"]]
+)
 def test_a_run_of_no_window_can_be_evaluated(capsys, tmp_path, extent):
     assert main(["train", *TINY, *extent, "--run-dir", str(tmp_path / "run")]) == 0
-    printed = next(line for line in capsys.readouterr().out.splitlines() if "test, last checkpoint" in line)
+    printed = next(
+        line for line in capsys.readouterr().out.splitlines() if "test, last checkpoint" in line
+    )
     assert main(["evaluate", str(tmp_path / "run")]) == 0
     assert f"perplexity {printed.split()[-1]} " in capsys.readouterr().out
 
 
 def test_keep_output_alone_turns_dropout_on(tmp_path):
-    assert main(["train", *TINY, "--steps", "0", "--keep-output", "0.5", "--run-dir", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *TINY,
+                "--steps",
+                "0",
+                "--keep-output",
+                "0.5",
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     model = rundir.saved_config(tmp_path / "run").model
     assert (model.keep_output, model.keep_embedding) == (0.5, None)
 
@@ -366,17 +439,23 @@ def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
     assert all(f"{slot} {kind}" in text for slot, kind in config.kinds.items())
     assert "last best" in text and "problems: none" in text
     first = [
-        text.index(part) for part in ("parameters\n", "windows trained, ", "perplexity of each test", "\nfields\n")
+        text.index(part)
+        for part in ("parameters\n", "windows trained, ", "perplexity of each test", "\nfields\n")
     ]
     assert (
-        first == sorted(first) and text.index("\nfields at their defaults") > text.index("\n  hidden_sizes") > first[-1]
+        first == sorted(first)
+        and text.index("\nfields at their defaults") > text.index("\n  hidden_sizes") > first[-1]
     )
     sizes = (leaf.size for leaf in jax.tree.leaves(jaxlm.load(finished).params))
     assert f"  {sum(sizes):,} parameters" in text
     assert main(["info", str(finished), "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)
     assert {row["field"]: row["value"] for row in tree["config"]}["hidden_sizes"] == [8]
-    assert tree["kinds"] == config.kinds and tree["corpus"]["name"] == "embedded-tiny" and tree["problems"] == []
+    assert (
+        tree["kinds"] == config.kinds
+        and tree["corpus"]["name"] == "embedded-tiny"
+        and tree["problems"] == []
+    )
     assert [row["kind"] for row in tree["results"]] == ["epoch", "test"]
     assert [found["labels"] for found in tree["checkpoints"]] == [["last", "best"]]
 
@@ -405,7 +484,9 @@ def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatc
     """Words, metrics, corpus names, manifests and messages that quote them."""
     words = ("<unk>", "<eos>", *(f"{ESCAPE}\x9b2J\x7f{place}" for place in range(498)))
     found = checkpoint.load(run)
-    lm = jaxlm.LanguageModel(found.state.evaluated, found.config, type(found.vocab)(words), found.manifest.corpus)
+    lm = jaxlm.LanguageModel(
+        found.state.evaluated, found.config, type(found.vocab)(words), found.manifest.corpus
+    )
     monkeypatch.setattr("jaxlm.runs.loading.load", lambda *_: lm)
     row = {"kind": "test", "corpus": ESCAPE, f"x{ESCAPE}": f"{ESCAPE}\x7f"}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -430,7 +511,9 @@ def test_what_comes_from_files_cannot_command_a_terminal(capsys, run, monkeypatc
 
 def test_json_has_no_control_character_and_no_number_that_json_lacks():
     text = json_text({"\x7f": ["\x1b\x7f\n", float("inf")]})
-    assert text.isascii() and text.isprintable() and json.loads(text) == {"\x7f": ["\x1b\x7f\n", None]}
+    assert (
+        text.isascii() and text.isprintable() and json.loads(text) == {"\x7f": ["\x1b\x7f\n", None]}
+    )
 
 
 def test_standard_input_is_read_as_utf_8(capsys, finished, monkeypatch):
@@ -456,7 +539,9 @@ def test_standard_input_without_an_end_is_refused(capsys, finished, monkeypatch)
         refused(capsys, ["perplexity", str(finished)], message)
 
 
-@pytest.mark.parametrize("data", ["{a} {b}\r\n{b} {a}\r\n", "{a} {b}\r{b} {a}\r", "\ufeff{a} {b}\n{b} {a}\n"])
+@pytest.mark.parametrize(
+    "data", ["{a} {b}\r\n{b} {a}\r\n", "{a} {b}\r{b} {a}\r", "\ufeff{a} {b}\n{b} {a}\n"]
+)
 def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkeypatch, data):
     a, b = jaxlm.load(finished).vocab.words[5:7]
     plain, found = [], []
@@ -464,12 +549,19 @@ def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkey
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert main(["perplexity", str(finished)]) == 0
         (tmp_path / "text").write_bytes(text.encode())
-        assert main(["generate", str(finished), "--prompt-file", str(tmp_path / "text"), "--words", "9"]) == 0
+        assert (
+            main(
+                ["generate", str(finished), "--prompt-file", str(tmp_path / "text"), "--words", "9"]
+            )
+            == 0
+        )
         assert main(["surprisal", str(finished), str(tmp_path / "text")]) == 0
         told += capsys.readouterr()
     assert plain == found
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a \0 b")))
-    refused(capsys, ["perplexity", str(finished)], "standard input, line 1 is not text: byte 2 is zero")
+    refused(
+        capsys, ["perplexity", str(finished)], "standard input, line 1 is not text: byte 2 is zero"
+    )
 
 
 def test_flags_change_a_config_as_replace_does(tmp_path):
@@ -512,14 +604,27 @@ def test_flags_change_a_config_as_replace_does(tmp_path):
     assert np.isfinite(checkpoint.load(tmp_path / "run").state.params["embedding"]).all()
 
 
-def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(capsys, tmp_path, monkeypatch):
+def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(
+    capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
     monkeypatch.setattr("jaxlm.data.penn_treebank.MIRRORS", ())
-    monkeypatch.setitem(embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"])
-    assert main(["train", *TINY, "--corpus", "auto", "--steps", "1", "--run-dir", str(tmp_path / "run")]) == 0
+    monkeypatch.setitem(
+        embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"]
+    )
+    assert (
+        main(
+            ["train", *TINY, "--corpus", "auto", "--steps", "1", "--run-dir", str(tmp_path / "run")]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
     assert "!! EMBEDDED CORPUS, NOT PENN TREEBANK" in out and "floor of test" in out
-    results = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "perplexity" in line]
+    results = [
+        line
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        if "perplexity" in line
+    ]
     assert results and all('"corpus":"embedded"' in line for line in results)
     assert '"name": "embedded"' in (tmp_path / "run" / "run.json").read_text()

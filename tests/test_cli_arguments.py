@@ -116,13 +116,19 @@ def calls(tmp_path_factory):
 
     evaluation = Evaluation(2.0, 1.0, 3, "x", unknown=0.1)
     model = small_lm()
-    methods = {name: getattr(model, name) for name in dir(model) if name[0] != "_" and callable(getattr(model, name))}
+    methods = {
+        name: getattr(model, name)
+        for name in dir(model)
+        if name[0] != "_" and callable(getattr(model, name))
+    }
     heavy = {
         "perplexity": stub(1e300),
         "predict": stub([("a", 0.5)]),
         "neighbors": stub([("a", 0.5)]),
         "evaluate": stub(evaluation),
-        "tune": stub(SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)),
+        "tune": stub(
+            SimpleNamespace(protocol=protocol_of("cache"), valid=2.0, tried=[1], test=evaluation)
+        ),
         "read": stub(("x", np.arange(9, dtype=np.int32))),
         "adaptive": stub(model.scorer()),
         "stream": stub([("a", -0.5)]),
@@ -131,11 +137,14 @@ def calls(tmp_path_factory):
     lm = SimpleNamespace(**{**methods, **heavy}, vocab=model.vocab)
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
     supervisor = SimpleNamespace(
-        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])), saved_options=lambda *_: (Config(), {}, {})
+        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])),
+        saved_options=lambda *_: (Config(), {}, {}),
     )
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))
-        monkeypatch.setattr(jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None, run_dir=None)))
+        monkeypatch.setattr(
+            jaxlm.runs.trainer, "train", stub(SimpleNamespace(stopped_by=None, run_dir=None))
+        )
         monkeypatch.setattr(jaxlm.runs.loading, "load", lambda *_: lm)
         monkeypatch.setattr(jaxlm.distributed.hosts, "join_processes", lambda *_: False)
         monkeypatch.setattr(
@@ -144,7 +153,9 @@ def calls(tmp_path_factory):
             stub(SimpleNamespace(surroundings=["s"], stopped_by=None, results=[], run_dir="x")),
         )
         monkeypatch.setattr("jaxlm.data.prepared.prepare", stub(corpus))
-        monkeypatch.setattr("jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x")))
+        monkeypatch.setattr(
+            "jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x"))
+        )
         monkeypatch.setattr(jaxlm.sweeps, "supervisor", supervisor, raising=False)
         monkeypatch.setitem(sys.modules, "jaxlm.sweeps.supervisor", supervisor)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b")))
@@ -188,10 +199,18 @@ VALUES = st.one_of(
 @st.composite
 def command_lines(draw, name):
     flags, positional = flags_of(name)
-    line = [draw(st.one_of(st.sampled_from(["empty", "fifo", "good.json"]), VALUES)) for _ in positional]
+    line = [
+        draw(st.one_of(st.sampled_from(["empty", "fifo", "good.json"]), VALUES)) for _ in positional
+    ]
     for flag in draw(st.lists(st.sampled_from(sorted(flags)), max_size=5)) if flags else ():
         value = draw(VALUES)
-        line += [flag] if not flags[flag] else [f"{flag}={value}"] if draw(st.booleans()) else [flag, value]
+        line += (
+            [flag]
+            if not flags[flag]
+            else [f"{flag}={value}"]
+            if draw(st.booleans())
+            else [flag, value]
+        )
     if draw(st.integers(0, 9)) == 0:
         line.insert(draw(st.integers(0, len(line))), draw(VALUES))
     return [token for token in line if token not in ("-h", "--help", "--help-all")]
@@ -226,7 +245,10 @@ def test_every_field_of_every_kind_has_a_flag_for_any_of_its_values(name, calls)
                     expected = start.replace(**{item.name: value})
                 except JaxlmError:
                     continue  # two fields contradict each other
-                line = [*(f"--{at}={kind}" for at, kind in chosen.items()), *_flag(item.name, spec, value)]
+                line = [
+                    *(f"--{at}={kind}" for at, kind in chosen.items()),
+                    *_flag(item.name, spec, value),
+                ]
                 code, _, err = run([name, *space, "--config", "default.json", *line])
                 assert code == 0, err
                 assert calls[-1][0][0] == expected
@@ -242,8 +264,16 @@ def _some_values(spec: Spec) -> list:
     if spec.choices:
         return list(spec.choices)
     if spec.type is float:
-        inside = [low for low in (spec.low, 0.125, 0.5, spec.high, -1.5e-3) if spec.above < low < spec.below]
-        return [value for value in inside if spec.low <= value <= spec.high and abs(value) < float("inf")]
+        inside = [
+            low
+            for low in (spec.low, 0.125, 0.5, spec.high, -1.5e-3)
+            if spec.above < low < spec.below
+        ]
+        return [
+            value
+            for value in inside
+            if spec.low <= value <= spec.high and abs(value) < float("inf")
+        ]
     return {
         int: [max(spec.low, 3), spec.low, spec.high],
         tuple: [(7,), (256, 128)],
@@ -272,7 +302,11 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
         ([], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
         (["--clip-norm", "1", "--epochs=2"], 2, {"learning_rate": "0.25,0.5,1,2"}),
         (["--set", "seed=1,2"], 5, {"seed": "1,2"}),
-        (["--config", "own.json"], preset("test").train.epochs, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
+        (
+            ["--config", "own.json"],
+            preset("test").train.epochs,
+            {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"},
+        ),
         (["--run-dir", "x", "--resume"], Config().train.epochs, {}),
         (["--schedule", "cosine"], 5, {"learning_rate": "0.25,0.5,1,2", "clip_norm": "1,5"}),
         (["--set", "schedule=cosine,linear"], 5, {"schedule": "cosine,linear"}),
@@ -280,23 +314,35 @@ def _flag(name: str, spec: Spec, value) -> list[str]:
     ],
 )
 def test_a_script_sweeps_its_own_space_unless_flags_replace_it(calls, line, epochs, space):
-    Path("own.json").write_text(preset("test").to_json())  # (drawn arguments may have written over the shared files)
+    Path("own.json").write_text(
+        preset("test").to_json()
+    )  # (drawn arguments may have written over the shared files)
     own = runpy.run_path(str(ROOT / "experiments/ptb_sweep.py"))["arguments"]
     assert run(["sweep", *own(line)])[0] == 0
     assert (calls[-1][0][0].train.epochs, calls[-1][0][1]) == (epochs, space)
 
 
 def test_a_rate_given_for_a_sweep_of_optimizers_is_each_one_s(calls):
-    assert run(["sweep", "--set", "optimizer=sgd,adamw", "--clip-norm", "0.5", "--keep-output", "0.7"])[0] == 0
+    assert (
+        run(
+            ["sweep", "--set", "optimizer=sgd,adamw", "--clip-norm", "0.5", "--keep-output", "0.7"]
+        )[0]
+        == 0
+    )
     config, space = calls[-1][0][:2]
-    assert space == {"clip_norm": [0.5], "optimizer": "sgd,adamw"} and config.model.keep_output == 0.7
+    assert (
+        space == {"clip_norm": [0.5], "optimizer": "sgd,adamw"} and config.model.keep_output == 0.7
+    )
     assert run(["sweep", "--set", "model=lstm,gru", "--clip-norm", "0.5"])[0] == 0
     assert calls[-1][0][1] == {"model": "lstm,gru"}
 
 
 def test_what_a_new_kind_takes_over_is_printed(calls):
     code, said, _ = run(["train", "--preset", "awd-lstm", "--optimizer", "adamw"])
-    assert code == 0 and "the optimizer adamw takes over from asgd: cost mean, activation_penalty 2" in said
+    assert (
+        code == 0
+        and "the optimizer adamw takes over from asgd: cost mean, activation_penalty 2" in said
+    )
     assert "in place of learning_rate 30, clip_norm 0.25" in said
 
 
@@ -308,7 +354,11 @@ def test_a_run_of_any_config_has_its_usual_place_in_runs(calls):
 
 
 def test_a_verb_is_one_function(calls):
-    @verb("twice a number", argument("number", type=whole(1)), argument("--by", type=whole(1), default=2))
+    @verb(
+        "twice a number",
+        argument("number", type=whole(1)),
+        argument("--by", type=whole(1), default=2),
+    )
     def times_it(args):
         say(args.number * args.by)
 
@@ -322,20 +372,29 @@ def test_a_verb_is_one_function(calls):
 
 def test_negative_numbers_with_an_exponent_are_values(calls):
     assert run(["train", "--forget-bias", "-1e-3", "--schedule-offset", "-2.5"])[0] == 0
-    assert (calls[-1][0][0].model.forget_bias, calls[-1][0][0].schedule.schedule_offset) == (-0.001, -2.5)
+    assert (calls[-1][0][0].model.forget_bias, calls[-1][0][0].schedule.schedule_offset) == (
+        -0.001,
+        -2.5,
+    )
 
 
 def test_a_text_may_come_after_flags_and_may_look_like_one():
     parse = VERBS["perplexity"].parser().parse_args
     assert parse(["R", "--checkpoint", "best", "a b"]).text == parse(["R", "a b"]).text == "a b"
     assert parse(["R", "--", "--tune"]).text == "--tune"
-    assert VERBS["surprisal"].parser().parse_args(["R", "--eos", "a", "b"]).texts == [Path("a"), Path("b")]
+    assert VERBS["surprisal"].parser().parse_args(["R", "--eos", "a", "b"]).texts == [
+        Path("a"),
+        Path("b"),
+    ]
 
 
 def test_a_flag_that_is_nearly_right_is_suggested():
     code, _, err = run(["train", "--lerning-rate", "1"])
     assert code == 2 and "did you mean --learning-rate?" in err and "jaxlm train --help" in err
-    assert "did you mean --lower-bound?" in run(["train", "--model", "hgrn2", "--lower-bond", "0.1"])[2]
+    assert (
+        "did you mean --lower-bound?"
+        in run(["train", "--model", "hgrn2", "--lower-bond", "0.1"])[2]
+    )
     assert "did you mean --workers?" in run(["sweep", "--worker", "2"])[2]
     assert "'zaremba-small'" in run(["train", "--preset", "zaremba-smal"])[2]
     assert all(name in run(["train", "--preset", "q"])[2] for name in PRESETS)
@@ -440,4 +499,6 @@ def test_a_traceback_is_shown_where_it_is_asked(monkeypatch, asked):
         raise JaxlmError("the sentence")
 
     code, _, err = run([], lambda _: exit_code(act))
-    assert code == 1 and err.endswith("error: the sentence\n") and ("Traceback" in err) == bool(asked)
+    assert (
+        code == 1 and err.endswith("error: the sentence\n") and ("Traceback" in err) == bool(asked)
+    )

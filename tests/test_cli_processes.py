@@ -25,7 +25,20 @@ def finished(tmp_path_factory):
     """A run of no window."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     assert (
-        main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir", str(folder)]) == 0
+        main(
+            [
+                "train",
+                "--corpus",
+                "embedded-tiny",
+                "--preset",
+                "test",
+                "--steps",
+                "0",
+                "--run-dir",
+                str(folder),
+            ]
+        )
+        == 0
     )
     return folder
 
@@ -62,21 +75,32 @@ def test_help_and_mistakes_import_nothing_heavy(arguments):
         "import sys\nfrom jaxlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
         f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr, sep=' ', end='!')"
     )
-    heavy = [] if "-1" not in arguments else ["jax", "numpy"]  # (a config is checked after the processes are joined)
+    heavy = (
+        [] if "-1" not in arguments else ["jax", "numpy"]
+    )  # (a config is checked after the processes are joined)
     _, _, err = jaxlm(*arguments, code=code)
     assert err.endswith("!") and set(err.split("\n")[-1].strip("!").split()) <= {*heavy}
 
 
 def test_closed_files_are_no_traceback(finished):
     code, out, err = jaxlm("perplexity", finished, after="<&-")
-    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1 and "input" in err
+    assert (
+        (code, out) == (1, "")
+        and err.startswith("error: ")
+        and err.count("\n") == 1
+        and "input" in err
+    )
     assert jaxlm("info", finished, after=">&-")[0] == 0
     assert jaxlm("info", finished, "--json", after=">/dev/full")[0] == 1
     assert jaxlm("--help", after=">/dev/full")[0] == 1
 
 
 def test_a_reader_that_ends_first_is_no_traceback(finished):
-    for arguments in (("predict", finished, "the", "-k", "400"), ("info", finished), ("train", "--help")):
+    for arguments in (
+        ("predict", finished, "the", "-k", "400"),
+        ("info", finished),
+        ("train", "--help"),
+    ):
         _, out, err = jaxlm(*arguments, after="| head -1")
         assert (out.count("\n"), err) == (1, "")
         code, _, err = jaxlm(*arguments, before="set -o pipefail;", after="| sleep 0")
@@ -111,14 +135,32 @@ def test_devices_that_are_not_there(finished):
     assert jaxlm("info", finished, env={"JAX_PLATFORMS": "foo"})[0] == 0
     if not find_spec("jax_plugins"):
         code, out, err = jaxlm("predict", finished, "the", env={"JAX_PLATFORMS": "cuda"})
-        assert (code, out, err.count("\n")) == (1, "", 1) and "JAX_PLATFORMS" in err and "AssertionError" not in err
+        assert (
+            (code, out, err.count("\n")) == (1, "", 1)
+            and "JAX_PLATFORMS" in err
+            and "AssertionError" not in err
+        )
 
 
 def test_settings_of_jax_change_no_number(tmp_path):
     """Those that a shell may have for other programs."""
-    wide = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"}
+    wide = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+    }
     strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-    given = ["train", "--preset", "test", "--corpus", "embedded-tiny", "--keep-output", "0.5", "--steps", "2"]
+    given = [
+        "train",
+        "--preset",
+        "test",
+        "--corpus",
+        "embedded-tiny",
+        "--keep-output",
+        "0.5",
+        "--steps",
+        "2",
+    ]
     assert jaxlm(*given, "--run-dir", tmp_path / "set", env=wide | strict)[0] == 0
     assert main([*given, "--run-dir", str(tmp_path / "unset")]) == 0
     costs = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("set", "unset")]
@@ -149,7 +191,9 @@ def test_ctrl_c_before_there_is_a_run(finished):
     assert (process.returncode, out, err) == (130, "", "error: interrupted\n")
 
 
-@pytest.mark.parametrize("module", ["jaxlm.cli", "argparse", "numpy", "jax", "jaxlm.scoring.language_model"])
+@pytest.mark.parametrize(
+    "module", ["jaxlm.cli", "argparse", "numpy", "jax", "jaxlm.scoring.language_model"]
+)
 def test_ctrl_c_within_an_import(finished, module):
     code = f"""
 import contextlib, os, signal, sys
@@ -169,13 +213,20 @@ main()"""
 @pytest.mark.parametrize("most", [6, 7])
 def test_too_few_open_files_end_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -n {most};")
-    assert code == 0 or ((code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1)
+    assert code == 0 or (
+        (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("most", [100, 900, 1300])  # MiB
 def test_too_little_memory_ends_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -v {most << 10};")
-    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1 and f"{most:,} MiB" in err
+    assert (
+        (code, out) == (1, "")
+        and err.startswith("error: ")
+        and err.count("\n") == 1
+        and f"{most:,} MiB" in err
+    )
 
 
 def test_a_path_that_is_not_utf_8():
@@ -190,14 +241,24 @@ def test_a_path_that_is_not_utf_8():
 
 
 @pytest.mark.parametrize(
-    ("script", "given"), [("ptb_small.py", []), ("ptb_small.py", ["--config={}/own.json"]), ("zaremba.py", ["small"])]
+    ("script", "given"),
+    [("ptb_small.py", []), ("ptb_small.py", ["--config={}/own.json"]), ("zaremba.py", ["small"])],
 )
 def test_the_scripts_run(script, given, tmp_path):
     """As a user starts them: a short run on the tiny corpus, in a process of its own."""
     (tmp_path / "own.json").write_text(preset("test").to_json())
     given = [one.format(tmp_path) for one in given]
     done = subprocess.run(
-        [sys.executable, ROOT / "experiments" / script, *given, *TINY, "--steps", "3", "--run-dir", tmp_path / "run"],
+        [
+            sys.executable,
+            ROOT / "experiments" / script,
+            *given,
+            *TINY,
+            "--steps",
+            "3",
+            "--run-dir",
+            tmp_path / "run",
+        ],
         capture_output=True,
         text=True,
     )
@@ -208,7 +269,15 @@ def test_the_scripts_run(script, given, tmp_path):
 
 def test_the_script_that_sweeps_runs(tmp_path):
     done = subprocess.run(
-        [sys.executable, ROOT / "experiments/ptb_sweep.py", *TINY, "--clip-norm", "1", "--run-dir", tmp_path / "run"],
+        [
+            sys.executable,
+            ROOT / "experiments/ptb_sweep.py",
+            *TINY,
+            "--clip-norm",
+            "1",
+            "--run-dir",
+            tmp_path / "run",
+        ],
         capture_output=True,
         text=True,
     )
@@ -219,7 +288,9 @@ def test_the_script_that_sweeps_runs(tmp_path):
 
 
 def test_the_package_itself_is_the_command():
-    help_page = subprocess.run([sys.executable, "-m", "jaxlm", "--help"], capture_output=True, text=True)
+    help_page = subprocess.run(
+        [sys.executable, "-m", "jaxlm", "--help"], capture_output=True, text=True
+    )
     assert help_page.returncode == 0 and help_page.stdout.startswith("usage: jaxlm")
 
 
@@ -238,7 +309,13 @@ def test_an_exit_code_outlives_the_reader_of_errors(tmp_path, finished):
         "none",
     ]
     assert jaxlm(*diverging, **alone, cwd=tmp_path)[0] == 3
-    unknown = jaxlm("perplexity", finished, "the zebra", before="set -o pipefail;", after="2>&1 >/dev/null | sleep 0")
+    unknown = jaxlm(
+        "perplexity",
+        finished,
+        "the zebra",
+        before="set -o pipefail;",
+        after="2>&1 >/dev/null | sleep 0",
+    )
     assert unknown[0] == 1
 
 

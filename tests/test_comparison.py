@@ -19,7 +19,10 @@ from jaxlm.scoring.language_model import LanguageModel
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("compare") / "text.txt"
-    lines = [" ".join(rng.choice(["the", "dogs", "dog", "runs", "of"], rng.integers(1, 9))) for _ in range(400)]
+    lines = [
+        " ".join(rng.choice(["the", "dogs", "dog", "runs", "of"], rng.integers(1, 9)))
+        for _ in range(400)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -28,7 +31,10 @@ def nats_of_lines(lm, text):
     """By surprisal, which reads each line from the state after the line before."""
     options = {"context": "stream", "unit": "nats", "eos": True}
     return np.array(
-        [lm.surprisal([line], scoring=scoring, **options).surprisal.sum() for scoring, line in lines(lm, text)]
+        [
+            lm.surprisal([line], scoring=scoring, **options).surprisal.sum()
+            for scoring, line in lines(lm, text)
+        ]
     )
 
 
@@ -45,11 +51,17 @@ def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
     np.testing.assert_allclose(found.difference, (b - a).mean(), rtol=1e-4)
     half = 1.96 * (b - a).std() / np.sqrt(len(a))  # by the central limit theorem
     np.testing.assert_allclose(
-        (found.low_95, found.high_95), (found.difference - half, found.difference + half), atol=0.05 * half
+        (found.low_95, found.high_95),
+        (found.difference - half, found.difference + half),
+        atol=0.05 * half,
     )
-    assert half < 0.8 * 1.96 * np.hypot(a.std(), b.std()) / np.sqrt(len(a))  # unpaired it would be wider
+    assert half < 0.8 * 1.96 * np.hypot(a.std(), b.std()) / np.sqrt(
+        len(a)
+    )  # unpaired it would be wider
     back = compare(other, first, text=text)
-    np.testing.assert_allclose((back.difference, back.low_95), (-found.difference, -found.high_95), rtol=1e-5)
+    np.testing.assert_allclose(
+        (back.difference, back.low_95), (-found.difference, -found.high_95), rtol=1e-5
+    )
     same = compare(first, first, text=text)
     assert (same.lines, same.difference, same.low_95, same.high_95) == (400, 0, 0, 0)
 
@@ -60,7 +72,9 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_
     characters = lm_of(Vocab.build(kind.units(content), kind=kind))
     spaced = characters.vocab.encode_text(content.replace(" ", "  "))
     read = {"words": words.vocab.encode(words.tokens(content)), "characters": spaced}
-    monkeypatch.setattr(LanguageModel, "read", lambda lm, *_, **__: ("the text", read[lm.vocab.kind]))
+    monkeypatch.setattr(
+        LanguageModel, "read", lambda lm, *_, **__: ("the text", read[lm.vocab.kind])
+    )
     found = compare(words, characters)
     assert found.lines == 400 and found.other_nats > found.nats > 0
     read["characters"] = characters.vocab.encode_text(content.replace("runs", "run", 1))
@@ -74,8 +88,13 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_
     with pytest.raises(DataError, match="leaves the same words unknown"):
         compare(words, fewer, text=text)
     (tmp_path / "cased.txt").write_text("the dogs\nThe dogs\n")
-    cased, lower = small_lm(words=(*WORDS, "The")), replace(words, config=words.config.replace(lowercase=True))
-    with pytest.raises(DataError, match=r"line 2 is 'Thedogs' .* a text in lower case, as one of them reads"):
+    cased, lower = (
+        small_lm(words=(*WORDS, "The")),
+        replace(words, config=words.config.replace(lowercase=True)),
+    )
+    with pytest.raises(
+        DataError, match=r"line 2 is 'Thedogs' .* a text in lower case, as one of them reads"
+    ):
         compare(cased, lower, text=tmp_path / "cased.txt")
     (tmp_path / "wrapped.txt").write_text("the\ndogs\n\nthe dog\n")
     unwrapped = replace(words, config=words.config.replace(lines="unwrap"))
@@ -86,7 +105,9 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_
 @pytest.mark.parametrize(("content", "lines"), [("the dogs", 1), ("the dogs\n", 1), ("", 0)])
 def test_one_line_shows_no_difference_and_is_refused(content, lines, monkeypatch):
     lm = small_lm()
-    monkeypatch.setattr(LanguageModel, "read", lambda lm, *_, **__: ("text8", lm.vocab.encode(lm.tokens(content))))
+    monkeypatch.setattr(
+        LanguageModel, "read", lambda lm, *_, **__: ("text8", lm.vocab.encode(lm.tokens(content)))
+    )
     with pytest.raises(DataError, match=f"at least 2 lines to draw from, found {lines} in text8"):
         compare(lm, lm)
 
@@ -115,7 +136,10 @@ def test_the_verb(capsys, tmp_path):
     assert main([*command, "--json", "--split", "valid"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["protocol"] == {"name": "plain"}
-    assert found["text"] == "embedded-tiny valid" and found["low_95"] < found["difference"] < found["high_95"]
+    assert (
+        found["text"] == "embedded-tiny valid"
+        and found["low_95"] < found["difference"] < found["high_95"]
+    )
     first, difference = out.splitlines()
     assert (
         first.startswith("embedded-tiny test: ")

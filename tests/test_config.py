@@ -76,30 +76,70 @@ def test_the_preset_of_awd_lstm_mos_is_the_published_one():
         True,
         15,
     )
-    rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_latent", "keep_recurrent_weights")
-    assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.225, 0.4, 0.29, 0.5]
-    assert (c.optimizer.learning_rate, c.train.batch_size, c.train.bptt_length, c.train.longest) == (20, 12, 70, 110)
+    rates = (
+        "keep_words",
+        "keep_embedding",
+        "keep_output",
+        "keep_last_output",
+        "keep_latent",
+        "keep_recurrent_weights",
+    )
+    assert [round(1 - getattr(c.model, name), 9) for name in rates] == [
+        0.1,
+        0.4,
+        0.225,
+        0.4,
+        0.29,
+        0.5,
+    ]
+    assert (
+        c.optimizer.learning_rate,
+        c.train.batch_size,
+        c.train.bptt_length,
+        c.train.longest,
+    ) == (20, 12, 70, 110)
 
 
 def test_the_preset_of_awd_lstm_is_the_published_one():
     c = preset("awd-lstm")
-    assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied) == (400, (1150, 1150, 400), True)
-    rates = ("keep_words", "keep_embedding", "keep_output", "keep_last_output", "keep_recurrent_weights")
+    assert (c.model.embedding_size, c.model.hidden_sizes, c.model.tied) == (
+        400,
+        (1150, 1150, 400),
+        True,
+    )
+    rates = (
+        "keep_words",
+        "keep_embedding",
+        "keep_output",
+        "keep_last_output",
+        "keep_recurrent_weights",
+    )
     assert [round(1 - getattr(c.model, name), 9) for name in rates] == [0.1, 0.4, 0.25, 0.4, 0.5]
-    assert (c.optimizer.learning_rate, c.optimizer.clip_norm, c.optimizer.cost) == (30, 0.25, "mean")
+    assert (c.optimizer.learning_rate, c.optimizer.clip_norm, c.optimizer.cost) == (
+        30,
+        0.25,
+        "mean",
+    )
 
 
-kinds = st.fixed_dictionaries({slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}).filter(
+kinds = st.fixed_dictionaries(
+    {slot: st.sampled_from(sorted(KINDS[slot])) for slot in KINDS}
+).filter(
     lambda kinds: (
-        (kinds["optimizer"], kinds["schedule"]) not in (("asgd", "plateau"), ("awd-lstm", "plateau"))  # both act on one
-        and (kinds["model"] == "lstm" or kinds["optimizer"] != "awd-lstm")  # whose two biases are an LSTM's
+        (kinds["optimizer"], kinds["schedule"])
+        not in (("asgd", "plateau"), ("awd-lstm", "plateau"))  # both act on one
+        and (
+            kinds["model"] == "lstm" or kinds["optimizer"] != "awd-lstm"
+        )  # whose two biases are an LSTM's
     )
 )
 
 
 @given(
     kinds=kinds,
-    hidden=st.lists(st.integers(2, 50).map(lambda half: 2 * half), min_size=1, max_size=4),  # for two heads
+    hidden=st.lists(
+        st.integers(2, 50).map(lambda half: 2 * half), min_size=1, max_size=4
+    ),  # for two heads
     rate=st.floats(1e-9, 1e9),
     keep=st.none() | st.floats(0.01, 1.0),
     epochs=st.integers(0, 10**6),
@@ -142,15 +182,31 @@ def test_a_plain_name_belongs_to_one_section_only():
         for name in specs(kind):
             homes.setdefault(name, set()).add(section)
     assert all(len(found) == 1 for found in homes.values())
-    assert [spec_of_field(name).type for name in ("learning_rate", "hidden_sizes", "model")] == [float, tuple, str]
-    assert spec_of_field("optimizer").choices == ("sgd", "asgd", "adamw", "muon", "awd-lstm", "lamb-adam")
+    assert [spec_of_field(name).type for name in ("learning_rate", "hidden_sizes", "model")] == [
+        float,
+        tuple,
+        str,
+    ]
+    assert spec_of_field("optimizer").choices == (
+        "sgd",
+        "asgd",
+        "adamw",
+        "muon",
+        "awd-lstm",
+        "lamb-adam",
+    )
 
 
 def test_no_kind_is_taken_for_another_with_the_same_fields():
     """As `jax.jit` compares them: GRU and MinGRU, or the schedules linear and cosine, differ by their class alone."""
-    kinds = [*(kind for _, _, kind in all_kinds() if kind not in FIXED.values()), *PROTOCOLS.values()]
+    kinds = [
+        *(kind for _, _, kind in all_kinds() if kind not in FIXED.values()),
+        *PROTOCOLS.values(),
+    ]
     trees = [jax.tree.structure(kind()) for kind in kinds]
-    assert [[one == other for other in trees] for one in trees] == np.eye(len(kinds), dtype=bool).tolist()
+    assert [[one == other for other in trees] for one in trees] == np.eye(
+        len(kinds), dtype=bool
+    ).tolist()
     for kind in kinds:
         leaves, tree = jax.tree.flatten(kind())
         assert jax.tree.unflatten(tree, leaves) == kind()
@@ -158,16 +214,30 @@ def test_no_kind_is_taken_for_another_with_the_same_fields():
 
 def test_another_kind_takes_over_what_means_the_same_and_no_rates():
     config = preset("zaremba-medium").replace(model="gru", optimizer="adamw", learning_rate=0.01)
-    assert (config.kinds["model"], config.model.keep_output, config.model.hidden_sizes) == ("gru", 0.5, (650, 650))
+    assert (config.kinds["model"], config.model.keep_output, config.model.hidden_sizes) == (
+        "gru",
+        0.5,
+        (650, 650),
+    )
     assert (config.optimizer.learning_rate, config.optimizer.clip_norm) == (0.01, 1.0)
-    for name, kind in (("awd-lstm", "adamw"), ("mogrifier", "muon"), ("mogrifier", "sgd"), ("awd-lstm", "sgd")):
+    for name, kind in (
+        ("awd-lstm", "adamw"),
+        ("mogrifier", "muon"),
+        ("mogrifier", "sgd"),
+        ("awd-lstm", "sgd"),
+    ):
         given, plain = preset(name), KINDS["optimizer"][kind]()
         found = given.replace(optimizer=kind).optimizer
         assert (found.learning_rate, found.clip_norm) == (plain.learning_rate, plain.clip_norm)
         same = ("cost", "activation_penalty", "temporal_penalty", "l2_penalty")
-        assert [getattr(found, name) for name in same] == [getattr(given.optimizer, name) for name in same]
+        assert [getattr(found, name) for name in same] == [
+            getattr(given.optimizer, name) for name in same
+        ]
         assert type(found).__module__.startswith("jaxlm.optimizers.")  # and no published quirk
-    lstms = [preset("mogrifier").replace(model="lstm", **given).model for given in (dict(forget_bias=0.5), {})]
+    lstms = [
+        preset("mogrifier").replace(model="lstm", **given).model
+        for given in (dict(forget_bias=0.5), {})
+    ]
     # Mogrifier's forget bias is where training begins, an LSTM's is added at each step.
     assert [model.forget_bias for model in lstms if isinstance(model, LSTM)] == [0.5, 0]
 
@@ -180,7 +250,9 @@ def test_a_field_is_taken_over_only_where_it_means_the_same(old):
         taken, left = taken_over(section, kind)
         assert not {"learning_rate", "clip_norm"} & {*taken}
         assert all(specs(kind)[name].help == specs(old)[name].help for name in taken)
-        assert {*taken, *left} >= {name for name, spec in specs(old).items() if spec.type is float} - {"init_scale"}
+        assert {*taken, *left} >= {
+            name for name, spec in specs(old).items() if spec.type is float
+        } - {"init_scale"}
 
 
 def test_what_another_kind_takes_over_is_said():
@@ -206,7 +278,10 @@ def test_what_another_kind_takes_over_is_said():
         (dict(keep_embedding=1.1), "keep_embedding must be above 0 and at most 1"),
         (dict(keep_output="x"), "keep_output takes a number or none"),
         (dict(learning_rate=-1), "learning_rate must be above 0; it is -1"),
-        (dict(average_decay=1 - 1e-8), "average_decay must be .* below 1; it is 0.99999999, 1 in float32"),
+        (
+            dict(average_decay=1 - 1e-8),
+            "average_decay must be .* below 1; it is 0.99999999, 1 in float32",
+        ),
         (dict(keep_output=1e-40), "keep_output must be above 0 .*; it is 1e-40, 0 in float32"),
         (dict(clip_norm=1e39), "clip_norm must be above 0; it is 1e.39, inf in float32"),
         (dict(learning_rate=None), "learning_rate takes a number; it is None"),
@@ -225,13 +300,25 @@ def test_what_another_kind_takes_over_is_said():
         (dict(vocab_size=1), "vocab_size must be at least 2"),
         (dict(lowercase=1), "lowercase takes true or false"),
         (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),
-        (dict(model="mogrifier", rounds=101), "rounds must be at least 0 and at most 100; it is 101"),
+        (
+            dict(model="mogrifier", rounds=101),
+            "rounds must be at least 0 and at most 100; it is 101",
+        ),
         (dict(model="hawk", heads=3), "hidden_sizes is 256,128, which 3 heads do not divide"),
-        (dict(model="slstm", heads=10_000, hidden_sizes=(20_000,)), "heads must be at least 1 and at most 1,000"),
-        *((dict(model=kind, heads=128), "over one unit .* is 128") for kind in ("slstm", "mlstm", "gated-deltanet")),
+        (
+            dict(model="slstm", heads=10_000, hidden_sizes=(20_000,)),
+            "heads must be at least 1 and at most 1,000",
+        ),
+        *(
+            (dict(model=kind, heads=128), "over one unit .* is 128")
+            for kind in ("slstm", "mlstm", "gated-deltanet")
+        ),
         (dict(model="mogrifier", layer_norm=True, hidden_sizes=(1,)), "a norm over one unit"),
         (dict(projection=True), "projection needs tied, and tied is no"),
-        (dict(tied=True, projection=True, experts=3), "projection and experts exclude each other, .* experts is 3"),
+        (
+            dict(tied=True, projection=True, experts=3),
+            "projection and experts exclude each other, .* experts is 3",
+        ),
         (dict(tied=True, experts=3, latent_size=9), "latent_size is 9, embedding_size is 200"),
         (dict(latent_size=9), "latent_size needs experts, and experts is 0"),
         (dict(mixture_epsilon=1e-8), "mixture_epsilon needs experts, and experts is 0"),
@@ -245,11 +332,17 @@ def test_what_another_kind_takes_over_is_said():
             "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, and the model is gru, "
             "whose fields are vocab_size, .*compute_dtype",
         ),
-        (dict(beta1=0.5), "beta1 is a field of the optimizer adamw, muon or lamb-adam, and the optimizer is sgd"),
+        (
+            dict(beta1=0.5),
+            "beta1 is a field of the optimizer adamw, muon or lamb-adam, and the optimizer is sgd",
+        ),
         (dict(train="x"), "train takes a section"),
         (dict(train=None), "train takes a section"),
         (dict(model=None), f"model must be {MODEL_NAMES}; it is None"),
-        (dict(optimizer=3), "optimizer must be sgd, asgd, adamw, muon, awd-lstm or lamb-adam; it is 3"),
+        (
+            dict(optimizer=3),
+            "optimizer must be sgd, asgd, adamw, muon, awd-lstm or lamb-adam; it is 3",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(changes, message):
@@ -308,8 +401,12 @@ def test_numpy_and_jax_numbers_become_plain_ones():
 
 def test_differences_name_kinds_and_fields():
     before = preset("small")
-    assert differences(before, before.replace(keep_output=0.5)) == ["model.keep_output: None -> 0.5"]
-    assert "optimizer.kind: 'sgd' -> 'adamw'" in differences(before, before.replace(optimizer="adamw"))
+    assert differences(before, before.replace(keep_output=0.5)) == [
+        "model.keep_output: None -> 0.5"
+    ]
+    assert "optimizer.kind: 'sgd' -> 'adamw'" in differences(
+        before, before.replace(optimizer="adamw")
+    )
 
 
 def test_more_epochs_conflict_only_with_a_schedule_that_counts_them():
@@ -336,7 +433,9 @@ def test_more_epochs_conflict_only_with_a_schedule_that_counts_them():
     ],
 )
 def test_a_schedule_of_words_that_is_none_is_refused(schedule):
-    with pytest.raises(JaxlmError, match=r"keep_checkpoints must be words=FIRST:LAST:EVERY,.*; it is '"):
+    with pytest.raises(
+        JaxlmError, match=r"keep_checkpoints must be words=FIRST:LAST:EVERY,.*; it is '"
+    ):
         Config().replace(keep_checkpoints=schedule)
 
 

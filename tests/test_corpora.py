@@ -110,7 +110,11 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("files", "spec", "expected"),
     [
-        ({}, "missing.txt", "no corpus or file 'missing.txt'; expected auto, ptb, ptb-char, embedded"),
+        (
+            {},
+            "missing.txt",
+            "no corpus or file 'missing.txt'; expected auto, ptb, ptb-char, embedded",
+        ),
         ({"a": b""}, "a", "a is empty"),
         ({"a": b"\xef\xbb\xbf \n\n"}, "a", "a is empty"),
         ({"a": b"word \x00 word\n"}, "a", "a is not text: byte 5 is zero"),
@@ -120,7 +124,11 @@ def test_damaged_bytes_are_read_or_refused(tmp_path_factory, data):
         ({"a": b"one line\n"}, "a", "at least 3 lines"),
         ({}, ".", "one train text, and holds none; add one, such as train.txt"),
         ({"train.txt": b"x\n", "test.txt": b"x\n"}, ".", "one valid text, and holds none"),
-        ({"train.txt": b"x\n", "ptb.train.txt": b"x\n"}, ".", "ptb.train.txt and train.txt; keep one"),
+        (
+            {"train.txt": b"x\n", "ptb.train.txt": b"x\n"},
+            ".",
+            "ptb.train.txt and train.txt; keep one",
+        ),
         ({"train.txt": b"x\n", "dev": b"x\n", "valid": b"x\n"}, ".", "dev and valid; keep one"),
         ({"train.txt": b"x\n", "valid.txt": b"", "test.txt": b"x\n"}, ".", "valid.txt is empty"),
         ({}, "a\0b", "no corpus or file"),
@@ -171,10 +179,16 @@ def test_text_is_read_from_regular_files(change, expected):
 
 
 def test_a_warning_where_valid_has_far_more_unknown_words_than_train(tmp_path):
-    files = {"train.txt": "一二三\n四五六\n" * 5, "valid.txt": "七八九\n四五六\n", "test.txt": "十\n"}  # a word a line
+    files = {
+        "train.txt": "一二三\n四五六\n" * 5,
+        "valid.txt": "七八九\n四五六\n",
+        "test.txt": "十\n",
+    }  # a word a line
     folder = write(tmp_path / "mine", {name: text.encode() for name, text in files.items()})
     (note,) = load_corpus(folder).notes
-    assert note.startswith("25.0% of the tokens of valid are <unk>, against 0.0% of those of train: ")
+    assert note.startswith(
+        "25.0% of the tokens of valid are <unk>, against 0.0% of those of train: "
+    )
     assert "such as subwords or bytes" in note and "min_count (2 or more)" in note
     assert prepare(folder, tmp_path / "out").notes == load_corpus(tmp_path / "out").notes == (note,)
     (note,) = load_corpus(folder, min_count=6).notes  # every word of train is unknown too
@@ -205,12 +219,23 @@ def test_options_change_text_vocabulary_and_name(tmp_path):
     files = {f"{split}.txt": b"B b b c A a\n" for split in SPLITS}
     folder = str(write(tmp_path / "mine", files))
     corpus = load_corpus(folder, lowercase=True, max_vocab=4, min_count=2)
-    assert corpus.name == "text:mine+lowercase+min_count=2"  # four types: the bound of four dropped none
-    assert load_corpus(folder, lowercase=True, max_vocab=3).name == "text:mine+lowercase+max_vocab=3"
+    assert (
+        corpus.name == "text:mine+lowercase+min_count=2"
+    )  # four types: the bound of four dropped none
+    assert (
+        load_corpus(folder, lowercase=True, max_vocab=3).name == "text:mine+lowercase+max_vocab=3"
+    )
     assert corpus.vocab.words == ("b", "a", EOS, UNK)  # "c" is the one <unk>
-    assert load_corpus(folder).sha256 not in (corpus.sha256, load_corpus(folder, min_count=2).sha256)
-    rare_end = str(write(tmp_path / "rare", {f"{split}.txt": b"a a b b\n" for split in SPLITS}))  # `<eos>` is kept
-    assert load_corpus(rare_end, max_vocab=3, min_count=2).name == "text:rare+max_vocab=3+min_count=2"
+    assert load_corpus(folder).sha256 not in (
+        corpus.sha256,
+        load_corpus(folder, min_count=2).sha256,
+    )
+    rare_end = str(
+        write(tmp_path / "rare", {f"{split}.txt": b"a a b b\n" for split in SPLITS})
+    )  # `<eos>` is kept
+    assert (
+        load_corpus(rare_end, max_vocab=3, min_count=2).name == "text:rare+max_vocab=3+min_count=2"
+    )
     again = load_corpus(folder, lowercase=True, vocab=Vocab(("c", UNK)))
     assert again.train.tolist() == [1, 1, 1, 0, 1, 1, 1]
 
@@ -221,7 +246,9 @@ def test_one_file_is_split_by_lines(tmp_path_factory, lines, ended):
     path.write_text("\n".join(f"line {i}" for i in range(lines)) + "\n" * ended)
     corpus = load_corpus(path)
     held = max(1, lines // 20)
-    assert corpus.notes[0] == f"{path} is split 90/5/5 by lines: {lines - 2 * held} / {held} / {held}"
+    assert (
+        corpus.notes[0] == f"{path} is split 90/5/5 by lines: {lines - 2 * held} / {held} / {held}"
+    )
     assert sum(getattr(corpus, split).size for split in SPLITS) == len(tokenize(path.read_text()))
     assert corpus.valid.size == 3 * held
     assert corpus.test.size == 3 * held - (not ended)
@@ -235,16 +262,34 @@ def test_penn_treebank_has_the_known_sizes_and_ids(ptb_dir):
     assert corpus.name == "ptb" and corpus.floor is None and not corpus.notes
     assert [getattr(corpus, split).size for split in SPLITS] == [929_589, 73_760, 82_430]
     assert corpus.vocab.words[:5] == ("the", UNK, EOS, "N", "of") and len(corpus.vocab) == 10_000
-    assert corpus.train[:10].tolist() == [9970, 9971, 9972, 9974, 9975, 9976, 9980, 9981, 9982, 9983]
+    assert corpus.train[:10].tolist() == [
+        9970,
+        9971,
+        9972,
+        9974,
+        9975,
+        9976,
+        9980,
+        9981,
+        9982,
+        9983,
+    ]
     assert corpus.train[929_589 // 60 :][:7].tolist() == [901, 33, 3361, 8, 1279, 437, 597]
     assert load_corpus("ptb", data_dir=ptb_dir, download=False).sha256 == corpus.sha256
 
 
-@pytest.mark.parametrize("pattern", ["ptb.{}.txt", "{}.txt", "ptb.{}", "simple-examples/data/ptb.{}.txt"])
+@pytest.mark.parametrize(
+    "pattern", ["ptb.{}.txt", "{}.txt", "ptb.{}", "simple-examples/data/ptb.{}.txt"]
+)
 @pytest.mark.parametrize("place", ["data_dir", "$JAXLM_DATA", "here", "cache"])
 def test_penn_treebank_is_found(tmp_path, monkeypatch, fake_ptb, pattern, place):
-    folder = {"here": Path("data/ptb"), "cache": tmp_path / "cache/ptb"}.get(place, tmp_path / "elsewhere")
-    write((folder / pattern).parent, {Path(pattern.format(split)).name: FAKE[split] for split in SPLITS})
+    folder = {"here": Path("data/ptb"), "cache": tmp_path / "cache/ptb"}.get(
+        place, tmp_path / "elsewhere"
+    )
+    write(
+        (folder / pattern).parent,
+        {Path(pattern.format(split)).name: FAKE[split] for split in SPLITS},
+    )
     if place == "$JAXLM_DATA":
         monkeypatch.setenv("JAXLM_DATA", str(folder))
     corpus = load_corpus("auto", data_dir=folder if place == "data_dir" else None, download=False)
@@ -261,10 +306,14 @@ def test_other_bytes_are_refused_naming_both_hashes(fake_ptb, spec):
 
 
 def test_without_penn_treebank_auto_says_so_and_ptb_fails(monkeypatch, tmp_path):
-    monkeypatch.setitem(embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"])
+    monkeypatch.setitem(
+        embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"]
+    )
     corpus = load_corpus("auto", download=False)
     assert corpus.name == "embedded" and "EMBEDDED CORPUS, NOT PENN TREEBANK" in corpus.notes[0]
-    with pytest.raises(DataError, match=r"no Penn Treebank in data/ptb, .*cache/ptb, and .*--data-dir or"):
+    with pytest.raises(
+        DataError, match=r"no Penn Treebank in data/ptb, .*cache/ptb, and .*--data-dir or"
+    ):
         load_corpus("ptb", download=False)
     with pytest.raises(DataError, match="data directory nowhere is not a folder"):
         load_corpus("auto", data_dir="nowhere")
@@ -275,7 +324,9 @@ def test_penn_treebank_is_read_from_regular_files_of_a_bounded_size(fake_ptb, ch
     folder = write(Path("data/ptb"), {f"ptb.{split}.txt": FAKE[split] for split in SPLITS})
     irregular(folder / "ptb.valid.txt", change)
     for spec in ("auto", "ptb"):
-        with quick_refusal(match=r"ptb.valid.txt cannot be read: expected (a regular file|at most)"):
+        with quick_refusal(
+            match=r"ptb.valid.txt cannot be read: expected (a regular file|at most)"
+        ):
             load_corpus(spec, download=False)
 
 
@@ -344,7 +395,11 @@ def test_a_download_is_kept_in_the_cache(tmp_path, mirrors):
     assert corpus.name == "ptb" and corpus.notes == first.notes
     assert "20.0% of valid are tokens that the model does not know" in first.notes[0]
     assert corpus.vocab.decode(corpus.train) == FAKE_TOKENS
-    assert sorted(os.listdir(tmp_path / "cache/ptb")) == ["ptb.test.txt", "ptb.train.txt", "ptb.valid.txt"]
+    assert sorted(os.listdir(tmp_path / "cache/ptb")) == [
+        "ptb.test.txt",
+        "ptb.train.txt",
+        "ptb.valid.txt",
+    ]
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -365,7 +420,9 @@ def test_a_failed_download_is_explained_and_leaves_nothing(tmp_path, mirrors, ba
 
 def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirrors):
     mirrors(*["hang/ptb.{split}.txt"] * 40)
-    monkeypatch.setitem(embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"])
+    monkeypatch.setitem(
+        embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"]
+    )
     start = time.monotonic()
     assert load_corpus("auto").name == "embedded"
     assert time.monotonic() - start < 30  # forty in turn would take forty
@@ -437,7 +494,11 @@ def test_given_vocabulary_is_used():
     same = load_corpus("embedded-tiny", vocab=own.vocab)
     assert (same.name, same.sha256, same.floor) == (own.name, own.sha256, own.floor)
     changed = load_corpus("embedded-tiny", vocab=other)
-    assert (changed.name, changed.vocab, changed.floor) == ("embedded-tiny+other-vocab", other, None)
+    assert (changed.name, changed.vocab, changed.floor) == (
+        "embedded-tiny+other-vocab",
+        other,
+        None,
+    )
     assert load_corpus("embedded-tiny", lowercase=True, vocab=own.vocab).floor is None
 
 
@@ -457,7 +518,9 @@ def test_ids_in_memory_must_be_those_of_the_vocabulary(dtype, values):
         assert make().test is ids
     else:
         found = int(ids.max())
-        with pytest.raises(DataError, match=rf"the test split of mine holds the id {found}, .* 0 to 99"):
+        with pytest.raises(
+            DataError, match=rf"the test split of mine holds the id {found}, .* 0 to 99"
+        ):
             make()
 
 

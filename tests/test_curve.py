@@ -76,7 +76,9 @@ def test_nobodys_matplotlib_is_touched(tmp_path):
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run(
-        [sys.executable, "-c", code, str(run(tmp_path))], check=True, env={**os.environ, "MPLBACKEND": "svg"}
+        [sys.executable, "-c", code, str(run(tmp_path))],
+        check=True,
+        env={**os.environ, "MPLBACKEND": "svg"},
     )
 
 
@@ -86,7 +88,9 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
     with opened(tmp_path) as log:
         for epoch, lengths in enumerate(steps, 1):
             costs = 2 * np.array(lengths)
-            log.windows(1 + sum(map(len, steps[: epoch - 1])), epoch, costs, costs, costs, steps=lengths)
+            log.windows(
+                1 + sum(map(len, steps[: epoch - 1])), epoch, costs, costs, costs, steps=lengths
+            )
             if epoch < 3:
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)
@@ -99,16 +103,23 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
 def test_the_legend_names_an_estimate_and_can_be_read(tmp_path, monkeypatch):
     """The mark of an estimate is white within; its text is not."""
     drawn = []
-    monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes[0].get_legend()))
+    monkeypatch.setattr(
+        "jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes[0].get_legend())
+    )
     curve(run(tmp_path, train_estimated=True))
-    texts = {text.get_text(): matplotlib.colors.to_hex(text.get_color()) for text in drawn[0].get_texts()}
+    texts = {
+        text.get_text(): matplotlib.colors.to_hex(text.get_color()) for text in drawn[0].get_texts()
+    }
     assert texts["train, estimated from the words drawn"] == "#2563eb"
     assert "#ffffff" not in texts.values()
 
 
 def test_the_rates_at_the_ends_are_those_of_the_run(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes[1].get_yticklabels()))
+    monkeypatch.setattr(
+        "jaxlm.report.curve.save",
+        lambda figure, path: drawn.append(figure.axes[1].get_yticklabels()),
+    )
     with opened(tmp_path) as log:
         log.windows(1, 1, [60, 60], [1, 1], [1.5, 0.0024])
         log.result("epoch", epoch=1, train_perplexity=20.0, valid_perplexity=21.0)

@@ -27,7 +27,9 @@ from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 from jaxlm.runs.metrics import read_metrics
 
-GOLDEN = ROOT / "tests/golden/run"  # the arrays, metrics and text of a run at window 23, recorded by version 0.1
+GOLDEN = (
+    ROOT / "tests/golden/run"
+)  # the arrays, metrics and text of a run at window 23, recorded by version 0.1
 CONFIG = jaxlm.preset("test").replace(
     vocab_size=31,
     embedding_size=2,
@@ -57,7 +59,10 @@ def corpus():
 @pytest.fixture(scope="module")
 def recorded(corpus, tmp_path_factory) -> Path:
     """The recorded run's directory: an epoch and a window of the next are trained."""
-    template, metrics = state_arrays.shapes_of_state(CONFIG), (GOLDEN / "metrics.jsonl").read_bytes()
+    template, metrics = (
+        state_arrays.shapes_of_state(CONFIG),
+        (GOLDEN / "metrics.jsonl").read_bytes(),
+    )
     with np.load(GOLDEN / "state.npz") as arrays:
         leaves = [arrays[name] for name in arrays]
     leaves[-1] = jax.random.wrap_key_data(jax.numpy.asarray(leaves[-1]))
@@ -66,7 +71,10 @@ def recorded(corpus, tmp_path_factory) -> Path:
     with lock(path) as held:
         rundir.begin(held.folder, CONFIG, corpus)
         held.folder.write("metrics.jsonl", metrics)
-        seal = {"metrics_bytes": len(metrics), "metrics_sha256": hashlib.sha256(metrics).hexdigest()}
+        seal = {
+            "metrics_bytes": len(metrics),
+            "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
+        }
         manifest = checkpoint.Manifest(23, 1, None, rundir.named(corpus), **seal)
         checkpoint.save(held.folder, state, CONFIG, corpus.vocab, manifest)
     return path
@@ -82,7 +90,13 @@ def run_dir(recorded, tmp_path) -> Path:
 def home(tmp_path) -> Path:
     """What is somebody's own: nothing of it may change."""
     home = tmp_path / "home"
-    for name in (".git/config", ".ssh/key", "20240101/photo", "00000001/notes", ".partial-00000001-mine/notes"):
+    for name in (
+        ".git/config",
+        ".ssh/key",
+        "20240101/photo",
+        "00000001/notes",
+        ".partial-00000001-mine/notes",
+    ):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("mine")
     (home / ".bashrc").write_text("mine")
@@ -100,7 +114,10 @@ def resume(run_dir: Path, corpus) -> jaxlm.TrainResult:
 @pytest.mark.slow  # to the bit, so of programs compiled as users compile them
 def test_a_recorded_run_evaluates_to_the_same_digits(recorded, corpus):
     model = jaxlm.load(recorded)
-    assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [TEST_NATS, VALID_NATS]
+    assert [model.evaluate(split, corpus=corpus).nats for split in ("test", "valid")] == [
+        TEST_NATS,
+        VALID_NATS,
+    ]
 
 
 def test_a_recorded_run_is_resumed_to_the_same_end(run_dir, corpus):
@@ -109,7 +126,10 @@ def test_a_recorded_run_is_resumed_to_the_same_end(run_dir, corpus):
     lines = read_metrics(run_dir)
     assert [row["step"] for row in lines if row["kind"] == "window"] == list(range(1, 45))
     assert lines[-1]["test_perplexity"] == result.test_perplexity
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["00000023", "00000044"]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+        "00000023",
+        "00000044",
+    ]
     assert not rundir.problems(run_dir)
 
 
@@ -142,7 +162,9 @@ def test_a_link_in_place_of_the_checkpoints_deletes_nothing_behind_it(run_dir, h
     ],
 )
 @pytest.mark.parametrize("dangling", [False, True])
-def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(run_dir, home, corpus, name, dangling):
+def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(
+    run_dir, home, corpus, name, dangling
+):
     target = home / ("nowhere" if dangling else ".bashrc")
     (run_dir / name).unlink(missing_ok=True)
     (run_dir / name).symlink_to(target)
@@ -154,7 +176,16 @@ def test_a_link_anywhere_in_a_run_is_refused_by_name_and_not_written_through(run
 
 
 @pytest.mark.parametrize(
-    "name", [".lock", "metrics.jsonl", "timing.jsonl", "run.json", "config.json", f"{LAST}/manifest.json", "anything"]
+    "name",
+    [
+        ".lock",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "run.json",
+        "config.json",
+        f"{LAST}/manifest.json",
+        "anything",
+    ],
 )
 def test_a_pipe_anywhere_in_a_run_is_refused_by_name_and_not_waited_for(run_dir, corpus, name):
     (run_dir / name).unlink(missing_ok=True)
@@ -187,7 +218,9 @@ def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what
     else:
         with pytest.raises(JaxlmError, match=r"FIFO|at most"):
             read[name]()
-    assert any(Path(name).name in line for line in rundir.problems(run_dir)) or name.startswith(LAST)
+    assert any(Path(name).name in line for line in rundir.problems(run_dir)) or name.startswith(
+        LAST
+    )
     assert time.monotonic() - start < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
@@ -224,7 +257,20 @@ def test_a_holder_is_shown_without_its_control_characters(tmp_path, monkeypatch,
     assert "process 1 on" in said and "\x1b" not in said and "\x07" not in said
 
 
-NAMES = ["x\\b", "gs:", "s3:", os.fsdecode(b"\xff\xfe"), "file:", "a b", "-x", "ü", "~", "%41", "*", "x?y#z"]
+NAMES = [
+    "x\\b",
+    "gs:",
+    "s3:",
+    os.fsdecode(b"\xff\xfe"),
+    "file:",
+    "a b",
+    "-x",
+    "ü",
+    "~",
+    "%41",
+    "*",
+    "x?y#z",
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -258,7 +304,9 @@ def test_a_name_that_no_directory_can_have_is_refused(tmp_path, corpus, name):
 
 def test_what_a_killed_process_left_is_removed_on_resume(run_dir, corpus):
     (run_dir / "checkpoints/.partial-00000044-0123456789abcdef").mkdir()
-    (run_dir / "checkpoints/.partial-00000044-0123456789abcdef/state.safetensors").write_text("half")
+    (run_dir / "checkpoints/.partial-00000044-0123456789abcdef/state.safetensors").write_text(
+        "half"
+    )
     (run_dir / ".partial-run.json-0123456789abcdef").write_text("half")
     with lock(run_dir) as held:
         rundir.resume(held.folder, CONFIG, corpus)
@@ -271,7 +319,10 @@ def test_problems_name_what_is_damaged(run_dir):
     for damaged in (metrics[:1000], metrics[:100], metrics.replace(b"1", b"2", 1)):
         (run_dir / "metrics.jsonl").write_bytes(damaged)
         (problem,) = rundir.problems(run_dir)
-        assert "metrics.jsonl is damaged: its first 2,384 bytes are not those that the checkpoint sealed" in problem
+        assert (
+            "metrics.jsonl is damaged: its first 2,384 bytes are not those that the checkpoint sealed"
+            in problem
+        )
     (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')
     (problem,) = rundir.problems(run_dir)
     assert "metrics.jsonl ends within a line" in problem
@@ -298,15 +349,23 @@ def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_pa
     text = path.read_text()
     path.write_text(text.replace('"epochs": 2', '"epochs": 6'))
     assert path.read_text() != text and "config.json" in rundir.problems(path.parent)[0]
-    with pytest.raises(RunDirError, match=r"config\.json cannot be read: it is not what was written"):
+    with pytest.raises(
+        RunDirError, match=r"config\.json cannot be read: it is not what was written"
+    ):
         rundir.saved_config(path.parent)
-    with pytest.raises(RunDirError, match=r"config\.json cannot be read: it is not what was written"):
+    with pytest.raises(
+        RunDirError, match=r"config\.json cannot be read: it is not what was written"
+    ):
         resume(path.parent, corpus)
     path.write_text(text)
     changed = config.replace(keep_last=3)  # which may change, killed between the two files
     with lock(path.parent) as held, pytest.MonkeyPatch.context() as monkeypatch:
         write = Folder.write
-        monkeypatch.setattr(Folder, "write", lambda self, name, data: name != "config.json" and write(self, name, data))
+        monkeypatch.setattr(
+            Folder,
+            "write",
+            lambda self, name, data: name != "config.json" and write(self, name, data),
+        )
         rundir.resume(held.folder, changed, corpus)
     assert rundir.saved_config(path.parent) == config
     with lock(path.parent) as held:
@@ -320,7 +379,9 @@ def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_pa
 def test_the_record_of_a_run_resumed_often_keeps_the_sessions_that_it_has_room_for(run_dir, corpus):
     record = rundir.saved_record(run_dir)
     first = record["sessions"][0]
-    record["sessions"] += [{**first, "command": name} for name in ("a", "b", "c" * (rundir.MOST_BYTES // 2))]
+    record["sessions"] += [
+        {**first, "command": name} for name in ("a", "b", "c" * (rundir.MOST_BYTES // 2))
+    ]
     record["sessions"][1]["command"] *= (
         rundir.MOST_BYTES - len(json.dumps(record)) + 1
     )  # a file as large as can be read
@@ -346,9 +407,13 @@ def test_small_batches_need_the_memory_of_one(monkeypatch):
     state_arrays.check_memory(config.replace(small_batch=10))
 
 
-def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(tmp_path, corpus, monkeypatch):
+def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(
+    tmp_path, corpus, monkeypatch
+):
     monkeypatch.setattr(rundir, "MAX_VOCAB_BYTES", 30)
-    with pytest.raises(RunDirError, match="bytes in a checkpoint, and one of at most 30 is read: take a smaller"):
+    with pytest.raises(
+        RunDirError, match="bytes in a checkpoint, and one of at most 30 is read: take a smaller"
+    ):
         jaxlm.train(CONFIG, corpus, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run/config.json").exists()
 
@@ -358,7 +423,10 @@ def test_a_run_of_no_window_is_saved_and_evaluates_to_what_it_printed(tmp_path, 
     config = CONFIG.replace(epochs=how.pop("epochs", 2))
     result = jaxlm.train(config, corpus, tmp_path / "run", quiet=True, **how)
     found = jaxlm.evaluate(tmp_path / "run", "test", corpus=corpus)
-    assert found.perplexity == result.test_perplexity and checkpoint.find(tmp_path / "run").name == "00000000"
+    assert (
+        found.perplexity == result.test_perplexity
+        and checkpoint.find(tmp_path / "run").name == "00000000"
+    )
 
 
 def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
@@ -370,12 +438,15 @@ def test_a_kept_run_needs_no_temporary_folder(tmp_path, corpus, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)}, {"embedding_size": 10**9}]
+    "changes",
+    [{"hidden_sizes": (1_000_000,)}, {"hidden_sizes": (10**9, 7)}, {"embedding_size": 10**9}],
 )
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, corpus, changes):
     config = CONFIG.replace(**changes)
     start = time.monotonic()
-    with pytest.raises(JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB") as caught:
+    with pytest.raises(
+        JaxlmError, match=r"needs at least .* GB of memory, and there is .* GB"
+    ) as caught:
         jaxlm.train(config, corpus, tmp_path / "run", quiet=True)
     assert "hidden_sizes" in str(caught.value) and time.monotonic() - start < SECONDS
     assert not (tmp_path / "run").exists()
@@ -416,10 +487,17 @@ def test_memory_of_a_device_is_what_counts_where_the_state_lies_there(monkeypatc
 def test_no_verb_writes_over_a_file_of_the_run(run_dir, tmp_path, capsys, verb):
     (tmp_path / "text").write_text("a b\n")
     (tmp_path / "pairs").write_text('{"sentence_good": "a b", "sentence_bad": "b a"}\n')
-    files = {"surprisal": ["text"], "states": ["text"], "minimal-pairs": ["pairs"], "report": []}[verb]
+    files = {"surprisal": ["text"], "states": ["text"], "minimal-pairs": ["pairs"], "report": []}[
+        verb
+    ]
     before = contents(run_dir)
     for name in ("config.json", f"{LAST}/state.safetensors"):
-        arguments = [str(run_dir), *(str(tmp_path / file) for file in files), "-o", str(run_dir / name)]
+        arguments = [
+            str(run_dir),
+            *(str(tmp_path / file) for file in files),
+            "-o",
+            str(run_dir / name),
+        ]
         assert main([verb, *arguments]) == 1
         assert f"it belongs to the run in {run_dir}: name another file" in capsys.readouterr().err
     assert contents(run_dir) == before

@@ -43,7 +43,9 @@ def assert_whole(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("free", [0, 10_000, 60_000])
-def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(small_disk, corpus, reference, free):
+def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(
+    small_disk, corpus, reference, free
+):
     run_dir = small_disk / "run"
     jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=14)
     had = checkpoint.find(run_dir).name
@@ -68,7 +70,9 @@ def test_a_full_disk_has_no_place_for_a_new_run(small_disk, corpus):
 
 
 @pytest.mark.parametrize("free", [0, 30_000, 300_000, 700_000])
-def test_a_full_disk_stops_a_preparation_and_it_goes_on_once_there_is_room(small_disk, tmp_path, free):
+def test_a_full_disk_stops_a_preparation_and_it_goes_on_once_there_is_room(
+    small_disk, tmp_path, free
+):
     text, out = tmp_path / "text", small_disk / "out"
     text.write_text("some words of a text\n" * 20_000)  # 480 kB of provisional ids, then 240 kB
     fill(small_disk, but=free)
@@ -87,7 +91,9 @@ def test_a_read_only_disk(small_disk, corpus):
     trained = jaxlm.train(CONFIG, corpus, run_dir, quiet=True, steps=7)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for folder, resume in ((run_dir, True), (small_disk / "another", False)):
-        with pytest.raises(RunDirError, match=r"Read-only file system; .* choose another --run-dir"):
+        with pytest.raises(
+            RunDirError, match=r"Read-only file system; .* choose another --run-dir"
+        ):
             jaxlm.train(CONFIG, corpus, folder, quiet=True, resume=resume)
     loaded = jaxlm.load(run_dir)  # reading needs no lock
     assert loaded.evaluate("test", corpus=corpus).perplexity == trained.test_perplexity

@@ -45,13 +45,18 @@ class Recorder:
     def _is_synced(self, path: Path) -> bool:
         found = self._synced.get(path.stat().st_ino)
         if path.is_dir():  # names that have gone since may come back
-            return isinstance(found, set) and {name for name in os.listdir(path) if name[0] != "."} <= found
+            return (
+                isinstance(found, set)
+                and {name for name in os.listdir(path) if name[0] != "."} <= found
+            )
         return found == path.read_bytes()
 
     def _fsync(self, descriptor: int) -> None:
         self._real["fsync"](descriptor)
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        self._synced[path.stat().st_ino] = set(os.listdir(path)) if path.is_dir() else path.read_bytes()
+        self._synced[path.stat().st_ino] = (
+            set(os.listdir(path)) if path.is_dir() else path.read_bytes()
+        )
 
     def _renaming(self, rename):
         def call(source, target, *, src_dir_fd=None, dst_dir_fd=None):
@@ -60,7 +65,8 @@ class Recorder:
                 self._leaves(path)
             else:
                 self.problems += [
-                    f"{one} is not on the disk when {path} becomes {target}" for one in self.unsynced(path)
+                    f"{one} is not on the disk when {path} becomes {target}"
+                    for one in self.unsynced(path)
                 ]
             rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             self.renamed.append(target)
@@ -77,14 +83,18 @@ class Recorder:
 
     def _leaves(self, path: Path) -> None:
         if not self._is_synced(path.parent):
-            self.problems.append(f"{path} leaves before the new names in {path.parent} are on the disk")
+            self.problems.append(
+                f"{path} leaves before the new names in {path.parent} are on the disk"
+            )
 
 
 def _path(name: str, folder: int | None) -> Path:
     return Path(os.readlink(f"/proc/self/fd/{folder}"), name) if folder is not None else Path(name)
 
 
-def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_older_one_goes(
+    tmp_path, monkeypatch
+):
     corpus = load_corpus("embedded-tiny")
     config = CONFIG.replace(vocab_size=len(corpus.vocab), keep_last=1)
     state, recorder = new_state(config), Recorder(monkeypatch)
@@ -104,7 +114,9 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
             sealed = checkpoint.manifests(tmp_path / "run")[run.step].metrics
             assert sealed.bytes == (tmp_path / "run/metrics.jsonl").stat().st_size
             assert not recorder.unsynced(tmp_path / "run/checkpoints")
-        assert not recorder.unsynced(tmp_path / "run/config.json") + recorder.unsynced(tmp_path / "run/run.json")
+        assert not recorder.unsynced(tmp_path / "run/config.json") + recorder.unsynced(
+            tmp_path / "run/run.json"
+        )
     assert recorder.problems == [] and unsynced == [[], [], []]
     steps = [
         (name[0] == ".", found[1])

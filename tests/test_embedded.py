@@ -61,7 +61,9 @@ def brute_force(corpus: Sample, ids: np.ndarray) -> float:
             state = 0
             for word in sentence:
                 kind = source.word_class[word]
-                chance *= source.class_weight[state, kind] * source.word_weight[topic, word] / 4.0**BITS
+                chance *= (
+                    source.class_weight[state, kind] * source.word_weight[topic, word] / 4.0**BITS
+                )
                 state = source.next_state[state, kind]
         total += chance
     return total
@@ -97,9 +99,18 @@ def test_full_has_the_size_and_sentence_length_of_penn_treebank(full):
 
 
 def test_a_reader_sees_sentences_whose_words_agree_in_number(tiny):
-    words = {category: set(embedded._words(category, 0)) for category in ("noun_s", "noun_p", "verb_s", "verb_p")}
-    assert {"market", "bank"} < words["noun_s"] and {"markets", "companies", "taxes"} < words["noun_p"]
-    assert {"sells", "supplies", "purchases"} < words["verb_s"] and {"sell", "supply", "purchase"} < words["verb_p"]
+    words = {
+        category: set(embedded._words(category, 0))
+        for category in ("noun_s", "noun_p", "verb_s", "verb_p")
+    }
+    assert {"market", "bank"} < words["noun_s"] and {"markets", "companies", "taxes"} < words[
+        "noun_p"
+    ]
+    assert {"sells", "supplies", "purchases"} < words["verb_s"] and {
+        "sell",
+        "supply",
+        "purchase",
+    } < words["verb_p"]
     pairs = set(pairwise(tiny.source.words[i] for i in tiny.train))
     singular = {verb for before, verb in pairs if before == "he"}
     plural = {verb for before, verb in pairs if before == "they"}
@@ -125,7 +136,9 @@ def test_nats_agree_with_a_sum_over_every_sequence_of_topics(short):
     for length in (1, 2, 5, 10, 20, 30):
         ids = short.train[:length]
         assert np.sum(ids == 0) < 7
-        np.testing.assert_allclose(nats(short.source, ids), -np.log(brute_force(short, ids)), rtol=1e-12)
+        np.testing.assert_allclose(
+            nats(short.source, ids), -np.log(brute_force(short, ids)), rtol=1e-12
+        )
 
 
 def test_nats_of_sentences_read_alone_are_the_sum_of_the_nats_of_each(short):
@@ -149,11 +162,21 @@ def test_nats_agree_with_the_reference(size, request):
 def test_the_floors_of_the_corpus_are_the_nats_of_its_source(size, request):
     corpus = request.getfixturevalue(size)
     for split, floor in zip(SPLITS, corpus.source.spec.floor, strict=True):
-        np.testing.assert_allclose(floor_nats(corpus.source, getattr(corpus, split)), floor, rtol=1e-13)
+        np.testing.assert_allclose(
+            floor_nats(corpus.source, getattr(corpus, split)), floor, rtol=1e-13
+        )
 
 
 @pytest.mark.parametrize(
-    "change", [{"stay": 225}, {"stay": 254}, {"coherence": 140}, {"coherence": 180}, {"boost": 30}, {"boost": 50}]
+    "change",
+    [
+        {"stay": 225},
+        {"stay": 254},
+        {"coherence": 140},
+        {"coherence": 180},
+        {"boost": 30},
+        {"boost": 50},
+    ],
 )
 def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""
@@ -166,14 +189,18 @@ def test_stationary_frequencies_are_those_of_the_text(tiny):
     source = tiny.source
     visits = np.bincount(states(source, tiny.train), minlength=len(source.class_weight))
     np.testing.assert_allclose(visits / len(tiny.train), stationary(source), atol=0.005)
-    np.testing.assert_allclose(sum(np.exp(-unigram_nats(source, np.arange(len(source.words))))), 1.0)
+    np.testing.assert_allclose(
+        sum(np.exp(-unigram_nats(source, np.arange(len(source.words))))), 1.0
+    )
 
 
 def test_bigram_is_a_distribution_whose_mean_is_the_unigram(tiny):
     vocabulary = len(tiny.source.words)
     unigram = np.exp(-unigram_nats(tiny.source, np.arange(vocabulary)))
     # One stream holding each pair: word a at 2i, word b at 2i + 1.
-    pairs = np.stack(np.meshgrid(np.arange(vocabulary), np.arange(vocabulary), indexing="ij"), -1).reshape(-1)
+    pairs = np.stack(
+        np.meshgrid(np.arange(vocabulary), np.arange(vocabulary), indexing="ij"), -1
+    ).reshape(-1)
     with np.errstate(divide="ignore"):  # the grammar forbids some pairs
         cost = bigram_nats(tiny.source, pairs)[1::2]
     bigram = np.exp(-cost).reshape(vocabulary, vocabulary)

@@ -40,17 +40,27 @@ def model(kind: str = "lstm", shapes: str = "equal", **changes) -> LanguageModel
     """A model of random parameters, no bias of which is zero."""
     bias = {"forget_bias": 1.5} if kind == "lstm" else {}
     config = jaxlm.preset("small").replace(
-        model=kind, vocab_size=len(WORDS), embedding_size=4, init_scale=1.0, **bias, **SHAPES[shapes], **changes
+        model=kind,
+        vocab_size=len(WORDS),
+        embedding_size=4,
+        init_scale=1.0,
+        **bias,
+        **SHAPES[shapes],
+        **changes,
     )
     params = stack.init_params(config.model, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params
+    )
     return LanguageModel(params, config, Vocab(WORDS), {"name": "a corpus | <b>{x} ![y](z)"})
 
 
 def logits(lm: LanguageModel) -> np.ndarray:
     """[N, V] after each token."""
     x = stack.embed(lm.params, jnp.array(TOKENS)[:, None])
-    features, _ = stack.features(lm.config.model, lm.params, Noise(), x, stack.zero_carry(lm.config.model, 1))
+    features, _ = stack.features(
+        lm.config.model, lm.params, Noise(), x, stack.zero_carry(lm.config.model, 1)
+    )
     return np.asarray(heads.logits(lm.config.model, lm.params, features[:, 0]))
 
 
@@ -86,7 +96,9 @@ def test_the_archive_is_laid_out_as_pytorch_does(tmp_path):
         assert archive.testzip() is None
         names = archive.namelist()
         assert {"model/data.pkl", "model/byteorder", "model/version", "model/data/0"} <= set(names)
-        assert len([name for name in names if "/data/" in name]) == 6  # the tied matrix is stored once
+        assert (
+            len([name for name in names if "/data/" in name]) == 6
+        )  # the tied matrix is stored once
         for info in archive.infolist():
             with open(files[0], "rb") as raw:
                 raw.seek(info.header_offset + 26)
@@ -104,7 +116,10 @@ def test_pytorch_loads_it_and_computes_the_same(tmp_path, kind, shapes):
     state = torch.load(tmp_path / "m.pt", weights_only=True)
     sizes = (4, *lm.config.model.hidden_sizes)
     cell = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[kind]
-    parts = {"encoder": torch.nn.Embedding(len(WORDS), 4), "decoder": torch.nn.Linear(sizes[-1], len(WORDS))}
+    parts = {
+        "encoder": torch.nn.Embedding(len(WORDS), 4),
+        "decoder": torch.nn.Linear(sizes[-1], len(WORDS)),
+    }
     if "equal" in shapes:
         parts["rnn"] = cell(4, 4, len(sizes) - 1)
     else:
@@ -158,23 +173,36 @@ def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
 
 
 def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
-    run, config = tmp_path / "run", model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20)
+    run, config = (
+        tmp_path / "run",
+        model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20),
+    )
     result = jaxlm.train(config.replace(epochs=1, bptt_length=5), run_dir=run, steps=5, quiet=True)
     assert main(["export", str(run), "--to", "hub", "-o", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     lm = jaxlm.load(run)
-    assert (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"]) == (len(lm.vocab), 4, 2)
+    assert (config["vocab_size"], config["hidden_size"], config["num_hidden_layers"]) == (
+        len(lm.vocab),
+        4,
+        2,
+    )
     assert config["tie_word_embeddings"] is False
     assert Vocab.from_json((tmp_path / "out/vocab.json").read_text()) == lm.vocab
     card = (tmp_path / "out/README.md").read_text()
-    assert card.startswith("---\n") and f"{result.test_perplexity:.2f}" in card and "embedded-tiny" in card
+    assert (
+        card.startswith("---\n")
+        and f"{result.test_perplexity:.2f}" in card
+        and "embedded-tiny" in card
+    )
     export_model(model(), "hub", tmp_path / "other")  # words and names of strangers
     assert "a corpus \\| &lt;b>(x) \\!\\[y\\](z)" in (tmp_path / "other/README.md").read_text()
     assert json.loads((tmp_path / "other/vocab.json").read_text())[7] == "\x1b[2J"
 
 
 def test_a_hub_s_folder_needs_no_checkpoint_that_a_run_has_replaced(tmp_path, monkeypatch):
-    config = model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20, epochs=1, bptt_length=5)
+    config = model().config.replace(
+        vocab_size=10_000, corpus="embedded-tiny", batch_size=20, epochs=1, bptt_length=5
+    )
     jaxlm.train(config, run_dir=tmp_path / "run", steps=5, quiet=True)
 
     def loaded(run, which):
@@ -188,7 +216,9 @@ def test_a_hub_s_folder_needs_no_checkpoint_that_a_run_has_replaced(tmp_path, mo
     assert "| embedded-tiny test |" in (tmp_path / "out/README.md").read_text()
 
 
-@pytest.mark.parametrize("average", [{"average_decay": 0.9}, {"optimizer": "asgd", "nonmonotone": 1}])
+@pytest.mark.parametrize(
+    "average", [{"average_decay": 0.9}, {"optimizer": "asgd", "nonmonotone": 1}]
+)
 def test_a_note_says_that_the_average_is_exported(tmp_path, average):
     notes = export_model(model(**average), "safetensors", tmp_path / "m")
     assert any("average" in note for note in notes)

@@ -47,10 +47,16 @@ def test_slabs_hold_the_requested_windows_in_any_order(ids, some, monkeypatch):
     with feed(ids, COUNTS) as take:
         for index, then in ((0, 5), (5, 10), (7, 20), (20, 0), (0, 21), (21, 3)):
             tokens, first = take(index * 3, then * 3)
-            assert first == index * 3 and tokens.shape == (16, expected.shape[1]) and tokens.dtype == np.int32
+            assert (
+                first == index * 3
+                and tokens.shape == (16, expected.shape[1])
+                and tokens.dtype == np.int32
+            )
             for window in range(index, min(index + 5, windows)):
                 at = window * 3 - first
-                np.testing.assert_array_equal(tokens[at : at + 4], expected[window * 3 : window * 3 + 4])
+                np.testing.assert_array_equal(
+                    tokens[at : at + 4], expected[window * 3 : window * 3 + 4]
+                )
     with feed(np.asarray(ids), COUNTS) as take:
         tokens, first = take(21, 27)
         assert first == 0
@@ -82,7 +88,9 @@ def feeders() -> list[threading.Thread]:
 
 def test_a_file_that_is_shortened_in_use_is_refused_and_the_reader_ends(ids):
     with (
-        pytest.raises(DataError, match="became shorter while it was in use: prepare its text again") as caught,
+        pytest.raises(
+            DataError, match="became shorter while it was in use: prepare its text again"
+        ) as caught,
         feed(ids, COUNTS) as take,
     ):
         take(0, 60)
@@ -125,7 +133,9 @@ def test_a_mapped_corpus_trains_to_the_same_bytes_resumed_or_not(mapped, tmp_pat
 def test_slabs_compile_once(mapped, monkeypatch):
     traced, step = [], steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), step(*args))[1])
-    config = CONFIG.replace(epochs=2, windows_per_call=6, checkpoint_every=4)  # as no other test here
+    config = CONFIG.replace(
+        epochs=2, windows_per_call=6, checkpoint_every=4
+    )  # as no other test here
     jaxlm.train(config, mapped, quiet=True)
     assert len(traced) == 1
 
@@ -154,7 +164,10 @@ def test_the_command_prepares_and_names_the_next_command(text, tmp_path, capsys)
     assert load_corpus(out).sha256 == load_corpus(text, max_vocab=150, lowercase=True).sha256
     assert f"jaxlm train --corpus '{out}'\n" in capsys.readouterr().out
     assert main(["prepare", str(text), str(out)]) == 1
-    assert f"{out} holds another corpus (max_vocab 150, not 10000; lowercase" in capsys.readouterr().err
+    assert (
+        f"{out} holds another corpus (max_vocab 150, not 10000; lowercase"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_takes_the_options_that_its_corpus_was_prepared_with(text, tmp_path):
@@ -172,17 +185,26 @@ def test_a_prepared_corpus_is_trained_stopped_and_resumed_as_its_text_is(text, t
     assert code == 0 and f"jaxlm train --corpus '{tmp_path / 'my corpus'}'\n" in said, said
     for name, corpus in (("text", text), ("prepared", tmp_path / "my corpus")):
         runs[name] = tmp_path / name
-        process = start("train", "--run-dir", runs[name], "--vocab-size", "150", "--corpus", corpus, *flags)
+        process = start(
+            "train", "--run-dir", runs[name], "--vocab-size", "150", "--corpus", corpus, *flags
+        )
         if name == "prepared":
-            assert processes.wait_for(lambda: processes.windows(runs["prepared"]) > WINDOWS + 5, process)
+            assert processes.wait_for(
+                lambda: processes.windows(runs["prepared"]) > WINDOWS + 5, process
+            )
             process.send_signal(signal.SIGTERM)
             assert end(process)[0] == 128 + signal.SIGTERM
             process = start("train", "--run-dir", runs[name], "--resume")
         code, said = end(process)
         assert code == 0, said
-    evaluated = [end(start("evaluate", run, "--split", "valid"))[1].replace(str(run), "RUN") for run in runs.values()]
+    evaluated = [
+        end(start("evaluate", run, "--split", "valid"))[1].replace(str(run), "RUN")
+        for run in runs.values()
+    ]
     assert "perplexity" in evaluated[0] and evaluated[0] == evaluated[1]
     files = {name: kept(run) for name, run in runs.items()}
     for file in files["text"]:
-        if not file.endswith(("config.json", "manifest.json")):  # where the corpus was found, and their hash
+        if not file.endswith(
+            ("config.json", "manifest.json")
+        ):  # where the corpus was found, and their hash
             assert files["text"][file] == files["prepared"][file], file

@@ -62,7 +62,9 @@ def test_a_file_is_replaced_at_once_with_the_modes_of_the_umask(folder):
 
 def test_a_new_directory_and_those_above_it_are_durable(tmp_path, monkeypatch):
     synced, sync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor)), sync(descriptor)))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor)), sync(descriptor))
+    )
     for _ in range(2):  # the second time they are there
         with Folder.open(tmp_path / "a/b", create=True):
             pass
@@ -90,15 +92,21 @@ with Folder.open(sys.argv[1]) as folder, folder.replacing("a") as file:
 
 def test_a_killed_writer_leaves_the_old_file_and_a_name_that_clean_removes(folder):
     folder.write("a", b"old")
-    subprocess.run([sys.executable, "-c", KILLED, folder.path], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", KILLED, folder.path], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert folder.read("a", 3) == b"old" and len(folder.names()) == 2
     folder.clean()
     assert folder.names() == ["a"]
 
 
 @pytest.mark.parametrize("what", ["a link", "a FIFO", "a directory", "a socket"])
-@pytest.mark.parametrize("use", [lambda f: f.read("x", 9), lambda f: f.append("x"), lambda f: f.reader("x")])
-def test_only_a_regular_file_is_opened_and_none_is_waited_for(folder, tmp_path, what, use: Callable):
+@pytest.mark.parametrize(
+    "use", [lambda f: f.read("x", 9), lambda f: f.append("x"), lambda f: f.reader("x")]
+)
+def test_only_a_regular_file_is_opened_and_none_is_waited_for(
+    folder, tmp_path, what, use: Callable
+):
     (tmp_path / "target").write_bytes(b"mine")
     in_the_way(folder.path / "x", what, tmp_path / "target")
     start = time.monotonic()
@@ -165,7 +173,9 @@ def test_a_name_is_one_entry(folder, name):
     assert folder.names() == []
 
 
-@pytest.mark.parametrize("name", ["a\\b", "gs:", os.fsdecode(b"\xff\xfe"), "\x1b[2J", "n\nl", "ü" * 120, "漢" * 85])
+@pytest.mark.parametrize(
+    "name", ["a\\b", "gs:", os.fsdecode(b"\xff\xfe"), "\x1b[2J", "n\nl", "ü" * 120, "漢" * 85]
+)
 def test_any_other_name_works(folder, name):
     with folder.folder(name, create=True) as inner:
         inner.write(name, b"1")
@@ -179,7 +189,10 @@ def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
     assert folder.strange() == []
     in_the_way(folder.path / "a/b/link", "a link", tmp_path)
     in_the_way(folder.path / "fifo", "a FIFO", tmp_path)
-    assert folder.strange() == [f"{folder.path / 'fifo'} (a FIFO)", f"{folder.path / 'a/b/link'} (a link)"]
+    assert folder.strange() == [
+        f"{folder.path / 'fifo'} (a FIFO)",
+        f"{folder.path / 'a/b/link'} (a link)",
+    ]
     (folder.path / ("d/" * 20)).mkdir(parents=True)
     assert folder.strange()[-1].endswith("d/d (a directory)")  # too deep for anything of ours
 
@@ -201,14 +214,20 @@ def test_a_large_file_is_refused_by_its_size(tmp_path, read):
     assert read(path, 10) == bytes(10)
 
 
-@pytest.mark.parametrize(("data", "said"), [(b"", None), (b"ten bytes.", None), (b"more than ten", "found 11")])
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"", None), (b"ten bytes.", None), (b"more than ten", "found 11")]
+)
 def test_a_pipe_of_the_shell_is_read_to_its_end_or_refused(data, said):
     """As `<(command)` names it."""
     end, start = os.pipe()
     try:
         os.write(start, data)
         os.close(start)
-        with pytest.raises(OSError, match=f"at most 10 bytes, {said}") if said else contextlib.nullcontext():
+        with (
+            pytest.raises(OSError, match=f"at most 10 bytes, {said}")
+            if said
+            else contextlib.nullcontext()
+        ):
             assert files.read_bytes(f"/dev/fd/{end}", 10) == data
     finally:
         os.close(end)
@@ -219,7 +238,11 @@ def test_a_file_that_the_user_names_may_be_a_link_but_not_a_pipe(tmp_path):
     (tmp_path / "link").symlink_to("x")
     assert files.read_bytes(tmp_path / "link", 1) == b"1"
     os.mkfifo(tmp_path / "fifo")
-    for path, found in ((tmp_path / "fifo", "a FIFO"), (Path("/dev/zero"), "a device"), (tmp_path, "a directory")):
+    for path, found in (
+        (tmp_path / "fifo", "a FIFO"),
+        (Path("/dev/zero"), "a device"),
+        (tmp_path, "a directory"),
+    ):
         with pytest.raises(OSError, match=f"expected a regular file, found {found}"):
             files.read_bytes(path, 1)
     with pytest.raises(FileNotFoundError) as caught:
@@ -337,7 +360,10 @@ def test_output_to_a_pipe_or_a_device_is_written_through(tmp_path, through):
             heard = os.read(listener, 9) if node.name == "fifo" else b"said"
         except OSError:  # a mount without devices (nodev) opens none
             heard = b"said" if node.name == "null" else b""
-        assert heard == b"said" and (node.lstat().st_ino, node.lstat().st_mode) == (before.st_ino, before.st_mode)
+        assert heard == b"said" and (node.lstat().st_ino, node.lstat().st_mode) == (
+            before.st_ino,
+            before.st_mode,
+        )
     os.close(listener)
 
 
@@ -351,7 +377,10 @@ with files.output("/dev/stdout") as file:
     file.write(b"2")
 """
         subprocess.run(
-            [sys.executable, "-c", code], stdout=out, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+            [sys.executable, "-c", code],
+            stdout=out,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
         )
         assert os.path.samestat(os.fstat(out.fileno()), os.stat(tmp_path / "out"))
     assert (tmp_path / "out").read_bytes() == b"12"
@@ -393,7 +422,9 @@ def test_output_in_a_runs_directory_follows_nothing_that_a_stranger_put_there(tm
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_bytes(b"")
     in_the_way(tmp_path / "run/embedding.png", what, tmp_path / "target")
-    with pytest.raises(OSError, match=f"expected a regular file in the directory of a run, found {what}"):
+    with pytest.raises(
+        OSError, match=f"expected a regular file in the directory of a run, found {what}"
+    ):
         written(tmp_path / "run/embedding.png", b"new")
     assert (tmp_path / "target").read_bytes() == b"mine"
 

@@ -26,7 +26,9 @@ TOKENS = jax.random.randint(jax.random.key(3), (B, T + 1), 0, V)
 X, Y = TOKENS[:, :-1], TOKENS[:, 1:]
 LENGTHS = jnp.array([5, 1, 3, 4])
 DROPPING = {name: CASES[name] for name in ("weight-drop", "mixture", "tied-sampled")}
-DROPPING["mixture"] = DROPPING["mixture"].replace(keep_latent=0.8, keep_output=0.7, locked_dropout=True)
+DROPPING["mixture"] = DROPPING["mixture"].replace(
+    keep_latent=0.8, keep_output=0.7, locked_dropout=True
+)
 
 
 def close(a, b):
@@ -34,7 +36,9 @@ def close(a, b):
 
 
 # Every kind of carry and head by default; the other kinds pass through the same function.
-USUAL = {"lstm", "mogrifier-all", "projection", "tied-mixture", "hawk-tied", "mlstm"} & {*MODEL_CASES}
+USUAL = {"lstm", "mogrifier-all", "projection", "tied-mixture", "hawk-tied", "mlstm"} & {
+    *MODEL_CASES
+}
 
 
 @pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL))
@@ -53,7 +57,9 @@ def test_a_module_reads_as_jaxlm_with_its_carry_and_lengths(config):
     @jax.jit
     def of_module(x, y, lengths):
         def call(*given, **options):
-            return linen.LanguageModel(model).apply({"params": params}, *given, deterministic=True, **options)
+            return linen.LanguageModel(model).apply(
+                {"params": params}, *given, deterministic=True, **options
+            )
 
         half, first = call(x[:, :2], y[:, :2])
         return first, call(x[:, 2:], initial_carry=half), call(x, y, seq_lengths=lengths)
@@ -80,7 +86,9 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
         return B * cost, carried
 
     module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
-    key = module.apply({"params": params}, rngs=rngs, method=lambda module: module.make_rng("dropout"))
+    key = module.apply(
+        {"params": params}, rngs=rngs, method=lambda module: module.make_rng("dropout")
+    )
 
     def actual(params):
         carried, nats = module.apply({"params": params}, X, Y, initial_carry=carry, rngs=rngs)
@@ -104,12 +112,16 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
 
 
 def test_lengths_keep_the_masks_of_each_row():
-    model = BASE.replace(keep_output=0.5, keep_embedding=0.6, keep_carry=0.5, keep_recurrent_weights=0.5).model
+    model = BASE.replace(
+        keep_output=0.5, keep_embedding=0.6, keep_carry=0.5, keep_recurrent_weights=0.5
+    ).model
     params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
     module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
     given = dict(initial_carry=jax.tree.map(lambda leaf: leaf + 0.5, carry), rngs=rngs)
     whole, _ = module.apply({"params": params}, X, **given)
-    one_less, _ = module.apply({"params": params}, X, seq_lengths=jnp.array([T, T, T - 1, T]), **given)
+    one_less, _ = module.apply(
+        {"params": params}, X, seq_lengths=jnp.array([T, T, T - 1, T]), **given
+    )
     rows = jnp.array([0, 1, 3])
     close(*(jax.tree.map(lambda leaf: leaf[rows], carry) for carry in (one_less, whole)))
 
@@ -127,7 +139,9 @@ def test_the_tree_is_jaxlm_s_own_both_ways():
         linen.LanguageModel(model).apply(variables, X),
     )
     close(linen.LanguageModel(bfloat16).apply(variables, X, deterministic=True), expected)
-    module = ours.LanguageModel(bfloat16, params=dict(variables["params"]), deterministic=True, rngs=nnx.Rngs(1))
+    module = ours.LanguageModel(
+        bfloat16, params=dict(variables["params"]), deterministic=True, rngs=nnx.Rngs(1)
+    )
     close(module(X), expected)
     assert half.apply(variables, X, Y)[1] != half.apply(variables, X, Y, deterministic=True)[1]
     with pytest.raises(jaxlm.JaxlmError, match="float32 or bfloat16"):
@@ -158,7 +172,9 @@ def test_nnx_trains_and_turns_dropout_on_and_off():
 
 
 @pytest.mark.parametrize("text", ["embedded-tiny", pytest.param("ptb", marks=pytest.mark.slow)])
-def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, monkeypatch, request, capsys):
+def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(
+    text, tmp_path, monkeypatch, request, capsys
+):
     """50 windows, in which clipping acts; on the small text over an epoch's end, after which the rate is halved."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     example = import_module("flax_example")
@@ -180,7 +196,10 @@ def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(text, tmp_path, 
     )
     run = jaxlm.load(tmp_path / "run")
     states, nats = zip(*islice(example.train(model, params, corpus.train), 50), strict=True)
-    close(np.array(nats), np.array([values["train/cost"] for values in seen if "train/cost" in values]) / 20)
+    close(
+        np.array(nats),
+        np.array([values["train/cost"] for values in seen if "train/cost" in values]) / 20,
+    )
     close(states[-1].params, run.params)
     found = example.perplexity(run.config.model, run.params, corpus.test)
     close(found, jaxlm.evaluate(run, corpus=corpus).perplexity)

@@ -77,7 +77,9 @@ LEAVES = st.one_of(
 )
 VALUES = st.recursive(
     LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=4,
 )
 
@@ -129,7 +131,15 @@ def place(tmp_path_factory) -> Path:
     with Folder.open(run_dir) as run:
         rundir.begin(run, config, corpus)
     rows = [
-        {"kind": "window", "step": k, "epoch": 1, "cost": 3.5, "grad_norm": "nan", "learning_rate": 1.0} for k in (1, 2)
+        {
+            "kind": "window",
+            "step": k,
+            "epoch": 1,
+            "cost": 3.5,
+            "grad_norm": "nan",
+            "learning_rate": 1.0,
+        }
+        for k in (1, 2)
     ]
     rows.append({"kind": "epoch", "corpus": "x", "epoch": 1, "train_perplexity": 9.5})
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -209,7 +219,11 @@ def with_header(run_dir: Path, data: bytes) -> None:
 CHECKPOINT = "checkpoints/00000000"
 TARGETS = {
     "config": (lambda run, data: Config.from_json(text_of(data)), "config.json", json_mutated),
-    "vocabulary": (lambda run, data: Vocab.from_json(text_of(data)), f"{CHECKPOINT}/vocab.json", json_mutated),
+    "vocabulary": (
+        lambda run, data: Vocab.from_json(text_of(data)),
+        f"{CHECKPOINT}/vocab.json",
+        json_mutated,
+    ),
     "manifest": (unsealed, f"{CHECKPOINT}/manifest.json", json_mutated),
     "sealed manifest": (sealed_anew, f"{CHECKPOINT}/manifest.json", json_mutated),
     "checkpoint's config": (
@@ -259,7 +273,9 @@ def feed(target: str, run_dir: Path, inputs: int) -> None:
 
     fed = 0
 
-    @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
+    @settings(
+        max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
+    )  # pyright: ignore
     @given(mutation(original if isinstance(original, bytes) else original.encode()))
     def one(data: bytes) -> None:
         nonlocal fed
@@ -368,25 +384,37 @@ def spoken(arguments: tuple[str, ...]) -> str | None:
     said, wrong = out.getvalue(), err.getvalue()
     assert code in (0, 1, 2, 3), code
     assert "Traceback" not in said + wrong and wrong.count("\n") <= 1, wrong
-    assert wrong or code != 1 or "problems" in said or "differs" in said or arguments[0] == "sweep", said
-    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said + wrong), said + wrong
+    assert (
+        wrong or code != 1 or "problems" in said or "differs" in said or arguments[0] == "sweep"
+    ), said
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said + wrong), (
+        said + wrong
+    )
     return said if code == 0 else None
 
 
 def test_the_page_counts_what_is_mutated():
     page = (ROOT / "docs/guarantees.md").read_text()
     assert f"{len(FILES)} files, {60 * len(FILES)} mutated inputs" in page
-    assert f"{1500 * len(TARGETS) + 4 * 3000:,} mutated files" in page  # (3,000 of each layout of a pickle)
+    assert (
+        f"{1500 * len(TARGETS) + 4 * 3000:,} mutated files" in page
+    )  # (3,000 of each layout of a pickle)
 
 
 def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -> None:
     original = (finished / name).read_bytes()
     change = json_mutated if name.endswith(".json") else mutated
     with contextlib.chdir(finished):
-        answers = [verb for verb in FILES[name] if verb in ("evaluate", "perplexity", "predict", "neighbors")]
+        answers = [
+            verb
+            for verb in FILES[name]
+            if verb in ("evaluate", "perplexity", "predict", "neighbors")
+        ]
         right = {verb: spoken(VERBS[verb]) for verb in answers}
 
-    @settings(max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck])  # pyright: ignore
+    @settings(
+        max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
+    )  # pyright: ignore
     @given(change(original), st.booleans(), st.data())
     def one(data: bytes, seal_again: bool, drawn: st.DataObject) -> None:
         if seal_again:

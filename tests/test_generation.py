@@ -27,7 +27,9 @@ from jaxlm.scoring.generation import advance, begin
 from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick
 
 ODDS = st.lists(
-    st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32), min_size=1, max_size=8
+    st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32),
+    min_size=1,
+    max_size=8,
 ).map(lambda odds: np.array([*odds, 1.0], np.float32))
 
 
@@ -51,7 +53,9 @@ def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
     mass = p * odds.sum(dtype=np.float64)
     assert (found == odds)[found > 0].all() and found.sum(dtype=np.float64) >= mass * (1 - 1e-5)
     least = found[found > 0].min()
-    assert (odds[odds < least] == 0).all() or odds[odds > least].sum(dtype=np.float64) < mass * (1 + 1e-5)
+    assert (odds[odds < least] == 0).all() or odds[odds > least].sum(dtype=np.float64) < mass * (
+        1 + 1e-5
+    )
     assert (found[odds >= least] > 0).all()
 
 
@@ -66,7 +70,9 @@ def test_words_are_picked_in_proportion_to_their_odds():
     odds = np.zeros(300, np.float32)
     odds[[3, 130, 131, 299]] = [1, 2, 0.5, 4]
     uniform = (np.arange(4000) + 0.5) / 4000
-    words, shares = map(np.asarray, pick(jnp.broadcast_to(odds, (4000, 300)), jnp.asarray(uniform, jnp.float32)))
+    words, shares = map(
+        np.asarray, pick(jnp.broadcast_to(odds, (4000, 300)), jnp.asarray(uniform, jnp.float32))
+    )
     found = np.bincount(words, minlength=300) / 4000
     np.testing.assert_allclose(found, odds / odds.sum(), atol=1e-3)
     assert set(words) == {3, 130, 131, 299}
@@ -75,7 +81,9 @@ def test_words_are_picked_in_proportion_to_their_odds():
 
 def test_no_uniform_number_picks_a_word_without_odds():
     generator = np.random.default_rng(0)
-    odds = np.where(generator.random((500, 260)) < 0.02, generator.random((500, 260)), 0).astype(np.float32)
+    odds = np.where(generator.random((500, 260)) < 0.02, generator.random((500, 260)), 0).astype(
+        np.float32
+    )
     odds[:, 7] = 1e-3
     for uniform in (0.0, 1 - 2**-24, 0.5):
         words = np.asarray(pick(jnp.asarray(odds), jnp.full(500, uniform, jnp.float32))[0])
@@ -92,20 +100,33 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
     assert draw(replace(penalised, banned=banned), logits, seen, jnp.zeros(1))[0] == 0
     uniform = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
     words, _ = draw(Sampling(temperature=2.0), jnp.broadcast_to(logits, (2000, 4)), None, uniform)
-    np.testing.assert_allclose(np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3)
+    np.testing.assert_allclose(
+        np.bincount(np.asarray(words)) / 2000, jax.nn.softmax(logits[0] / 2), atol=2e-3
+    )
 
 
 def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones():
     seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
-    found = adjusted(Sampling(repetition_penalty=2.0, banned=banned), jnp.array([[2.0, -1.0, 0.5, 1.9]]), seen)
+    found = adjusted(
+        Sampling(repetition_penalty=2.0, banned=banned), jnp.array([[2.0, -1.0, 0.5, 1.9]]), seen
+    )
     np.testing.assert_array_equal(found, [[1.0, -2.0, 0.5, -np.inf]])
 
 
-@pytest.mark.parametrize("sampling", [{"repetition_penalty": 1.5}, {"banned": jnp.array([True, False, False])}])
+@pytest.mark.parametrize(
+    "sampling", [{"repetition_penalty": 1.5}, {"banned": jnp.array([True, False, False])}]
+)
 def test_the_greedy_word_has_the_log_probability_of_the_logits_themselves(sampling):
     logits = jnp.array([[2.0, 1.9, -1.0]])
-    ids, log_p = draw(Sampling(temperature=None, **sampling), logits, jnp.array([[True, False, False]]), jnp.zeros(1))
-    assert ids.tolist() == [1] and float(log_p[0]) == pytest.approx(float(jax.nn.log_softmax(logits)[0, 1]), abs=1e-6)
+    ids, log_p = draw(
+        Sampling(temperature=None, **sampling),
+        logits,
+        jnp.array([[True, False, False]]),
+        jnp.zeros(1),
+    )
+    assert ids.tolist() == [1] and float(log_p[0]) == pytest.approx(
+        float(jax.nn.log_softmax(logits)[0, 1]), abs=1e-6
+    )
 
 
 def test_words_that_reach_the_probability_exactly_are_enough():
@@ -118,7 +139,11 @@ def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():
     lm = small_lm()
     ids = lm.vocab.encode(["<eos>", "the", "dogs"])
     seen = begin(lm.network, Sampling(repetition_penalty=1.5), ids, 2).seen
-    assert seen is not None and np.flatnonzero(seen[0]).tolist() == sorted(ids[1:]) and (seen[0] == seen[1]).all()
+    assert (
+        seen is not None
+        and np.flatnonzero(seen[0]).tolist() == sorted(ids[1:])
+        and (seen[0] == seen[1]).all()
+    )
 
 
 def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
@@ -128,7 +153,9 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
     log_p[0, [2, 3]] = np.log([0.6, 0.4])  # after <eos>
     log_p[3, 4] = 0.0
     table = jnp.asarray(log_p - np.log(np.exp(log_p).sum(1, keepdims=True)), jnp.float32)
-    monkeypatch.setattr(generation, "next_logits", lambda network, token, carry: (table[token], carry))
+    monkeypatch.setattr(
+        generation, "next_logits", lambda network, token, carry: (table[token], carry)
+    )
     found = {words: lm.generate(words=words, beam=5)[0].words for words in (1, 2)}
     assert found == {1: [lm.vocab.words[2]], 2: [lm.vocab.words[3], lm.vocab.words[4]]}
 
@@ -149,8 +176,12 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
 def test_the_log_probability_is_that_of_the_logits_themselves(sampling):
     logits = 5 * jax.random.normal(jax.random.key(0), (50, 300))
     uniform = jax.random.uniform(jax.random.key(1), (50,))
-    words, log_p = map(np.asarray, jax.jit(draw)(sampling, logits, jnp.zeros((50, 300), bool), uniform))
-    np.testing.assert_allclose(log_p, np.asarray(jax.nn.log_softmax(logits))[np.arange(50), words], atol=1e-5)
+    words, log_p = map(
+        np.asarray, jax.jit(draw)(sampling, logits, jnp.zeros((50, 300), bool), uniform)
+    )
+    np.testing.assert_allclose(
+        log_p, np.asarray(jax.nn.log_softmax(logits))[np.arange(50), words], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,7 +197,9 @@ def test_a_text_is_the_same_alone_among_many_and_as_a_stream(kind):
     options["seed"] = 4
     assert lm.generate("the dogs", **options)[0].words != alone.words
     expected = log_probs(lm, ["the", "dogs", *alone.words])[2:-1]
-    np.testing.assert_allclose(alone.log_probs, expected[np.arange(70), lm.vocab.encode(alone.words)], atol=1e-4)
+    np.testing.assert_allclose(
+        alone.log_probs, expected[np.arange(70), lm.vocab.encode(alone.words)], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("length", [1, 255, 256, 600])
@@ -191,17 +224,31 @@ def test_temperature_0_takes_the_likeliest_word():
 def test_samples_follow_the_models_distribution():
     lm = small_lm()
     texts = lm.generate("a dog", words=1, samples=4000, seed=1)
-    found = np.bincount([lm.vocab.ids[text.words[0]] for text in texts], minlength=len(lm.vocab)) / 4000
+    found = (
+        np.bincount([lm.vocab.ids[text.words[0]] for text in texts], minlength=len(lm.vocab)) / 4000
+    )
     expected = np.exp(log_probs(lm, ["a", "dog"])[-1])
     assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / 4000)
 
 
 def test_another_number_compiles_nothing_and_the_state_does_not_grow():
     lm = small_lm()
-    options = {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.01, "repetition_penalty": 1.1, "ban": ["the"]}
+    options = {
+        "temperature": 0.5,
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "ban": ["the"],
+    }
     lm.generate("a dog", words=2, **options)
     before = advance._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
-    lm.generate("the dogs run", words=9, seed=5, **{**options, "temperature": 2, "top_k": 7, "ban": ["a", "dog"]})
+    lm.generate(
+        "the dogs run",
+        words=9,
+        seed=5,
+        **{**options, "temperature": 2, "top_k": 7, "ban": ["a", "dog"]},
+    )
     assert advance._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
     words = lm.stream("a", seed=9)
     assert len([word for word, _ in itertools.islice(words, 300)]) == 300
@@ -239,7 +286,10 @@ def test_a_wide_beam_finds_the_most_probable_text(stop):
 
 def test_a_seed_has_63_bits():
     lm = small_lm()
-    texts = {seed: tuple(lm.generate("the", words=30, seed=seed)[0].words) for seed in (0, 1, 2**32, 2**32 + 1, 2**62)}
+    texts = {
+        seed: tuple(lm.generate("the", words=30, seed=seed)[0].words)
+        for seed in (0, 1, 2**32, 2**32 + 1, 2**62)
+    }
     assert len(set(texts.values())) == len(texts)
     assert tuple(word for word, _ in lm.stream("the", words=30, seed=2**62)) == texts[2**62]
 
@@ -248,13 +298,18 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
     def words(**options) -> list[str]:
         return small_lm().generate("the", words=9, **options)[0].words
 
-    assert words(temperature=1e-40) == words(temperature=0) and words(top_k=10**12) == words(top_k=17)
+    assert words(temperature=1e-40) == words(temperature=0) and words(top_k=10**12) == words(
+        top_k=17
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 2**63}, "seed must be at least 0 and at most 9,223,372,036,854,775,807; it is 9223372036854775808"),
+        (
+            {"seed": 2**63},
+            "seed must be at least 0 and at most 9,223,372,036,854,775,807; it is 9223372036854775808",
+        ),
         ({"seed": -1}, "seed must"),
         ({"seed": 1.5}, "seed takes a whole number; it is 1.5"),
         ({"temperature": 1e39}, "temperature must be at least 0; it is 1e\\+39, inf in float32"),
@@ -288,7 +343,10 @@ def test_flags_outside_their_limits_or_that_contradict(options, message):
         small_lm().generate("the", **options)
 
 
-@given(words=st.lists(st.text("abc", min_size=1, max_size=7) | st.just("\n"), max_size=30), width=st.integers(1, 12))
+@given(
+    words=st.lists(st.text("abc", min_size=1, max_size=7) | st.just("\n"), max_size=30),
+    width=st.integers(1, 12),
+)
 def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
     pieces = [
         word if word == "\n" or not place or words[place - 1] == "\n" else f" {word}"
@@ -301,7 +359,10 @@ def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
 
 
 def test_wide_letters_and_escapes_have_the_columns_that_they_take():
-    for words, encoding in ((["漢字", " 漢字", " e\u0301", " 漢"], "utf-8"), (["é", " é", " é"], "ascii")):
+    for words, encoding in (
+        (["漢字", " 漢字", " e\u0301", " 漢"], "utf-8"),
+        (["é", " é", " é"], "ascii"),
+    ):
         for line in "".join(wrapped(words, 9, encoding)).split("\n"):
             assert cell_len(line) <= 9
 
@@ -323,10 +384,17 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
     assert generated("--prompt-file", str(tmp_path / "prompt.txt")) == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the bank\n")))
     assert generated("-") == text
-    rows = [json.loads(line) for line in generated("the bank", "--samples", "2", "--format", "jsonl").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in generated("the bank", "--samples", "2", "--format", "jsonl").splitlines()
+    ]
     first = [row["word"] for row in rows if row["sample"] == 1]
-    assert "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
-    assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(row["log_prob"] < 0 for row in rows)
+    assert (
+        "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
+    )
+    assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(
+        row["log_prob"] < 0 for row in rows
+    )
     assert len(generated("--beam", "2", "--detokenize", drawn=()).split()) <= 20
 
 

@@ -43,7 +43,10 @@ make = _maker()
 def named(case: dict, variables: list) -> dict[str, np.ndarray]:
     """Initial weights under TensorFlow's names; LSTM biases zero."""
     fresh = iter(make.weights(case))
-    return {name: np.zeros(shape, np.float32) if name.endswith("/bias:0") else next(fresh) for name, shape in variables}
+    return {
+        name: np.zeros(shape, np.float32) if name.endswith("/bias:0") else next(fresh)
+        for name, shape in variables
+    }
 
 
 @pytest.mark.golden
@@ -88,7 +91,9 @@ def follow(path, mesh=None):
             bptt_length=case["T"],
             mesh=mesh,
         )
-        costs += np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
+        costs += (
+            np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
+        )
     cost, norm, rate = np.array(costs).T
     np.testing.assert_allclose(cost, told[:, 0], rtol=COST)
     np.testing.assert_allclose(norm, told[:, 1], rtol=NORM)
@@ -101,7 +106,9 @@ def follow(path, mesh=None):
     nats, count = stream_nats(recipe.model, state.params, valid, mesh=mesh)
     assert count == len(valid) - 1
     assert perplexity(nats, count) == pytest.approx(np.exp(golden["test_cost"] / count), rel=VALID)
-    for name, array in jaxlm.to_tensorflow(fetch(mesh, state, recipe.model.vocab_size).params).items():
+    for name, array in jaxlm.to_tensorflow(
+        fetch(mesh, state, recipe.model.vocab_size).params
+    ).items():
         assert np.linalg.norm(array) == pytest.approx(golden["final_norms"][name], rel=VALID)
 
 
@@ -111,7 +118,9 @@ def ptb_golden(ptb_dir):
 
 
 def recorded(ptb_dir):
-    return json.loads((HERE / "published/tf1_seed.json").read_text()), load_corpus("ptb", data_dir=ptb_dir)
+    return json.loads((HERE / "published/tf1_seed.json").read_text()), load_corpus(
+        "ptb", data_dir=ptb_dir
+    )
 
 
 def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
@@ -135,7 +144,11 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
             recipe, place(mesh, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
         )
         state = fetch(mesh, state, recipe.model.vocab_size)
-        rows, carry, valid = jnp.asarray(batch(corpus.valid, 60)), stack.zero_carry(recipe.model, 60), []
+        rows, carry, valid = (
+            jnp.asarray(batch(corpus.valid, 60)),
+            stack.zero_carry(recipe.model, 60),
+            [],
+        )
         for start in range(0, 160, 20):
             inputs, targets = rows[start : start + 20], rows[start + 1 : start + 21]
             nats, carry = jax.jit(eval_step)(recipe.model, state.params, inputs, targets, carry)
@@ -151,9 +164,14 @@ def test_penn_treebank_as_far_as_float32_determines_it(ptb_golden):
 def follow_penn_treebank(ptb_golden, mesh=None):
     """Full tolerance over the windows in which rounding has not yet grown to it; then the same dynamics."""
     golden, corpus = ptb_golden
-    told, (ran, valid) = np.array(golden["train_cost_and_grad_norm"]), ptb_run(golden, corpus, mesh=mesh)
+    told, (ran, valid) = (
+        np.array(golden["train_cost_and_grad_norm"]),
+        ptb_run(golden, corpus, mesh=mesh),
+    )
     error = np.abs(ran / told - 1)
-    assert error[:15].max() < 5e-5  # five times stricter than asked, while the agreement is meaningful
+    assert (
+        error[:15].max() < 5e-5
+    )  # five times stricter than asked, while the agreement is meaningful
     assert error[:20, 0].max() < COST
     assert error[:20, 1].max() < NORM
     assert error[:, 0].max() < 0.1

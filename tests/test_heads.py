@@ -33,7 +33,9 @@ def lm(request) -> LanguageModel:
             **HEADS[request.param],
         }
     )
-    return LanguageModel(jax.jit(stack.init_params)(config.model, jax.random.key(0)), config, Vocab(WORDS), {})
+    return LanguageModel(
+        jax.jit(stack.init_params)(config.model, jax.random.key(0)), config, Vocab(WORDS), {}
+    )
 
 
 def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
@@ -43,7 +45,9 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
         for place, word in enumerate(words):
             own = log_p[place, lm.vocab.ids[word]]
             np.testing.assert_allclose(found.surprisal[row], -own, atol=1e-5)
-            np.testing.assert_allclose(found.entropy[row], -(np.exp(log_p[place]) @ log_p[place]), atol=1e-5)
+            np.testing.assert_allclose(
+                found.entropy[row], -(np.exp(log_p[place]) @ log_p[place]), atol=1e-5
+            )
             assert found.rank[row] == 1 + (log_p[place] > own).sum()
             row += 1
     ids = np.array([lm.vocab.eos, *lm.vocab.encode(SENTENCES[0].split())])
@@ -53,14 +57,24 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
 
 def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
     config = jaxlm.preset("small").replace(
-        vocab_size=20, embedding_size=4, hidden_sizes=(6,), experts=3, mixture_epsilon=0.05, init_scale=3.0
+        vocab_size=20,
+        embedding_size=4,
+        hidden_sizes=(6,),
+        experts=3,
+        mixture_epsilon=0.05,
+        init_scale=3.0,
     )
     params = stack.init_params(config.model, jax.random.key(0))
-    features, targets = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6)), jnp.arange(10).reshape(5, 2)
+    features, targets = (
+        3 * jax.random.normal(jax.random.key(1), (5, 2, 6)),
+        jnp.arange(10).reshape(5, 2),
+    )
     log_p = heads.logits(config.model, params, features)
     nats = heads.token_nats(config.model, params, features, targets)
     np.testing.assert_allclose(
-        -np.take_along_axis(np.asarray(log_p), np.asarray(targets)[..., None], -1)[..., 0], nats, rtol=1e-5
+        -np.take_along_axis(np.asarray(log_p), np.asarray(targets)[..., None], -1)[..., 0],
+        nats,
+        rtol=1e-5,
     )
     assert (np.asarray(log_p) > np.log(0.05 - 1e-6)).all()
 
@@ -68,12 +82,15 @@ def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
 def test_texts_are_drawn_searched_and_adapted_to(lm):
     (text,) = lm.generate("the dogs", words=20, seed=3)
     expected = log_probs(lm, ["the", "dogs", *text.words])[2:-1]
-    np.testing.assert_allclose(text.log_probs, expected[np.arange(20), lm.vocab.encode(text.words)], atol=1e-4)
+    np.testing.assert_allclose(
+        text.log_probs, expected[np.arange(20), lm.vocab.encode(text.words)], atol=1e-4
+    )
     (best,) = lm.generate("the", words=3, beam=len(WORDS))
     (greedy,) = lm.generate("the", words=3, temperature=0)
     assert best.log_probs.sum() >= greedy.log_probs.sum() - 1e-5
     adapted = [
-        table.surprisal.sum() for table in lm.surprisal_stream(SENTENCES[:1] * 6, scoring=lm.adaptive(0.2), block=1)
+        table.surprisal.sum()
+        for table in lm.surprisal_stream(SENTENCES[:1] * 6, scoring=lm.adaptive(0.2), block=1)
     ]
     assert adapted[-1] < adapted[0]
 
@@ -82,7 +99,9 @@ def test_texts_are_drawn_searched_and_adapted_to(lm):
 def test_what_a_target_cannot_express_is_refused(lm, tmp_path, target):
     if target == "onnx":
         pytest.importorskip("onnx")
-    head = "of 3 softmaxes mixed" if lm.config.model.experts else "that is tied through a projection"
+    head = (
+        "of 3 softmaxes mixed" if lm.config.model.experts else "that is tied through a projection"
+    )
     with pytest.raises(JaxlmError, match=f"the model has a head {head}, .* --to stablehlo"):
         export_model(lm, target, tmp_path / "out")
     with pytest.raises(JaxlmError, match=r"one softmax"):
@@ -97,7 +116,9 @@ def test_a_projection_joins_a_last_layer_to_a_narrower_embedding():
     params = stack.init_params(config.model, jax.random.key(0))
     assert jax.tree.map(np.shape, params["softmax"]) == {"projection": (6, 4), "bias": (20,)}
     mixture = config.replace(projection=False, experts=5)
-    assert jax.tree.map(np.shape, stack.init_params(mixture.model, jax.random.key(0))["softmax"]) == {
+    assert jax.tree.map(
+        np.shape, stack.init_params(mixture.model, jax.random.key(0))["softmax"]
+    ) == {
         "prior": (6, 5),
         "latent_kernel": (6, 20),
         "latent_bias": (20,),

@@ -16,7 +16,9 @@ from jaxlm.config.config import KINDS, PRESETS, all_kinds, preset
 from jaxlm.fields import specs
 
 
-@pytest.mark.parametrize("chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds])
+@pytest.mark.parametrize(
+    "chosen", [{slot: kind} for slot, kinds in KINDS.items() for kind in kinds]
+)
 def test_help_shows_the_fields_of_the_kinds_chosen_with_their_defaults(chosen):
     line = [part for slot, kind in chosen.items() for part in (f"--{slot}", kind)]
     code, out, _ = run(["train", "--preset", "zaremba-medium", *line, "--help-all"])
@@ -26,7 +28,9 @@ def test_help_shows_the_fields_of_the_kinds_chosen_with_their_defaults(chosen):
     theirs = {name for _, name, _, _ in config.every_field()}
     for _, _, kind in all_kinds():
         for name in specs(kind):
-            assert (f" --{name.replace('_', '-')} " in shown.replace(",", " ").replace("]", " ")) == (name in theirs)
+            assert (
+                f" --{name.replace('_', '-')} " in shown.replace(",", " ").replace("]", " ")
+            ) == (name in theirs)
     for _, _, spec, value in config.every_field():
         entry = shown.split(" ".join(spec.help.split()))[1].split(" --")[0]
         assert spec.unit in entry
@@ -45,7 +49,11 @@ def test_help_shows_the_values_of_a_config_file(tmp_path):
 def test_every_verb_is_in_the_help_with_its_own():
     for flag in ("--help", "--help-all"):
         code, out, _ = run([flag])
-        assert code == 0 and all(re.search(f"^ +{name}( |$)", out, re.MULTILINE) for name in VERBS) and "128 + N" in out
+        assert (
+            code == 0
+            and all(re.search(f"^ +{name}( |$)", out, re.MULTILINE) for name in VERBS)
+            and "128 + N" in out
+        )
         for name, one in VERBS.items():
             code, out, _ = run([name, flag])
             assert code == 0 and " ".join(one.help.split()) in " ".join(out.split())
@@ -69,7 +77,14 @@ def test_help_is_short_and_says_every_sentence_to_its_end(columns, monkeypatch):
 
 def test_help_shows_what_must_be_given_and_the_fields_used_most():
     shown = run(["train", "--help"])[1]
-    for often in ("--learning-rate", "--seed", "--batch-size", "--hidden-sizes", "--embedding-size", *PRESETS):
+    for often in (
+        "--learning-rate",
+        "--seed",
+        "--batch-size",
+        "--hidden-sizes",
+        "--embedding-size",
+        *PRESETS,
+    ):
         assert often in shown
     assert "--momentum" not in shown and "--coordinator" not in shown
     assert "usage: jaxlm export [options] RUN --to TARGET -o FILE" in run(["export", "-h"])[1]
@@ -77,7 +92,9 @@ def test_help_shows_what_must_be_given_and_the_fields_used_most():
 
 def test_every_verb_that_makes_a_file_takes_it_as_o():
     makers = {"surprisal", "states", "minimal-pairs", "syntaxgym", "export", "report"}
-    assert {name for name in VERBS if re.search("-o( FILE)?, --output FILE", run([name, "--help"])[1])} == makers
+    assert {
+        name for name in VERBS if re.search("-o( FILE)?, --output FILE", run([name, "--help"])[1])
+    } == makers
 
 
 def test_without_a_verb_there_is_help_by_task(monkeypatch):
@@ -86,14 +103,20 @@ def test_without_a_verb_there_is_help_by_task(monkeypatch):
     commands = re.findall(r"  (jaxlm \w.*)$", out, re.MULTILINE)
     assert len(commands) == len(TASKS)
     parsed = []
-    monkeypatch.setattr(cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0)
+    monkeypatch.setattr(
+        cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0
+    )
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0
     assert len(parsed) == len(commands)
 
 
 def test_an_unknown_verb_is_answered_by_the_nearest():
-    assert run(["trian"]) == (2, "", "error: there is no verb 'trian'; did you mean train? (see jaxlm --help)\n")
+    assert run(["trian"]) == (
+        2,
+        "",
+        "error: there is no verb 'trian'; did you mean train? (see jaxlm --help)\n",
+    )
     assert "there is no verb 'x' (see" in run(["x"])[2]
 
 
@@ -142,15 +165,37 @@ def test_the_shell_completes(typed, expected, tmp_path):
 def untrained(tmp_path_factory) -> str:
     """A run of no window."""
     folder = str(tmp_path_factory.mktemp("help") / "run")
-    assert main(["train", "--corpus", "embedded-tiny", "--preset", "test", "--steps", "0", "--run-dir", folder]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--corpus",
+                "embedded-tiny",
+                "--preset",
+                "test",
+                "--steps",
+                "0",
+                "--run-dir",
+                folder,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["--version"], ["trian"], ["info", "RUN"], ["info", "RUN", "--json"]]
+    "arguments",
+    [[], ["--help"], ["--version"], ["trian"], ["info", "RUN"], ["info", "RUN", "--json"]],
 )
 def test_what_asks_no_model_loads_nothing_heavy(arguments, untrained):
-    heavy = {"jax", "rich", "matplotlib", "argcomplete", *(() if {"info", "--version"} & {*arguments} else ("numpy",))}
+    heavy = {
+        "jax",
+        "rich",
+        "matplotlib",
+        "argcomplete",
+        *(() if {"info", "--version"} & {*arguments} else ("numpy",)),
+    }
     code = (
         "import sys; from jaxlm.cli import main\n"
         "code = main(sys.argv[1:])\n"

@@ -52,7 +52,11 @@ CASES = MODEL_CASES | {
     "mixture-epsilon": BASE.replace(experts=3, mixture_epsilon=0.01),
     "lamb-coupled": BASE.replace(model="lamb-mogrifier", input_gate="coupled", keep_update=0.5),
 }
-HELD = {name: config for name, config in CASES.items() if config.kinds["model"].removeprefix("lamb-") in CELLS}
+HELD = {
+    name: config
+    for name, config in CASES.items()
+    if config.kinds["model"].removeprefix("lamb-") in CELLS
+}
 
 
 def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
@@ -60,7 +64,9 @@ def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
     vocab = vocab or Vocab(WORDS[: config.model.vocab_size])
     config = config.replace(vocab_size=len(vocab))
     shapes = state_arrays.shapes_of_state(config).params
-    params = jax.tree.map(lambda leaf: jnp.sin(jnp.arange(leaf.size) + leaf.size).reshape(leaf.shape), shapes)
+    params = jax.tree.map(
+        lambda leaf: jnp.sin(jnp.arange(leaf.size) + leaf.size).reshape(leaf.shape), shapes
+    )
     return LanguageModel(params, config, vocab, {"name": "a text"})
 
 
@@ -135,9 +141,15 @@ def test_the_tokenizer_cuts_a_text_as_jaxlm_does(kind, parts):
 
 def test_the_tokenizer_of_a_model_that_others_made_normalizes_as_it_does():
     for model_type in ("unigram", "bpe"):
-        options = dict(vocab_size=90, model_type=model_type, split_by_whitespace=model_type != "bpe")
-        model = test_tokens.sentencepiece_model(**options)  # (BPE: with pieces across spaces, which no unit has)
-        made = Subwords.read(model, "a.model")  # without bytes: letters may be unknown, and a newline is </s>
+        options = dict(
+            vocab_size=90, model_type=model_type, split_by_whitespace=model_type != "bpe"
+        )
+        model = test_tokens.sentencepiece_model(
+            **options
+        )  # (BPE: with pieces across spaces, which no unit has)
+        made = Subwords.read(
+            model, "a.model"
+        )  # without bytes: letters may be unknown, and a newline is </s>
         for lines in ("eos", "stripped", "unwrap"):
             lm = language_model(BASE.replace(lines=lines), Vocab(made.names, made))
             peer = tokenizers.Tokenizer.from_str(tokenizer_files(lm)["tokenizer.json"].decode())
@@ -193,15 +205,22 @@ def test_the_tokenizer_unwraps_lines_as_jaxlm_does(kind, text):
     peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     ids = lm.vocab.encode(lm.tokens(f"a{text}")).tolist()
     assert peer.encode(f"a{text}").ids == ids
-    begin = json.loads(files["tokenizer_config.json"])["bos_token"]  # which programs write before a text
+    begin = json.loads(files["tokenizer_config.json"])[
+        "bos_token"
+    ]  # which programs write before a text
     assert kind == "json" or peer.encode(f"{begin}a{text}").ids == [lm.vocab.eos, *ids]
 
 
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):
     assert main(["import", str(folder), str(tmp_path / "run")]) == 0
-    assert jaxlm.load(tmp_path / "run").predict("the dogs", 1) == language_model(BASE).predict("the dogs", 1)
+    assert jaxlm.load(tmp_path / "run").predict("the dogs", 1) == language_model(BASE).predict(
+        "the dogs", 1
+    )
     same = import_model(folder / "model.safetensors", folder / "vocab.txt")
-    assert same.corpus == jaxlm.load(tmp_path / "run").corpus and same.vocab == import_model(folder).vocab
+    assert (
+        same.corpus == jaxlm.load(tmp_path / "run").corpus
+        and same.vocab == import_model(folder).vocab
+    )
     export_model(language_model(BASE), "torch", tmp_path / "m.pt")
     capsys.readouterr()
     assert main(["import", str(tmp_path / "m.pt"), str(tmp_path / "other")]) == 1
@@ -228,17 +247,31 @@ def described(**changes):
         ("config.json", described(jaxlm={}), "expected a config of format"),
         ("config.json", lambda data: data[:100], "config.json is damaged"),
         ("config.json", lambda data: b"[" * 10**6, "config.json is damaged"),
-        ("config.json", lambda data: b'{"model_type": "gpt2"}', "was not written by `jaxlm export --to hub`"),
+        (
+            "config.json",
+            lambda data: b'{"model_type": "gpt2"}',
+            "was not written by `jaxlm export --to hub`",
+        ),
         ("model.safetensors", lambda data: data[:-1], "not a file of safetensors"),
         ("model.safetensors", lambda data: data + bytes(10**6), "expected at most"),
-        ("model.safetensors", lambda data: data.replace(b"embedding.weight", b"embedding.height"), "embedding.height"),
+        (
+            "model.safetensors",
+            lambda data: data.replace(b"embedding.weight", b"embedding.height"),
+            "embedding.height",
+        ),
         ("model.safetensors", lambda data: data[:-4] + b"\0\0\xc0\x7f", "not finite"),
-        ("vocab.json", lambda data: data.replace(b'"runs",', b""), "10 words, and the model has 11"),
+        (
+            "vocab.json",
+            lambda data: data.replace(b'"runs",', b""),
+            "10 words, and the model has 11",
+        ),
         ("vocab.json", lambda data: data[:-5], "the vocabulary is not valid JSON"),
         ("vocab.json", lambda data: b"\xff" + data, "not UTF-8"),
     ],
 )
-def test_a_damaged_folder_is_one_sentence_and_makes_nothing(folder, tmp_path, name, change, problem):
+def test_a_damaged_folder_is_one_sentence_and_makes_nothing(
+    folder, tmp_path, name, change, problem
+):
     (tmp_path / "hub").mkdir()
     with pytest.raises(JaxlmError, match=problem) as caught:
         import_model(changed(folder, tmp_path / "hub", name, change), run_dir=tmp_path / "run")
@@ -256,7 +289,10 @@ def test_changed_bytes_are_read_or_refused(folder, tmp_path_factory, name, at, b
     try:
         import_model(
             changed(
-                folder, place, name, lambda data: data[: int(at * len(data))] + byte + data[int(at * len(data)) + 1 :]
+                folder,
+                place,
+                name,
+                lambda data: data[: int(at * len(data))] + byte + data[int(at * len(data)) + 1 :],
             )
         )
     except JaxlmError as error:

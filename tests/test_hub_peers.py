@@ -39,7 +39,9 @@ def folders(tmp_path_factory):
 
 def loaded(folder: Path, kind: str = "ForCausalLM", **options):
     """(model, tokenizer) as a user loads them."""
-    model = getattr(transformers, f"AutoModel{kind}").from_pretrained(folder, trust_remote_code=True, **options)
+    model = getattr(transformers, f"AutoModel{kind}").from_pretrained(
+        folder, trust_remote_code=True, **options
+    )
     return model.eval(), tokenizer_of(folder)
 
 
@@ -60,15 +62,21 @@ def expected(case: str, ids) -> np.ndarray:
 def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(folders, case, side):
     model, tokenizer = loaded(folders(case))
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side=side)
-    labels = batch["input_ids"].where(batch["attention_mask"].cumsum(-1) * batch["attention_mask"] > 1, -100)
+    labels = batch["input_ids"].where(
+        batch["attention_mask"].cumsum(-1) * batch["attention_mask"] > 1, -100
+    )
     out = model(**batch, labels=labels)
     found, nats = out.logits.log_softmax(-1).numpy(), []
-    for row, mask, text in zip(range(len(TEXTS)), batch["attention_mask"].bool().numpy(), TEXTS, strict=True):
+    for row, mask, text in zip(
+        range(len(TEXTS)), batch["attention_mask"].bool().numpy(), TEXTS, strict=True
+    ):
         ids = language_model(HELD[case]).vocab.encode_text(text)
         want = expected(case, ids)
         np.testing.assert_allclose(found[row][mask], want, atol=1e-5)
         nats += [-want[place, word] for place, word in enumerate(ids[1:])]
-        np.testing.assert_allclose(found[row][-1], want[-1], atol=1e-5)  # padding leaves the last outputs
+        np.testing.assert_allclose(
+            found[row][-1], want[-1], atol=1e-5
+        )  # padding leaves the last outputs
     np.testing.assert_allclose(out.loss, np.mean(nats), atol=1e-5)
 
 
@@ -93,7 +101,9 @@ def test_a_text_in_two_parts_is_the_text(folders):
     whole = model(ids)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), whole.logits)
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole.logits[:, -2:])
-    torch.testing.assert_close(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, whole.logits)
+    torch.testing.assert_close(
+        model(inputs_embeds=model.get_input_embeddings()(ids)).logits, whole.logits
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -101,7 +111,13 @@ def test_a_text_in_two_parts_is_the_text(folders):
 def test_generation_carries_the_state(folders, case, beams):
     model, tokenizer = loaded(folders(case))
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")
-    how = dict(max_new_tokens=6, num_beams=beams, eos_token_id=None, return_dict_in_generate=True, output_logits=True)
+    how = dict(
+        max_new_tokens=6,
+        num_beams=beams,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
     torch.manual_seed(0)
     read = []
     with model.embedding.register_forward_hook(lambda _, given, __: read.append(given[0].shape[1])):
@@ -109,8 +125,13 @@ def test_generation_carries_the_state(folders, case, beams):
     assert read[1:] == [1] * 5
     torch.manual_seed(0)
     again = model.generate(**batch, do_sample=True, use_cache=False, **how)
-    assert torch.equal(made.sequences, again.sequences) and len(set(made.sequences[:, -6:].flatten().tolist())) > 1
-    torch.testing.assert_close(torch.stack(made.logits), torch.stack(again.logits), atol=1e-5, rtol=0)
+    assert (
+        torch.equal(made.sequences, again.sequences)
+        and len(set(made.sequences[:, -6:].flatten().tolist())) > 1
+    )
+    torch.testing.assert_close(
+        torch.stack(made.logits), torch.stack(again.logits), atol=1e-5, rtol=0
+    )
     if beams == 1:
         found = torch.stack(made.logits, 1).log_softmax(-1)
         for row, text in enumerate(TEXTS):
@@ -137,9 +158,13 @@ def trainer(folders, tmp_path, **options):
     pytest.importorskip("accelerate")
     model, tokenizer = loaded(folders("lstm-skip"), "ForSequenceClassification", num_labels=3)
     torch.nn.init.constant_(model.score.weight, 0.01)
-    how = transformers.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, optim="sgd", **options)
+    how = transformers.TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, optim="sgd", **options
+    )
     rows = [{**tokenizer("the dogs run"), "labels": label} for label in (0, 1, 2, 1)]
-    return transformers.Trainer(model, how, processing_class=tokenizer, train_dataset=rows, eval_dataset=rows)
+    return transformers.Trainer(
+        model, how, processing_class=tokenizer, train_dataset=rows, eval_dataset=rows
+    )
 
 
 def test_a_trainer_s_predictions_are_the_logits(folders, tmp_path):
@@ -150,8 +175,15 @@ def test_a_trainer_s_predictions_are_the_logits(folders, tmp_path):
 def test_accumulated_gradients_are_those_of_the_batch(folders, tmp_path):
     weights = []
     for rows, batches in ((4, 1), (1, 4)):
-        how = dict(per_device_train_batch_size=rows, gradient_accumulation_steps=batches, max_steps=1, max_grad_norm=0)
-        one = trainer(folders, tmp_path / str(rows), **how, learning_rate=0.5, lr_scheduler_type="constant")
+        how = dict(
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=batches,
+            max_steps=1,
+            max_grad_norm=0,
+        )
+        one = trainer(
+            folders, tmp_path / str(rows), **how, learning_rate=0.5, lr_scheduler_type="constant"
+        )
         one.train()
         weights.append(one.model.score.weight.detach().clone())
     torch.testing.assert_close(*weights)
@@ -166,8 +198,14 @@ def test_a_fresh_model_is_initialised(folders):
 def test_special_tokens_and_lower_case(folders, tmp_path):
     export_model(language_model(BASE.replace(lowercase=True)), "hub", tmp_path / "lower")
     tokenizer = tokenizer_of(tmp_path / "lower")
-    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token) == (*[EOS] * 3, "<unk>")
-    assert tokenizer(f"{EOS}The DOGS <unk>")["input_ids"] == [0, 2, 3, 1] and len(tokenizer) == BASE.model.vocab_size
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token) == (
+        *[EOS] * 3,
+        "<unk>",
+    )
+    assert (
+        tokenizer(f"{EOS}The DOGS <unk>")["input_ids"] == [0, 2, 3, 1]
+        and len(tokenizer) == BASE.model.vocab_size
+    )
     assert tokenizer.decode([0, 2, 3], skip_special_tokens=True) == "the dogs"
 
 
@@ -188,15 +226,37 @@ def test_lm_eval_runs_a_task_file_on_the_folder(folders, tmp_path):
     from test_lm_eval import TASK
 
     lm = language_model(HELD["lstm"])
-    pairs = [("the dogs run", "dogs N the"), ("a dog runs", "the 's"), ("runs runs", "dog n't a"), ("N", "the zebra")]
+    pairs = [
+        ("the dogs run", "dogs N the"),
+        ("a dog runs", "the 's"),
+        ("runs runs", "dog n't a"),
+        ("N", "the zebra"),
+    ]
     rows = [{"good": good, "bad": bad} for good, bad in pairs]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "pairs.yaml").write_text(TASK.format(data=tmp_path / "pairs.jsonl"))
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "jaxlm_pairs", "--include_path", tmp_path]
-    command += ["--model_args", f"pretrained={folders('lstm')},trust_remote_code=True", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--tasks",
+        "jaxlm_pairs",
+        "--include_path",
+        tmp_path,
+    ]
+    command += [
+        "--model_args",
+        f"pretrained={folders('lstm')},trust_remote_code=True",
+        "--device",
+        "cpu",
+    ]
     command += ["--log_samples", "--output_path", tmp_path / "results"]
-    done = subprocess.run([*map(str, command)], env={**os.environ, **offline}, capture_output=True, text=True)
+    done = subprocess.run(
+        [*map(str, command)], env={**os.environ, **offline}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (samples,) = (tmp_path / "results").rglob("samples_*.jsonl")
     for sample, pair in zip(map(json.loads, samples.read_text().splitlines()), pairs, strict=True):
@@ -214,7 +274,9 @@ def test_minicons_scores_words(folders):
     found = peer.token_score(sentences, surprisal=True, bos_token=True)
     table = lm.surprisal(sentences, unit="nats")
     words = [pair for sentence in found for pair in sentence[1:]]
-    assert [word for word, _ in words] == [word if word in lm.vocab.ids else "<unk>" for word in table.word]
+    assert [word for word, _ in words] == [
+        word if word in lm.vocab.ids else "<unk>" for word in table.word
+    ]
     np.testing.assert_allclose([nats for _, nats in words], table.surprisal, atol=1e-5)
 
 

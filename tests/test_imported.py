@@ -33,8 +33,21 @@ def place(tmp_path_factory) -> Path:
     (folder / "model.pt").write_bytes(zip_file(value, storages))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     random = np.random.default_rng(0)
-    (folder / "text.txt").write_text("".join(f"{' '.join(random.choice(list('edcbaz'), 5))}\n" for _ in range(200)))
-    assert main(["import", str(folder / "model.pt"), "--vocab", str(folder / "vocab.txt"), str(folder / "run")]) == 0
+    (folder / "text.txt").write_text(
+        "".join(f"{' '.join(random.choice(list('edcbaz'), 5))}\n" for _ in range(200))
+    )
+    assert (
+        main(
+            [
+                "import",
+                str(folder / "model.pt"),
+                "--vocab",
+                str(folder / "vocab.txt"),
+                str(folder / "run"),
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -94,7 +107,10 @@ def test_the_run_holds_the_model_and_names_its_file(place, capsys):
     found = checkpoint.load(place / "run")
     assert found.manifest.step == 0 and found.vocab.words == WORDS
     assert found.manifest.corpus["name"] == "imported:model.pt"
-    assert found.manifest.corpus["sha256"] == hashlib.sha256((place / "model.pt").read_bytes()).hexdigest()
+    assert (
+        found.manifest.corpus["sha256"]
+        == hashlib.sha256((place / "model.pt").read_bytes()).hexdigest()
+    )
     tokens = [0, 3, 6, 1, 1, 5, 2]
     expected = np.exp(-torch_answers(weights(sizes=(3, 5)), tokens).mean())
     lm = jaxlm.load(place / "run")
@@ -126,7 +142,12 @@ def test_every_verb_uses_an_imported_run(place, capsys):
 
 @pytest.mark.parametrize(
     ("damage", "part"),
-    [("file", "cut short"), ("vocab", "6 words"), ("missing", "No such file"), ("there", "something of this name")],
+    [
+        ("file", "cut short"),
+        ("vocab", "6 words"),
+        ("missing", "No such file"),
+        ("there", "something of this name"),
+    ],
 )
 def test_a_failed_import_makes_nothing(place, tmp_path, capsys, damage, part):
     file, vocab = tmp_path / "in/model.pt", tmp_path / "in/vocab.txt"
@@ -248,8 +269,25 @@ def test_a_fine_tuned_run_is_not_resumed_on_a_changed_text(place, tmp_path, caps
 
 
 def test_a_tuned_model_is_tuned_again_on_its_own_text(tuned, tmp_path):
-    assert main(["train", "--init", str(tuned), *TUNE, "--steps", "1", "--run-dir", str(tmp_path / "again")]) == 0
-    assert checkpoint.load(tmp_path / "again").manifest.corpus == checkpoint.load(tuned).manifest.corpus
+    assert (
+        main(
+            [
+                "train",
+                "--init",
+                str(tuned),
+                *TUNE,
+                "--steps",
+                "1",
+                "--run-dir",
+                str(tmp_path / "again"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        checkpoint.load(tmp_path / "again").manifest.corpus
+        == checkpoint.load(tuned).manifest.corpus
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +305,16 @@ def test_a_tuned_model_is_tuned_again_on_its_own_text(tuned, tmp_path):
 def test_fields_that_contradict_the_parameters(place, tmp_path, capsys, flags, part):
     refused(
         capsys,
-        ["train", "--init", place / "run", "--corpus", place / "text.txt", "--run-dir", tmp_path / "run", *flags],
+        [
+            "train",
+            "--init",
+            place / "run",
+            "--corpus",
+            place / "text.txt",
+            "--run-dir",
+            tmp_path / "run",
+            *flags,
+        ],
         part,
     )
     assert entries(tmp_path) == []
@@ -276,7 +323,9 @@ def test_fields_that_contradict_the_parameters(place, tmp_path, capsys, flags, p
 def test_dropout_may_be_added_and_a_config_s_own_model_must_fit(place):
     lm = jaxlm.load(place / "run")
     config = init_config(lm, jaxlm.preset("zaremba-medium"), {"keep_output": 0.5})
-    assert config.model == lm.config.replace(keep_output=0.5).model and config.train.bptt_length == 35
+    assert (
+        config.model == lm.config.replace(keep_output=0.5).model and config.train.bptt_length == 35
+    )
     fits = jaxlm.Config().replace(hidden_sizes=(3, 5), embedding_size=4, keep_embedding=0.9)
     assert init_config(lm, fits, {}, own_model=True).model.keep_embedding == 0.9
     with pytest.raises(JaxlmError, match=r"hidden_sizes: \(3, 5\) -> \(256, 128\)"):
@@ -285,7 +334,11 @@ def test_dropout_may_be_added_and_a_config_s_own_model_must_fit(place):
 
 @pytest.mark.parametrize(
     ("kind", "changes"),
-    [("hgrn2", {"heads": 1}), ("lstm", {"scale_embedding": True}), ("mogrifier", {"input_gate": "capped"})],
+    [
+        ("hgrn2", {"heads": 1}),
+        ("lstm", {"scale_embedding": True}),
+        ("mogrifier", {"input_gate": "capped"}),
+    ],
 )
 def test_parameters_are_not_read_as_another_function(kind, changes):
     lm = small_lm(kind)
@@ -294,17 +347,32 @@ def test_parameters_are_not_read_as_another_function(kind, changes):
 
 
 def test_there_must_be_a_run_to_begin_from(place, tmp_path, capsys):
-    refused(capsys, ["train", "--init", tmp_path / "no", "--run-dir", tmp_path / "run"], "there is no directory")
+    refused(
+        capsys,
+        ["train", "--init", tmp_path / "no", "--run-dir", tmp_path / "run"],
+        "there is no directory",
+    )
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError):
         jaxlm.load(tmp_path / "empty")
-    refused(capsys, ["train", "--init", tmp_path / "empty", "--run-dir", tmp_path / "run"], "no checkpoints")
-    refused(capsys, ["train", "--init", place / "run", "--run-dir", tmp_path / "run"], "unknown", "--corpus")
+    refused(
+        capsys,
+        ["train", "--init", tmp_path / "empty", "--run-dir", tmp_path / "run"],
+        "no checkpoints",
+    )
+    refused(
+        capsys,
+        ["train", "--init", place / "run", "--run-dir", tmp_path / "run"],
+        "unknown",
+        "--corpus",
+    )
     assert entries(tmp_path) == ["empty"]
 
 
 @pytest.mark.parametrize(("name", "words"), [("colorless", 9), ("neural_complexity", 11)])
-def test_the_page_on_published_models_runs_on_files_of_their_layout(tmp_path, monkeypatch, capsys, name, words):
+def test_the_page_on_published_models_runs_on_files_of_their_layout(
+    tmp_path, monkeypatch, capsys, name, words
+):
     """Its commands but for the downloads, with a small model of the code that made the published one."""
     page = (ROOT / "docs/published-lstm.md").read_text()
     block = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[name == "neural_complexity"]
@@ -314,7 +382,9 @@ def test_the_page_on_published_models_runs_on_files_of_their_layout(tmp_path, mo
     shutil.copy(golden("torch_import") / f"{name}.pt", import_[1])
     shutil.copy(golden("torch_import") / f"{name}.vocab.txt", import_[3])
     case = FILES[f"{name}.pt"]
-    Path("text.txt").write_text(" ".join(case["words"][1:-1] if words == 11 else ["zebra"] * words) + "\n")
+    Path("text.txt").write_text(
+        " ".join(case["words"][1:-1] if words == 11 else ["zebra"] * words) + "\n"
+    )
     assert main(import_) == 0
     capsys.readouterr()
     assert main([*surprisal, "text.txt"]) == 0

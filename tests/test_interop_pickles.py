@@ -48,7 +48,11 @@ def refused(path: Path, data: bytes) -> str:
     with pytest.raises(JaxlmError) as error:
         read_model(path)
     assert time.process_time() - start < LONG
-    assert str(error.value).isprintable() and len(str(error.value)) < 1500 and path.name in str(error.value)
+    assert (
+        str(error.value).isprintable()
+        and len(str(error.value)) < 1500
+        and path.name in str(error.value)
+    )
     return str(error.value)
 
 
@@ -75,10 +79,20 @@ def touch(function: str, mark: Path) -> dict[str, bytes]:
         "NEWOBJ_EX": opcodes(plain) + opcodes((f"touch {mark}",)) + b"}\x92",
         "INST": b"(" + argument + f"i{module}\n{name}\n".encode(),
         "OBJ": b"(" + opcodes(plain) + argument + b"o",
-        "BUILD": opcodes(New(Ref("model.RNNModel"))) + opcodes(Call(plain, (f"touch {mark}",))) + b"b",
-        "nested": opcodes(Call(Ref("torch._utils._rebuild_parameter"), (Call(plain, (f"touch {mark}",)), True))),
-        "type": opcodes(Call(Ref("torch._tensor._rebuild_from_type_v2"), (plain, None, (f"touch {mark}",), None))),
-        "persistent": opcodes(Persistent(("storage", Call(plain, (f"touch {mark}",)), "0", "cpu", 1))),
+        "BUILD": opcodes(New(Ref("model.RNNModel")))
+        + opcodes(Call(plain, (f"touch {mark}",)))
+        + b"b",
+        "nested": opcodes(
+            Call(Ref("torch._utils._rebuild_parameter"), (Call(plain, (f"touch {mark}",)), True))
+        ),
+        "type": opcodes(
+            Call(
+                Ref("torch._tensor._rebuild_from_type_v2"), (plain, None, (f"touch {mark}",), None)
+            )
+        ),
+        "persistent": opcodes(
+            Persistent(("storage", Call(plain, (f"touch {mark}",)), "0", "cpu", 1))
+        ),
         "key": b"}(" + opcodes(Call(plain, (f"touch {mark}",))) + b"Nu",
         "memo": opcodes(plain) + b"q\x000h\x00" + opcodes((f"touch {mark}",)) + b"R",
     }
@@ -101,8 +115,14 @@ def touch(function: str, mark: Path) -> dict[str, bytes]:
 def test_a_call_is_named_and_never_made(tmp_path, function, way):
     mark = tmp_path / "mark"
     code = touch(function, mark)[way]
-    inert = way.startswith("NEWOBJ") and function.startswith(("torch", "numpy"))  # an object that is only its name
-    for data in (zip_file(Raw(code), Storages()), old_file(Raw(code), Storages(old=True)), b"\x80\x02" + code + b"."):
+    inert = way.startswith("NEWOBJ") and function.startswith(
+        ("torch", "numpy")
+    )  # an object that is only its name
+    for data in (
+        zip_file(Raw(code), Storages()),
+        old_file(Raw(code), Storages(old=True)),
+        b"\x80\x02" + code + b".",
+    ):
         message = refused(tmp_path / "model.pt", data)
         if inert:
             continue
@@ -126,10 +146,19 @@ def test_pythons_own_pickles_of_a_command(tmp_path, protocol):
 @pytest.mark.parametrize(
     ("code", "named"),
     [
-        (opcodes(Call(Ref("builtins.getattr"), (Ref("torch.nn.Linear"), "mro"))), "getattr of 'torch.nn.Linear'"),
+        (
+            opcodes(Call(Ref("builtins.getattr"), (Ref("torch.nn.Linear"), "mro"))),
+            "getattr of 'torch.nn.Linear'",
+        ),
         (opcodes(Call(Ref("builtins.getattr"), ("text", "format"))), "getattr"),
-        (opcodes(Call(Ref("builtins.getattr"), (New(Ref("model.A")), "run"))) + b")R", "asks to call a Instance"),
-        (opcodes(Ref("torch.Tensor")) + opcodes({"__reduce__": None}) + b"b", "changes 'torch.Tensor'"),
+        (
+            opcodes(Call(Ref("builtins.getattr"), (New(Ref("model.A")), "run"))) + b")R",
+            "asks to call a Instance",
+        ),
+        (
+            opcodes(Ref("torch.Tensor")) + opcodes({"__reduce__": None}) + b"b",
+            "changes 'torch.Tensor'",
+        ),
         (opcodes(Call(Ref("functools.partial"), (Ref("model.A"),))), "functools.partial"),
         (opcodes(Call(Ref("builtins.map"), ())), "builtins.map"),
         (opcodes(Call(Ref("model.RNNModel"), ("LSTM",))), "asks to call 'model.RNNModel'"),
@@ -145,7 +174,10 @@ def test_pythons_own_pickles_of_a_command(tmp_path, protocol):
 )
 def test_what_else_could_run_code_is_named(tmp_path, code, named):
 
-    assert re.search(named.replace("\\\\", r"\\"), refused(tmp_path / "model.pt", old_file(Raw(code), Storages())))
+    assert re.search(
+        named.replace("\\\\", r"\\"),
+        refused(tmp_path / "model.pt", old_file(Raw(code), Storages())),
+    )
 
 
 BOMBS = {
@@ -182,11 +214,15 @@ BOMBS = {
     "metadata of a tensor given again and again": opcodes({str(i): None for i in range(20000)})
     + b"q\x000N"
     + (opcodes(Ref("torch._utils._rebuild_tensor_v2")) + b"(NNNNNNh\x00tR0") * 20_000,
-    "many arguments again and again": b"(" + b"N" * 150_000 + b"tq\x000" + b"ccollections\ndeque\nh\x00R0" * 20_000,
+    "many arguments again and again": b"("
+    + b"N" * 150_000
+    + b"tq\x000"
+    + b"ccollections\ndeque\nh\x00R0" * 20_000,
     "a long string of arguments": opcodes(Ref("torch.Size")) + opcodes("a" * 10_000_000) + b"R",
     "a set of doubling tuples": b")q\x00" + b"(h\x00h\x00tq\x00" * 60 + b"\x8f(h\x00\x90",
     "a frozenset of doubling tuples": b")q\x00" + b"(h\x00h\x00tq\x00" * 60 + b"(h\x00\x91",
-    "colliding places in the memo": b"N" + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(20000)),
+    "colliding places in the memo": b"N"
+    + b"".join(b"p%d\n" % (i * (2**61 - 1)) for i in range(20000)),
     "objects in objects": b"cm\nA\n)\x81" * 50_000 + b"b" * 49_999,
     "dicts in dicts": b"}" + b"X\x01\x00\x00\x00a}" * 50_000 + b"s" * 50_000,
     "a bytearray of 2**40": b"\x96" + (1 << 40).to_bytes(8, "little") + b"a",
@@ -203,13 +239,21 @@ BOMBS = {
     "arguments that are no tuple": opcodes(Ref("collections.OrderedDict")) + b"]R",
     "a dict of numbers": opcodes(Call(Ref("collections.OrderedDict"), ([1, 2],))),
     "a tensor of nothing": opcodes(Call(Ref("torch._utils._rebuild_tensor_v2"))),
-    "a tensor of a list": opcodes(Call(Ref("torch._utils._rebuild_tensor_v2"), ([], 0, (1,), (1,)))),
+    "a tensor of a list": opcodes(
+        Call(Ref("torch._utils._rebuild_tensor_v2"), ([], 0, (1,), (1,)))
+    ),
     "a parameter of nothing": opcodes(Call(Ref("torch.nn.parameter.Parameter"))),
     "a storage of a string": opcodes(Persistent("storage")),
     "a storage of a list": opcodes(Persistent(("storage", [], "0", "cpu", 1))),
-    "a storage below 0": opcodes(Persistent(("storage", Ref("torch.FloatStorage"), "0", "cpu", -1))),
-    "a storage of 10**30": opcodes(Persistent(("storage", Ref("torch.FloatStorage"), "0", "cpu", 10**30))),
-    "a quantised storage": opcodes(Persistent(("storage", Ref("torch.QInt8Storage"), "0", "cpu", 1))),
+    "a storage below 0": opcodes(
+        Persistent(("storage", Ref("torch.FloatStorage"), "0", "cpu", -1))
+    ),
+    "a storage of 10**30": opcodes(
+        Persistent(("storage", Ref("torch.FloatStorage"), "0", "cpu", 10**30))
+    ),
+    "a quantised storage": opcodes(
+        Persistent(("storage", Ref("torch.QInt8Storage"), "0", "cpu", 1))
+    ),
     "an object built twice": opcodes(New(Ref("model.A"), {})) + b"}b",
     "nothing": b"",
 }
@@ -218,7 +262,10 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_one_sentence(tmp_path, monkeypatch, bomb):
     monkeypatch.setattr(torch_pickle, "MOST_STEPS", 250_000)
-    for data in (zip_file(Raw(BOMBS[bomb]), Storages()), old_file(Raw(BOMBS[bomb]), Storages(old=True))):
+    for data in (
+        zip_file(Raw(BOMBS[bomb]), Storages()),
+        old_file(Raw(BOMBS[bomb]), Storages(old=True)),
+    ):
         refused(tmp_path / "model.pt", data)
 
 
@@ -275,7 +322,9 @@ def test_what_another_library_registered_is_not_reached(tmp_path):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("name", ["/proc/kmsg", "/proc/self/mem", "/proc/self/environ", "/dev/zero", "/dev/stdin"])
+@pytest.mark.parametrize(
+    "name", ["/proc/kmsg", "/proc/self/mem", "/proc/self/environ", "/dev/zero", "/dev/stdin"]
+)
 def test_what_is_no_file_on_a_disk_is_never_waited_for(name):
     with pytest.raises(JaxlmError, match=f"cannot import '{name}': "):
         read_model(name)
@@ -305,7 +354,9 @@ def valid() -> list[bytes]:
     files = []
     for layout, write in WRITERS.items():
         storages = Storages(old=layout == "old")
-        files.append(write(rnn_model(weights(sizes=(2,), vocab_size=3, width=2), storages), storages))
+        files.append(
+            write(rnn_model(weights(sizes=(2,), vocab_size=3, width=2), storages), storages)
+        )
 
     files.append(safetensors.numpy.save(weights(sizes=(2,), vocab_size=3, width=2)))
     folder = golden("torch_import")
@@ -340,7 +391,9 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path_factory, dat
     except JaxlmError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
     else:
-        assert all(np.isfinite(leaf).all() for layer in model.params["layers"] for leaf in layer.values())
+        assert all(
+            np.isfinite(leaf).all() for layer in model.params["layers"] for leaf in layer.values()
+        )
     assert time.process_time() - start < LONG
 
 

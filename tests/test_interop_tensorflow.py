@@ -59,9 +59,16 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, kind: bytes = b"\0") ->
         body, before = b"", b""
         for key, value in pairs:
             shared = next(
-                (i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b), min(len(key), len(before))
+                (i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
+                min(len(key), len(before)),
             )
-            body += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+            body += (
+                varint(shared)
+                + varint(len(key) - shared)
+                + varint(len(value))
+                + key[shared:]
+                + value
+            )
             before = key
         return body + struct.pack("<II", 0, 1)
 
@@ -73,11 +80,21 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, kind: bytes = b"\0") ->
     return out + (meta + index).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
-KINDS = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "float16": 19, "uint16": 14}  # uint16 holds bfloat16
+KINDS = {
+    "float32": 1,
+    "float64": 2,
+    "int32": 3,
+    "int64": 9,
+    "float16": 19,
+    "uint16": 14,
+}  # uint16 holds bfloat16
 
 
 def write_checkpoint(
-    prefix: Path, variables: dict[str, np.ndarray], kind: bytes = b"\0", more: dict[bytes, bytes] | None = None
+    prefix: Path,
+    variables: dict[str, np.ndarray],
+    kind: bytes = b"\0",
+    more: dict[bytes, bytes] | None = None,
 ) -> Path:
     """A checkpoint as TensorFlow's BundleWriter makes it."""
     data, entries = b"", {b"": number(1, 1)}
@@ -116,19 +133,28 @@ def variables(
         arrays[scope + cell.format(place, names[0])] = draw(width + size, 4 * size)
         arrays[scope + cell.format(place, names[1])] = draw(4 * size)
         width = size
-    return arrays | {f"{scope}softmax_w": draw(width, vocab_size), f"{scope}softmax_b": draw(vocab_size)}
+    return arrays | {
+        f"{scope}softmax_w": draw(width, vocab_size),
+        f"{scope}softmax_b": draw(vocab_size),
+    }
 
 
 def check(model, arrays: dict[str, np.ndarray]) -> None:
     """The tree is the variables, in their order."""
     layers = [layer[part] for layer in model.params["layers"] for part in ("kernel", "bias")]
-    leaves = [model.params["embedding"], *layers, *(model.params["softmax"][part] for part in ("kernel", "bias"))]
+    leaves = [
+        model.params["embedding"],
+        *layers,
+        *(model.params["softmax"][part] for part in ("kernel", "bias")),
+    ]
     for leaf, array in zip(leaves, arrays.values(), strict=True):
         np.testing.assert_array_equal(leaf, array)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"])
+@pytest.mark.parametrize(
+    "form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"]
+)
 def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
     case, folder = CASES[name], golden("tf1_ckpt")
     model = read_model(folder / form.format(case["checkpoint"], name))
@@ -154,7 +180,11 @@ def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     arrays = variables(scope, cell, names=names)
     model = read_model(write_checkpoint(tmp_path / "model.ckpt-7", arrays))
     check(model, arrays)
-    assert (model.config.embedding_size, model.config.hidden_sizes, model.config.vocab_size) == (3, (2, 4), 6)
+    assert (model.config.embedding_size, model.config.hidden_sizes, model.config.vocab_size) == (
+        3,
+        (2, 4),
+        6,
+    )
 
 
 def test_compressed_blocks_big_endian_numbers_and_several_shards_are_refused(tmp_path):
@@ -190,18 +220,34 @@ def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
     for wrong, problem in [
         ({"Model/attention": np.ones((2, 2), np.float32)}, "unknown are 'Model/attention'"),
         ({"Other/embedding": np.ones((6, 3), np.float32)}, "'Model/embedding', 'Other/embedding'"),
-        ({"X/multi_rnn_cell/cell_0/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 0"),
-        ({"Model/RNN/multi_rnn_cell/cell_3/lstm_cell/kernel": np.ones((2, 2), np.float32)}, "kernel of layer 2"),
+        (
+            {"X/multi_rnn_cell/cell_0/lstm_cell/kernel": np.ones((2, 2), np.float32)},
+            "kernel of layer 0",
+        ),
+        (
+            {"Model/RNN/multi_rnn_cell/cell_3/lstm_cell/kernel": np.ones((2, 2), np.float32)},
+            "kernel of layer 2",
+        ),
     ]:
         with pytest.raises(JaxlmError, match=problem):
             read_model(write_checkpoint(tmp_path / "m", {**arrays, **wrong}))
     for name in arrays:
         with pytest.raises(JaxlmError, match=r"missing are|layer"):
-            read_model(write_checkpoint(tmp_path / "m", {key: array for key, array in arrays.items() if key != name}))
+            read_model(
+                write_checkpoint(
+                    tmp_path / "m", {key: array for key, array in arrays.items() if key != name}
+                )
+            )
         with pytest.raises(JaxlmError, match=f"{name}' has the shape|expected"):
-            read_model(write_checkpoint(tmp_path / "m", {**arrays, name: np.ones((5, 5), np.float32)}))
+            read_model(
+                write_checkpoint(tmp_path / "m", {**arrays, name: np.ones((5, 5), np.float32)})
+            )
         with pytest.raises(JaxlmError, match=f"{name}' holds .*not finite"):
-            read_model(write_checkpoint(tmp_path / "m", {**arrays, name: arrays[name] * np.float32(np.inf)}))
+            read_model(
+                write_checkpoint(
+                    tmp_path / "m", {**arrays, name: arrays[name] * np.float32(np.inf)}
+                )
+            )
 
 
 def test_missing_short_and_changed_data(tmp_path):
@@ -229,14 +275,22 @@ def entry(shape: tuple[int, ...], kind: int = 1, offset: int = 0, size: int = 0)
     return number(1, kind) + message(2, dims) + number(4, offset) + number(5, size)
 
 
-EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(crc32c(b"")))  # the checksum of no bytes, as a field of an entry
+EMPTY = bytes([6 << 3 | 5]) + struct.pack(
+    "<I", masked(crc32c(b""))
+)  # the checksum of no bytes, as a field of an entry
 
 
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
-        ({b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)}, "ends at byte 1,099,511,627,776"),
+        (
+            {b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)},
+            "ends at byte 1,099,511,627,776",
+        ),
+        (
+            {b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)},
+            "ends at byte 1,099,511,627,776",
+        ),
         ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
         ({b"Model/embedding": entry((6, 3), size=71)}, "checksum"),
         ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
@@ -280,7 +334,9 @@ def test_many_variables_of_the_same_bytes_are_refused(tmp_path):
 
 
 def test_the_words_of_a_folder_are_not_the_tutorial_s(tmp_path):
-    with pytest.raises(DataError, match="is a folder, whose words would be numbered as PyTorch's programs do"):
+    with pytest.raises(
+        DataError, match="is a folder, whose words would be numbered as PyTorch's programs do"
+    ):
         model_vocabulary(tmp_path, 6, tensorflow=True)
 
 
@@ -294,10 +350,21 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
     write_checkpoint(tmp_path / "train", arrays)  # beside the folder, and of its name
     told = folder / "checkpoint"
     for name in ("model.ckpt-2", "/home/someone/train/model.ckpt-2", r"caf\303\251\"3"):
-        told.write_text(f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "../outside"\n')
+        told.write_text(
+            f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "../outside"\n'
+        )
         check(read_model(folder), arrays)
         check(read_model(told), arrays)
-    for name in ("../outside", "a/../../outside", "", ".", "gone", "/etc/passwd", r"a\000b", r"\033[2J"):
+    for name in (
+        "../outside",
+        "a/../../outside",
+        "",
+        ".",
+        "gone",
+        "/etc/passwd",
+        r"a\000b",
+        r"\033[2J",
+    ):
         told.write_text(f'model_checkpoint_path: "{name}"\n')
         with pytest.raises(JaxlmError) as error:
             read_model(folder)
@@ -311,7 +378,9 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
         read_model(folder)
 
 
-@pytest.mark.parametrize("filling", [b"\n", b" ", b"model_checkpoint_path:", b'model_checkpoint_path: "\\'])
+@pytest.mark.parametrize(
+    "filling", [b"\n", b" ", b"model_checkpoint_path:", b'model_checkpoint_path: "\\']
+)
 def test_a_checkpoint_file_takes_time_that_is_linear_in_its_size(tmp_path, filling):
     (tmp_path / "checkpoint").write_bytes(filling * ((1 << 20) // len(filling)))
     start = time.process_time()
@@ -363,7 +432,9 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factor
             del content[place:]
         case "write":
             content[place : place + 4] = data.draw(st.binary(min_size=4, max_size=4))
-        case "seal" if path.suffix == ".index":  # a damaged first block under a checksum that is right
+        case "seal" if (
+            path.suffix == ".index"
+        ):  # a damaged first block under a checksum that is right
             size = next(
                 size
                 for size in range(len(content))
@@ -372,7 +443,9 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factor
             )
             place %= size
             content[place] ^= 1 << data.draw(st.integers(0, 7))
-            content[size + 1 : size + 5] = struct.pack("<I", masked(slow_crc(bytes(content[: size + 1]))))
+            content[size + 1 : size + 5] = struct.pack(
+                "<I", masked(slow_crc(bytes(content[: size + 1])))
+            )
     path.write_bytes(content)
     start = time.process_time()
     try:

@@ -62,7 +62,11 @@ def test_published_models_answer_as_their_own_code(name):
     np.testing.assert_allclose(log_probabilities(model, case["tokens"]), case["logprob"], atol=1e-7)
     assert all(
         leaf.dtype == np.float32 and leaf.flags.c_contiguous
-        for layer in [*model.params["layers"], model.params["softmax"], {"": model.params["embedding"]}]
+        for layer in [
+            *model.params["layers"],
+            model.params["softmax"],
+            {"": model.params["embedding"]},
+        ]
         for leaf in layer.values()
     )
 
@@ -77,13 +81,20 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
         value = rnn_model(arrays, storages)
         if form == "wrapped":
             value = [
-                module("torch.nn.parallel.data_parallel.DataParallel", modules={"module": value}, device_ids=[0]),
+                module(
+                    "torch.nn.parallel.data_parallel.DataParallel",
+                    modules={"module": value},
+                    device_ids=[0],
+                ),
                 New(Ref("torch.optim.sgd.SGD"), {"param_groups": [], "state": {}}),
             ]
     else:
         tensors = {name: storages.tensor(array) for name, array in arrays.items()}
         tensors.setdefault("decoder.weight", tensors["encoder.weight"])
-        value = {("module." if form == "parallel" else "") + name: tensor for name, tensor in tensors.items()}
+        value = {
+            ("module." if form == "parallel" else "") + name: tensor
+            for name, tensor in tensors.items()
+        }
         if form == "checkpoint":
             dtype = Call(Ref("numpy.dtype"), ("f8", False, True))
             scalar = Call(Ref("numpy.core.multiarray.scalar"), (dtype, b"8" * 8))
@@ -98,34 +109,50 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
             }
     model = saved(WRITERS[layout](value, storages))
     assert model.config.tied == tied and ("kernel" in model.params["softmax"]) != tied
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("f2", 1e-2), ("f8", 1e-6), ("bf16", 1e-1)])
 def test_other_precisions(saved, kind, tolerance):
     arrays, storages = weights(), Storages()
     if kind == "bf16":  # the upper half of float32
-        stored = {name: (array.view(np.uint32) >> 16).astype("u2") for name, array in arrays.items()}
-        exact = {name: (array.astype(np.uint32) << 16).view(np.float32) for name, array in stored.items()}
+        stored = {
+            name: (array.view(np.uint32) >> 16).astype("u2") for name, array in arrays.items()
+        }
+        exact = {
+            name: (array.astype(np.uint32) << 16).view(np.float32) for name, array in stored.items()
+        }
     else:
         stored = {name: array.astype(kind) for name, array in arrays.items()}
         exact = stored
-    model = saved(zip_file({name: storages.tensor(array) for name, array in stored.items()}, storages))
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(exact, TOKENS), atol=1e-6)
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=tolerance)
+    model = saved(
+        zip_file({name: storages.tensor(array) for name, array in stored.items()}, storages)
+    )
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(exact, TOKENS), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_tensors_are_views_with_offsets_and_strides_into_shared_storages(saved, layout):
     arrays, storages = weights(), Storages(old=layout == "old")
-    flat = np.concatenate([array.T.ravel() for array in arrays.values()])  # all weights in one storage, transposed
+    flat = np.concatenate(
+        [array.T.ravel() for array in arrays.values()]
+    )  # all weights in one storage, transposed
     key, offset, value = storages.hold(flat), 0, {}
     for name, array in arrays.items():
         strides = tuple(stride // 4 for stride in np.asfortranarray(array).strides)
         value[name] = storages.view(key, array.shape, strides, offset)
         offset += array.size
     model = saved(WRITERS[layout](value, storages))
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6
+    )
 
 
 def test_an_old_file_has_storages_that_are_views_of_others(saved):
@@ -134,10 +161,14 @@ def test_an_old_file_has_storages_that_are_views_of_others(saved):
     key, start, value = storages.hold(flat), 0, {}
     for name, array in arrays.items():
         strides = tuple(stride // 4 for stride in array.strides)
-        value[name] = storages.view(key, array.shape, strides, 0, (f"view of {name}", start, array.size))
+        value[name] = storages.view(
+            key, array.shape, strides, 0, (f"view of {name}", start, array.size)
+        )
         start += array.size
     model = saved(old_file(value, storages))
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6
+    )
     wrong = {**value, "decoder.bias": storages.view(key, (7,), (1,), 0, ("beyond", start - 3, 7))}
     with pytest.raises(JaxlmError, match=f"a view of the storage .* within its {start:,} elements"):
         saved(old_file(wrong, storages))
@@ -150,9 +181,13 @@ def test_parameters_and_dicts_of_old_versions(saved):
     for name, array in arrays.items():
         tensor = storages.tensor(array)
         old = Call(Ref("torch._utils._rebuild_tensor"), tensor.arguments[:4])
-        pairs.append([name, Call(Ref("torch.nn.parameter.Parameter"), (old,), (True, False, Call(ORDERED)))])
+        pairs.append(
+            [name, Call(Ref("torch.nn.parameter.Parameter"), (old,), (True, False, Call(ORDERED)))]
+        )
     model = saved(old_file(Call(ORDERED, (pairs,), {"_metadata": Call(ORDERED)}), storages))
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dropped", [True, False])
@@ -189,7 +224,9 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
 
     read = saved(zip_file(whole(1), storages))
     assert read.config.tied and read.config.hidden_sizes == (3, 5)
-    np.testing.assert_allclose(log_probabilities(read, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(read, TOKENS), torch_answers(arrays, TOKENS), atol=1e-6
+    )
     with pytest.raises(JaxlmError, match=r"SplitCrossEntropyLoss.* 3 splits"):
         saved(zip_file(whole(3), storages))
 
@@ -197,7 +234,9 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
 def test_equal_matrices_in_two_storages_are_taken_as_tied(saved):
     arrays, storages = weights(sizes=(3, 4)), Storages()
     arrays["decoder.weight"] = arrays["encoder.weight"].copy()
-    model = saved(zip_file({name: storages.tensor(array) for name, array in arrays.items()}, storages))
+    model = saved(
+        zip_file({name: storages.tensor(array) for name, array in arrays.items()}, storages)
+    )
     assert model.config.tied and any("tied" in note for note in model.notes)
 
 
@@ -206,21 +245,30 @@ def test_constant_matrices_are_not_taken_as_tied(saved, number):
     arrays, storages = weights(sizes=(3, 4)), Storages()
     for name in ("encoder.weight", "decoder.weight"):
         arrays[name] = np.full_like(arrays["encoder.weight"], number)
-    model = saved(zip_file({name: storages.tensor(array) for name, array in arrays.items()}, storages))
+    model = saved(
+        zip_file({name: storages.tensor(array) for name, array in arrays.items()}, storages)
+    )
     assert not model.config.tied and model.params["softmax"]["kernel"].shape == (4, 7)
 
 
 def test_biases_that_are_missing_are_zero(saved):
     arrays, storages = weights(), Storages()
     kept = {name: array for name, array in arrays.items() if "bias" not in name}
-    model = saved(zip_file({name: storages.tensor(array) for name, array in kept.items()}, storages))
+    model = saved(
+        zip_file({name: storages.tensor(array) for name, array in kept.items()}, storages)
+    )
     zeroed = {name: array if name in kept else 0 * array for name, array in arrays.items()}
-    np.testing.assert_allclose(log_probabilities(model, TOKENS), torch_answers(zeroed, TOKENS), atol=1e-6)
+    np.testing.assert_allclose(
+        log_probabilities(model, TOKENS), torch_answers(zeroed, TOKENS), atol=1e-6
+    )
 
 
 def cell(gates: int) -> dict[str, np.ndarray]:
     """A state_dict whose recurrent layers have another number of gates."""
-    return {name: array[: len(array) // 4 * gates] if "rnn" in name else array for name, array in weights().items()}
+    return {
+        name: array[: len(array) // 4 * gates] if "rnn" in name else array
+        for name, array in weights().items()
+    }
 
 
 def without(*names: str) -> dict[str, np.ndarray]:
@@ -234,16 +282,43 @@ REFUSED = [
     (without("decoder.weight"), "missing are 'decoder.weight'"),
     (without("rnn.bias_hh_l1"), "missing are 'bias_hh of layer 1'"),
     (without("rnn.weight_ih_l0"), "missing are 'weight_ih of layer 0'"),
-    ({name: array for name, array in weights().items() if "_l0" not in name}, "missing are 'bias_hh of layer 0'"),
+    (
+        {name: array for name, array in weights().items() if "_l0" not in name},
+        "missing are 'bias_hh of layer 0'",
+    ),
     (weights() | {"latent.weight": np.ones((2, 2), np.float32)}, "unknown are 'latent.weight'"),
-    (weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_ih_l0_rev"),
-    (weights() | {"other.weight_ih_l0": np.ones((2, 2), np.float32)}, "several recurrent modules .'other', 'rnn'"),
-    ({name.replace("rnn.weight_hh_l1", "other.1.weight_hh_l0"): array for name, array in weights().items()}, "several"),
-    (weights() | {"rnn.0.weight_ih_l0": np.ones((2, 2), np.float32)}, "layer 0 .'rnn.0.weight_ih_l0', 'rnn.weight_ih"),
-    (weights() | {"decoder.weight": np.ones((7, 4), np.float32)}, r"decoder.weight' has .* \[7, 4\], .*\[7, 5\]"),
-    (weights() | {"encoder.weight": np.ones((7, 6), np.float32)}, r"weight_ih_l0' has .* \[12, 4\], .*\[12, 6\]"),
+    (
+        weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)},
+        "unknown are 'rnn.weight_ih_l0_rev",
+    ),
+    (
+        weights() | {"other.weight_ih_l0": np.ones((2, 2), np.float32)},
+        "several recurrent modules .'other', 'rnn'",
+    ),
+    (
+        {
+            name.replace("rnn.weight_hh_l1", "other.1.weight_hh_l0"): array
+            for name, array in weights().items()
+        },
+        "several",
+    ),
+    (
+        weights() | {"rnn.0.weight_ih_l0": np.ones((2, 2), np.float32)},
+        "layer 0 .'rnn.0.weight_ih_l0', 'rnn.weight_ih",
+    ),
+    (
+        weights() | {"decoder.weight": np.ones((7, 4), np.float32)},
+        r"decoder.weight' has .* \[7, 4\], .*\[7, 5\]",
+    ),
+    (
+        weights() | {"encoder.weight": np.ones((7, 6), np.float32)},
+        r"weight_ih_l0' has .* \[12, 4\], .*\[12, 6\]",
+    ),
     (weights() | {"rnn.bias_hh_l1": np.ones(3, np.float32)}, r"bias_hh_l1' has the shape \[3\]"),
-    (weights() | {"encoder.weight": np.full((7, 4), np.nan, np.float32)}, "encoder.weight' holds 28 numbers"),
+    (
+        weights() | {"encoder.weight": np.full((7, 4), np.nan, np.float32)},
+        "encoder.weight' holds 28 numbers",
+    ),
     (weights() | {"decoder.bias": np.full(7, 1e300)}, "decoder.bias' holds 7 numbers .*float32"),
     (weights() | {"encoder.weight": np.ones((7, 4), np.int64)}, "encoder.weight' holds 'int64'"),
     ({"fc.weight": np.ones((2, 2), np.float32)}, "expected the weights of an LSTM"),
@@ -264,8 +339,14 @@ def test_what_is_missing_unknown_or_of_another_shape_is_named(saved, arrays, pro
     [
         (cell(3), "'rnn.weight_hh_l0' is 9x3: that is a GRU"),
         (cell(1), "'rnn.weight_hh_l0' is 3x3: that is a plain RNN"),
-        (weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_ih_l0_rev"),
-        (weights() | {"rnn.weight_hr_l0": np.ones((2, 2), np.float32)}, "unknown are 'rnn.weight_hr_l0'"),
+        (
+            weights() | {"rnn.weight_ih_l0_reverse": np.ones((2, 2), np.float32)},
+            "unknown are 'rnn.weight_ih_l0_rev",
+        ),
+        (
+            weights() | {"rnn.weight_hr_l0": np.ones((2, 2), np.float32)},
+            "unknown are 'rnn.weight_hr_l0'",
+        ),
     ],
 )
 def test_what_a_module_computes_otherwise_is_refused(saved, arrays, problem):
@@ -285,7 +366,10 @@ def test_an_embedding_with_a_largest_norm_is_refused(saved):
 
 def test_two_models_in_one_file_are_named(saved):
     storages = Storages()
-    both = {name: {key: storages.tensor(array) for key, array in weights().items()} for name in ("model", "average")}
+    both = {
+        name: {key: storages.tensor(array) for key, array in weights().items()}
+        for name in ("model", "average")
+    }
     with pytest.raises(JaxlmError, match=r"2 models .'average', 'model'"):
         saved(zip_file(both, storages))
 
@@ -371,7 +455,9 @@ def test_tensors_cannot_multiply_the_bytes_of_one_storage(saved):
     storages = Storages()
     value = {name: storages.tensor(array) for name, array in weights().items()}
     key = storages.hold(np.zeros(4000, np.float32))
-    value |= {f"rnn.weight_hh_l{place}": storages.view(key, (40, 100), (100, 1)) for place in range(2, 40)}
+    value |= {
+        f"rnn.weight_hh_l{place}": storages.view(key, (40, 100), (100, 1)) for place in range(2, 40)
+    }
     with pytest.raises(JaxlmError, match="4 times"):
         saved(zip_file(value, storages))
 
@@ -418,7 +504,13 @@ def test_names_that_are_no_files(tmp_path):
 
 def test_module_graphs_that_never_end(saved):
     """A module that holds itself; one whose 2**40 paths lead through 40 modules; and wide ones that share a dict."""
-    begun = b"cmodel\nRNNModel\n)\x81q\x01}(" + opcodes("_parameters") + b"}" + opcodes("_modules") + b"}"
+    begun = (
+        b"cmodel\nRNNModel\n)\x81q\x01}("
+        + opcodes("_parameters")
+        + b"}"
+        + opcodes("_modules")
+        + b"}"
+    )
     loop = begun + opcodes("a") + b"h\x01sub"
     paths = opcodes(module("torch.nn.modules.linear.Linear")) + b"q\x000"
     for _ in range(40):
@@ -426,7 +518,11 @@ def test_module_graphs_that_never_end(saved):
     wide = opcodes({str(place): None for place in range(50_000)}) + b"q\x000"
     shared = b"cmodel\nA\n)\x81}" + opcodes("_parameters") + b"h\x00sb"
     states = b"cmodel\nA\n)\x81h\x00b"
-    for code in (loop, paths + b"h\x00", *(wide + b"](" + one * 5000 + b"e" for one in (shared, states))):
+    for code in (
+        loop,
+        paths + b"h\x00",
+        *(wide + b"](" + one * 5000 + b"e" for one in (shared, states)),
+    ):
         start = time.process_time()
         with pytest.raises(JaxlmError, match="without named weights"):
             saved(zip_file(Raw(code), Storages()))
@@ -444,7 +540,12 @@ def test_names_of_nested_modules_do_not_grow_for_ever(saved):
 def test_a_module_of_two_names_is_one_model(saved):
     storages = Storages()
     nn = opcodes(rnn_model(weights(), storages)) + b"q\x01"
-    both = b"](" + nn + opcodes(module("torch.nn.DataParallel", modules={"module": Raw(b"h\x01")})) + b"e"
+    both = (
+        b"]("
+        + nn
+        + opcodes(module("torch.nn.DataParallel", modules={"module": Raw(b"h\x01")}))
+        + b"e"
+    )
     assert saved(zip_file(Raw(both), storages)).config.vocab_size == 7
 
 

@@ -61,7 +61,17 @@ def corpus(folder) -> None:
 
 def test_words_of_a_corpus_in_the_order_of_first_appearance(tmp_path):
     corpus(tmp_path)
-    assert vocabulary_of_corpus(tmp_path) == ("the", "cat", "<eos>", "sat", "on", "mat", "a", "café", "dog")
+    assert vocabulary_of_corpus(tmp_path) == (
+        "the",
+        "cat",
+        "<eos>",
+        "sat",
+        "on",
+        "mat",
+        "a",
+        "café",
+        "dog",
+    )
     (tmp_path / "valid.txt").unlink()
     with pytest.raises(DataError, match=r"valid\.txt"):
         vocabulary_of_corpus(tmp_path)

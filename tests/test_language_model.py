@@ -48,7 +48,9 @@ def test_a_text_file_of_the_same_words_gives_the_same_perplexity(tiny_run, lm, t
     if lm.vocab.decode(corpus.test)[-1] == "<eos>":
         (tmp_path / "text.txt").write_text(text + "\n")
     assert lm.evaluate(text=tmp_path / "text.txt").perplexity == tiny_run[0].test_perplexity
-    assert lm.perplexity((tmp_path / "text.txt").read_text()) == pytest.approx(tiny_run[0].test_perplexity, rel=1e-6)
+    assert lm.perplexity((tmp_path / "text.txt").read_text()) == pytest.approx(
+        tiny_run[0].test_perplexity, rel=1e-6
+    )
 
 
 def test_predictions_are_probabilities_and_depend_on_what_came_before(lm):
@@ -74,14 +76,18 @@ def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
         text = " ".join([lm.vocab.words[3]] * length)
         lm.predict(text, 1)
         lm.perplexity(text)
-    assert all(program._cache_size() <= had + 6 for program, had in zip(programs, before, strict=True))
+    assert all(
+        program._cache_size() <= had + 6 for program, had in zip(programs, before, strict=True)
+    )
 
 
 def test_neighbors_are_sorted_cosines_without_the_word_itself(lm):
     word = lm.vocab.words[7]
     told = lm.neighbors(word, 20)
     cosines = [cosine for _, cosine in told]
-    assert cosines == sorted(cosines, reverse=True) and all(-1.001 <= cosine <= 1.001 for cosine in cosines)
+    assert cosines == sorted(cosines, reverse=True) and all(
+        -1.001 <= cosine <= 1.001 for cosine in cosines
+    )
     assert word not in [other for other, _ in told]
     a, b = (np.asarray(lm.params["embedding"][lm.vocab.ids[w]]) for w in (word, told[0][0]))
     assert cosines[0] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), rel=1e-4)
@@ -97,28 +103,60 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     [
-        (lambda lm: lm.neighbors("no-such-word"), DataError, "'no-such-word' is not among the 500 words"),
+        (
+            lambda lm: lm.neighbors("no-such-word"),
+            DataError,
+            "'no-such-word' is not among the 500 words",
+        ),
         (lambda lm: lm.predict("  "), DataError, "no word to predict from"),
         (lambda lm: lm.predict("a", 0), JaxlmError, "k must be at least 1; it is 0"),
         (lambda lm: lm.predict("a", 2.5), JaxlmError, "k takes a whole number; it is 2.5"),
         (lambda lm: lm.perplexity("one"), DataError, "too few to evaluate"),
-        (lambda lm: lm.evaluate("dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
-        (lambda lm: jaxlm.compare(lm, lm, "dev"), JaxlmError, "split must be train, valid or test; it is 'dev'"),
-        (lambda lm: jaxlm.compare(*["runs/a", "runs/b"]), JaxlmError, "compare takes models, .*; one is 'runs/a'"),  # pyright: ignore
+        (
+            lambda lm: lm.evaluate("dev"),
+            JaxlmError,
+            "split must be train, valid or test; it is 'dev'",
+        ),
+        (
+            lambda lm: jaxlm.compare(lm, lm, "dev"),
+            JaxlmError,
+            "split must be train, valid or test; it is 'dev'",
+        ),
+        (
+            lambda lm: jaxlm.compare(*["runs/a", "runs/b"]),
+            JaxlmError,
+            "compare takes models, .*; one is 'runs/a'",
+        ),  # pyright: ignore
         (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
         (lambda lm: lm.evaluate(text=["a line"]), JaxlmError, "text takes a path; it is "),
         (lambda lm: lm.evaluate(corpus=5), JaxlmError, "corpus takes a path; it is 5"),
         (lambda lm: lm.neighbors(["the"]), JaxlmError, "word takes a text; it is "),
-        (lambda lm: lm.minimal_pairs([("good", "bad")]), JaxlmError, "a file of stimuli takes a path; it is "),
+        (
+            lambda lm: lm.minimal_pairs([("good", "bad")]),
+            JaxlmError,
+            "a file of stimuli takes a path; it is ",
+        ),
         (lambda lm: jaxlm.load(None), JaxlmError, "run_dir takes a path; it is None"),  # pyright: ignore
         (lambda lm: jaxlm.load_corpus(None), JaxlmError, "corpus takes a path; it is None"),  # pyright: ignore
         (lambda lm: jaxlm.preset(None), JaxlmError, "preset takes a text; it is None"),  # pyright: ignore
         (lambda lm: jaxlm.train("small"), JaxlmError, "config takes a Config, .*; it is 'small'"),  # pyright: ignore
-        (lambda lm: jaxlm.train(lm.config, steps=1.5), JaxlmError, "steps takes a whole number or none"),  # pyright: ignore
-        (lambda lm: jaxlm.train(lm.config, devices="2"), JaxlmError, "devices takes a whole number"),  # pyright: ignore
+        (
+            lambda lm: jaxlm.train(lm.config, steps=1.5),
+            JaxlmError,
+            "steps takes a whole number or none",
+        ),  # pyright: ignore
+        (
+            lambda lm: jaxlm.train(lm.config, devices="2"),
+            JaxlmError,
+            "devices takes a whole number",
+        ),  # pyright: ignore
         (lambda lm: jaxlm.train(lm.config, run_dir=5), JaxlmError, "run_dir takes a path"),  # pyright: ignore
         (lambda lm: jaxlm.train(lm.config, resume=True), JaxlmError, "give run_dir"),
-        (lambda lm: lm.evaluate(text="x", corpus="embedded-tiny"), JaxlmError, "in place of a corpus"),
+        (
+            lambda lm: lm.evaluate(text="x", corpus="embedded-tiny"),
+            JaxlmError,
+            "in place of a corpus",
+        ),
         (lambda lm: lm.evaluate(tokenizer="ptb"), JaxlmError, "splits a text"),
         (lambda lm: jaxlm.evaluate(lm, which="best"), JaxlmError, "a model is given"),
         (
@@ -141,7 +179,9 @@ def test_functions_of_a_run_take_the_arguments_of_a_model_s_methods():
 
 
 def test_a_text_is_refused_before_dynamic_evaluation_reads_train(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxlm.scoring.evaluation.gradient_statistics", lambda *_: pytest.fail("train was read"))
+    monkeypatch.setattr(
+        "jaxlm.scoring.evaluation.gradient_statistics", lambda *_: pytest.fail("train was read")
+    )
     (tmp_path / "text").write_text("word")
     with pytest.raises(DataError, match="too few to evaluate"):
         lm.evaluate(text=tmp_path / "text", protocol="dynamic")

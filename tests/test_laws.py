@@ -7,7 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, COVERING, HIDDEN, MODEL_CASES, USUAL_MODELS, B, T, V, parameters, sentences
+from recipes import (
+    BASE,
+    CASES,
+    COVERING,
+    HIDDEN,
+    MODEL_CASES,
+    USUAL_MODELS,
+    B,
+    T,
+    V,
+    parameters,
+    sentences,
+)
 
 import jaxlm
 from jaxlm.fields import specs
@@ -23,17 +35,26 @@ from jaxlm.training.validations import Average
 pytestmark = pytest.mark.usefixtures("room_for_programs")
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-ROWS, SLOTS = 97, 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
+ROWS, SLOTS = (
+    97,
+    8,
+)  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
 
 
 # One program each: op by op, every op of every model would be compiled by itself.
-_eval_step, _token_nats, _logits = jax.jit(eval_step), jax.jit(heads.token_nats), jax.jit(heads.logits)
+_eval_step, _token_nats, _logits = (
+    jax.jit(eval_step),
+    jax.jit(heads.token_nats),
+    jax.jit(heads.logits),
+)
 
 
 @jax.jit
 def features_of(model, params, inputs):
-    return stack.features(model, params, Noise(), stack.embed(params, inputs), stack.zero_carry(model, B))[0]
+    return stack.features(
+        model, params, Noise(), stack.embed(params, inputs), stack.zero_carry(model, B)
+    )[0]
 
 
 def started(config, seed=0):
@@ -43,7 +64,11 @@ def started(config, seed=0):
 def nats_of(config, params, tokens, carry=None):
     model = config.model
     return _eval_step(
-        model, params, tokens[:-1], tokens[1:], stack.zero_carry(model, tokens.shape[1]) if carry is None else carry
+        model,
+        params,
+        tokens[:-1],
+        tokens[1:],
+        stack.zero_carry(model, tokens.shape[1]) if carry is None else carry,
     )
 
 
@@ -76,7 +101,10 @@ def equal(a, b, **tolerance):
 
 def _numbers(tree):
     return jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf, tree
+        lambda leaf: (
+            jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        ),
+        tree,
     )
 
 
@@ -117,13 +145,17 @@ class TestModels:
         model, params, targets = config.model, started(config).params, TOKENS[1:4]
 
         def plainly(params):
-            log_p = jax.nn.log_softmax(heads.logits(model, params, features_of(model, params, TOKENS[:3])))
+            log_p = jax.nn.log_softmax(
+                heads.logits(model, params, features_of(model, params, TOKENS[:3]))
+            )
             return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
 
         fast, plain = (
             jax.jit(jax.value_and_grad(cost))(params)
             for cost in (
-                lambda params: heads.summed_nats(model, params, features_of(model, params, TOKENS[:3]), targets),
+                lambda params: heads.summed_nats(
+                    model, params, features_of(model, params, TOKENS[:3]), targets
+                ),
                 plainly,
             )
         )
@@ -145,7 +177,9 @@ class TestTraining:
         for _ in range(13):
             state, metrics = trained(config, state)
             assert metrics.finite.all()
-        nats, count = stream_nats(config.model, state.evaluated, IDS, B, T)  # without dropout's noise
+        nats, count = stream_nats(
+            config.model, state.evaluated, IDS, B, T
+        )  # without dropout's noise
         assert nats < first
         assert nats / count < np.log(V) + 0.2
 
@@ -158,7 +192,9 @@ class TestTraining:
             for name, spec in specs(type(getattr(config, part))).items()
             if spec.type is float
         ]
-        changed = [name for part, name in numbers if getattr(getattr(config, part), name) is not None]
+        changed = [
+            name for part, name in numbers if getattr(getattr(config, part), name) is not None
+        ]
         assert len(changed) >= 5
         for name in changed:
             section = next(getattr(config, part) for part, one in numbers if one == name)
@@ -175,7 +211,12 @@ class TestTraining:
         group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
         windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
         states, metrics = members.train_members(
-            *group, TOKENS, windows, jnp.array([6, 6], jnp.int32), vmapped=vmapped, **shape_of(config)
+            *group,
+            TOKENS,
+            windows,
+            jnp.array([6, 6], jnp.int32),
+            vmapped=vmapped,
+            **shape_of(config),
         )
         for slot, seed in ((0, 0), (1, 1)):
             alone, costs = trained(configs[slot], started(config, seed=seed))
@@ -185,7 +226,9 @@ class TestTraining:
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
         """Parameters, carry, key, optimiser and average: whatever the state holds is saved and restored."""
-        config = config.replace(corpus=str(text), vocab_size=100, checkpoint_every=3, windows_per_call=SLOTS)
+        config = config.replace(
+            corpus=str(text), vocab_size=100, checkpoint_every=3, windows_per_call=SLOTS
+        )
         straight = jaxlm.train(config, quiet=True)
         jaxlm.train(config, run_dir=tmp_path / "run", steps=5, quiet=True)
         resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, quiet=True)

@@ -40,7 +40,8 @@ LAYERS = [
     "__main__",
 ]  # a room imports those before
 MODULES = {
-    "jaxlm." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    "jaxlm."
+    + ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
     if path != PACKAGE / "__init__.py"
 }
@@ -69,9 +70,15 @@ def test_imports_point_down(module):
     names = imported(MODULES[module])
     for name in names:
         if name.startswith("jaxlm."):
-            assert LAYERS.index(room(name)) <= LAYERS.index(room(module)), f"{module} imports {name}, a higher room"
+            assert LAYERS.index(room(name)) <= LAYERS.index(room(module)), (
+                f"{module} imports {name}, a higher room"
+            )
     if room(module) in NO_JAX:
-        assert not {name for name in names if name == "jaxlm.late" or name.split(".")[0] in ("jax", "flax", "optax")}
+        assert not {
+            name
+            for name in names
+            if name == "jaxlm.late" or name.split(".")[0] in ("jax", "flax", "optax")
+        }
     if room(module) == "ops":
         assert {room(name) for name in names if name.startswith("jaxlm.")} <= {"ops", "distributed"}
 

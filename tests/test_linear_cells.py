@@ -30,7 +30,9 @@ def drawn(kind, **fields):
     model, rng = MODELS[kind](**fields), np.random.default_rng(0)
     params = model.init_layer(jax.random.key(0), E, H)
     params, state = (
-        jax.tree.map(lambda leaf: leaf + jnp.asarray(0.7 * rng.normal(size=leaf.shape), leaf.dtype), tree)
+        jax.tree.map(
+            lambda leaf: leaf + jnp.asarray(0.7 * rng.normal(size=leaf.shape), leaf.dtype), tree
+        )
         for tree in (params, model.zero_state(B, H, jnp.float32))
     )
     return model, params, jnp.asarray(rng.normal(size=(T, B, E)), jnp.float32), state
@@ -63,7 +65,9 @@ def test_minimal_cells_are_the_paper_s_equations(kind):
     """arXiv:2410.01201, section 3: one gate and its rest, or the gates f and i over their sum."""
 
     def step(params, h, x):
-        *gates, candidate = np.split(x @ params["kernel"] + params["bias"], 2 if kind == "mingru" else 3, -1)
+        *gates, candidate = np.split(
+            x @ params["kernel"] + params["bias"], 2 if kind == "mingru" else 3, -1
+        )
         i = sigmoid(gates[-1])
         f = 1 - i if kind == "mingru" else sigmoid(gates[0])
         h = f / (f + i) * h + i / (f + i) * candidate
@@ -74,7 +78,9 @@ def test_minimal_cells_are_the_paper_s_equations(kind):
 
 HAWK = recorded("hawk")
 CASES = [
-    pytest.param(case, id=f"{case['heads']} heads", marks=[] if case["heads"] == 2 else [pytest.mark.slow])
+    pytest.param(
+        case, id=f"{case['heads']} heads", marks=[] if case["heads"] == 2 else [pytest.mark.slow]
+    )
     for case in HAWK["cases"]
 ]
 
@@ -87,14 +93,22 @@ def test_hawk_is_the_published_block(case):
     sizes, theirs = {"4": 4, "W": W, "N": case["heads"], "D": W // case["heads"]}, {}
     for weight in HAWK["weights"]:
         name, *shape = re.findall(r"[\w.]+", weight)
-        theirs[name] = rng.uniform(-case["scale"], case["scale"], [sizes[one] for one in shape]).astype(np.float32)
+        theirs[name] = rng.uniform(
+            -case["scale"], case["scale"], [sizes[one] for one in shape]
+        ).astype(np.float32)
     x = jnp.asarray(rng.normal(size=(T + more, B, W)), jnp.float32)
     ours = {"linear_x.kernel": "x_kernel", "linear_x.bias": "x_bias", "linear_y.kernel": "y_kernel"}
-    ours |= {"linear_y.bias": "y_bias", "linear_out.kernel": "output_kernel", "linear_out.bias": "output_bias"}
+    ours |= {
+        "linear_y.bias": "y_bias",
+        "linear_out.kernel": "output_kernel",
+        "linear_out.bias": "output_bias",
+    }
     ours |= {"conv_1d.w": "convolution", "conv_1d.b": "convolution_bias", "rg_lru.a_param": "decay"}
     params = {name: theirs[their] for their, name in ours.items()}
     for name, part in (("gates", "w"), ("gates_bias", "b")):
-        params[name] = np.concatenate([theirs[f"rg_lru.{gate}.{part}"] for gate in ("input_gate", "a_gate")], -1)
+        params[name] = np.concatenate(
+            [theirs[f"rg_lru.{gate}.{part}"] for gate in ("input_gate", "a_gate")], -1
+        )
     model = Hawk(heads=case["heads"])
 
     @jax.jit
@@ -111,7 +125,9 @@ def test_hawk_is_the_published_block(case):
     near(state["inputs"], expected["conv1d_state"])
     grads = {their: found[name] for their, name in ours.items()} | {"x": dx}
     for name, part in (("gates", "w"), ("gates_bias", "b")):
-        for gate, grad in zip(("input_gate", "a_gate"), np.split(np.asarray(found[name]), 2, -1), strict=True):
+        for gate, grad in zip(
+            ("input_gate", "a_gate"), np.split(np.asarray(found[name]), 2, -1), strict=True
+        ):
             grads[f"rg_lru.{gate}.{part}"] = grad
     for name, values in expected["gradients"].items():
         np.testing.assert_allclose(summary(grads[name]), values, rtol=2e-5, atol=2e-4, err_msg=name)
@@ -127,7 +143,9 @@ def test_hawk_is_the_paper_s_equations():
 
     def step(params, state, x):
         x = rms_norm(x, 1e-6)
-        inputs = np.concatenate([state["inputs"], (x @ params["x_kernel"] + params["x_bias"])[:, None]], 1)
+        inputs = np.concatenate(
+            [state["inputs"], (x @ params["x_kernel"] + params["x_bias"])[:, None]], 1
+        )
         u = (inputs * params["convolution"]).sum(1) + params["convolution_bias"]
         z = np.einsum("bnd,nde->bne", u.reshape(B, 2, -1), params["gates"]) + params["gates_bias"]
         i, r = (sigmoid(part).reshape(u.shape) for part in np.split(z, 2, -1))
@@ -135,7 +153,10 @@ def test_hawk_is_the_paper_s_equations():
         h = a * state["h"] + np.sqrt(1 - a**2) * i * u
         y = x @ params["y_kernel"] + params["y_bias"]
         gelu = y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-        return gelu * h @ params["output_kernel"] + params["output_bias"], {"h": h, "inputs": inputs[:, 1:]}
+        return gelu * h @ params["output_kernel"] + params["output_bias"], {
+            "h": h,
+            "inputs": inputs[:, 1:],
+        }
 
     step_by_step("hawk", step)
 
@@ -145,7 +166,9 @@ def test_hgrn2_is_the_paper_s_equations(bound):
     """arXiv:2404.07904, section 3.2: the state's rows decay by the forget gate, and 1 minus the gate writes them."""
 
     def step(params, state, x):
-        q, f, v = (part.reshape(B, 2, -1) for part in np.split(rms_norm(x) @ params["kernel"], 3, -1))
+        q, f, v = (
+            part.reshape(B, 2, -1) for part in np.split(rms_norm(x) @ params["kernel"], 3, -1)
+        )
         a = bound + (1 - bound) * sigmoid(f)
         state = a[..., None] * state + (1 - a)[..., None] * v[:, :, None]
         y = np.einsum("bndf,bnd->bnf", state, q * sigmoid(q)).reshape(B, -1)

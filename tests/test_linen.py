@@ -27,7 +27,11 @@ def close(a: Any, b: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"time_major": True, "return_carry": True}, {"reverse": True, "keep_order": True, "return_carry": True}],
+    [
+        {},
+        {"time_major": True, "return_carry": True},
+        {"reverse": True, "keep_order": True, "return_carry": True},
+    ],
 )
 def test_the_same_tree_output_carry_and_gradients(options):
     theirs, ours = nn.RNN(nn.OptimizedLSTMCell(4), **options), LSTM(4, **options)
@@ -41,7 +45,10 @@ def test_the_same_tree_output_carry_and_gradients(options):
 
     def loss(module):
         return jax.jit(
-            jax.grad(lambda p, x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(module.apply(p, x))), argnums=(0, 1))
+            jax.grad(
+                lambda p, x: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(module.apply(p, x))),
+                argnums=(0, 1),
+            )
         )
 
     close(loss(ours)(params, X), loss(theirs)(params, X))
@@ -65,7 +72,9 @@ def test_half_precision_computes_in_half_precision():
     x, short = X.astype(jnp.bfloat16), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     ours = LSTM(4, param_dtype=jnp.bfloat16)
     # (The parameters are given; jax 0.12 draws no orthogonal matrix in bfloat16, as Flax's own initialiser would.)
-    theirs = theirs_of(4, param_dtype=jnp.bfloat16, recurrent_kernel_init=nn.initializers.zeros_init())
+    theirs = theirs_of(
+        4, param_dtype=jnp.bfloat16, recurrent_kernel_init=nn.initializers.zeros_init()
+    )
     np.testing.assert_allclose(apply(ours, short, x), apply(theirs, short, x), atol=0.03)
 
 
@@ -90,7 +99,10 @@ def test_sequences_have_lengths_of_their_own(options):
 
     def loss(module):
         return jax.jit(
-            jax.grad(lambda *a: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(answers(module, *a))), (0, 1))
+            jax.grad(
+                lambda *a: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(answers(module, *a))),
+                (0, 1),
+            )
         )
 
     if "keep_order" in options:

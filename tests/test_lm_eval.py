@@ -54,14 +54,23 @@ def test_log_probabilities_are_the_model_s(tiny_run):
     lm, harness = jaxlm.load(tiny_run[0].run_dir), JaxLM(str(tiny_run[0].run_dir))
     a, b, c, d = lm.vocab.words[3:7]
     (together, greedy), (likeliest, is_greedy) = harness.loglikelihood(
-        [request(f"{a} {b}", f" {c} {d}"), request(f"{a} {b}", f" {lm.predict(f'{a} {b}', 1)[0][0]}")]
+        [
+            request(f"{a} {b}", f" {c} {d}"),
+            request(f"{a} {b}", f" {lm.predict(f'{a} {b}', 1)[0][0]}"),
+        ]
     )
     first = dict(lm.predict(f"{a} {b}", 10**6))[c]
     second = dict(lm.predict(f"{a} {b} {c}", 10**6))[d]
-    assert together == pytest.approx(math.log(first * second), abs=1e-4) and isinstance(greedy, bool)
-    assert is_greedy and likeliest == pytest.approx(math.log(lm.predict(f"{a} {b}", 1)[0][1]), abs=1e-4)
+    assert together == pytest.approx(math.log(first * second), abs=1e-4) and isinstance(
+        greedy, bool
+    )
+    assert is_greedy and likeliest == pytest.approx(
+        math.log(lm.predict(f"{a} {b}", 1)[0][1]), abs=1e-4
+    )
     (rolling,) = harness.loglikelihood_rolling([request(f"{a} {b} {c}")])
-    assert rolling == pytest.approx(-float(lm.surprisal([f"{a} {b} {c}"], unit="nats").surprisal.sum()), abs=1e-3)
+    assert rolling == pytest.approx(
+        -float(lm.surprisal([f"{a} {b} {c}"], unit="nats").surprisal.sum()), abs=1e-3
+    )
 
 
 def test_generation_stops_where_it_is_told(tiny_run):
@@ -75,9 +84,16 @@ def test_generation_stops_where_it_is_told(tiny_run):
 
 def test_options_are_read_as_the_harness_s_own_models_read_them(tiny_run):
     harness = JaxLM(str(tiny_run[0].run_dir), tokenizer="space")
-    asked = ({"max_new_tokens": 5}, {"max_tokens": 5, "temperature": 0.8}, {"max_gen_toks": 5, "do_sample": False})
+    asked = (
+        {"max_new_tokens": 5},
+        {"max_tokens": 5, "temperature": 0.8},
+        {"max_gen_toks": 5, "do_sample": False},
+    )
     greedy, drawn, cold = harness.generate_until(
-        [request("", {"until": [], **options, "seed": 3}) for options in (*asked[:2], asked[2] | {"temperature": 0.8})]
+        [
+            request("", {"until": [], **options, "seed": 3})
+            for options in (*asked[:2], asked[2] | {"temperature": 0.8})
+        ]
     )
     assert [len(text.replace("\n", " <eos> ").split()) for text in (greedy, drawn)] == [5, 5]
     assert greedy == cold != drawn
@@ -140,20 +156,24 @@ def test_the_harness_s_numbers_of_a_text_are_those_that_compare(tiny_run, tmp_pa
     (tmp_path / "text.yaml").write_text(ROLLING.format(data=tmp_path / "text.jsonl"))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     model = JaxLM(str(tiny_run[0].run_dir))
-    found = simple_evaluate(model, tasks=["jaxlm_text"], task_manager=manager, bootstrap_iters=0)["results"][
-        "jaxlm_text"
-    ]
+    found = simple_evaluate(model, tasks=["jaxlm_text"], task_manager=manager, bootstrap_iters=0)[
+        "results"
+    ]["jaxlm_text"]
     lines = lm.surprisal(text.split("\n"), context="stream", unit="nats", eos=True)
     nats, size = lines.surprisal[:-1].sum(), len(text.encode())  # without the end of the last line
     assert found["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert found["byte_perplexity,none"] == pytest.approx(math.exp(nats / size), rel=1e-5)
-    assert found["word_perplexity,none"] == pytest.approx(math.exp(nats / len(text.split())), rel=1e-5)
+    assert found["word_perplexity,none"] == pytest.approx(
+        math.exp(nats / len(text.split())), rel=1e-5
+    )
 
 
 def test_a_stop_may_begin_with_the_end_of_a_line(tiny_run):
     harness = JaxLM(str(tiny_run[0].run_dir))
     word = jaxlm.load(tiny_run[0].run_dir).vocab.words[3]
-    (long,) = harness.generate_until([request(word, {"until": [], "max_gen_toks": 100, "temperature": 1.0, "seed": 1})])
+    (long,) = harness.generate_until(
+        [request(word, {"until": [], "max_gen_toks": 100, "temperature": 1.0, "seed": 1})]
+    )
     stop = "\n" + long.split("\n")[1].split()[0]
     options = {"until": [stop], "max_gen_toks": 100, "temperature": 1.0, "seed": 1}
     (short,) = harness.generate_until([request(word, options)])

@@ -17,7 +17,12 @@ TOLERANCE = {jnp.float32: 2e-5, jnp.float64: 1e-12}
 def draw(T, B, E, H, dtype, seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.5, dtype)  # noqa: E731
-    return normal(T, B, E), normal(E + H, 4 * H), normal(4 * H), LSTMState(normal(B, H), normal(B, H))
+    return (
+        normal(T, B, E),
+        normal(E + H, 4 * H),
+        normal(4 * H),
+        LSTMState(normal(B, H), normal(B, H)),
+    )
 
 
 def values_and_gradients(op, x, kernel, bias, state, forget_bias):
@@ -25,9 +30,13 @@ def values_and_gradients(op, x, kernel, bias, state, forget_bias):
 
     def scalar(x, kernel, bias, state, forget_bias):
         h, final = op(x, kernel, bias, state, forget_bias)
-        return jnp.sum(jnp.sin(h)) + jnp.sum(final.c**2) + 2 * jnp.sum(final.h * jnp.cos(final.c)), (h, final)
+        return jnp.sum(jnp.sin(h)) + jnp.sum(final.c**2) + 2 * jnp.sum(
+            final.h * jnp.cos(final.c)
+        ), (h, final)
 
-    return jax.value_and_grad(scalar, argnums=(0, 1, 2, 3, 4), has_aux=True)(x, kernel, bias, state, forget_bias)
+    return jax.value_and_grad(scalar, argnums=(0, 1, 2, 3, 4), has_aux=True)(
+        x, kernel, bias, state, forget_bias
+    )
 
 
 fast = jax.jit(functools.partial(values_and_gradients, lstm))
@@ -35,7 +44,9 @@ plain = jax.jit(functools.partial(values_and_gradients, lstm_reference))
 
 
 def assert_close(a, b, tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 10), a, b)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 10), a, b
+    )
 
 
 @settings(max_examples=8)
@@ -71,7 +82,9 @@ def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
     values = fast(*arguments)
     (_, (h, final)), gradients = values
     assert (h.dtype, final.c.dtype) == (jnp.bfloat16, jnp.float32)
-    assert [leaf.dtype for leaf in jax.tree.leaves(gradients)] == [leaf.dtype for leaf in jax.tree.leaves(arguments)]
+    assert [leaf.dtype for leaf in jax.tree.leaves(gradients)] == [
+        leaf.dtype for leaf in jax.tree.leaves(arguments)
+    ]
     for a, b in zip(jax.tree.leaves(values), jax.tree.leaves(plain(*arguments)), strict=True):
         difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
         assert difference < 0.03 * np.abs(np.asarray(b, np.float32)).max()
@@ -103,7 +116,11 @@ def test_two_halves_with_the_carry_equal_the_whole():
 @pytest.mark.parametrize("dropped", [False, True])
 def test_one_step_at_a_time_is_all_steps_at_once(dropped):
     x, kernel, bias, state = draw(5, 2, 3, 4, jnp.float32)
-    masks = {"kept": jax.random.bernoulli(jax.random.key(1), 0.6, (2, 4)), "keep": 0.6} if dropped else {}
+    masks = (
+        {"kept": jax.random.bernoulli(jax.random.key(1), 0.6, (2, 4)), "keep": 0.6}
+        if dropped
+        else {}
+    )
     whole, final = lstm(x, kernel, bias, state, 1.0, **masks)
     found, carry = [], state
     for step in x:
@@ -136,8 +153,14 @@ def test_one_step_by_hand():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kernel=jnp.zeros((6, 16))), r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)"),
-        (dict(bias=jnp.zeros(15)), r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)"),
+        (
+            dict(kernel=jnp.zeros((6, 16))),
+            r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)",
+        ),
+        (
+            dict(bias=jnp.zeros(15)),
+            r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)",
+        ),
         (
             dict(state=LSTMState(jnp.zeros((3, 4)), jnp.zeros((3, 4)))),
             r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)",
@@ -147,6 +170,8 @@ def test_one_step_by_hand():
 )
 @pytest.mark.parametrize("op", [lstm, lstm_reference])
 def test_shapes_that_do_not_fit_are_named(op, change, message):
-    fitting = dict(zip(("x", "kernel", "bias", "state"), draw(5, 2, 3, 4, jnp.float32), strict=True))
+    fitting = dict(
+        zip(("x", "kernel", "bias", "state"), draw(5, 2, 3, 4, jnp.float32), strict=True)
+    )
     with pytest.raises(ValueError, match=message):
         op(**{**fitting, **change})

@@ -35,7 +35,9 @@ def write(
         end = min(start + chunk, start + per_epoch - index, n)
         log.windows(start + 1, epoch + 1, *values[:, start:end])
         if end % per_epoch == 0:
-            log.result("epoch", epoch=epoch + 1, train_perplexity=values[0, end - 1], valid_perplexity=NAN)
+            log.result(
+                "epoch", epoch=epoch + 1, train_perplexity=values[0, end - 1], valid_perplexity=NAN
+            )
         start = end
         synced.append((start, log.sync()))
     return synced
@@ -52,7 +54,9 @@ def series(n: int) -> np.ndarray:
     return np.random.default_rng(n).uniform(0, 200, (3, n)).astype(np.float32)
 
 
-@given(st.lists(st.tuples(FLOATS, FLOATS, FLOATS), max_size=20), st.integers(1, 25), st.integers(1, 25))
+@given(
+    st.lists(st.tuples(FLOATS, FLOATS, FLOATS), max_size=20), st.integers(1, 25), st.integers(1, 25)
+)
 @settings(max_examples=25)
 def test_any_chunks_and_any_resume_give_the_same_bytes(rows, chunk, other):
     values = np.array(rows, np.float32).reshape(-1, 3).T
@@ -83,10 +87,14 @@ def test_every_float32_comes_back_and_every_line_is_strict_json(costs):
 @settings(max_examples=25)
 def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
     """The sum of float32 values as floats in order, over the steps of windows whose cost is finite."""
-    epochs = data.draw(st.lists(st.integers(1, 2), min_size=len(windows), max_size=len(windows)).map(sorted))
+    epochs = data.draw(
+        st.lists(st.integers(1, 2), min_size=len(windows), max_size=len(windows)).map(sorted)
+    )
     with tempfile.TemporaryDirectory() as folder:
         with opened(Path(folder), bptt_length=5) as log:
-            for step, (epoch, (cost, norm, steps)) in enumerate(zip(epochs, windows, strict=True), 1):
+            for step, (epoch, (cost, norm, steps)) in enumerate(
+                zip(epochs, windows, strict=True), 1
+            ):
                 log.windows(step, epoch, [cost], [norm], [1], steps=[steps])
             kept, skipped = log.sync(), log.skipped
             written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
@@ -94,8 +102,14 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
             assert [log.epoch_cost(epoch) for epoch in (1, 2, 3)] == written
             assert log.skipped == skipped
     for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
-        finite = [(c, n) for e, (c, _, n) in zip(epochs, windows, strict=True) if e == epoch and np.isfinite(c)]
-        assert cost == reduce(add, (c for c, _ in finite), 0.0) and steps == sum(n for _, n in finite)
+        finite = [
+            (c, n)
+            for e, (c, _, n) in zip(epochs, windows, strict=True)
+            if e == epoch and np.isfinite(c)
+        ]
+        assert cost == reduce(add, (c for c, _ in finite), 0.0) and steps == sum(
+            n for _, n in finite
+        )
         assert skipped[epoch] == sum(
             not (np.isfinite(c) and np.isfinite(norm))
             for e, (c, norm, _) in zip(epochs, windows, strict=True)
@@ -168,7 +182,10 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path, intruder):
     with pytest.raises(RunDirError, match=re.escape(str(path))):
         read_metrics(tmp_path / "run")
     if intruder != "gone":
-        with pytest.raises(RunDirError, match=re.escape(str(path))), opened(tmp_path / "run", kept=Prefix(10, "0")):
+        with (
+            pytest.raises(RunDirError, match=re.escape(str(path))),
+            opened(tmp_path / "run", kept=Prefix(10, "0")),
+        ):
             pass
 
 
@@ -180,7 +197,10 @@ def test_a_run_directory_that_is_not_there(tmp_path):
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(tmp_path):
     values, limits = series(60), resource.getrlimit(resource.RLIMIT_FSIZE)
     whole, _ = logged(tmp_path / "whole", values, 4)
-    with pytest.raises(RunDirError, match=r"cannot write.*File too large"), opened(tmp_path, "ptb") as log:
+    with (
+        pytest.raises(RunDirError, match=r"cannot write.*File too large"),
+        opened(tmp_path, "ptb") as log,
+    ):
         write(log, values[:, :12])
         kept = log.sync()
         resource.setrlimit(resource.RLIMIT_FSIZE, (kept.bytes + 100, limits[1]))

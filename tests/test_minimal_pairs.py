@@ -33,12 +33,23 @@ def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
     found = lm.minimal_pairs(PAIRS)
     for result in found.results:
         np.testing.assert_allclose(
-            [result.good, result.bad], [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)], atol=1e-4
+            [result.good, result.bad],
+            [log_p(lm, result.pair.good), log_p(lm, result.pair.bad)],
+            atol=1e-4,
         )
         assert result.correct == (result.good > result.bad)
-    assert [result.good == result.bad for result in found.results] == [False, False, True, True, False]
+    assert [result.good == result.bad for result in found.results] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert [result.alike for result in found.results] == [False, False, False, True, False]
-    assert [(row.UID, row.pairs, row.ties, row.oov_only, row.left_out) for row in [*found.by_uid, found.total]] == [
+    assert [
+        (row.UID, row.pairs, row.ties, row.oov_only, row.left_out)
+        for row in [*found.by_uid, found.total]
+    ] == [
         ("agreement", 2, 0, 0, 0),
         ("same", 1, 1, 0, 0),
         ("unknown", 2, 1, 1, 0),
@@ -52,12 +63,21 @@ def test_pairs_are_scored_by_log_probability_and_ties_are_not_correct():
 
 def test_pairs_that_differ_in_unknown_words_only_are_left_out_on_request():
     found = small_lm().minimal_pairs(PAIRS, oov="filter")
-    assert (found.total.pairs, found.total.oov_only, found.total.left_out, found.total.ties) == (4, 1, 1, 1)
+    assert (found.total.pairs, found.total.oov_only, found.total.left_out, found.total.ties) == (
+        4,
+        1,
+        1,
+        1,
+    )
     with pytest.raises(DataError, match="'zebra'"):
         small_lm().minimal_pairs(PAIRS, oov="error")
     lower = replace(small_lm(), config=small_lm().config.replace(lowercase=True))
-    (pair,) = lower.minimal_pairs([Pair("The dog", "the dog")], tokenizer="none", oov="filter").results
-    assert pair.good == pair.bad and not pair.alike  # they differ in case, which this model does not read
+    (pair,) = lower.minimal_pairs(
+        [Pair("The dog", "the dog")], tokenizer="none", oov="filter"
+    ).results
+    assert (
+        pair.good == pair.bad and not pair.alike
+    )  # they differ in case, which this model does not read
 
 
 def test_a_mirrored_pair_is_correct_one_way_only():
@@ -71,7 +91,10 @@ def test_a_mirrored_pair_is_correct_one_way_only():
 def test_wilsons_interval_solves_its_equation(n, share):
     successes = round(n * share)
     low, high = wilson_interval(successes, n)
-    assert 0 <= low <= (successes / n if n else 0) + 1e-12 and (successes / n if n else 1) - 1e-12 <= high <= 1
+    assert (
+        0 <= low <= (successes / n if n else 0) + 1e-12
+        and (successes / n if n else 1) - 1e-12 <= high <= 1
+    )
     for bound in (low, high):
         if 1e-9 < bound < 1 - 1e-9:
             z = abs(successes / n - bound) / (bound * (1 - bound) / n) ** 0.5
@@ -80,7 +103,9 @@ def test_wilsons_interval_solves_its_equation(n, share):
 
 def test_wilsons_published_values():
     assert wilson_interval(0, 0) == (0, 1)
-    np.testing.assert_allclose(wilson_interval(8, 10), (0.4901625, 0.9433178), atol=1e-6)  # R: prop.test, no correction
+    np.testing.assert_allclose(
+        wilson_interval(8, 10), (0.4901625, 0.9433178), atol=1e-6
+    )  # R: prop.test, no correction
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +155,10 @@ def test_the_table_of_the_command_line(run, tmp_path, capsys):
     [
         ('{"sentence_good": a}', "line 2 is not JSON to be read: Expecting value: column 19"),
         ("[1]", "line 2: expected a JSON object"),
-        ('{"sentence_good": "a"}', "line 2: expected text in 'sentence_good' and 'sentence_bad', found 'a' and ''"),
+        (
+            '{"sentence_good": "a"}',
+            "line 2: expected text in 'sentence_good' and 'sentence_bad', found 'a' and ''",
+        ),
         ('{"sentence_good": "a", "sentence_bad": 3}', "'sentence_bad', found 'a' and 3"),
         ('{"sentence_good": " ", "sentence_bad": "b"}', "'sentence_bad', found ' ' and 'b'"),
         ("[" * 10_000, "not JSON"),
@@ -143,7 +171,12 @@ def test_malformed_lines_are_named(run, tmp_path, capsys, line, message):
     path.write_text('{"sentence_good": "bank", "sentence_bad": "lends"}\n' + line + "\n")
     assert main(["minimal-pairs", run, str(path)]) == 1
     said = capsys.readouterr()
-    assert said.out == "" and f"{path}, " in said.err and message in said.err and len(said.err.splitlines()) == 1
+    assert (
+        said.out == ""
+        and f"{path}, " in said.err
+        and message in said.err
+        and len(said.err.splitlines()) == 1
+    )
 
 
 def test_files_without_pairs(run, tmp_path, capsys):

@@ -22,14 +22,19 @@ def summed_nats_reference(latents, choice, kernel, bias, targets, weights, epsil
 def draw(N, K, D, V, dtype, seed=0):
     rng = np.random.default_rng(seed)
     return (
-        *(jnp.asarray(rng.normal(size=shape), dtype) for shape in ((N, K, D), (N, K), (D, V), (V,))),
+        *(
+            jnp.asarray(rng.normal(size=shape), dtype)
+            for shape in ((N, K, D), (N, K), (D, V), (V,))
+        ),
         jnp.asarray(rng.integers(0, V, N)),
         jnp.asarray(rng.uniform(0, 2, N), dtype),
     )
 
 
 def values_and_gradients(op, *arguments, **options):
-    return jax.jit(jax.value_and_grad(lambda some, rest: 3 * op(*some, *rest, **options)))(arguments[:4], arguments[4:])
+    return jax.jit(jax.value_and_grad(lambda some, rest: 3 * op(*some, *rest, **options)))(
+        arguments[:4], arguments[4:]
+    )
 
 
 # Each alone, the least and the usual; chunks of one row, of some that do not divide N, and of all.
@@ -55,7 +60,9 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
         def both(x, choice, kernel, bias, targets, weights):
             def gradients(op):
                 return jax.value_and_grad(
-                    lambda x, choice, kernel, bias: 3 * op(x, choice, kernel, bias, targets, weights, epsilon=epsilon),
+                    lambda x, choice, kernel, bias: (
+                        3 * op(x, choice, kernel, bias, targets, weights, epsilon=epsilon)
+                    ),
                     (0, 1, 2, 3),
                 )(x, choice, kernel, bias)
 
@@ -71,7 +78,9 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
         @settings(max_examples=10)
         @given(st.integers(0, 99))  # what varies here compiles nothing anew
         def with_values(seed):
-            plain, fast, every, *costs = both(*draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed))
+            plain, fast, every, *costs = both(
+                *draw(N, K, D, V, jnp.float64 if wide else jnp.float32, seed)
+            )
             close(fast, plain)
             close(every, plain)
             jax.tree.map(close, *costs)
@@ -92,7 +101,9 @@ def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
     latents, choice, kernel, bias, targets, weights = draw(64, 3, 32, 50, jnp.float32)
     arrays = (latents.astype(jnp.bfloat16), choice, kernel / 8, 10 + bias, targets, weights)
     fast, plain = (values_and_gradients(op, *arrays) for op in (summed_nats, summed_nats_reference))
-    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [leaf.dtype for leaf in jax.tree.leaves(plain)]
+    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [
+        leaf.dtype for leaf in jax.tree.leaves(plain)
+    ]
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
         assert np.abs(np.float32(a) - np.float32(b)).max() < 0.02 * np.abs(np.float32(b)).max()
 
@@ -141,15 +152,23 @@ def test_no_array_of_all_logits_exists():
     jaxpr = jax.make_jaxpr(forward)(*shapes).jaxpr
     assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
     few = [jax.ShapeDtypeStruct((64, *shape.shape[1:]), shape.dtype) for shape in shapes[:2]]
-    assert largest_array(jax.make_jaxpr(log_probs)(*few, *shapes[2:4]).jaxpr) <= 64 * V  # one expert after the other
+    assert (
+        largest_array(jax.make_jaxpr(log_probs)(*few, *shapes[2:4]).jaxpr) <= 64 * V
+    )  # one expert after the other
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating-point numbers of the shape \(4, 5\)"),
+        (
+            dict(kernel=jnp.zeros((3, 5))),
+            r"kernel should be floating-point numbers of the shape \(4, 5\)",
+        ),
         (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
-        (dict(weights=jnp.zeros(2)), r"weights should be floating-point numbers of the shape \(3,\)"),
+        (
+            dict(weights=jnp.zeros(2)),
+            r"weights should be floating-point numbers of the shape \(3,\)",
+        ),
     ],
 )
 def test_shapes_and_types_that_do_not_fit_are_named(change, message):

@@ -30,8 +30,16 @@ def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape) * 0.5, dtype)
 
-    weights = jax.tree.map(lambda leaf: normal(*leaf.shape), model.init_layer(jax.random.key(0), E, H))
-    return normal(T, B, E), weights, LSTMState(normal(B, H), normal(B, H)), normal(B, H), normal(B, H)
+    weights = jax.tree.map(
+        lambda leaf: normal(*leaf.shape), model.init_layer(jax.random.key(0), E, H)
+    )
+    return (
+        normal(T, B, E),
+        weights,
+        LSTMState(normal(B, H), normal(B, H)),
+        normal(B, H),
+        normal(B, H),
+    )
 
 
 def values_and_gradients(op, input_gate, x, weights, state, limits):
@@ -39,9 +47,13 @@ def values_and_gradients(op, input_gate, x, weights, state, limits):
 
     def scalar(x, weights, state, limits):
         y, final = op(x, weights, state, input_gate, limits)
-        return jnp.sum(jnp.sin(y)) + jnp.sum(final.c**2) + 2 * jnp.sum(final.h * jnp.cos(final.c)), (y, final)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(final.c**2) + 2 * jnp.sum(
+            final.h * jnp.cos(final.c)
+        ), (y, final)
 
-    return jax.jit(jax.value_and_grad(scalar, (0, 1, 2, 3), has_aux=True))(x, weights, state, limits)
+    return jax.jit(jax.value_and_grad(scalar, (0, 1, 2, 3), has_aux=True))(
+        x, weights, state, limits
+    )
 
 
 def assert_close(a, b, rtol=1e-4, atol=1e-5):
@@ -62,7 +74,9 @@ def assert_close(a, b, rtol=1e-4, atol=1e-5):
 def test_equals_the_reference(rounds, rank, gate, norm, clip, masks, wide, seed):
     with jax.enable_x64(wide):
         model = jaxlm.Mogrifier(rounds=rounds, rank=rank, input_gate=gate, layer_norm=norm)
-        x, weights, state, held, updated = draw(model, 3, 2, 4, 3, jnp.float64 if wide else jnp.float32, seed)
+        x, weights, state, held, updated = draw(
+            model, 3, 2, 4, 3, jnp.float64 if wide else jnp.float32, seed
+        )
         limits = Limits(clip, held if masks else None, updated if masks else None)
         found = [values_and_gradients(op, gate, x, weights, state, limits) for op in OPS.values()]
         rtol, atol = (1e-9, 1e-11) if wide else (1e-3, 2e-5)
@@ -111,7 +125,9 @@ def test_the_cell_by_hand(gate, rank):
 def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
     x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=2, rank=2), 5, 3, 8, 6)
     x = x.astype(jnp.bfloat16)
-    fast, plain = (values_and_gradients(op, "capped", x, weights, state, Limits()) for op in OPS.values())
+    fast, plain = (
+        values_and_gradients(op, "capped", x, weights, state, Limits()) for op in OPS.values()
+    )
     (_, (y, final)), gradients = fast
     assert (y.dtype, final.c.dtype, gradients[0].dtype) == (jnp.bfloat16, jnp.float32, jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients[1:])} == {jnp.dtype(jnp.float32)}
@@ -139,7 +155,9 @@ def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
         return {
             found.aval.shape
             for equation in scans(jax.make_jaxpr(jax.grad(cost))(weights).jaxpr)
-            for found, of_step in zip(equation.outvars, equation.params["jaxpr"].out_avals, strict=True)
+            for found, of_step in zip(
+                equation.outvars, equation.params["jaxpr"].out_avals, strict=True
+            )
             if found.aval.shape == of_step.shape
         }
 
@@ -154,7 +172,9 @@ CELLS = GOLDEN["cells"]
 
 def assert_recorded(array, expected, tolerance):
     """Relative to the array's norm: a sum may cancel."""
-    np.testing.assert_allclose(summary(array), expected, rtol=0, atol=tolerance * max(expected[0], 1e-3) * 3)
+    np.testing.assert_allclose(
+        summary(array), expected, rtol=0, atol=tolerance * max(expected[0], 1e-3) * 3
+    )
 
 
 def from_lamb(drawn, prefix="", linear=""):
@@ -168,7 +188,11 @@ def from_lamb(drawn, prefix="", linear=""):
         rounds.append(
             {"full": drawn[f"{name}/kernel"], "bias": drawn[f"{name}/bias"]}
             if f"{name}/kernel" in drawn
-            else {"left": drawn[f"{name}_weight_a"], "right": drawn[f"{name}_weight_b"], "bias": drawn[f"{name}_bias"]}
+            else {
+                "left": drawn[f"{name}_weight_a"],
+                "right": drawn[f"{name}_weight_b"],
+                "bias": drawn[f"{name}_bias"],
+            }
         )
     return {
         "kernel": np.concatenate([apart[gate] for gate in order], 1),
@@ -182,7 +206,8 @@ def in_lamb_s_names(weights, names, prefix="", linear=""):
     order = [gate for gate in "ijfo" if f"{prefix}{linear}B_{gate}" in names]
     theirs = [gate for gate in "jofi" if gate in order]
     kernels, biases = (
-        dict(zip(order, np.split(weights[part], len(order), -1), strict=True)) for part in ("kernel", "bias")
+        dict(zip(order, np.split(weights[part], len(order), -1), strict=True))
+        for part in ("kernel", "bias")
     )
     found = {f"{prefix}{linear}W": np.concatenate([kernels[gate] for gate in theirs], 1)} | {
         f"{prefix}{linear}B_{gate}": biases[gate] for gate in theirs
@@ -202,7 +227,9 @@ def in_lamb_s_names(weights, names, prefix="", linear=""):
 @pytest.mark.parametrize(
     "case",
     CELLS,
-    ids=lambda case: " ".join(f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES),
+    ids=lambda case: " ".join(
+        f"{name}={value}" for name, value in case["config"].items() if name not in SHAPES
+    ),
 )
 def test_the_cell_of_lamb(case):
     """Outputs, carry and every gradient, in float64 to the last digits that were recorded."""
@@ -212,30 +239,43 @@ def test_the_cell_of_lamb(case):
     x = g.standard_normal((T, B, D)).astype(np.float32)
     c, h = (g.uniform(-0.5, 0.5, (B, H)).astype(np.float32) for _ in range(2))
     R = g.standard_normal((T, B, H)).astype(np.float32)
-    drawn = {name: g.uniform(-0.4, 0.4, shape).astype(np.float32) for name, shape in case["variables"]}
+    drawn = {
+        name: g.uniform(-0.4, 0.4, shape).astype(np.float32) for name, shape in case["variables"]
+    }
     masks = {}
     for name, shape in (("input_dropout", (B, D)), ("state_dropout", (B, H))):
         if rate := config.get(name):
             masks[name] = (m.random(shape) < 1 - rate) / (1 - rate)
-    gate = "coupled" if config.get("tie_gates") else "capped" if config.get("cap_input_gate", True) else "free"
+    gate = (
+        "coupled"
+        if config.get("tie_gates")
+        else "capped"
+        if config.get("cap_input_gate", True)
+        else "free"
+    )
     with jax.enable_x64(True):
         limits = Limits(config.get("cell_clip"), masks.get("state_dropout"))
         weights, state, x = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.float64), (from_lamb(drawn), LSTMState(*map(jnp.asarray, (c, h))), x)
+            lambda leaf: jnp.asarray(leaf, jnp.float64),
+            (from_lamb(drawn), LSTMState(*map(jnp.asarray, (c, h))), x),
         )
 
         def loss(weights, x, state):
             y, final = mogrifier(x * masks.get("input_dropout", 1.0), weights, state, gate, limits)
             return (y * R).sum(), (y, final)
 
-        (value, (y, final)), (dweights, dx, dstate) = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(
-            weights, x, state
-        )
+        (value, (y, final)), (dweights, dx, dstate) = jax.jit(
+            jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+        )(weights, x, state)
     assert value == pytest.approx(case["loss"], rel=1e-9, abs=1e-9)
     assert_recorded(y, case["outputs"], 1e-9)
     np.testing.assert_allclose(final.h, case["h_last"], rtol=1e-7)
     np.testing.assert_allclose(final.c, case["c_last"], rtol=1e-7)
-    found = in_lamb_s_names(jax.tree.map(np.asarray, dweights), drawn) | {"x": dx, "c0": dstate.c, "h0": dstate.h}
+    found = in_lamb_s_names(jax.tree.map(np.asarray, dweights), drawn) | {
+        "x": dx,
+        "c0": dstate.c,
+        "h0": dstate.h,
+    }
     assert {*found} == {*case["gradients"]}
     for name, expected in case["gradients"].items():
         assert_recorded(found[name], expected, 1e-9)
@@ -248,7 +288,12 @@ LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
 
 def lamb_config(case):
     """lamb's settings as jaxlm has them."""
-    defaults = {"tie_gates": False, "cap_input_gate": True, "rmsprop_beta2": 0.999, "rmsprop_epsilon": 1e-8}
+    defaults = {
+        "tie_gates": False,
+        "cap_input_gate": True,
+        "rmsprop_beta2": 0.999,
+        "rmsprop_epsilon": 1e-8,
+    }
     theirs = {**defaults, **case["config"]}
     E, H = theirs["input_embedding_size"], theirs["hidden_size"][0]
 
@@ -293,9 +338,13 @@ def lamb_params(case):
     """The weights that a case starts from."""
     g = np.random.default_rng(case["weight_seed"])
     drawn = {
-        name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32) for name, shape in case["variables"]
+        name: g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
+        for name, shape in case["variables"]
     }
-    layers = [from_lamb(drawn, LAYER.format(place), "tiled_linear/") for place in range(case["config"]["num_layers"])]
+    layers = [
+        from_lamb(drawn, LAYER.format(place), "tiled_linear/")
+        for place in range(case["config"]["num_layers"])
+    ]
     head = {"bias": drawn["om/om/bias"][0]}
     for ours, name in (("kernel", "om/om/weights"), ("projection", "om/om/projection/kernel")):
         if name in drawn:
@@ -336,7 +385,10 @@ def lamb_noise(case, config, step):
 
     layers = range(len(config.model.hidden_sizes))
     words = found("embedding_dropout")
-    outputs = (*(found(f"inter_layer_dropout, layer {place}") for place in layers[1:]), found("output_dropout"))
+    outputs = (
+        *(found(f"inter_layer_dropout, layer {place}") for place in layers[1:]),
+        found("output_dropout"),
+    )
     return Noise(
         found("input_dropout, layer 0"),
         outputs,
@@ -355,12 +407,18 @@ def test_the_language_model_of_lamb(case):
     config = lamb_config(case)
     T, B, V, steps = config.train.bptt_length, case["B"], config.model.vocab_size, case["steps"]
     t = np.random.default_rng(case["token_seed"])
-    train, valid = ((t.random((B, windows * T + 1)) ** 3 * V).astype(np.int32).T for windows in (steps, 3))
-    state = init_state(config.recipe, jax.random.key(0), B, jax.tree.map(jnp.asarray, lamb_params(case)))
+    train, valid = (
+        (t.random((B, windows * T + 1)) ** 3 * V).astype(np.int32).T for windows in (steps, 3)
+    )
+    state = init_state(
+        config.recipe, jax.random.key(0), B, jax.tree.map(jnp.asarray, lamb_params(case))
+    )
     run, costs = jax.jit(train_step), []
     for step in range(steps):
         tokens = jnp.asarray(train[step * T : (step + 1) * T + 1])
-        state, metrics = run(config.recipe, state, Window(tokens[:-1], tokens[1:]), lamb_noise(case, config, step))
+        state, metrics = run(
+            config.recipe, state, Window(tokens[:-1], tokens[1:]), lamb_noise(case, config, step)
+        )
         costs.append((metrics.cost, metrics.grad_norm))
     cost, norm = np.array(costs).T
     np.testing.assert_allclose(cost, case["cost"], rtol=LOSS)
@@ -378,9 +436,18 @@ def test_the_language_model_of_lamb(case):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(rank=9, hidden_sizes=(12, 8), embedding_size=10), "rank is 9, and hidden_sizes has 8; rank 0 is full"),
-        (dict(rank=9, hidden_sizes=(12, 12), embedding_size=8), "rank is 9, and embedding_size has 8"),
-        (dict(skip=True, hidden_sizes=(12, 8)), "skip adds up the layers' outputs, .*: hidden_sizes is 12,8"),
+        (
+            dict(rank=9, hidden_sizes=(12, 8), embedding_size=10),
+            "rank is 9, and hidden_sizes has 8; rank 0 is full",
+        ),
+        (
+            dict(rank=9, hidden_sizes=(12, 12), embedding_size=8),
+            "rank is 9, and embedding_size has 8",
+        ),
+        (
+            dict(skip=True, hidden_sizes=(12, 8)),
+            "skip adds up the layers' outputs, .*: hidden_sizes is 12,8",
+        ),
         (dict(cell_clip=0.0), "cell_clip must be above 0"),
         (dict(input_gate="tied"), "input_gate must be free, capped or coupled"),
     ],

@@ -36,7 +36,9 @@ class Replay:
         self.widths = (*[c["hidden"]] * (c["layers"] - 1), c["hidden_last"])
         self.small = 0 if c["small_batch"] == c["B"] else c["small_batch"]
         kept = self.kept
-        self.config = jaxlm.preset("small").replace(
+        self.config = jaxlm.preset(
+            "small"
+        ).replace(
             vocab_size=c["V"],
             embedding_size=c["emb"],
             hidden_sizes=self.widths,
@@ -68,7 +70,9 @@ class Replay:
         model = replace(self.config.model, compute_dtype=dtype)
         self.recipe = Recipe(model, self.config.optimizer, self.config.schedule)
         g = np.random.default_rng(c["token_seed"])
-        self.train, self.valid = ((g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32) for n in case["n_train_valid"])
+        self.train, self.valid = (
+            (g.random(n) ** 3 * (c["V"] - 1)).astype(np.int32) for n in case["n_train_valid"]
+        )
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
 
     def _weights(self, g):
@@ -83,7 +87,9 @@ class Replay:
             s = 1 / np.sqrt(width)
             kernels = draw(s, 4 * width, inputs), draw(s, 4 * width, width)
             one, other = draw(s, 4 * width), draw(s, 4 * width)
-            layers.append({"kernel": np.concatenate([*map(gates, kernels)]), "bias": gates(one + other)})
+            layers.append(
+                {"kernel": np.concatenate([*map(gates, kernels)]), "bias": gates(one + other)}
+            )
             apart.append(one - other)
         s, K, D = 1 / np.sqrt(c["hidden_last"]), c["n_experts"], c["emb"]
         head = {
@@ -112,13 +118,17 @@ class Replay:
             for layer, width in enumerate(self.widths):
                 dropped = mask("wdrop", 4 * width, width)
                 weights.append(None if dropped is None else gates(dropped))
-                outputs.append(mask("dropouth" if layer < c["layers"] - 1 else "dropout", 1, rows, width))
+                outputs.append(
+                    mask("dropouth" if layer < c["layers"] - 1 else "dropout", 1, rows, width)
+                )
             latents = mask("dropoutl", 1, rows, c["n_experts"] * c["emb"])
             return Noise(embedding, tuple(outputs), words, tuple(weights), latents=latents)
 
         if not self.small:
             return jax.tree.map(jnp.asarray, one(c["B"]))
-        return jax.tree.map(lambda *masks: jnp.stack(masks), *(one(self.small) for _ in range(c["B"] // self.small)))
+        return jax.tree.map(
+            lambda *masks: jnp.stack(masks), *(one(self.small) for _ in range(c["B"] // self.small))
+        )
 
     def plan(self):
         """The run's plan, but for the lengths drawn, which the file has."""
@@ -136,7 +146,11 @@ class Replay:
         c, plan, tokens = self.c, self.plan(), jnp.asarray(batch(self.train, self.c["B"]))
         state = init_state(self.recipe, jax.random.key(0), c["B"], self.params)
         told, evaluated, tensors = [], [], {}
-        apart, mean, moved = [1.0], [], 0.0  # of the biases' difference: at each step, and its average's terms
+        apart, mean, moved = (
+            [1.0],
+            [],
+            0.0,
+        )  # of the biases' difference: at each step, and its average's terms
         switch = c["switch_after_epoch"] * plan.windows_in(0)
         for k in range(plan.total):
             if k == switch:
@@ -146,7 +160,14 @@ class Replay:
             window = read_window(tokens, where, plan.length, self.small)
             state, metrics = step(self.recipe, state, window, self.noise(k))
             rate = float(metrics.learning_rate) * float(where.rate)
-            told.append((float(metrics.cost) / int(where.length), float(metrics.grad_norm), rate, int(where.length)))
+            told.append(
+                (
+                    float(metrics.cost) / int(where.length),
+                    float(metrics.grad_norm),
+                    rate,
+                    int(where.length),
+                )
+            )
             moved = moved if k > switch else rate
             apart.append(apart[-1] * (1 - moved * c["wdecay"]))
             moved = rate
@@ -158,7 +179,11 @@ class Replay:
         tensors["averaged_after_asgd"] = self.named(state.evaluated, np.mean(mean))
         ids = jnp.asarray(self.valid[:9, None])
         nats, _ = eval_step(
-            self.recipe.model, state.params, ids[:-1], ids[1:], stack.zero_carry(self.recipe.model, 1, self.dtype)
+            self.recipe.model,
+            state.params,
+            ids[:-1],
+            ids[1:],
+            stack.zero_carry(self.recipe.model, 1, self.dtype),
         )
         return np.array(told).T, np.array(evaluated), tensors, -np.asarray(nats)[:, 0]
 
@@ -174,7 +199,10 @@ class Replay:
         }
         return {
             name: np.asarray(array, np.float64)
-            for name, array in {**found, **torch_layers(params["layers"], self.apart, apart)}.items()
+            for name, array in {
+                **found,
+                **torch_layers(params["layers"], self.apart, apart),
+            }.items()
         }
 
 
@@ -208,14 +236,28 @@ def test_the_published_run(name, wide):
     steps = None if wide else agree
     assert lengths.tolist() == case["T"]
     np.testing.assert_allclose(rates, case["lr_of_step"], rtol=1e-6)
-    np.testing.assert_allclose(losses[:steps], told["raw_loss"][:steps], rtol=1e-6 if wide else 1e-4)
-    np.testing.assert_allclose(norms[:steps], told["grad_norm"][:steps], rtol=1e-5 if wide else 1e-3)
-    chaotic = not wide and agree < len(losses)  # the published code's own float32 run strays further than this
-    np.testing.assert_allclose(evaluated, case["evaluations"], rtol=1e-6 if wide else 5e-5 if chaotic else 1e-5)
-    np.testing.assert_allclose(log_p, case["final_logprob"], rtol=1e-6 if wide else 5e-3 if chaotic else 1e-4)
+    np.testing.assert_allclose(
+        losses[:steps], told["raw_loss"][:steps], rtol=1e-6 if wide else 1e-4
+    )
+    np.testing.assert_allclose(
+        norms[:steps], told["grad_norm"][:steps], rtol=1e-5 if wide else 1e-3
+    )
+    chaotic = not wide and agree < len(
+        losses
+    )  # the published code's own float32 run strays further than this
+    np.testing.assert_allclose(
+        evaluated, case["evaluations"], rtol=1e-6 if wide else 5e-5 if chaotic else 1e-5
+    )
+    np.testing.assert_allclose(
+        log_p, case["final_logprob"], rtol=1e-6 if wide else 5e-3 if chaotic else 1e-4
+    )
     for when, named in tensors.items():
         for key, triple in case["tensors"][when].items():
             norm, *found = summary(named[key])
-            assert norm == pytest.approx(triple[0], rel=1e-6 if wide else 2e-3 if chaotic else 1e-4), (when, key)
+            assert norm == pytest.approx(
+                triple[0], rel=1e-6 if wide else 2e-3 if chaotic else 1e-4
+            ), (when, key)
             if wide:
-                np.testing.assert_allclose(found, triple[1:], rtol=1e-6, atol=1e-6 * norm, err_msg=f"{when} {key}")
+                np.testing.assert_allclose(
+                    found, triple[1:], rtol=1e-6, atol=1e-6 * norm, err_msg=f"{when} {key}"
+                )

@@ -26,21 +26,33 @@ def test_each_matrix_is_orthogonalised_as_optax_does(shape):
 
 
 def test_singular_values_end_near_one():
-    values = np.linalg.svd(orthogonalized(jax.random.normal(jax.random.key(1), (2, 32, 20)), 5), compute_uv=False)
+    values = np.linalg.svd(
+        orthogonalized(jax.random.normal(jax.random.key(1), (2, 32, 20)), 5), compute_uv=False
+    )
     assert values.min() > 0.68 and values.max() < 1.21
 
 
 def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smallest_value_that_it_aims_at():
     size = 40
-    rotation, values = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0], np.geomspace(0.02, 1, size)
+    rotation, values = (
+        np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0],
+        np.geomspace(0.02, 1, size),
+    )
     matrices = jnp.asarray(rotation * values, jnp.float32)[None]
 
     def farthest(steps, rule):
-        return np.abs(np.linalg.svd(orthogonalized(matrices, steps, rule=rule), compute_uv=False) - 1).max()
+        return np.abs(
+            np.linalg.svd(orthogonalized(matrices, steps, rule=rule), compute_uv=False) - 1
+        ).max()
 
-    assert farthest(3, "polar-express") < 0.3 < farthest(3, "jordan") and farthest(6, "polar-express") < 1e-3
+    assert (
+        farthest(3, "polar-express") < 0.3 < farthest(3, "jordan")
+        and farthest(6, "polar-express") < 1e-3
+    )
     grid = np.linspace(SMALLEST, 1, 10_000)
-    for a, b, c in polar_express(3):  # an equal error at both ends and where it is level: no quintic has less
+    for a, b, c in polar_express(
+        3
+    ):  # an equal error at both ends and where it is level: no quintic has less
         grid = np.linspace(grid.min(), grid.max(), 10_000)
         grid = a * grid + b * grid**3 + c * grid**5
         np.testing.assert_allclose(
@@ -64,7 +76,9 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
     state, kernel = transformation.init(params), params["layers"][0]["kernel"]
     momentum = jnp.zeros_like(kernel)
     for seed in (3, 4):
-        grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)
+        grads = jax.tree.map(
+            lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params
+        )
         found, state = transformation.update(grads, state, params, grad_norm=jnp.ones(()))
         updates: Any = found
         gradient = grads["layers"][0]["kernel"]
@@ -75,17 +89,27 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
             columns = slice(gate * H, (gate + 1) * H)
             step = orthogonalized(direction[None, :, columns], rule.newton_schulz_steps)[0]
             by_hand = -0.5 * rule.learning_rate * (step + rule.weight_decay * kernel[:, columns])
-            np.testing.assert_allclose(updates["layers"][0]["kernel"][:, columns], by_hand, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(
+                updates["layers"][0]["kernel"][:, columns], by_hand, rtol=1e-5, atol=1e-7
+            )
         assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(updates))
     plain = optax.adam(0.5 * rule.adam_learning_rate, rule.beta1, rule.beta2, rule.epsilon)
     grads = params["embedding"]
     expected: Any = plain.update(grads, plain.init(grads))[0]
-    given: Any = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
+    given: Any = transformation.update(
+        params, transformation.init(params), params, grad_norm=jnp.ones(())
+    )[0]
     np.testing.assert_allclose(given["embedding"], expected, rtol=1e-6)
-    transformation = config.replace(adam_weight_decay=0.2).optimizer.transformation(config.model, 0.5)
-    given = transformation.update(params, transformation.init(params), params, grad_norm=jnp.ones(()))[0]
+    transformation = config.replace(adam_weight_decay=0.2).optimizer.transformation(
+        config.model, 0.5
+    )
+    given = transformation.update(
+        params, transformation.init(params), params, grad_norm=jnp.ones(())
+    )[0]
     rate = 0.5 * rule.adam_learning_rate
-    np.testing.assert_allclose(given["embedding"], expected - rate * 0.2 * params["embedding"], rtol=1e-5)
+    np.testing.assert_allclose(
+        given["embedding"], expected - rate * 0.2 * params["embedding"], rtol=1e-5
+    )
     bias = params["softmax"]["bias"]  # not a matrix
     undecayed: Any = plain.update(bias, plain.init(bias))[0]
     np.testing.assert_allclose(given["softmax"]["bias"], undecayed, rtol=1e-5)

@@ -29,8 +29,13 @@ def pair(**options):
 
 
 def test_the_same_initial_parameters_which_load_both_ways():
-    theirs, ours = nnx.RNN(nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1))), LSTM(5, 4, rngs=nnx.Rngs(1))
-    close(nnx.to_pure_dict(nnx.state(ours, nnx.Param)), nnx.to_pure_dict(nnx.state(theirs, nnx.Param)))
+    theirs, ours = (
+        nnx.RNN(nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1))),
+        LSTM(5, 4, rngs=nnx.Rngs(1)),
+    )
+    close(
+        nnx.to_pure_dict(nnx.state(ours, nnx.Param)), nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    )
     other = LSTM(5, 4, rngs=nnx.Rngs(3))
     nnx.update(theirs, nnx.state(other, nnx.Param))
     close(theirs(X), other(X))
@@ -55,7 +60,10 @@ def test_the_same_output_carry_and_gradients(options):
     for module in (theirs, ours):
         graph, params, rest = nnx.split(module, nnx.Param, ...)
         gradients = jax.jit(
-            jax.grad(lambda p, x, rest, graph=graph: loss(nnx.merge(graph, p, rest, copy=True), x), argnums=(0, 1))
+            jax.grad(
+                lambda p, x, rest, graph=graph: loss(nnx.merge(graph, p, rest, copy=True), x),
+                argnums=(0, 1),
+            )
         )(params, X, rest)
         answers.append((module(X), nnx.to_pure_dict(gradients[0]), gradients[1]))
     close(*answers)

@@ -45,7 +45,8 @@ def test_masks_have_the_shapes_of_what_they_fall_on():
         keep_state=0.5,
     )
     shapes = jax.tree.map(
-        jnp.shape, (noise.embedding, noise.outputs, noise.words, noise.recurrent_weights, noise.states)
+        jnp.shape,
+        (noise.embedding, noise.outputs, noise.words, noise.recurrent_weights, noise.states),
     )
     assert shapes == (
         (1, B, E),
@@ -75,7 +76,9 @@ def test_each_rate_is_drawn_by_itself(field):
     assert is_random(model) and not is_random(BASE.model)
     masks = jax.tree.leaves(draw_noise(model, KEY, T, 400 if field == "keep_carry" else 20))
     rates = [float(mask.mean()) for mask in masks]
-    assert len(masks) == (2 if field in ("keep_output", "keep_recurrent_weights", "keep_state") else 1)
+    assert len(masks) == (
+        2 if field in ("keep_output", "keep_recurrent_weights", "keep_state") else 1
+    )
     np.testing.assert_allclose(rates, 0.6, atol=0.06)
     if len(masks) == 2:
         assert (masks[0] != masks[1]).any()  # each layer its own
@@ -83,7 +86,10 @@ def test_each_rate_is_drawn_by_itself(field):
 
 def test_a_locked_mask_is_one_for_all_steps_and_another_for_each_row():
     config = BASE.replace(locked_dropout=True, keep_output=0.5)
-    kept = np.asarray(outputs(config.model, params_of(config), draw_noise(config.model, KEY, T, B))) != 0
+    kept = (
+        np.asarray(outputs(config.model, params_of(config), draw_noise(config.model, KEY, T, B)))
+        != 0
+    )
     assert (kept == kept[:1]).all() and not kept.all()
     assert len({row.tobytes() for row in kept[0]}) == B
 
@@ -95,9 +101,9 @@ def test_a_dropped_word_reads_as_zero_wherever_it_stands_and_is_still_an_output(
     x = stack.embed(params, TOKENS)
     dropped = drop_words(config.model, noise, x, TOKENS)
     np.testing.assert_allclose(dropped, jnp.where(jnp.equal(TOKENS, word)[..., None], 0, 2 * x))
-    gradient = jax.grad(lambda params: drop_words(config.model, noise, stack.embed(params, TOKENS), TOKENS).sum())(
-        params
-    )["embedding"]
+    gradient = jax.grad(
+        lambda params: drop_words(config.model, noise, stack.embed(params, TOKENS), TOKENS).sum()
+    )(params)["embedding"]
     assert not gradient[word].any() and gradient.any()
 
 
@@ -107,11 +113,15 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     model, params = config.model, params_of(config)
     noise = draw_noise(model, KEY, T, B)
     by_hand = jax.tree.map(np.array, params)
-    for layer, mask in zip(by_hand["layers"], jax.tree.leaves(noise.recurrent_weights), strict=True):
+    for layer, mask in zip(
+        by_hand["layers"], jax.tree.leaves(noise.recurrent_weights), strict=True
+    ):
         recurrent = layer["kernel"][-len(mask) :] if kind == "lstm" else layer["recurrent_kernel"]
         recurrent[...] = np.where(mask, 2 * recurrent, 0)  # (a view: the input's part stays)
     by_hand = jax.tree.map(jnp.asarray, by_hand)
-    np.testing.assert_allclose(outputs(model, params, noise), outputs(model, by_hand, Noise()), rtol=1e-5)
+    np.testing.assert_allclose(
+        outputs(model, params, noise), outputs(model, by_hand, Noise()), rtol=1e-5
+    )
 
 
 def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
@@ -120,9 +130,16 @@ def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
     kept = jnp.array([True, False, True, True, False])
     noise = replace(Noise(), states=(jnp.broadcast_to(kept, (B, 5)),))
     kernel = params["layers"][0]["kernel"]
-    recurrent = jnp.where(kept[:, None], 2 * kernel[E:], 0)  # the same mask in all rows: a kernel can take it up
-    equal = {**params, "layers": [{**params["layers"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}]}
-    np.testing.assert_allclose(outputs(model, params, noise), outputs(model, equal, Noise()), rtol=1e-5)
+    recurrent = jnp.where(
+        kept[:, None], 2 * kernel[E:], 0
+    )  # the same mask in all rows: a kernel can take it up
+    equal = {
+        **params,
+        "layers": [{**params["layers"][0], "kernel": jnp.concatenate([kernel[:E], recurrent])}],
+    }
+    np.testing.assert_allclose(
+        outputs(model, params, noise), outputs(model, equal, Noise()), rtol=1e-5
+    )
     grads = [
         jax.grad(
             lambda kernel, given=given, noise=noise: outputs(
@@ -132,7 +149,9 @@ def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
         for given, noise in ((params, noise), (equal, Noise()))
     ]
     np.testing.assert_allclose(grads[0][:E], grads[1][:E], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(grads[0][E:], jnp.where(kept[:, None], 2 * grads[1][E:], 0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        grads[0][E:], jnp.where(kept[:, None], 2 * grads[1][E:], 0), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
@@ -165,12 +184,15 @@ def test_a_row_whose_carry_does_not_go_on_begins_from_zero_and_the_others_do_not
 
     def end(carry, kept):
         given = replace(Noise(), carry=kept)
-        return jax.jit(train_step)(config.recipe, replace(state, carry=carry), WINDOW, given)[0].carry
+        return jax.jit(train_step)(config.recipe, replace(state, carry=carry), WINDOW, given)[
+            0
+        ].carry
 
     zeroed = jax.tree.map(lambda leaf: jnp.where(goes_on, leaf, 0), carry)
     jax.tree.map(np.testing.assert_array_equal, end(carry, goes_on), end(zeroed, None))
     assert any(
-        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (end(carry, goes_on), end(carry, None))), strict=True)
+        (a != b).any()
+        for a, b in zip(*map(jax.tree.leaves, (end(carry, goes_on), end(carry, None))), strict=True)
     )
 
 
@@ -207,8 +229,13 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
     state = started(constant.recipe, jax.random.key(0), B)
     for number, noise, config in ((0, Noise(), BASE), (5, None, constant), (9, None, constant)):
         at = replace(state, step=jnp.int32(number))
-        found, expected = step(ramped.recipe, at, window)[0].params, step(config.recipe, at, window, noise)[0].params
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+        found, expected = (
+            step(ramped.recipe, at, window)[0].params,
+            step(config.recipe, at, window, noise)[0].params,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+        )
     half = replace(state, step=jnp.int32(2))
     assert (
         step(ramped.recipe, half, window)[0].params["embedding"]
@@ -221,7 +248,10 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
     [
         (dict(dropout_ramp=0.5), "dropout_ramp .* keep_output"),
         (dict(dropout_ramp=0.5, keep_carry=0.5), "dropout_ramp .* keep_output"),
-        (dict(dropout_start=0.5, keep_output=0.5), "dropout_start needs dropout_ramp, and dropout_ramp is none"),
+        (
+            dict(dropout_start=0.5, keep_output=0.5),
+            "dropout_start needs dropout_ramp, and dropout_ramp is none",
+        ),
         (
             dict(model="mingru", keep_recurrent_weights=0.5),
             "keep_recurrent_weights .* lstm, gru, mogrifier .* is mingru",

@@ -17,19 +17,30 @@ RATE = 0.25  # the schedule's factor
 
 @pytest.mark.parametrize("model", ["gru", "hawk"])
 def test_adamw_decays_matrices_and_no_bias(model):
-    config = BASE.replace(model=model, optimizer="adamw", clip_norm=None, beta1=0.8, beta2=0.9, weight_decay=0.3)
+    config = BASE.replace(
+        model=model, optimizer="adamw", clip_norm=None, beta1=0.8, beta2=0.9, weight_decay=0.3
+    )
     rule = config.optimizer
     assert isinstance(rule, AdamW)
     params = init_state(config.recipe, jax.random.key(0), 2).params
-    params = jax.tree.map(lambda leaf: leaf + 0.5, params)  # biases begin at zero, where a decay would not show
-    ours, adam = rule.transformation(config.model, RATE), optax.scale_by_adam(0.8, 0.9, rule.epsilon)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.5, params
+    )  # biases begin at zero, where a decay would not show
+    ours, adam = (
+        rule.transformation(config.model, RATE),
+        optax.scale_by_adam(0.8, 0.9, rule.epsilon),
+    )
     states: list[Any] = [ours.init(params), adam.init(params)]
     for seed in (1, 2):
-        grads = jax.tree.map(lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params)
+        grads = jax.tree.map(
+            lambda leaf, seed=seed: jax.random.normal(jax.random.key(seed), leaf.shape), params
+        )
         found, states[0] = ours.update(grads, states[0], params, grad_norm=jnp.ones(()))
         scaled, states[1] = adam.update(grads, states[1])
         by_hand = jax.tree_util.tree_map_with_path(
-            lambda path, update, leaf: -RATE * rule.learning_rate * (update + 0.3 * leaf * is_matrix(path, leaf)),
+            lambda path, update, leaf: (
+                -RATE * rule.learning_rate * (update + 0.3 * leaf * is_matrix(path, leaf))
+            ),
             scaled,
             params,
         )

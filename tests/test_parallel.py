@@ -20,7 +20,9 @@ def on_devices(count: int, code: str, optimized: bool = True) -> str:
     flags = f"{ONE_THREAD} --xla_force_host_platform_device_count={count}"
     flags += "" if optimized else " --xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -29,7 +31,9 @@ def test_a_row_s_dropout_does_not_depend_on_the_rows_beside_it():
     key = jax.random.key(1)
     whole = draw_mask(key, 0.6, (7, 6, 5))
     np.testing.assert_array_equal(draw_mask(key, 0.6, (7, 2, 5)), whole[:, :2])
-    assert len(np.unique(np.asarray(whole).transpose(1, 0, 2).reshape(6, -1), axis=0)) == 6  # no two rows share one
+    assert (
+        len(np.unique(np.asarray(whole).transpose(1, 0, 2).reshape(6, -1), axis=0)) == 6
+    )  # no two rows share one
     assert 0.5 < float(whole.mean()) < 0.7
 
 

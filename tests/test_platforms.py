@@ -55,13 +55,19 @@ def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
         ("tied-muon-average", {}, "HIGHEST"),
         ("sampled", {"matmul_precision": "high"}, "HIGH"),
         ("lstm", {"matmul_precision": "default"}, "DEFAULT"),
-        ("mixture", {"compute_dtype": "bfloat16"}, "DEFAULT"),  # narrow factors keep their digits in any case
+        (
+            "mixture",
+            {"compute_dtype": "bfloat16"},
+            "DEFAULT",
+        ),  # narrow factors keep their digits in any case
     ],
 )
 def test_training_multiplies_as_precisely_as_its_recipe_says(name, fields, asked):
     recipe = CASES[name].replace(**fields).recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)
-    for text in lowered(partial(jaxlm.train_step, recipe), state, jaxlm.Window(TOKENS, TOKENS, total=9)):
+    for text in lowered(
+        partial(jaxlm.train_step, recipe), state, jaxlm.Window(TOKENS, TOKENS, total=9)
+    ):
         assert precisions(text) == {asked}
 
 
@@ -74,7 +80,9 @@ def rows_of(text, V):
 def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
     """4,096 rows of logits are 128 MB: one chunk on an accelerator, many on a CPU, whose cache they should stay in."""
     V, rng = 8192, np.random.default_rng(0)
-    x, kernel, bias = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 64, 8), (8, V), (V,)))
+    x, kernel, bias = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 64, 8), (8, V), (V,))
+    )
     targets, weights = jnp.zeros((64, 64), jnp.int32), jnp.ones((64, 64))
     gradient = jax.grad(lambda x: softmax.summed_nats(x, kernel, bias, targets, weights))
     for texts in (lowered(softmax.token_nats, x, kernel, bias, targets), lowered(gradient, x)):
@@ -86,14 +94,18 @@ def test_tokens_are_scored_in_chunks_of_the_platforms_size():
     network = Network(model, stack.init_params(model, jax.random.key(0)))
     ids = jnp.zeros((64, 64), jnp.int32)
     features = jnp.zeros((64, 64, model.hidden_sizes[-1]))
-    texts = lowered(partial(own_scores, detail=Detail()), network, features, Tokens(ids, ids, ids > 0))
+    texts = lowered(
+        partial(own_scores, detail=Detail()), network, features, Tokens(ids, ids, ids > 0)
+    )
     assert [rows_of(text, model.vocab_size) for text in texts] == [128, 1024, 1024]
 
 
 def test_a_loop_over_time_is_partly_written_out_on_accelerators():
     """So that a step launches fewer kernels: of 7 steps 5 are one turn."""
     x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
-    texts = lowered(lambda x: lstm(x, kernel, jnp.zeros(16), LSTMState(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), x)
+    texts = lowered(
+        lambda x: lstm(x, kernel, jnp.zeros(16), LSTMState(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), x
+    )
     assert ["1x5x2x4xf32" in text for text in texts] == [False, True, True]  # outputs of a turn
 
 

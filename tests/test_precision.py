@@ -36,7 +36,13 @@ def measured(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rates, taken", [((100, 116), "bfloat16"), ((100, 114), "float32"), ((181, 95), "float32"), ((9, 9e4), "bfloat16")]
+    "rates, taken",
+    [
+        ((100, 116), "bfloat16"),
+        ((100, 114), "float32"),
+        ((181, 95), "float32"),
+        ((9, 9e4), "bfloat16"),
+    ],
 )
 def test_auto_takes_bfloat16_where_it_is_faster_by_15_percent_says_and_records_it(
     tmp_path, measured, capsys, rates, taken
@@ -44,7 +50,11 @@ def test_auto_takes_bfloat16_where_it_is_faster_by_15_percent_says_and_records_i
     measured.rates = rates
     config = SMALL.replace(compute_dtype="auto")
     result = jaxlm.train(config, run_dir=tmp_path / "run", steps=2)
-    assert result.config.model.compute_dtype == saved_config(tmp_path / "run").model.compute_dtype == taken
+    assert (
+        result.config.model.compute_dtype
+        == saved_config(tmp_path / "run").model.compute_dtype
+        == taken
+    )
     assert saved_record(tmp_path / "run")["rates"] == {"float32": rates[0], "bfloat16": rates[1]}
     said = f"compute_dtype auto: {taken}; this model's products run here at {rates[1]:,.0f} GFLOP/s in bfloat16 and"
     assert f"{said} {rates[0]:,.0f} in float32" in " ".join(capsys.readouterr().out.split())
@@ -59,12 +69,21 @@ def test_bfloat16_is_said_to_be_slower_where_it_was_measured_to_be(measured, cap
     measured.rates = rates
     jaxlm.train(SMALL.replace(compute_dtype="bfloat16"), steps=1)
     out = " ".join(capsys.readouterr().out.split())
-    assert out.count("compute_dtype bfloat16 is slower than float32") == out.count("95 GFLOP/s") == said
+    assert (
+        out.count("compute_dtype bfloat16 is slower than float32")
+        == out.count("95 GFLOP/s")
+        == said
+    )
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_first_run_records_the_rates_at_its_corpus_vocabulary(tmp_path, measured, dtype):
-    jaxlm.train(SMALL.replace(compute_dtype=dtype, vocab_size=10_000), run_dir=tmp_path / "run", steps=1, quiet=True)
+    jaxlm.train(
+        SMALL.replace(compute_dtype=dtype, vocab_size=10_000),
+        run_dir=tmp_path / "run",
+        steps=1,
+        quiet=True,
+    )
     assert saved_record(tmp_path / "run")["rates"] == {"float32": 100, "bfloat16": 200}
     assert measured.times == 1
 
@@ -97,7 +116,11 @@ def test_float32_is_taken_unasked_without_measuring(measured):
 
 
 def test_what_is_measured_are_products_of_the_models_shapes():
-    assert precision.shapes(jaxlm.preset("small")) == [(256, 200, 1024), (60, 256, 1024), (256, 128, 1024)]
+    assert precision.shapes(jaxlm.preset("small")) == [
+        (256, 200, 1024),
+        (60, 256, 1024),
+        (256, 128, 1024),
+    ]
     rates = precision._measured(SMALL)
     assert all(0 < rate < 1e6 for rate in rates.values())
     text = precision._steps.lower(
@@ -120,7 +143,9 @@ def _products(function, *arguments):
     return set(found)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"])
+@pytest.mark.parametrize(
+    "name", [*KINDS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"]
+)
 def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
     recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)
@@ -137,7 +162,10 @@ def test_a_transpose_is_never_the_first_factor_of_a_product():
     text = (
         jax.jit(
             jax.grad(
-                lambda x, kernel: summed_nats(x, kernel, jnp.zeros(96), jnp.zeros(64, jnp.int32), jnp.ones(64)), (0, 1)
+                lambda x, kernel: summed_nats(
+                    x, kernel, jnp.zeros(96), jnp.zeros(64, jnp.int32), jnp.ones(64)
+                ),
+                (0, 1),
             )
         )
         .lower(x, kernel)
@@ -150,15 +178,23 @@ def test_a_transpose_is_never_the_first_factor_of_a_product():
 
 def test_costs_of_both_dtypes_stay_near():
     first, second = (
-        jaxlm.train(BASE.replace(vocab_size=100, compute_dtype=dtype, corpus="embedded-tiny"), steps=20, quiet=True)
+        jaxlm.train(
+            BASE.replace(vocab_size=100, compute_dtype=dtype, corpus="embedded-tiny"),
+            steps=20,
+            quiet=True,
+        )
         for dtype in ("float32", "bfloat16")
     )
-    np.testing.assert_allclose(second.params["layers"][0]["kernel"], first.params["layers"][0]["kernel"], atol=0.02)
+    np.testing.assert_allclose(
+        second.params["layers"][0]["kernel"], first.params["layers"][0]["kernel"], atol=0.02
+    )
 
 
 def test_the_root_of_the_width_multiplies_exactly_in_bfloat16(monkeypatch):
     config = BASE.replace(embedding_size=912, hidden_sizes=(912,), scale_embedding=True)
-    monkeypatch.setattr(type(config.model), "apply_layer", lambda self, params, x, state, noise, length: (x, state))
+    monkeypatch.setattr(
+        type(config.model), "apply_layer", lambda self, params, x, state, noise, length: (x, state)
+    )
     x = jnp.full((1, 1, 912), 1 / 3, jnp.bfloat16)
     params = {"layers": ({},)}
     y = stack.last_outputs(config.model, params, Noise(), x, ((),))[1]

@@ -38,14 +38,21 @@ from jaxlm.files import Folder
 ROOT = Path(__file__).resolve().parents[1]
 
 # Words and white space of every kind and length in UTF-8, and what could be taken for either.
-WORDS = st.sampled_from(["a", "A", "bb", "é", "€uro", "𝄞", "ΟΔΟΣ", "İ", "<eos>", "<EOS>", "<unk>", "\ufeff", "\u200b"])
+WORDS = st.sampled_from(
+    ["a", "A", "bb", "é", "€uro", "𝄞", "ΟΔΟΣ", "İ", "<eos>", "<EOS>", "<unk>", "\ufeff", "\u200b"]
+)
 SPACES = st.sampled_from(
     [" ", "  ", "\t", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\xa0", "\u2003", "\u2028", "\u3000"]
 )
 NEWLINES = st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\n\r", " \r\n"])
 TEXT = st.lists(WORDS | SPACES | NEWLINES | st.text(max_size=3), max_size=60).map("".join)
 OPTIONS = st.fixed_dictionaries(
-    {}, optional={"max_vocab": st.integers(2, 9), "min_count": st.integers(1, 3), "lowercase": st.booleans()}
+    {},
+    optional={
+        "max_vocab": st.integers(2, 9),
+        "min_count": st.integers(1, 3),
+        "lowercase": st.booleans(),
+    },
 )
 
 
@@ -73,7 +80,11 @@ def tiny_blocks(monkeypatch):
 def python(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], text=True, env=environment, capture_output=True, timeout=300
+        [sys.executable, "-c", code, *map(str, arguments)],
+        text=True,
+        env=environment,
+        capture_output=True,
+        timeout=300,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -99,7 +110,9 @@ def assert_equal(prepared: Corpus | str, plain: Corpus | str) -> None:
         np.testing.assert_array_equal(getattr(prepared, split), getattr(plain, split))
 
 
-def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_count=1, lowercase=False) -> None:
+def assert_is(
+    corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_count=1, lowercase=False
+) -> None:
     """A corpus is what a few lines make of its text."""
     if isinstance(corpus, str):
         return
@@ -117,7 +130,9 @@ def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_c
     vocab = Vocab.build(splits["train"], max_size=max_vocab, min_count=min_count)
     digest = hashlib.sha256(vocab.sha256.encode())
     assert corpus.vocab == vocab
-    dropped = max_vocab is not None and max_vocab < len(Vocab.build(splits["train"], min_count=min_count))
+    dropped = max_vocab is not None and max_vocab < len(
+        Vocab.build(splits["train"], min_count=min_count)
+    )
     assert (f"+max_vocab={max_vocab}" in corpus.name) == dropped
     for split in SPLITS:
         ids = np.array([vocab.ids.get(word, vocab.unknown_id) for word in splits[split]], "<i4")
@@ -127,8 +142,15 @@ def assert_is(corpus: Corpus | str, texts: dict[str, str], max_vocab=None, min_c
 
 
 @settings(max_examples=150)
-@given(text=TEXT, options=OPTIONS, block=st.integers(1, 12) | st.just(50), segment=st.sampled_from([1, 50]))
-def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(fresh, text, options, block, segment):
+@given(
+    text=TEXT,
+    options=OPTIONS,
+    block=st.integers(1, 12) | st.just(50),
+    segment=st.sampled_from([1, 50]),
+)
+def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(
+    fresh, text, options, block, segment
+):
     path = fresh() / "text"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -148,7 +170,9 @@ def test_one_file_is_prepared_as_it_is_loaded_wherever_blocks_end(fresh, text, o
 
 
 @settings(max_examples=75)
-@given(contents=st.tuples(TEXT, TEXT, TEXT), options=OPTIONS, block=st.integers(1, 12) | st.just(50))
+@given(
+    contents=st.tuples(TEXT, TEXT, TEXT), options=OPTIONS, block=st.integers(1, 12) | st.just(50)
+)
 def test_a_folder_is_prepared_as_it_is_loaded(fresh, contents, options, block):
     folder = fresh()
     for name, text in zip(("train.txt", "dev", "wiki.test.tokens"), contents, strict=True):
@@ -161,7 +185,10 @@ def test_a_folder_is_prepared_as_it_is_loaded(fresh, contents, options, block):
 
 
 @given(
-    st.lists(st.sampled_from([b"word ", b"\xc3\xa9", b"\xc3", b"\xff", b"\0", b"\n", b"\xef\xbb\xbf"]), max_size=30),
+    st.lists(
+        st.sampled_from([b"word ", b"\xc3\xa9", b"\xc3", b"\xff", b"\0", b"\n", b"\xef\xbb\xbf"]),
+        max_size=30,
+    ),
     st.integers(1, 9),
 )
 def test_a_binary_file_is_refused_with_the_same_byte(fresh, pieces, block):
@@ -218,7 +245,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_killed_at_any_moment_it_resumes_and_ends_with_the_same_bytes(tmp_path):
     rng, text, out = random.Random(0), tmp_path / "text", tmp_path / "out"
-    words = [rng.choice(["Der ", "schöne ", "Satz\n", "€ ", f"{rng.random():.2} "]) for _ in range(8000)]
+    words = [
+        rng.choice(["Der ", "schöne ", "Satz\n", "€ ", f"{rng.random():.2} "]) for _ in range(8000)
+    ]
     text.write_text("".join(words), encoding="utf-8")
     reference = prepare(text, tmp_path / "reference", lowercase=True, min_count=2)
     kills = 0
@@ -234,7 +263,9 @@ def test_killed_at_any_moment_it_resumes_and_ends_with_the_same_bytes(tmp_path):
             with pytest.raises(DataError, match=r"out is not a finished corpus: .*jaxlm prepare"):
                 load_corpus(out)
     assert kills >= 12
-    assert_equal(prepare(text, out, lowercase=True, min_count=2), reference)  # it also removes what a kill left
+    assert_equal(
+        prepare(text, out, lowercase=True, min_count=2), reference
+    )  # it also removes what a kill left
     assert content(out) == content(tmp_path / "reference")
 
 
@@ -266,7 +297,9 @@ def test_an_interrupted_preparation_is_resumed_where_it_was(tmp_path, monkeypatc
     text, out = tmp_path / "text", tmp_path / "out"
     interrupted(text, out)
     read, read_blocks = [], texts.read_blocks
-    monkeypatch.setattr(texts, "read_blocks", lambda *args: (read.append(args), read_blocks(*args))[1])
+    monkeypatch.setattr(
+        texts, "read_blocks", lambda *args: (read.append(args), read_blocks(*args))[1]
+    )
     prepared = prepare(text, out)
     assert read[0][1] > 350
     assert_equal(prepared, load_corpus(text))
@@ -284,7 +317,9 @@ def test_another_text_starts_over_and_other_options_resume(tmp_path, tiny_blocks
 
 @pytest.mark.parametrize("change", ["appended", "replaced", "touched"])
 @pytest.mark.parametrize("where", ["text", "folder"])
-def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypatch, tiny_blocks, change, where):
+def test_a_text_that_changes_while_it_is_prepared_is_refused(
+    tmp_path, monkeypatch, tiny_blocks, change, where
+):
     """In its first segment or its last; and the same command then prepares what the text has become."""
     text, units, calls = tmp_path / "text", Words.units, []
     if where == "folder":
@@ -312,7 +347,9 @@ def test_a_text_that_changes_while_it_is_prepared_is_refused(tmp_path, monkeypat
     for moment in (first, first + 9):
         calls.clear()
         out = tmp_path / f"out-{moment}"
-        with pytest.raises(DataError, match=rf"{path} changed while it was read: start the same command again"):
+        with pytest.raises(
+            DataError, match=rf"{path} changed while it was read: start the same command again"
+        ):
             prepare(text, out)
         assert not (out / preparing.HEADER).exists()
         assert_equal(prepare(text, out), load_corpus(text))
@@ -333,7 +370,9 @@ def sparse(path: Path) -> None:
         file.truncate(1 << 40)
 
 
-@pytest.mark.parametrize("change", [shorten, flip, os.unlink, sparse, lambda path: path.write_bytes(b"[" * 100_000)])
+@pytest.mark.parametrize(
+    "change", [shorten, flip, os.unlink, sparse, lambda path: path.write_bytes(b"[" * 100_000)]
+)
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, change):
     text, out = tmp_path / "text", tmp_path / "out"
@@ -374,7 +413,10 @@ def test_a_segment_that_is_altered_while_it_is_in_use_is_named(tmp_path, monkeyp
         return build(options, counts)
 
     monkeypatch.setattr(encoding.TextOptions, "build", altered)
-    with pytest.raises(DataError, match=r"out/.partial was altered while it was in use: start the same command again"):
+    with pytest.raises(
+        DataError,
+        match=r"out/.partial was altered while it was in use: start the same command again",
+    ):
         prepare(text, out)
     monkeypatch.setattr(encoding.TextOptions, "build", build)
     assert_equal(prepare(text, out), load_corpus(text))
@@ -384,7 +426,8 @@ def test_two_at_once_make_one(tmp_path):
     (tmp_path / "text").write_text("a b c\n" * 20_000)
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(prepare(tmp_path / "text", tmp_path / "out"))) for _ in range(4)
+        threading.Thread(target=lambda: found.append(prepare(tmp_path / "text", tmp_path / "out")))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -441,7 +484,11 @@ def test_an_altered_file_is_refused_in_one_sentence(fresh, prepared, data):
     path.write_bytes(
         data.draw(
             st.sampled_from(
-                [content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :], content + b"\0"]
+                [
+                    content[:place],
+                    content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+                    content + b"\0",
+                ]
             )
         )
     )
@@ -453,7 +500,9 @@ def test_an_altered_file_is_refused_in_one_sentence(fresh, prepared, data):
 @pytest.mark.parametrize("name", ["train.ids", "vocab.json"])
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
-    with pytest.raises(DataError, match=f"{name} is damaged: No such file or directory; remove .* and prepare"):
+    with pytest.raises(
+        DataError, match=f"{name} is damaged: No such file or directory; remove .* and prepare"
+    ):
         load_corpus(copy)
 
 
@@ -463,14 +512,24 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     refused: list[tuple[Path, Path, dict[str, Any], str]] = [
-        (text, tmp_path / "full", {}, r"full is not empty \(it holds thing\): choose another folder"),
+        (
+            text,
+            tmp_path / "full",
+            {},
+            r"full is not empty \(it holds thing\): choose another folder",
+        ),
         (text, text, {}, r"is not empty \(it holds test.txt, train.txt, valid.txt\)"),
         (text, tmp_path / "file", {}, "file cannot be written: Not a directory"),
         (text, copy, {}, "holds another corpus .*max_vocab 150, not None.*choose another folder"),
         (text / "train.txt", copy, {"max_vocab": 150}, "holds another corpus"),
         (copy, tmp_path / "new", {}, "copy is prepared already: train on it"),
         (tmp_path / "nothing", tmp_path / "new", {}, "there is no file .*nothing; check the path"),
-        (tmp_path / "pipe", tmp_path / "new", {}, "pipe cannot be read: expected a regular file, found a FIFO"),
+        (
+            tmp_path / "pipe",
+            tmp_path / "new",
+            {},
+            "pipe cannot be read: expected a regular file, found a FIFO",
+        ),
         (text, tmp_path / "new", {"min_count": 0}, "at least 1"),
         (text, tmp_path / "new", {"max_vocab": 1}, "max_vocab must be at least 2"),
     ]
@@ -481,7 +540,9 @@ def test_places_that_cannot_be_used_are_refused(text, copy, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(text, tmp_path, monkeypatch):
+def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(
+    text, tmp_path, monkeypatch
+):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     plain = load_corpus(text)
     other = load_corpus(text, vocab=Vocab((*plain.vocab.words, "more")))
@@ -495,7 +556,9 @@ def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(text
     assert first.spec == str(text)
     monkeypatch.setattr(preparing, "_make", None)  # nothing more is made
     loaded, load = [], preparing.load_prepared
-    monkeypatch.setattr(preparing, "load_prepared", lambda *args: (loaded.append(args), load(*args))[1])
+    monkeypatch.setattr(
+        preparing, "load_prepared", lambda *args: (loaded.append(args), load(*args))[1]
+    )
     load_corpus(text)
     assert len(loaded) == 1  # which hashes all ids
     for bound in (None, len(plain.vocab), 10**6):
@@ -535,7 +598,9 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
-@pytest.mark.parametrize("name", ["prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids"])
+@pytest.mark.parametrize(
+    "name", ["prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids"]
+)
 def test_only_regular_files_of_the_right_size_are_opened(copy, name, change):
     change(copy / name)
     started = time.monotonic()
@@ -556,7 +621,10 @@ def resealed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def put(folder: Path, name: str, data: bytes) -> None:
     """Replaces a file, and its size and hash in the header."""
     (folder / name).write_bytes(data)
-    resealed(folder, lambda tree: tree["files"].update({name: [len(data), hashlib.sha256(data).hexdigest()]}))
+    resealed(
+        folder,
+        lambda tree: tree["files"].update({name: [len(data), hashlib.sha256(data).hexdigest()]}),
+    )
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -631,7 +699,9 @@ def test_a_vocabulary_of_another_size_is_refused(copy):
         load_corpus(copy)
 
 
-@pytest.mark.parametrize(("dtype", "wrong"), [("<u2", 150), ("<u2", 65535), ("<i4", -1), ("<i4", 150)])
+@pytest.mark.parametrize(
+    ("dtype", "wrong"), [("<u2", 150), ("<u2", 65535), ("<i4", -1), ("<i4", 150)]
+)
 def test_ids_outside_the_vocabulary_are_refused_though_their_hash_is_right(copy, dtype, wrong):
     for split in SPLITS:
         ids = np.arange(1000).astype(dtype) % 150
@@ -644,7 +714,9 @@ def test_ids_outside_the_vocabulary_are_refused_though_their_hash_is_right(copy,
         load_corpus(copy)
 
 
-@pytest.mark.parametrize(("text", "options"), [(b"a \xff b\n", {}), (b"a b\n", {"tokens": "subwords", "pieces": 400})])
+@pytest.mark.parametrize(
+    ("text", "options"), [(b"a \xff b\n", {}), (b"a b\n", {"tokens": "subwords", "pieces": 400})]
+)
 def test_a_text_or_options_that_cannot_be_used_leave_nothing_behind(tmp_path, text, options):
     (tmp_path / "text").write_bytes(text)
     with pytest.raises(DataError):
@@ -691,7 +763,10 @@ def test_a_sparse_text_is_refused_at_its_first_zero(tmp_path):
         file.write(b"word " * 300_000)
     started = time.monotonic()
     for path, byte in ((tmp_path / "text", 0), (tmp_path / "holes", 1_500_000)):
-        for read in (lambda path=path: prepare(path, tmp_path / "out"), lambda path=path: texts.read_string(path)):
+        for read in (
+            lambda path=path: prepare(path, tmp_path / "out"),
+            lambda path=path: texts.read_string(path),
+        ):
             with pytest.raises(DataError, match=f"byte {byte} is zero"):
                 read()
     assert time.monotonic() - started < 20

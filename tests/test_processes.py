@@ -65,12 +65,23 @@ def start_two(run_dir: Path, *arguments: str | Path, code: str = processes_.MAIN
 def assert_same_numbers(run_dir: Path, reference: Path) -> None:
     """Costs and gradient norms of every window, and every perplexity, within float32's rounding."""
     rows, expected = read_metrics(run_dir), read_metrics(reference)
-    assert [(row["kind"], row.get("step")) for row in rows] == [(row["kind"], row.get("step")) for row in expected]
+    assert [(row["kind"], row.get("step")) for row in rows] == [
+        (row["kind"], row.get("step")) for row in expected
+    ]
     for row, wanted in zip(rows, expected, strict=True):
-        for name in ("cost", "grad_norm", "train_perplexity", "valid_perplexity", "test_perplexity"):
+        for name in (
+            "cost",
+            "grad_norm",
+            "train_perplexity",
+            "valid_perplexity",
+            "test_perplexity",
+        ):
             if name in wanted:
                 np.testing.assert_allclose(
-                    row[name], wanted[name], rtol=1e-4 if name == "grad_norm" else 2e-5, err_msg=f"{name} of {row}"
+                    row[name],
+                    wanted[name],
+                    rtol=1e-4 if name == "grad_norm" else 2e-5,
+                    err_msg=f"{name} of {row}",
                 )
     mine, alone = jaxlm.load(run_dir).params, jaxlm.load(reference).params
     for name, array in jaxlm.to_tensorflow(alone).items():
@@ -118,7 +129,9 @@ jaxlm.train(CONFIG, run_dir={str(tmp_path / "four devices")!r}, resume=True, qui
 
 
 @pytest.mark.slow
-def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(tmp_path, alone, capsys):
+def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
+    tmp_path, alone, capsys
+):
     """JAXLM_CHAOS_PROCESSES (3) kills, of either process or of both, at any moment."""
     seed = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
     rng, caught, run_dir, aborted = random.Random(seed), Counter(), tmp_path / "0", 0
@@ -138,7 +151,9 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
         for i in {0, 1} - {*killed}:
             # By itself: done, with a sentence, or aborted by JAX's service or by gloo, where that saw the death first.
             code, said = end(both[i])
-            assert code in (0, 1) or (code == -signal.SIGABRT and re.search("another task died|gloo::", said)), said
+            assert code in (0, 1) or (
+                code == -signal.SIGABRT and re.search("another task died|gloo::", said)
+            ), said
             aborted += code < 0
         caught["both" if len(killed) == 2 else f"process {killed[0]}"] += 1
         if all(process.returncode == 0 for process in both):  # too late
@@ -148,7 +163,9 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
     assert code == other == 0, said + quiet
     assert_same_numbers(run_dir, alone)
     with capsys.disabled():
-        print(f"survived SIGKILL of two processes with four devices each: {dict(caught)}; JAX aborted {aborted}")
+        print(
+            f"survived SIGKILL of two processes with four devices each: {dict(caught)}; JAX aborted {aborted}"
+        )
 
 
 @pytest.mark.slow
@@ -156,7 +173,12 @@ def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alo
     """Started as by SLURM, from the environment alone."""
     run_dir, both = tmp_path / "two", []
     for i in ("0", "1"):
-        for name, value in {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
+        for name, value in {
+            **STEP,
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_PROCID": i,
+            "SLURM_LOCALID": i,
+        }.items():
             monkeypatch.setenv(name, value)
         both.append(start("train", "--run-dir", run_dir, *FLAGS))
     assert wait_for(lambda: windows(run_dir) > 20, both[0]), end(both[0])
@@ -175,7 +197,9 @@ def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alo
 def cluster_command(name: str, **places: object) -> list[str]:
     """The arguments of `jaxlm` in one of the files for clusters, with places in it replaced."""
     text = (processes_.ROOT / "experiments/cluster" / name).read_text().replace("\\\n", " ")
-    command = re.sub(r"\s+", " ", text[text.index("jaxlm train --run-dir") :].split("resources:")[0])
+    command = re.sub(
+        r"\s+", " ", text[text.index("jaxlm train --run-dir") :].split("resources:")[0]
+    )
     for place, value in {"$resume ": "", **places}.items():
         command = command.replace(place, str(value))
     return [word.strip('"') for word in command.split()[1:]]
@@ -204,7 +228,10 @@ def test_the_files_for_clusters_give_arguments_that_are_accepted(name):
 
 def test_the_file_for_slurm_gives_a_process_all_gpus_of_its_host():
     text = (processes_.ROOT / "experiments/cluster/slurm.sh").read_text()
-    (ids,), (gpus,) = (re.findall(rf"{name}=([\d,]+)", text) for name in ("JAX_LOCAL_DEVICE_IDS", "--gpus-per-node"))
+    (ids,), (gpus,) = (
+        re.findall(rf"{name}=([\d,]+)", text)
+        for name in ("JAX_LOCAL_DEVICE_IDS", "--gpus-per-node")
+    )
     assert ids.split(",") == [str(place) for place in range(int(gpus))]
 
 
@@ -215,11 +242,26 @@ def test_the_files_for_clusters_start_processes_that_join(tmp_path, monkeypatch,
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    small = *FLAGS, "--sampled-words", "8", "--vocab-size", "100", "--devices", "2", "--model-devices", "1"
+    small = (
+        *FLAGS,
+        "--sampled-words",
+        "8",
+        "--vocab-size",
+        "100",
+        "--devices",
+        "2",
+        "--model-devices",
+        "1",
+    )
     both = []
     for i in (0, 1):
         if name == "slurm.sh":
-            for field, value in {**STEP, "SLURM_STEP_NUM_TASKS": 2, "SLURM_PROCID": i, "SLURM_LOCALID": i}.items():
+            for field, value in {
+                **STEP,
+                "SLURM_STEP_NUM_TASKS": 2,
+                "SLURM_PROCID": i,
+                "SLURM_LOCALID": i,
+            }.items():
                 monkeypatch.setenv(field, str(value))
         both.append(start(*cluster_file(name, tmp_path / "run", port, i), *small, "--steps", "3"))
     for code, said in map(end, both):
@@ -258,13 +300,19 @@ def test_a_part_of_what_is_needed_is_refused(given):
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "a..b"])
 def test_where_no_process_listens_a_sentence_says_so(monkeypatch, host):
     monkeypatch.setattr(processes, "WAIT", 0.2)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("it would abort the process"))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *_, **__: pytest.fail("it would abort the process")
+    )
     with pytest.raises(JaxlmError, match=f"no process answers at {host}:1 .*--process 0"):
         processes.join_processes(f"{host}:1", 2, 1)
 
 
 def test_a_process_stays_alone_unless_a_cluster_says_that_there_are_more(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("SLURM", "OMPI", "TPU", "JOB_", "KUBERNETES"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith(("SLURM", "OMPI", "TPU", "JOB_", "KUBERNETES"))
+    ]:
         monkeypatch.delenv(name)
     assert not processes.join_processes() and not processes.join_processes(processes=1)
     for name, value in STEP.items():

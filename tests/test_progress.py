@@ -51,9 +51,16 @@ def shown(terminal: bool, width: int = 100, epochs: int = 2) -> str:
         bar.say("a [quiet] word")
         for epoch in range(1, epochs + 1):
             for done in (4, 8, 10):
-                bar.advance(EpochResult(epoch, 0.25, NAN if done == 4 else 1234.567), done, 10, 10 * epoch - 10 + done)
+                bar.advance(
+                    EpochResult(epoch, 0.25, NAN if done == 4 else 1234.567),
+                    done,
+                    10,
+                    10 * epoch - 10 + done,
+                )
             bar._bar.refresh()
-            bar.epoch(EpochResult(epoch, 0.25, 200.004), 12345.6, 61.23, None if epoch == 1 else 99.5)
+            bar.epoch(
+                EpochResult(epoch, 0.25, 200.004), 12345.6, 61.23, None if epoch == 1 else 99.5
+            )
     bar.summary([("test perplexity", "118.40"), ("checkpoint", "runs/" + "long" * 30)], "done")
     return file.getvalue()
 
@@ -102,16 +109,29 @@ def test_the_bar_of_a_real_terminal_names_what_is_done_and_takes_one_line(column
     for place in ("epoch 9/15", "epoch 10/15"):
         assert any(line.startswith(f"{place} ") and "perplexity 12345.67" in line for line in lasts)
         for phase in ("validating", "saving"):
-            assert any(line.startswith(f"{place} {phase} ") for line in lasts), (place, phase, lasts)
+            assert any(line.startswith(f"{place} {phase} ") for line in lasts), (
+                place,
+                phase,
+                lasts,
+            )
     assert any(line.startswith("epoch 10/15 testing") for line in lasts)
     bars = [line for line in lasts if "━" in line]
-    assert not any("…" in line or "nan" in line for line in bars)  # what has no room is left out, not cut
+    assert not any(
+        "…" in line or "nan" in line for line in bars
+    )  # what has no room is left out, not cut
     if columns >= 80:
-        assert any(re.search(r"perplexity 12345.67  \d:\d\d:\d\d left  [\d,]+ words/s", line) for line in bars)
-    assert seen.code == 0 and not any(line.startswith("epoch") and "━" in line for line in seen.lines)
+        assert any(
+            re.search(r"perplexity 12345.67  \d:\d\d:\d\d left  [\d,]+ words/s", line)
+            for line in bars
+        )
+    assert seen.code == 0 and not any(
+        line.startswith("epoch") and "━" in line for line in seen.lines
+    )
     text = " ".join(" ".join(seen.lines).split())
     assert (
-        text.count("epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123")
+        text.count(
+            "epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123"
+        )
         == 1
         and "118.40" in text
     )
@@ -178,7 +198,9 @@ def test_a_narrow_encoding_shows_escapes(tmp_path):
 def test_no_text_of_a_file_controls_the_terminal(terminal):
     file = io.StringIO()
     evil = "\x1b]0;owned\x07\x9b2J\u202e\ud800"
-    with Progress(1, 1, 1, evil + "\n", Console(file=file, force_terminal=terminal, width=400)) as bar:
+    with Progress(
+        1, 1, 1, evil + "\n", Console(file=file, force_terminal=terminal, width=400)
+    ) as bar:
         bar.say(evil)
         bar.say(evil, loud=True)
         bar.epoch(EpochResult(1), 1, 1)
@@ -211,7 +233,9 @@ def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch):
 def test_an_estimated_training_perplexity_is_said_to_be_one(terminal, monkeypatch):
     monkeypatch.setattr("jaxlm.report.progress.LINE_SECONDS", 0)
     file = io.StringIO()
-    with Progress(1, 10, 1200, "ptb", Console(file=file, force_terminal=terminal, width=120)) as bar:
+    with Progress(
+        1, 10, 1200, "ptb", Console(file=file, force_terminal=terminal, width=120)
+    ) as bar:
         bar.advance(EpochResult(1, 1.0, 90.0, train_estimated=True), 5, 10, 5)
         bar._bar.refresh()
         bar.epoch(EpochResult(1, 1.0, 90.0, 118.0, train_estimated=True), 1, 1)
@@ -232,7 +256,9 @@ sys.stderr.write("to its end")
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:
-        process = subprocess.run([sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE)
+        process = subprocess.run(
+            [sys.executable, "-c", code], stdout=closed, stderr=subprocess.PIPE
+        )
     assert (process.returncode, process.stderr) == (0, b"to its end")
 
 

@@ -38,7 +38,13 @@ TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
 VOCAB = Vocab(tuple(f"w{number}" for number in range(1000)))  # for more ids than any case has
 SETTINGS = {
     "cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},
-    "dynamic": {"learning_rate": 2e-3, "lambda_": 0.02, "epsilon": 1e-3, "segment_length": 4, "statistics_rows": 8},
+    "dynamic": {
+        "learning_rate": 2e-3,
+        "lambda_": 0.02,
+        "epsilon": 1e-3,
+        "segment_length": 4,
+        "statistics_rows": 8,
+    },
     "temperature": {"temperature": 1.3},
     "mc": {"samples": 3, "seed": 4},
 }
@@ -64,11 +70,22 @@ def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
 
     params = {"embedding": draw(V, case["emb"]), "layers": []}
     for inputs, width in pairwise(widths):
-        ih, hh, one, two = draw(4 * width, inputs), draw(4 * width, width), draw(4 * width), draw(4 * width)
-        params["layers"].append({"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)})
+        ih, hh, one, two = (
+            draw(4 * width, inputs),
+            draw(4 * width, width),
+            draw(4 * width),
+            draw(4 * width),
+        )
+        params["layers"].append(
+            {"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)}
+        )
     params["softmax"] = {"bias": draw(V)}
     config = jaxlm.preset("small").replace(
-        vocab_size=V, embedding_size=case["emb"], hidden_sizes=tuple(widths[1:]), tied=True, forget_bias=0.0
+        vocab_size=V,
+        embedding_size=case["emb"],
+        hidden_sizes=tuple(widths[1:]),
+        tied=True,
+        forget_bias=0.0,
     )
     return config, jax.tree.map(jnp.asarray, params)
 
@@ -77,7 +94,9 @@ def corpus_of(train: np.ndarray, test: np.ndarray) -> Corpus:
     return Corpus("a text", "of numbers", VOCAB, train, test, test, sha256="0")
 
 
-def evaluated(config: jaxlm.Config, params: dict, train: np.ndarray, test: np.ndarray, protocol: Plain) -> Evaluation:
+def evaluated(
+    config: jaxlm.Config, params: dict, train: np.ndarray, test: np.ndarray, protocol: Plain
+) -> Evaluation:
     lm = LanguageModel(params, config, VOCAB, {"name": "a text", "sha256": "0"})
     return lm.evaluate(corpus=corpus_of(train, test), protocol=protocol)
 
@@ -87,7 +106,9 @@ def tokens(generator, n: int, V: int) -> np.ndarray:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", recorded("pointer")["cases"], ids=lambda case: f"window {case['config']['window']}")
+@pytest.mark.parametrize(
+    "case", recorded("pointer")["cases"], ids=lambda case: f"window {case['config']['window']}"
+)
 def test_the_cache_is_that_of_pointer_py(case):
     told = case["config"]
     config, params = torch_model(told)
@@ -99,9 +120,9 @@ def test_the_cache_is_that_of_pointer_py(case):
         compatibility="awd-lstm",
         cache_chunk=told["bptt"],
     )
-    nats = OneStream(CacheReader(Network(config.model, params), protocol), Detail(full=told["window"] == 20))(
-        [ids]
-    ).nats
+    nats = OneStream(
+        CacheReader(Network(config.model, params), protocol), Detail(full=told["window"] == 20)
+    )([ids]).nats
     np.testing.assert_allclose(nats, case["nll"], rtol=1e-5)
     if told["window"] < told["n"]:
         found = evaluated(config, params, ids, ids, protocol)
@@ -110,7 +131,9 @@ def test_the_cache_is_that_of_pointer_py(case):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("case", recorded("dynamic_eval")["cases"], ids=lambda case: f"lr {case['config']['lr']}")
+@pytest.mark.parametrize(
+    "case", recorded("dynamic_eval")["cases"], ids=lambda case: f"lr {case['config']['lr']}"
+)
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     told, expected = case["config"], case["gradient_statistics"]
     config, params = torch_model(told)
@@ -126,15 +149,21 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
         compatibility="krause-oldhyper" if told["oldhyper"] else "krause",
     )
     rms = gradient_statistics(Network(config.model, params), train, protocol)
-    root = np.sqrt(expected["batches"]) if told["oldhyper"] else 1  # by which oldhyper divides rate and epsilon
+    root = (
+        np.sqrt(expected["batches"]) if told["oldhyper"] else 1
+    )  # by which oldhyper divides rate and epsilon
     for name, part in (
         ("encoder.weight", rms["embedding"]),
         ("decoder.bias", rms["softmax"]["bias"]),
         *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in enumerate(rms["layers"])),
     ):
-        np.testing.assert_allclose(np.linalg.norm(part), root * expected["root_mean_square"][name][0], rtol=1e-5)
+        np.testing.assert_allclose(
+            np.linalg.norm(part), root * expected["root_mean_square"][name][0], rtol=1e-5
+        )
 
-    scoring = OneStream(DynamicReader(Network(config.model, params), protocol, rms), Detail(full=False))
+    scoring = OneStream(
+        DynamicReader(Network(config.model, params), protocol, rms), Detail(full=False)
+    )
     nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
     ends = np.cumsum(lengths)
     losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
@@ -142,9 +171,13 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     found = evaluated(config, params, train, test, protocol)
     assert found.predictions == ends[-1]
     np.testing.assert_allclose(found.perplexity, case["perplexity"], rtol=1e-5)
-    if lengths[-1] == told["bptt"]:  # else the reference's last step is on a segment that we keep open
+    if (
+        lengths[-1] == told["bptt"]
+    ):  # else the reference's last step is on a segment that we keep open
         final, wanted = jax.tree.map(lambda leaf: leaf[0], scoring.state[0]), case["final_tensors"]
-        np.testing.assert_allclose(np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5)
+        np.testing.assert_allclose(
+            np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5
+        )
         for layer, one in enumerate(final["layers"]):
             biases = [wanted[f"rnns.{layer}.bias_{part}_l0"][1] for part in ("ih", "hh")]
             np.testing.assert_allclose(one["bias"].sum(), sum(biases), rtol=1e-4)
@@ -182,10 +215,18 @@ def test_lamb_s_dynamic_evaluation():
     @jax.jit
     def learnt(params, v, carry, step, tokens):
         counted = jnp.ones((T, B), bool)
-        grads, (_, carry) = text_gradient(Network(model, params), Tokens(tokens[:-1], tokens[1:], counted), carry, rule)
+        grads, (_, carry) = text_gradient(
+            Network(model, params), Tokens(tokens[:-1], tokens[1:], counted), carry, rule
+        )
         v = jax.tree.map(lambda v, g: rule.beta2 * v + (1 - rule.beta2) * g * g, v, grads)
         rate = rule.learning_rate * jnp.sqrt(1 - rule.beta2**step)
-        return jax.tree.map(lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads), v, carry
+        return (
+            jax.tree.map(
+                lambda p, v, g: p - rate * g / (jnp.sqrt(v) + rule.epsilon), params, v, grads
+            ),
+            v,
+            carry,
+        )
 
     state = params, jax.tree.map(jnp.zeros_like, params), stack.zero_carry(model, B)
     for step in range(case["steps"]):
@@ -198,7 +239,11 @@ def test_lamb_s_dynamic_evaluation():
 
 def language_model(kind: str = "lstm", dropout: bool = False, tied: bool = False):
     lm = small_lm(kind, tied)
-    config = lm.config.replace(keep_output=0.6, keep_embedding=0.8, bptt_length=4) if dropout else lm.config
+    config = (
+        lm.config.replace(keep_output=0.6, keep_embedding=0.8, bptt_length=4)
+        if dropout
+        else lm.config
+    )
     return type(lm)(lm.params, config, lm.vocab, lm.corpus)
 
 
@@ -227,7 +272,11 @@ def plain_nats(kind: str) -> np.ndarray:
     ("name", "kind"),
     [
         *((name, "lstm") for name in SETTINGS),
-        *(pytest.param(name, kind, marks=pytest.mark.slow) for name in SETTINGS for kind in (*KINDS[1:], "mogrifier")),
+        *(
+            pytest.param(name, kind, marks=pytest.mark.slow)
+            for name in SETTINGS
+            for kind in (*KINDS[1:], "mogrifier")
+        ),
     ],
 )
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
@@ -243,7 +292,9 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     p = np.zeros((len(IDS) - 1, V))
     np.put_along_axis(p, found.top, np.exp(-found.top_nats.astype(float)), 1)
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(found.nats, -np.log(np.take_along_axis(p, IDS[1:, None], 1)[:, 0]), atol=1e-5)
+    np.testing.assert_allclose(
+        found.nats, -np.log(np.take_along_axis(p, IDS[1:, None], 1)[:, 0]), atol=1e-5
+    )
     np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1), atol=1e-5)
     assert (found.rank == 1 + (p > np.take_along_axis(p, IDS[1:, None], 1)).sum(1)).all()
     alone = scoring(name, SETTINGS[name], dropout=True, full=False, tied=tied)([IDS]).nats
@@ -257,7 +308,9 @@ def test_the_cache_is_what_its_definition_says():
     @jax.jit
     def states_and_odds(params):
         x = stack.embed(params, jnp.asarray(IDS[:-1, None]))
-        h, _ = stack.features(lm.config.model, params, Noise(), x, stack.zero_carry(lm.config.model, 1))
+        h, _ = stack.features(
+            lm.config.model, params, Noise(), x, stack.zero_carry(lm.config.model, 1)
+        )
         return h[:, 0], jax.nn.softmax(heads.logits(lm.config.model, params, h[:, 0]))
 
     h, own = (np.asarray(found, np.float64) for found in states_and_odds(lm.params))
@@ -266,14 +319,24 @@ def test_the_cache_is_what_its_definition_says():
         p, first = own[t, target], max(0, t - W)
         if t:
             odds = np.exp(theta * h[first:t] @ h[t])
-            p = (1 - weight) * p + weight * odds[IDS[first + 1 : t + 1] == target].sum() / odds.sum()
+            p = (1 - weight) * p + weight * odds[
+                IDS[first + 1 : t + 1] == target
+            ].sum() / odds.sum()
         expected.append(-np.log(p))
-    np.testing.assert_allclose(scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5
+    )
 
 
 def test_the_authors_cache_is_silent_at_any_theta():
     """Where it is silent its pairs weigh nothing, however alike they are."""
-    sharp = {"cache_window": 7, "theta": 1e6, "lambda_": 0.3, "cache_chunk": 5, "compatibility": "awd-lstm"}
+    sharp = {
+        "cache_window": 7,
+        "theta": 1e6,
+        "lambda_": 0.3,
+        "cache_chunk": 5,
+        "compatibility": "awd-lstm",
+    }
     found = scoring("cache", sharp)([IDS])
     assert np.isfinite(found.nats).all() and np.isfinite(found.entropy).all()
 
@@ -286,17 +349,29 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
     @jax.jit
     def read(params, carry, inputs, targets):
         def nats(params):
-            found, after = stack.features(model, params, Noise(), stack.embed(params, inputs), carry)
-            each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[jnp.arange(len(targets)), targets]
+            found, after = stack.features(
+                model, params, Noise(), stack.embed(params, inputs), carry
+            )
+            each = -jax.nn.log_softmax(heads.logits(model, params, found[:, 0]))[
+                jnp.arange(len(targets)), targets
+            ]
             return each.mean(), (each, after)
 
         grads, (each, after) = jax.grad(nats, has_aux=True)(params)
-        return jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads), after, each
+        return (
+            jax.tree.map(lambda p, p0, g: p + 0.05 * (p0 - p) - 0.3 * g, params, p0, grads),
+            after,
+            each,
+        )
 
     for start in range(0, 64, T):
-        params, carry, each = read(params, carry, IDS[start : start + T, None], IDS[start + 1 : start + T + 1])
+        params, carry, each = read(
+            params, carry, IDS[start : start + T, None], IDS[start + 1 : start + T + 1]
+        )
         expected += each.tolist()
-    found = scoring("dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T})([IDS])
+    found = scoring(
+        "dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T}
+    )([IDS])
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
 
 
@@ -321,7 +396,9 @@ def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
     sentences, read, shapes = [IDS[:4]] * 5 + [IDS[:60]] + [IDS[:4]] * 4, reading._read_segments, []
     together = small_lm().scorer(full=False)(sentences).nats
     monkeypatch.setattr(reading, "MOST_PADDED", 64)
-    monkeypatch.setattr(reading, "_read_segments", lambda *given: shapes.append(given[2].shape) or read(*given))
+    monkeypatch.setattr(
+        reading, "_read_segments", lambda *given: shapes.append(given[2].shape) or read(*given)
+    )
     np.testing.assert_allclose(small_lm().scorer(full=False)(sentences).nats, together, atol=1e-5)
     assert sorted(shapes) == [(3, 8, 1), (3, 8, 8), (3, 64, 1)]
 
@@ -335,7 +412,10 @@ def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatc
     sizes = compiled._cache_size()  # pyright: ignore
     shapes = [leaf.shape for leaf in jax.tree.leaves(run.state)]
     run([IDS[29:]])
-    other = {key: value * 0.9 if isinstance(value, float) else value for key, value in SETTINGS[name].items()}
+    other = {
+        key: value * 0.9 if isinstance(value, float) else value
+        for key, value in SETTINGS[name].items()
+    }
     scoring(name, other, dropout=True, full=False)([IDS])
     assert compiled._cache_size() == sizes  # pyright: ignore
     assert [leaf.shape for leaf in jax.tree.leaves(run.state)] == shapes
@@ -344,24 +424,41 @@ def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatc
 def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
     each = []
     for seed in range(2):
-        found = [scoring("mc", {"samples": n, "seed": seed}, dropout=True, full=False)([IDS]).nats for n in (1, 4)]
+        found = [
+            scoring("mc", {"samples": n, "seed": seed}, dropout=True, full=False)([IDS]).nats
+            for n in (1, 4)
+        ]
         assert np.abs(found[0] - found[1]).max() > 1e-3
         each.append(found[1])
     assert np.abs(each[0] - each[1]).max() > 1e-3
-    assert np.array_equal(each[1], scoring("mc", {"samples": 4, "seed": 1}, dropout=True, full=False)([IDS]).nats)
+    assert np.array_equal(
+        each[1], scoring("mc", {"samples": 4, "seed": 1}, dropout=True, full=False)([IDS]).nats
+    )
 
 
-@pytest.mark.parametrize("kind", ["lstm", "lamb-mogrifier"])  # which drops words as inputs alone, and as outputs too
+@pytest.mark.parametrize(
+    "kind", ["lstm", "lamb-mogrifier"]
+)  # which drops words as inputs alone, and as outputs too
 def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
-    shape = {"model": kind, "vocab_size": 17, "embedding_size": 8, "hidden_sizes": (8,), "tied": True}
+    shape = {
+        "model": kind,
+        "vocab_size": 17,
+        "embedding_size": 8,
+        "hidden_sizes": (8,),
+        "tied": True,
+    }
     model = jaxlm.preset("small").replace(**shape, keep_words=0.5, keep_output=0.7).model
     params = jaxlm.init_params(model, jax.random.key(1))
     ids = jnp.asarray(IDS[:11])
     reader = MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
-    noise = draw_noise(model, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0), 10, 1)
+    noise = draw_noise(
+        model, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0), 10, 1
+    )
     kept, _, found, _ = stack.read(model, params, noise, ids[:-1, None], stack.zero_carry(model, 1))
     expected = heads.token_nats(model, kept, found, ids[1:, None], noise.latents)[:, 0]
-    np.testing.assert_allclose(OneStream(reader, Detail(full=False))([IDS[:11]]).nats, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        OneStream(reader, Detail(full=False))([IDS[:11]]).nats, expected, rtol=1e-6
+    )
 
 
 def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
@@ -406,7 +503,9 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     assert found.valid == found.tried[0][1] and found.protocol == found.tried[0][0]
     assert found.test == lm.evaluate(protocol=found.protocol)
     values = [value for _, value in found.tried]
-    assert values == sorted(values) and len(values) == np.prod([len(some) for some in GRIDS[name].values()])
+    assert values == sorted(values) and len(values) == np.prod(
+        [len(some) for some in GRIDS[name].values()]
+    )
     np.testing.assert_allclose(
         values, [lm.evaluate("valid", protocol=one).perplexity for one, _ in found.tried], rtol=1e-5
     )
@@ -416,7 +515,9 @@ def test_a_test_split_that_a_protocol_cannot_read_is_told_before_valid_is_read(r
     corpus = jaxlm.load_corpus("embedded-tiny")
     monkeypatch.setattr(evaluation, "reader_nats", lambda *_: pytest.fail("valid was read"))
     short = replace(corpus, test=corpus.test[:50])
-    with pytest.raises(JaxlmError, match=r"cache_window 100 is larger than the 49 predictions of .* test"):
+    with pytest.raises(
+        JaxlmError, match=r"cache_window 100 is larger than the 49 predictions of .* test"
+    ):
         jaxlm.load(run).tune(protocol_of("cache", cache_window=100), corpus=short)
 
 
@@ -444,27 +545,51 @@ def test_rms_is_refused_where_the_training_text_is_unknown(run, tmp_path):
     imported = replace(lm, config=lm.config.replace(corpus="unknown"))
     with pytest.raises(DataError, match="imported model: take the rule sgd"):
         imported.evaluate(text=tmp_path / "text.txt", protocol="dynamic")
-    assert imported.evaluate(text=tmp_path / "text.txt", protocol=jaxlm.Dynamic(rule="sgd")).predictions == 3
+    assert (
+        imported.evaluate(
+            text=tmp_path / "text.txt", protocol=jaxlm.Dynamic(rule="sgd")
+        ).predictions
+        == 3
+    )
 
 
 def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):
     pair = {"sentence_good": "the bank lends " * 20, "sentence_bad": "lends bank the " * 20}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
-    wild = ["--protocol", "dynamic", "--rule", "sgd", "--learning-rate", "3e38", "--segment-length", "1"]
+    wild = [
+        "--protocol",
+        "dynamic",
+        "--rule",
+        "sgd",
+        "--learning-rate",
+        "3e38",
+        "--segment-length",
+        "1",
+    ]
     assert main(["minimal-pairs", run, str(tmp_path / "pairs.jsonl"), *wild]) == 3
     said = capsys.readouterr()
-    assert said.out == "" and "dynamic evaluation diverged on the sentences: lower learning_rate" in said.err
+    assert (
+        said.out == ""
+        and "dynamic evaluation diverged on the sentences: lower learning_rate" in said.err
+    )
 
 
 @pytest.mark.parametrize(
     "protocol",
-    [["cache", "--cache-window", "50"], ["dynamic"], ["mc", "--samples", "2"], ["temperature", "--temperature", "1.2"]],
+    [
+        ["cache", "--cache-window", "50"],
+        ["dynamic"],
+        ["mc", "--samples", "2"],
+        ["temperature", "--temperature", "1.2"],
+    ],
     ids=lambda words: words[0],
 )
 def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys):
     files = {
         "text.txt": "the bank lends\nevery bank\n",
-        "pairs.jsonl": json.dumps({"sentence_good": "the bank lends", "sentence_bad": "lends lends bank"}),
+        "pairs.jsonl": json.dumps(
+            {"sentence_good": "the bank lends", "sentence_bad": "lends lends bank"}
+        ),
         "suite.json": json.dumps(
             {
                 "meta": {"name": "s"},
@@ -473,7 +598,10 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
                     {
                         "item_number": 1,
                         "conditions": [
-                            {"condition_name": name, "regions": [{"region_number": 1, "content": text}]}
+                            {
+                                "condition_name": name,
+                                "regions": [{"region_number": 1, "content": text}],
+                            }
                             for name, text in (("a", "the bank"), ("b", "bank the"))
                         ],
                     }
@@ -499,18 +627,39 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
     ("arguments", "parts"),
     [
         (["--protocol", "cache", "--lambda", "1"], ["lambda must be at least 0 and below 1"]),
-        (["--protocol", "cache", "--cache-window", "5000"], ["cache_window 5,000", "3,999 predictions"]),
-        (["--protocol", "dynamic", "--theta", "1"], ["theta belongs to the protocol cache", "dynamic"]),
+        (
+            ["--protocol", "cache", "--cache-window", "5000"],
+            ["cache_window 5,000", "3,999 predictions"],
+        ),
+        (
+            ["--protocol", "dynamic", "--theta", "1"],
+            ["theta belongs to the protocol cache", "dynamic"],
+        ),
         (["--theta", "1"], ["theta belongs to the protocol cache", "plain"]),
-        (["--protocol", "temperature", "--temperature", "1e-38"], ["temperature must be at least 1e-06; it is 1e-38"]),
-        (["--protocol", "cache", "--theta", "1e38"], ["theta must be at least 0 and at most 1,000,000; it is 1e+38"]),
+        (
+            ["--protocol", "temperature", "--temperature", "1e-38"],
+            ["temperature must be at least 1e-06; it is 1e-38"],
+        ),
+        (
+            ["--protocol", "cache", "--theta", "1e38"],
+            ["theta must be at least 0 and at most 1,000,000; it is 1e+38"],
+        ),
         (["--protocol", "mc", "--samples", "0"], ["samples must be at least 1"]),
         (["--protocol", "mc", "--tune"], ["mc has nothing left to tune"]),
         (["--tune"], ["plain has nothing left to tune"]),
         (["--protocol", "cache", "--tune", "--split", "valid"], ["--tune", "--split"]),
-        (["--protocol", "cache", "--compatibility", "krause"], ["compatibility must be none or awd-lstm"]),
-        (["--protocol", "dynamic", "--rule", "sgd", "--compatibility", "krause"], ["compatibility krause", "rule sgd"]),
-        (["--protocol", "dynamic", "--statistics-rows", "30000"], ["statistics_rows 30,000", "lower"]),
+        (
+            ["--protocol", "cache", "--compatibility", "krause"],
+            ["compatibility must be none or awd-lstm"],
+        ),
+        (
+            ["--protocol", "dynamic", "--rule", "sgd", "--compatibility", "krause"],
+            ["compatibility krause", "rule sgd"],
+        ),
+        (
+            ["--protocol", "dynamic", "--statistics-rows", "30000"],
+            ["statistics_rows 30,000", "lower"],
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(run, arguments, parts, capsys):
@@ -529,7 +678,9 @@ def test_a_last_segment_of_one_prediction_is_left_out_as_krause_does(run, tmp_pa
     lm, text = jaxlm.load(run), tmp_path / "text"
     for words, length, predictions in ((7, 5, 5), (6, 5, 5), (6, 1, 4)):
         text.write_text("the " * words)
-        protocol = jaxlm.Dynamic(compatibility="krause", segment_length=length, statistics_windows=1)
+        protocol = jaxlm.Dynamic(
+            compatibility="krause", segment_length=length, statistics_windows=1
+        )
         assert lm.evaluate(text=text, protocol=protocol).predictions == predictions
     text.write_text("the the")
     with pytest.raises(DataError, match="1 tokens are too few"):

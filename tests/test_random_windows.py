@@ -29,7 +29,9 @@ drawn = jax.jit(draw_noise, static_argnums=(2, 3))
 LONGEST = int(RANDOM_WINDOWS["longest_window"])
 
 
-def lengths_of(nominal=8, short=0.3, deviation=2.0, shortest=3, longest=20, seed=0, published=False):
+def lengths_of(
+    nominal=8, short=0.3, deviation=2.0, shortest=3, longest=20, seed=0, published=False
+):
     return RandomLengths(nominal, short, deviation, shortest, longest, seed, published)
 
 
@@ -48,24 +50,38 @@ def assert_close(a, b, **tolerance):
 def test_windows_tile_each_epoch_and_follow_from_the_step(rows, epochs, seed, shortest, data):
     plan = WindowPlan(rows, 20, epochs, lengths_of(seed=seed, shortest=shortest))
     seen = [plan.locate(at) for at in range(plan.total)]
-    assert seen == [(epoch, index) for epoch in range(epochs) for index in range(plan.windows_in(epoch))]
+    assert seen == [
+        (epoch, index) for epoch in range(epochs) for index in range(plan.windows_in(epoch))
+    ]
     assert plan.locate(plan.total) == (epochs, 0) and plan.row(0, epochs) == 0
     end = 0
     for at, (epoch, index) in enumerate(seen):
         windows = plan.windows(at, 1, 2)
-        assert windows.first.tolist() == [index == 0, False] and windows.epoch.tolist() == [epoch] * 2
-        assert windows.row[0] == plan.row(index, epoch) == (end if index else 0)  # each begins where the last ended
+        assert (
+            windows.first.tolist() == [index == 0, False] and windows.epoch.tolist() == [epoch] * 2
+        )
+        assert (
+            windows.row[0] == plan.row(index, epoch) == (end if index else 0)
+        )  # each begins where the last ended
         end = int(windows.row[0] + windows.length[0])
         last = index == plan.windows_in(epoch) - 1
         assert 1 <= windows.length[0] <= 20 and (last or windows.length[0] >= shortest)
-        assert end == rows - 1 if last else end < rows - 1  # every token but the first is a target once
+        assert (
+            end == rows - 1 if last else end < rows - 1
+        )  # every token but the first is a target once
         np.testing.assert_allclose(windows.rate[0], windows.length[0] / 8, rtol=1e-6)
-    again = WindowPlan(rows, 20, epochs + 3, lengths_of(seed=seed, shortest=shortest))  # more epochs change no window
+    again = WindowPlan(
+        rows, 20, epochs + 3, lengths_of(seed=seed, shortest=shortest)
+    )  # more epochs change no window
     at = data.draw(st.integers(0, plan.total - 1))
-    jax.tree.map(np.testing.assert_array_equal, again.windows(at, 1, 1)[:2], plan.windows(at, 1, 1)[:2])
+    jax.tree.map(
+        np.testing.assert_array_equal, again.windows(at, 1, 1)[:2], plan.windows(at, 1, 1)[:2]
+    )
 
 
-@pytest.mark.parametrize(("rows", "drawn"), [(30, [10, 9, 8, 7]), (28, [10, 9, 8, 7]), (29, [10, 9, 8, 7]), (12, [10])])
+@pytest.mark.parametrize(
+    ("rows", "drawn"), [(30, [10, 9, 8, 7]), (28, [10, 9, 8, 7]), (29, [10, 9, 8, 7]), (12, [10])]
+)
 def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
     """Its loop, written out: `while i < rows - 1 - 1`, a rate for the drawn length, a window cut at the end."""
 
@@ -85,7 +101,9 @@ def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
         ours = [*zip(windows.row, windows.length, windows.rate, strict=True)]
         if published:
             np.testing.assert_allclose(ours, expected, rtol=1e-6)
-    assert sum(length for _, length, _ in ours) == rows - 1  # without the quirk no token is left out
+    assert (
+        sum(length for _, length, _ in ours) == rows - 1
+    )  # without the quirk no token is left out
 
 
 def test_the_quirks_of_awd_lstm_are_not_those_of_another_code():
@@ -98,7 +116,9 @@ def test_lengths_are_drawn_as_they_should_be():
     lengths = RandomLengths(70, 0.05, 5.0, 5, 110, 3).draw(3_000_000, 0)
     short = lengths < 52
     assert short.mean() == pytest.approx(0.05, abs=0.005)
-    assert lengths[~short].mean() == pytest.approx(69.5, abs=0.1) and lengths[~short].std() == pytest.approx(5, abs=0.1)
+    assert lengths[~short].mean() == pytest.approx(69.5, abs=0.1) and lengths[
+        ~short
+    ].std() == pytest.approx(5, abs=0.1)
     assert lengths[short].mean() == pytest.approx(34.5, abs=0.5)
     assert (lengths[:99] != RandomLengths(70, 0.05, 5.0, 5, 110, 3).draw(9_000, 1)[:99]).any()
     assert BASE.replace(bptt_length=70, length_deviation=5).train.longest == 110
@@ -111,9 +131,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("changes", parameters(CHANGES, {*CHANGES} - {*MODELS} | {"lstm", "hawk", "mlstm"}))
 @pytest.mark.parametrize(
-    "length", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(LONGEST, marks=pytest.mark.slow)]
+    "changes", parameters(CHANGES, {*CHANGES} - {*MODELS} | {"lstm", "hawk", "mlstm"})
+)
+@pytest.mark.parametrize(
+    "length",
+    [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(LONGEST, marks=pytest.mark.slow)],
 )
 def test_a_padded_window_is_the_short_one(changes, length):
     """Cost, gradient, parameters and carry: padded steps leave no trace."""
@@ -126,7 +149,9 @@ def test_a_padded_window_is_the_short_one(changes, length):
     (padded, a), (exact, b) = step(recipe, state, long), step(recipe, state, short)
     assert_close(a, b, rtol=2e-5)
     assert_close((padded.params, padded.carry), (exact.params, exact.carry), rtol=1e-4, atol=1e-6)
-    halved, _ = step(BASE.replace(learning_rate=0.25, **changes).recipe, state, replace(short, rate=1.0))
+    halved, _ = step(
+        BASE.replace(learning_rate=0.25, **changes).recipe, state, replace(short, rate=1.0)
+    )
     assert_close(halved.params, exact.params, rtol=1e-5, atol=1e-7)
 
 
@@ -157,9 +182,16 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
         one, found = step(recipe, own, Window(tokens[:-1, rows], tokens[1:, rows]), noise)
         moved.append(jax.tree.map(lambda a, b: a - b, one.params, state.params))
         costs.append(float(found.cost))
-        assert_close(one.carry, jax.tree.map(lambda leaf, rows=rows: leaf[rows], after.carry), rtol=1e-5, atol=1e-6)
+        assert_close(
+            one.carry,
+            jax.tree.map(lambda leaf, rows=rows: leaf[rows], after.carry),
+            rtol=1e-5,
+            atol=1e-6,
+        )
     assert float(metrics.cost) == pytest.approx(np.mean(costs), rel=1e-5)
-    expected = jax.tree.map(lambda start, *each: start + sum(each) / len(each), state.params, *moved)
+    expected = jax.tree.map(
+        lambda start, *each: start + sum(each) / len(each), state.params, *moved
+    )
     assert_close(after.params, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -178,11 +210,15 @@ def test_without_dropout_small_batches_change_nothing():
 def corpus(tmp_path_factory) -> Corpus:
     folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
     for split, words in (("train", 599), ("valid", 119), ("test", 59)):  # and <eos>
-        (folder / f"{split}.txt").write_text(" ".join(f"w{word}" for word in rng.integers(0, 9, words)) + "\n")
+        (folder / f"{split}.txt").write_text(
+            " ".join(f"w{word}" for word in rng.integers(0, 9, words)) + "\n"
+        )
     return load_corpus(folder)
 
 
-CONFIG = BASE.replace(vocab_size=100, **RANDOM_WINDOWS, **EVERY_DROPOUT, checkpoint_every=3, small_batch=2)
+CONFIG = BASE.replace(
+    vocab_size=100, **RANDOM_WINDOWS, **EVERY_DROPOUT, checkpoint_every=3, small_batch=2
+)
 
 
 def test_a_run_compiles_once_and_resumed_anywhere_it_is_the_same(corpus, tmp_path, monkeypatch):
@@ -195,12 +231,16 @@ def test_a_run_compiles_once_and_resumed_anywhere_it_is_the_same(corpus, tmp_pat
     assert len(set(lengths)) > 3 and sum(lengths) == 2 * 149  # every epoch reads all
     done = int(straight.state.step)
     for stop in (4, done // 2, done - 1, None):
-        resumed = jaxlm.train(CONFIG, corpus, tmp_path / "resumed", steps=stop, resume=stop != 4, quiet=True)
+        resumed = jaxlm.train(
+            CONFIG, corpus, tmp_path / "resumed", steps=stop, resume=stop != 4, quiet=True
+        )
     assert_close(resumed.state.params, straight.state.params, rtol=1e-6)
     assert [row for row in read_metrics(tmp_path / "resumed") if row["kind"] == "epoch"] == [
         row for row in rows if row["kind"] == "epoch"
     ]
-    assert jaxlm.evaluate(tmp_path / "straight", corpus=corpus).perplexity == straight.test_perplexity
+    assert (
+        jaxlm.evaluate(tmp_path / "straight", corpus=corpus).perplexity == straight.test_perplexity
+    )
 
 
 @pytest.mark.slow
@@ -214,10 +254,14 @@ def test_a_mapped_corpus_trains_to_the_same_numbers(corpus, tmp_path):
 @pytest.mark.slow
 def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
     """Those of later trials too, which wait for the next group."""
-    result = jaxlm.sweep(CONFIG, {"learning_rate": [0.1, 0.2, 0.3]}, corpus=corpus, group=2, quiet=True)
+    result = jaxlm.sweep(
+        CONFIG, {"learning_rate": [0.1, 0.2, 0.3]}, corpus=corpus, group=2, quiet=True
+    )
     found = sorted(member.valid_perplexities[-1] for member in result.members)
     alone = sorted(
-        jaxlm.train(CONFIG.replace(learning_rate=rate), corpus, quiet=True).epochs[-1].valid_perplexity
+        jaxlm.train(CONFIG.replace(learning_rate=rate), corpus, quiet=True)
+        .epochs[-1]
+        .valid_perplexity
         for rate in (0.1, 0.2, 0.3)
     )
     np.testing.assert_allclose(found, alone, rtol=1e-4)
@@ -226,9 +270,18 @@ def test_members_of_a_sweep_read_the_same_windows_and_equal_runs_alone(corpus):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(length_deviation=2, shortest_window=0), "shortest_window must be at least 1 .*; it is 0"),
-        (dict(length_deviation=2, longest_window=9), "bptt_length 20 is more than the 9 tokens of longest_window"),
-        (dict(length_deviation=0, bptt_length=4), "shortest_window 5 is more than the 4 tokens of longest_window"),
+        (
+            dict(length_deviation=2, shortest_window=0),
+            "shortest_window must be at least 1 .*; it is 0",
+        ),
+        (
+            dict(length_deviation=2, longest_window=9),
+            "bptt_length 20 is more than the 9 tokens of longest_window",
+        ),
+        (
+            dict(length_deviation=0, bptt_length=4),
+            "shortest_window 5 is more than the 4 tokens of longest_window",
+        ),
         (dict(small_batch=7), "small_batch must divide batch_size 60; it is 7"),
     ],
 )

@@ -31,11 +31,15 @@ from jaxlm.sweeps.space import read_space
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_PAGES = ("training", "surprisal")  # whose runs other pages use
 DOCS = sorted(
-    (path.relative_to(ROOT / "docs").with_suffix("").as_posix() for path in (ROOT / "docs").rglob("*.md")),
+    (
+        path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        for path in (ROOT / "docs").rglob("*.md")
+    ),
     key=lambda page: (page != "training", page not in FIRST_PAGES, page),
 )
 PAGES = {
-    name: (ROOT / name).read_text() for name in ("README.md", *(f"docs/{page}.md" for page in DOCS), "CONTRIBUTING.md")
+    name: (ROOT / name).read_text()
+    for name in ("README.md", *(f"docs/{page}.md" for page in DOCS), "CONTRIBUTING.md")
 }
 BLOCK = re.compile(
     r"(?:^ *<!-- (?P<marker>.*?) -->\n)?^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
@@ -73,7 +77,9 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
-BLOCKS = [block for page in PAGES for block in blocks_of(page) if block.language in ("sh", "python")]  # (not R's)
+BLOCKS = [
+    block for page in PAGES for block in blocks_of(page) if block.language in ("sh", "python")
+]  # (not R's)
 RUN = [block for block in BLOCKS if block.marker is None]
 PARSED = [block for block in BLOCKS if block.marker is not None]
 FIRST = next(block for block in RUN if block.page == "docs/training.md")
@@ -85,7 +91,10 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     (folder / "bin").mkdir()
-    for name, options in (("python", ""), ("jaxlm", " -m jaxlm")):  # (a link to python would miss its environment)
+    for name, options in (
+        ("python", ""),
+        ("jaxlm", " -m jaxlm"),
+    ):  # (a link to python would miss its environment)
         (folder / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{options} "$@"\n')
         (folder / "bin" / name).chmod(0o755)
     run(FIRST, folder)
@@ -95,7 +104,10 @@ def place(tmp_path_factory) -> Path:
 def run(block: Block, folder: Path) -> None:
     with contextlib.chdir(folder):
         if block.language == "python":
-            exec(compile("\n" * block.line + block.text, block.page, "exec"), {"__name__": "__main__"})
+            exec(
+                compile("\n" * block.line + block.text, block.page, "exec"),
+                {"__name__": "__main__"},
+            )
             return
         assert block.language == "sh"
         if "<<" in block.text:  # a document in the shell is no list of commands
@@ -107,7 +119,10 @@ def run(block: Block, folder: Path) -> None:
 
 def execute(command: str) -> int:
     """A command's exit code: in this process, where it is `jaxlm` or an experiment and nothing else."""
-    words, operators = shlex.split(command), set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"}
+    words, operators = (
+        shlex.split(command),
+        set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"},
+    )
     if operators or words[0] not in ("jaxlm", "python") or words[1] == "-c":
         return in_shell(command)
     return in_process(words)
@@ -115,7 +130,9 @@ def execute(command: str) -> int:
 
 def in_shell(text: str) -> int:
     variables = {"PATH": f"{Path('bin').resolve()}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", text], env={**os.environ, **variables}).returncode
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", text], env={**os.environ, **variables}
+    ).returncode
 
 
 def in_process(words: list[str]) -> int:
@@ -140,7 +157,9 @@ def test_a_block_runs(block, place):
 
 @pytest.mark.parametrize("block", PARSED, ids=str)
 def test_a_block_that_is_not_run_parses(block, monkeypatch):
-    assert NOT_RUN.match(block.marker), f"{block}: give a reason, as in <!-- not run: trains for hours -->"
+    assert NOT_RUN.match(block.marker), (
+        f"{block}: give a reason, as in <!-- not run: trains for hours -->"
+    )
     if block.language == "python":
         ast.parse(block.text)
         return
@@ -160,21 +179,30 @@ def test_a_command_of_the_readme_s_table_parses(command, monkeypatch):
 def parses(words: list[str], monkeypatch) -> None:
     """Parses a command of jaxlm or of an experiment, up to its config and space. Other programs are nobody's here."""
     parsed = []
-    monkeypatch.setattr(cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0)
-    script = next((place for place, word in enumerate(words) if word.startswith("experiments/")), None)
+    monkeypatch.setattr(
+        cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0
+    )
+    script = next(
+        (place for place, word in enumerate(words) if word.startswith("experiments/")), None
+    )
     if script is not None:
         assert (ROOT / words[script]).is_file(), words
         source = (ROOT / words[script]).read_text()
         if "\nfrom jaxlm.cli import main" not in source:  # it has flags of its own
             shared = (
-                ROOT / f"experiments/{name}.py" for name in re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+                ROOT / f"experiments/{name}.py"
+                for name in re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
             )
             source += "".join(path.read_text() for path in shared if path.is_file())
-            assert [flag for flag in words if flag.startswith("--") and f'"{flag}"' not in source] == []
+            assert [
+                flag for flag in words if flag.startswith("--") and f'"{flag}"' not in source
+            ] == []
             return
         monkeypatch.chdir(ROOT)
         assert in_process(["python", *words[script:]]) == 0
-    elif "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words):  # (CONTRIBUTING.md's, see below)
+    elif (
+        "jaxlm" in words and "-m" not in words and "decay" not in " ".join(words)
+    ):  # (CONTRIBUTING.md's, see below)
         in_process(["jaxlm", *words[words.index("jaxlm") + 1 :]])
         assert parsed
     for args in parsed:
@@ -185,8 +213,12 @@ def parses(words: list[str], monkeypatch) -> None:
 
 
 def test_every_page_of_the_manual_is_tested_and_linked():
-    linked = PAGES["README.md"] + (PAGES["docs/start-here.md"] + PAGES["docs/performance.md"]).replace("](", "](docs/")
-    assert [name for name in DOCS if f"](docs/{name}.md" not in linked and name != "start-here"] == []
+    linked = PAGES["README.md"] + (
+        PAGES["docs/start-here.md"] + PAGES["docs/performance.md"]
+    ).replace("](", "](docs/")
+    assert [
+        name for name in DOCS if f"](docs/{name}.md" not in linked and name != "start-here"
+    ] == []
 
 
 def test_the_readme_is_a_page_and_prose_keeps_to_its_width():
@@ -209,13 +241,19 @@ def test_links_and_paths_resolve(page):
         name, _, anchor = target.partition("#")
         file = (ROOT / page).parent / name if name else ROOT / page
         assert file.is_file(), f"{page} links to {target}"
-        assert not anchor or anchor in map(slug, re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE)), target
+        assert not anchor or anchor in map(
+            slug, re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE)
+        ), target
     if page.startswith("docs/"):
-        named = re.findall(r"`((?:jaxlm|tests|experiments)/[\w/.-]+\.\w+|(?:tests|experiments)/[\w/-]*)`", text)
+        named = re.findall(
+            r"`((?:jaxlm|tests|experiments)/[\w/.-]+\.\w+|(?:tests|experiments)/[\w/-]*)`", text
+        )
         assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "docs/lab").glob("*.csv")), ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "docs/lab").glob("*.csv")), ids=lambda file: file.name
+)
 def test_the_data_of_the_laboratory_is_a_table_and_linked(file):
     head, *rows = csv.reader(file.open(newline=""))
     assert rows and {len(row) for row in rows} == {len(head)}
@@ -257,7 +295,11 @@ def test_a_model_is_added_by_following_contributing(extended):
 
     def python(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=extended, env=environment, text=True, capture_output=True
+            [sys.executable, *arguments],
+            cwd=extended,
+            env=environment,
+            text=True,
+            capture_output=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -279,4 +321,8 @@ def test_a_model_is_added_by_following_contributing(extended):
     block = next(block for block in blocks_of("CONTRIBUTING.md") if "--model decay" in block.text)
     for command in block.commands:
         assert "decay" in command
-        python("-c", "import sys; from jaxlm.cli import main; sys.exit(main())", *shlex.split(command)[1:])
+        python(
+            "-c",
+            "import sys; from jaxlm.cli import main; sys.exit(main())",
+            *shlex.split(command)[1:],
+        )

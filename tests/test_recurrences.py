@@ -21,13 +21,20 @@ def test_the_gru_is_flax_s_cell():
     cell, rng = nn.GRUCell(H), np.random.default_rng(0)
     x, h = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, B, E), (B, H)))
     params = cell.init(jax.random.key(0), h, x[0])["params"]
-    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+    )
 
     def ours(params, x, h):
         kernel = jnp.concatenate([params[f"i{gate}"]["kernel"] for gate in "rzn"], -1)
         recurrent = jnp.concatenate([params[f"h{gate}"]["kernel"] for gate in "rzn"], -1)
         bias = jnp.concatenate([params[f"i{gate}"]["bias"] for gate in "rzn"])
-        layer: Any = dict(kernel=kernel, recurrent_kernel=recurrent, bias=bias, recurrent_bias=params["hn"]["bias"])
+        layer: Any = dict(
+            kernel=kernel,
+            recurrent_kernel=recurrent,
+            bias=bias,
+            recurrent_bias=params["hn"]["bias"],
+        )
         return GRU().apply_layer(layer, x, h, CellNoise(), None)
 
     def theirs(params, x, h):
@@ -44,17 +51,28 @@ def test_the_gru_is_flax_s_cell():
 
         return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(params, x, h)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), scalar(ours), scalar(theirs))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        scalar(ours),
+        scalar(theirs),
+    )
 
 
 @settings(max_examples=4)
-@given(T=st.sampled_from([1, 2, 7]), B=st.integers(1, 2), H=st.integers(1, 2), seed=st.integers(0, 99))
+@given(
+    T=st.sampled_from([1, 2, 7]), B=st.integers(1, 2), H=st.integers(1, 2), seed=st.integers(0, 99)
+)
 def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
     rng = np.random.default_rng(seed)
-    a, b, h = (jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32) for shape in ((T, B, H), (T, B, H), (B, H)))
+    a, b, h = (
+        jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+        for shape in ((T, B, H), (T, B, H), (B, H))
+    )
 
     def scalar(op):
-        return jax.jit(jax.value_and_grad(lambda *args: jnp.sin(op(*args)).sum(), argnums=(0, 1, 2)))(a, b, h)
+        return jax.jit(
+            jax.value_and_grad(lambda *args: jnp.sin(op(*args)).sum(), argnums=(0, 1, 2))
+        )(a, b, h)
 
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
@@ -68,7 +86,9 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
     """Its inputs before the window come from the state; of padded steps nothing is kept."""
     T, B, H, K = 7, 2, 3, 4
     rng = np.random.default_rng(0)
-    x, kernel, bias, before = (rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H)))
+    x, kernel, bias, before = (
+        rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H))
+    )
     arrays = [jnp.asarray(one, jnp.float32) for one in (x, kernel, bias, before)]
     y, state = short_convolution(*arrays, length=length and jnp.int32(length))
     inputs = np.concatenate([np.moveaxis(before, 1, 0), x])
@@ -83,5 +103,7 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
     model, x = GRU(), jnp.ones((2, 1, 3), dtype)
-    y, h = model.apply_layer(model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), CellNoise(), None)
+    y, h = model.apply_layer(
+        model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), CellNoise(), None
+    )
     assert y.dtype == dtype and h.dtype == jnp.float32

@@ -12,7 +12,10 @@ from jaxlm.report.page import render
 
 sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,7 +40,9 @@ def browser() -> Iterator[Any]:
 def file(tmp_path_factory) -> Path:
     """A page of two runs, a model and a sweep."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render("Report", [run_record("a"), run_record("b", 1)], [model_view("a")], [sweep_record()]))
+    path.write_text(
+        render("Report", [run_record("a"), run_record("b", 1)], [model_view("a")], [sweep_record()])
+    )
     return path
 
 
@@ -52,7 +57,9 @@ def visit(browser) -> Iterator[Any]:
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith("file:") or said.append(request.url))
+        page.on(
+            "request", lambda request: request.url.startswith("file:") or said.append(request.url)
+        )
         page.goto(path.resolve().as_uri())
         page.wait_for_function("document.documentElement.dataset.ready", timeout=60_000)
         return page
@@ -73,8 +80,16 @@ def test_it_fits_every_size_in_light_and_dark(visit, file, width, height, scheme
     for chart in charts.all():
         box = chart.bounding_box()
         assert box["width"] > 200 and box["height"] > 100
-    assert page.locator("text[style*='font']").first.evaluate("one => one.getBoundingClientRect().height") > 6
-    ink, paper = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    assert (
+        page.locator("text[style*='font']").first.evaluate(
+            "one => one.getBoundingClientRect().height"
+        )
+        > 6
+    )
+    ink, paper = (
+        page.evaluate(f"getComputedStyle(document.body).{name}")
+        for name in ("color", "backgroundColor")
+    )
     light = [sum(map(int, colour[4:-1].split(","))) for colour in (ink, paper)]
     assert (light[0] < light[1]) == (scheme == "light")
 
@@ -104,7 +119,11 @@ def test_a_word_that_is_searched_or_clicked_lights_up_its_neighbours(visit, file
     assert "Nearest to word7" in found.inner_text()
     assert found.locator("button").all_inner_texts() == ["word8 0.90", "word9 0.80", "word10 0.70"]
     assert page.locator("#map-0 .picked text").text_content() == "word7"
-    assert sorted(page.locator("#map-0 .near text").all_text_contents()) == ["word10", "word8", "word9"]
+    assert sorted(page.locator("#map-0 .near text").all_text_contents()) == [
+        "word10",
+        "word8",
+        "word9",
+    ]
     opacity = "getComputedStyle(document.querySelector('#map-0 [data-key=\"20\"]')).opacity"
     assert float(page.evaluate(opacity)) < 0.5
     found.locator("button").first.press("Enter")
@@ -134,20 +153,27 @@ def test_a_sweep_is_filtered_by_fields_by_brushes_and_back(visit, file):
     def drag(chart, start, end):
         chart.scroll_into_view_if_needed()
         box = chart.bounding_box()
-        for place, move in ((start, page.mouse.move), (end, lambda x, y: page.mouse.move(x, y, steps=4))):
+        for place, move in (
+            (start, page.mouse.move),
+            (end, lambda x, y: page.mouse.move(x, y, steps=4)),
+        ):
             move(box["x"] + box["width"] * place[0], box["y"] + box["height"] * place[1])
             if place is start:
                 page.mouse.down()
         page.mouse.up()
 
     parallel = sweep.locator("[data-axis='all'] svg")
-    drag(parallel, (0.88, 0.95), (0.88, 0.6))  # along the axis of the perplexity, from 100 to 240: its lower part
+    drag(
+        parallel, (0.88, 0.95), (0.88, 0.6)
+    )  # along the axis of the perplexity, from 100 to 240: its lower part
     assert 1 <= rows.count() <= 5 and rows.first.locator("th").inner_text() == "0"
     assert sweep.locator("fieldset").last.locator("input").first.input_value() == "100"
     parallel.dblclick(position={"x": parallel.bounding_box()["width"] * 0.88, "y": 20})
     assert rows.count() == 8
     drag(sweep.locator("[data-axis='0'].chart svg"), (0.7, 0.02), (0.99, 0.9))
-    assert 1 <= rows.count() < 8 and sweep.locator("[data-axis='0'] input").first.input_value() == "4"
+    assert (
+        1 <= rows.count() < 8 and sweep.locator("[data-axis='0'] input").first.input_value() == "4"
+    )
 
 
 def test_hostile_words_are_words(visit, tmp_path):

@@ -112,7 +112,11 @@ def test_no_text_of_a_file_becomes_markup_or_script():
     text = render(HOSTILE[0], **hostile_contents())
     text.encode()
     found = Page(text)
-    assert found.tags.count("script") == 2 and not {"img", "image"} & set(found.tags) and "b" in found.tags
+    assert (
+        found.tags.count("script") == 2
+        and not {"img", "image"} & set(found.tags)
+        and "b" in found.tags
+    )
     assert not {name for _, name, _ in found.attributes if name.startswith("on")}
     for tag, name, value in found.attributes:
         assert name not in ("src", "href") or value.startswith("#"), (tag, name, value)
@@ -127,7 +131,9 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone():
     found = page(run_record())
     assert not {"link", "img", "iframe", "object", "base"} & set(found.tags)
     assert not [value for _, name, value in found.attributes if "://" in value]
-    policy = next(value for _, name, value in found.attributes if name == "content" and "default-src" in value)
+    policy = next(
+        value for _, name, value in found.attributes if name == "content" and "default-src" in value
+    )
     digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
     assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}';" in policy
     style = (Path(jaxlm.__path__[0]) / "report/page.css").read_text()
@@ -154,13 +160,21 @@ def test_each_trial_has_its_key_in_every_chart_and_in_the_table():
 
 
 def test_unknown_tokens_and_estimates_are_said():
-    epochs = [{"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 118.0, "unknown_valid": 0.01}]
+    epochs = [
+        {"epoch": 1, "train_perplexity": 90.0, "valid_perplexity": 118.0, "unknown_valid": 0.01}
+    ]
     few = run_record(
-        "few", epochs=epochs, tests=[{"test_perplexity": 117.0, "test_bits_per_byte": 1.625, "unknown_test": 0.02}]
+        "few",
+        epochs=epochs,
+        tests=[{"test_perplexity": 117.0, "test_bits_per_byte": 1.625, "unknown_test": 0.02}],
     )
     text = " ".join(" ".join(page(few).words).split())
     assert "test bits per byte per character" in text and "117.00 1.625 valid 1.0%" in text
-    assert "valid 1.0%, test 2.0%" in text and "Many tokens are unknown" not in text and "estimate" not in text
+    assert (
+        "valid 1.0%, test 2.0%" in text
+        and "Many tokens are unknown" not in text
+        and "estimate" not in text
+    )
     many = run_record("many", tests=[{"test_perplexity": 117.0, "unknown_test": 0.9}])
     assert "Many tokens are unknown (<unk>) to the vocabulary of many: test 90.0%" in " ".join(
         " ".join(page(few, many).words).split()
@@ -198,25 +212,45 @@ def test_a_seed_that_has_not_finished_is_a_group_of_its_own():
 def test_published_numbers_stand_beside_runs_on_penn_treebank_alone():
     assert [value for _, value in published([run_record(), run_record("b", 1)])] == [115.5]
     assert published([run_record(config=jaxlm.preset("small"))]) == []  # nobody's published model
-    assert [value for _, value in published([run_record(config=jaxlm.preset("zaremba-large"))])] == [78.5]
-    assert published([run_record(corpus="other"), run_record(config=jaxlm.Config(preset="mine"))]) == []
+    assert [
+        value for _, value in published([run_record(config=jaxlm.preset("zaremba-large"))])
+    ] == [78.5]
+    assert (
+        published([run_record(corpus="other"), run_record(config=jaxlm.Config(preset="mine"))])
+        == []
+    )
 
 
 def test_runs_on_several_corpora_are_kept_apart_and_it_is_said():
     found = page(run_record("a", corpus="one", sha="1"), run_record("b", corpus="two", sha="2"))
     text = " ".join(found.words)
     assert "Runs on one" in text and "Runs on two" in text and "2 corpora" in text
-    assert text.index("a train, epoch 1") < text.index("Runs on two", text.index("Results")) < text.index("b train, ep")
+    assert (
+        text.index("a train, epoch 1")
+        < text.index("Runs on two", text.index("Results"))
+        < text.index("b train, ep")
+    )
 
 
 def test_the_page_of_three_long_runs_is_small():
     """15 epochs of Penn Treebank at the preset small's batch: 11,610 windows each."""
     windows = [
-        {"step": step, "epoch": 1 + step // 774, "cost": 91.2, "learning_rate": 0.5, "grad_norm": 1.2345678 + step % 7}
+        {
+            "step": step,
+            "epoch": 1 + step // 774,
+            "cost": 91.2,
+            "learning_rate": 0.5,
+            "grad_norm": 1.2345678 + step % 7,
+        }
         for step in range(11610)
     ]
-    epochs = [{"epoch": epoch, "train_perplexity": 99.9, "valid_perplexity": 110.1} for epoch in range(1, 16)]
-    runs = [run_record(name, seed, windows=windows, epochs=epochs) for seed, name in enumerate("abc")]
+    epochs = [
+        {"epoch": epoch, "train_perplexity": 99.9, "valid_perplexity": 110.1}
+        for epoch in range(1, 16)
+    ]
+    runs = [
+        run_record(name, seed, windows=windows, epochs=epochs) for seed, name in enumerate("abc")
+    ]
     words = [f"word{place:06d}" for place in range(500)]
     assert len(render("Report", runs, [model_view("a", words)])) < 1_500_000
 
@@ -226,7 +260,9 @@ def test_an_epoch_whose_first_window_alone_draws_words_is_an_estimate(tmp_path):
     for name in ("train", "valid", "test"):
         (tmp_path / f"{name}.txt").write_text("abc\n" * 10)
     sizes = dict(embedding_size=4, hidden_sizes=(4,), batch_size=2, bptt_length=2, epochs=5)
-    config = TINY.replace(corpus=str(tmp_path), tokens="bytes", sampled_words=50, sampled_share=0.6, **sizes)
+    config = TINY.replace(
+        corpus=str(tmp_path), tokens="bytes", sampled_words=50, sampled_share=0.6, **sizes
+    )
     epochs = jaxlm.train(config, quiet=True).epochs
     assert [epoch.train_estimated for epoch in epochs] == [True] * 4 + [False]
 
@@ -238,22 +274,33 @@ def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path,
     result = jaxlm.train(config, run_dir=tmp_path / "run")
     assert [epoch.train_estimated for epoch in result.epochs] == [True, False]
     said = capsys.readouterr().out
-    assert said.count("(an estimate)") == 2 and re.search(r"unknown tokens +valid 4\.\d%  test 4\.\d%", said)
+    assert said.count("(an estimate)") == 2 and re.search(
+        r"unknown tokens +valid 4\.\d%  test 4\.\d%", said
+    )
     assert result.run_dir
     epochs, (test,) = (
-        [row for row in read_metrics(result.run_dir) if row["kind"] == kind] for kind in ("epoch", "test")
+        [row for row in read_metrics(result.run_dir) if row["kind"] == kind]
+        for kind in ("epoch", "test")
     )
     assert [row.get("train_estimated") for row in epochs] == [True, None]
     shares = jaxlm.load_corpus("embedded-tiny").unknown_shares()
-    assert epochs[0]["unknown_valid"] == shares["valid"] > 0 and test["unknown_test"] == shares["test"] > 0
-    for split, row in (("valid", epochs[1]), ("test", test)):  # in the rows and windows of training, and as evaluated
+    assert (
+        epochs[0]["unknown_valid"] == shares["valid"] > 0
+        and test["unknown_test"] == shares["test"] > 0
+    )
+    for split, row in (
+        ("valid", epochs[1]),
+        ("test", test),
+    ):  # in the rows and windows of training, and as evaluated
         found = jaxlm.evaluate(result.run_dir, split)
         for name in ("bits_per_byte", "bits_per_character", "word_perplexity"):
             assert row[f"{split}_{name}"] == pytest.approx(getattr(found, name), rel=1e-9)
         assert found.word_perplexity == pytest.approx(found.perplexity)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678])
+@pytest.mark.parametrize(
+    "value", [0.0, -1.5, 1e-9, 1e300, float("inf"), float("nan"), None, 12345.678]
+)
 def test_numbers_of_every_size_have_a_text(value):
     assert isinstance(rounded(value), str) and "\n" not in rounded(value)
 
@@ -261,12 +308,18 @@ def test_numbers_of_every_size_have_a_text(value):
 def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, capsys):
     out = tmp_path / "report.html"
     runs = [str(trained / name) for name in ("seed-0", "seed-1", "sweep")]
-    assert main(["report", *runs, runs[0], "-o", str(out), "--text", "this <script>x</script>"]) == 0
+    assert (
+        main(["report", *runs, runs[0], "-o", str(out), "--text", "this <script>x</script>"]) == 0
+    )
     assert capsys.readouterr().out.strip() == str(out)
     text = out.read_text()
     found = Page(text)
     words = " ".join(found.words)
-    assert "2 runs and 1 sweep" in words and "0, 1" in words and "The beginning of the test split" in words
+    assert (
+        "2 runs and 1 sweep" in words
+        and "0, 1" in words
+        and "The beginning of the test split" in words
+    )
     assert "Text 1" in words and "There is no" not in words and found.tags.count("script") == 2
     assert len(text) < 2_000_000
     payload = json.loads(found.scripts[0])
@@ -289,7 +342,10 @@ def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, c
     ]
     assert main(["train", *flags, "--run-dir", str(run), "--report", "--data-dir", "my ptb"]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert f"jaxlm report '{run}' -o '{run}/report.html' '--data-dir=my ptb'" in said and f"report: {run}" in said
+    assert (
+        f"jaxlm report '{run}' -o '{run}/report.html' '--data-dir=my ptb'" in said
+        and f"report: {run}" in said
+    )
     first = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
     assert Page(first.decode()).tags == Page((run / "report.html").read_text()).tags
@@ -311,7 +367,11 @@ def damage(run: Path, how: str) -> None:
             file.truncate(1 << 40)
     elif how == "arrays":
         for path in sorted((run / "checkpoints").rglob("*")):
-            if path.is_file() and path.stat().st_size > 1000 and path.suffix not in (".json", ".jsonl"):
+            if (
+                path.is_file()
+                and path.stat().st_size > 1000
+                and path.suffix not in (".json", ".jsonl")
+            ):
                 path.write_bytes(path.read_bytes()[:-1])
     elif how == "no epoch":
         shutil.rmtree(run / "checkpoints")
@@ -319,7 +379,9 @@ def damage(run: Path, how: str) -> None:
         (run / "metrics.jsonl").write_text("".join(line for line in lines if '"window"' in line))
 
 
-@pytest.mark.parametrize("how", ["config", "record", "metrics", "fifo", "sparse", "arrays", "no epoch"])
+@pytest.mark.parametrize(
+    "how", ["config", "record", "metrics", "fifo", "sparse", "arrays", "no epoch"]
+)
 def test_a_damaged_run_is_one_sentence_and_no_page(run, trained, tmp_path, capsys, how):
     damage(run, how)
     out = tmp_path / "report.html"
@@ -327,12 +389,21 @@ def test_a_damaged_run_is_one_sentence_and_no_page(run, trained, tmp_path, capsy
     before = sorted(tmp_path.iterdir())
     assert main(["report", str(trained / "seed-1"), str(run), "-o", str(out)]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and "Traceback" not in said and str(run) in said
+    assert (
+        said.startswith("error: ")
+        and said.count("\n") == 1
+        and "Traceback" not in said
+        and str(run) in said
+    )
     assert out.read_text() == "the old page" and sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("text", [None, "{", "[]", '{"members":[]}', '{"members":[{"number":1}]}', '{"members":7}'])
-def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, tmp_path, capsys, text):
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", '{"members":[]}', '{"members":[{"number":1}]}', '{"members":7}']
+)
+def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(
+    trained, tmp_path, capsys, text
+):
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     (sweep / "trials").mkdir()
@@ -340,7 +411,11 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(trained, t
         (sweep / "sweep.json").write_text(seal(json.loads(text)) if '"number":1' in text else text)
     assert main(["report", str(sweep)]) == 1
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "sweep.json cannot be read" in said and "--resume` writes it" in said
+    assert (
+        said.count("\n") == 1
+        and "sweep.json cannot be read" in said
+        and "--resume` writes it" in said
+    )
     assert not (sweep / "report.html").exists()
 
 
@@ -350,7 +425,10 @@ def test_a_trial_that_is_a_link_is_not_read(trained, tmp_path, capsys):
         trial.rename(tmp_path / trial.name)
         trial.symlink_to(tmp_path / trial.name)
     assert main(["report", str(sweep)]) == 1
-    assert "expected a directory, found a link" in capsys.readouterr().err and not (sweep / "report.html").exists()
+    assert (
+        "expected a directory, found a link" in capsys.readouterr().err
+        and not (sweep / "report.html").exists()
+    )
 
 
 def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tmp_path):
@@ -402,7 +480,11 @@ def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path):
     text.unlink()
     found = Page(write_report([tmp_path / "run"]).read_text())
     words = " ".join(found.words)
-    assert "There is no text of the test split" in words and "Samples" in words and "Map of the words" in words
+    assert (
+        "There is no text of the test split" in words
+        and "Samples" in words
+        and "Map of the words" in words
+    )
     assert found.tags.count("script") == 2
 
 
@@ -410,7 +492,16 @@ def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(t
     """Its vocabulary is the other run's, not that of its text."""
     text = tmp_path / "text"
     text.write_text("a b c d e f\n" * 4000)
-    flags = ["--corpus", str(text), "--epochs", "1", "--batch-size", "50", "--run-dir", str(tmp_path / "tuned")]
+    flags = [
+        "--corpus",
+        str(text),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "50",
+        "--run-dir",
+        str(tmp_path / "tuned"),
+    ]
     assert main(["train", "--init", str(trained / "seed-0"), *flags]) == 0
     words = " ".join(Page(write_report([tmp_path / "tuned"]).read_text()).words)
     assert "The beginning of the test split of text" in words and "There is no" not in words
@@ -435,12 +526,25 @@ def test_a_timing_that_is_damaged_is_passed_over(run):
 def test_runs_that_ended_elsewhere_are_no_seeds_of_one_config():
     """`--steps` is in no config."""
     of = {"kind": "test", "checkpoint": "last", "test_perplexity": 118.0}
-    found = groups([run_record("a", 0, tests=[of | {"step": 12}]), run_record("b", 1, tests=[of | {"step": 7}])])
+    found = groups(
+        [
+            run_record("a", 0, tests=[of | {"step": 12}]),
+            run_record("b", 1, tests=[of | {"step": 7}]),
+        ]
+    )
     assert [len(group.runs) for group in found] == [1, 1]
-    assert {group.settings["finished"] for group in found} == {"after 12 windows", "after 7 windows"}
+    assert {group.settings["finished"] for group in found} == {
+        "after 12 windows",
+        "after 7 windows",
+    }
     whole = jaxlm.preset("small").replace(epochs=2)
     found = groups(
-        [run_record(str(rows), config=whole.replace(batch_size=rows), tests=[of | {"step": rows}]) for rows in (5, 6)]
+        [
+            run_record(
+                str(rows), config=whole.replace(batch_size=rows), tests=[of | {"step": rows}]
+            )
+            for rows in (5, 6)
+        ]
     )
     assert len(found) == 2 and "finished" not in found[0].settings
 

@@ -71,7 +71,9 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
     return how if process.end()[0] == -signal.SIGKILL else "finished"
 
 
-def survive(server: Server, tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int) -> dict[str, int]:
+def survive(
+    server: Server, tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int
+) -> dict[str, int]:
     """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
     rng, caught, run_dir, unfinished = random.Random(seed), {}, tmp_path / "0", 0
     while sum(caught.values()) < kills:
@@ -117,7 +119,8 @@ def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
         code, said, err = process.end()
         assert (code, err) == (128 + number, ""), said + err
         stopped = re.search(
-            rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume", said
+            rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume",
+            said,
         )
         assert stopped and stopped[2] == str(run_dir), said
         assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"
@@ -145,7 +148,9 @@ UNREAD = "\nimport os\nend, pipe = os.pipe()\nos.dup2(pipe, 2)\nos.close(end)\n"
 def test_a_second_signal_ends_at_once_in_the_middle_of_a_save(server, tmp_path, reference, unread):
     run_dir = tmp_path / "run"
     process = server.start(*training(run_dir), before=SLOW_SAVE + unread)
-    assert wait_for(lambda: any(run_dir.glob("checkpoints/.partial-00000014-*/manifest.json")), process)
+    assert wait_for(
+        lambda: any(run_dir.glob("checkpoints/.partial-00000014-*/manifest.json")), process
+    )
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None
@@ -175,7 +180,9 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
     holder = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        expected = re.escape(f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose")
+        expected = re.escape(
+            f"in use by process {holder.pid} on {socket.gethostname()}: wait for it, or choose"
+        )
         with pytest.raises(RunDirError, match=expected), lock(run_dir):
             pass
     finally:
@@ -188,7 +195,9 @@ def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path, monkeypatch, lives, capfd):
+def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(
+    tmp_path, monkeypatch, lives, capfd
+):
     """As on a file system that does not carry the kernel's locks from host to host."""
     monkeypatch.setattr(locking, "SILENCE", 1.0)
     (tmp_path / ".lock").write_text("process 12 on else\x1bwhere\n")
@@ -202,7 +211,10 @@ def test_a_lock_of_another_host_is_taken_over_only_if_nobody_touches_it(tmp_path
     holder.start()
     try:
         if lives:
-            with pytest.raises(RunDirError, match=r"in use by process 12 on else\\x1bwhere"), lock(tmp_path):
+            with (
+                pytest.raises(RunDirError, match=r"in use by process 12 on else\\x1bwhere"),
+                lock(tmp_path),
+            ):
                 pass
         else:
             with lock(tmp_path):
@@ -242,18 +254,26 @@ def test_a_run_is_reproduced_byte_for_byte(server, tmp_path):
     run_dir = tmp_path / "run"
     finish(server, run_dir, "--steps", "45")
     code, said, err = server.start("reproduce", run_dir, "--run-dir", tmp_path / "again").end()
-    assert code == 0 and f"{run_dir} and {tmp_path / 'again'} are the same, byte for byte" in said, said + err
+    assert (
+        code == 0 and f"{run_dir} and {tmp_path / 'again'} are the same, byte for byte" in said
+    ), said + err
     assert kept(run_dir) == kept(tmp_path / "again")
 
 
-def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(server, tmp_path):
+def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(
+    server, tmp_path
+):
     finish(server, tmp_path / "run", "--steps", "1")
     entries = {path: path.stat().st_size for path in Path(COMPILED.name).glob("jit_*-cache")}
     assert entries
     for path, size in entries.items():
         os.truncate(path, size // 2)
     finish(server, tmp_path / "again", "--steps", "1")  # asserts that nothing was said
-    read = [path for path, size in entries.items() if not path.exists() or path.stat().st_size > size // 2]
+    read = [
+        path
+        for path, size in entries.items()
+        if not path.exists() or path.stat().st_size > size // 2
+    ]
     assert read
     finish(server, tmp_path / "once more", "--steps", "1")
 
@@ -271,7 +291,9 @@ with signals.noted(together=1.0) as stop:
 
 def test_a_signal_that_comes_twice_is_one():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", NOTED], env=environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTED], env=environment, stdout=subprocess.PIPE
+    )
     assert process.stdout and process.stdout.readline() == b"ready\n"
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
@@ -281,7 +303,9 @@ def test_a_signal_that_comes_twice_is_one():
 
 def test_a_holder_whose_lock_was_taken_over_notices_and_leaves_it(tmp_path):
     with lock(tmp_path) as held:
-        (tmp_path / ".lock").write_text("process 12 on elsewhere\n")  # as the other host writes into the same file
+        (tmp_path / ".lock").write_text(
+            "process 12 on elsewhere\n"
+        )  # as the other host writes into the same file
         with pytest.raises(RunDirError, match="taken over"):
             held.check()
     assert "elsewhere" in (tmp_path / ".lock").read_text()

@@ -12,7 +12,13 @@ from test_softmax import draw
 from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.ops import softmax
-from jaxlm.ops.sampled_softmax import Drawn, draw_words, inclusion, summed_nats, summed_nats_reference
+from jaxlm.ops.sampled_softmax import (
+    Drawn,
+    draw_words,
+    inclusion,
+    summed_nats,
+    summed_nats_reference,
+)
 from jaxlm.training.gradient import minimised
 from jaxlm.training.step import init_state
 
@@ -23,14 +29,18 @@ def with_gradients(op):
     return jax.jit(jax.value_and_grad(lambda *args: 3 * op(*args), argnums=(0, 1, 2)))
 
 
-fast, plain, full = (with_gradients(op) for op in (summed_nats, summed_nats_reference, softmax.summed_nats))
+fast, plain, full = (
+    with_gradients(op) for op in (summed_nats, summed_nats_reference, softmax.summed_nats)
+)
 
 
 def close(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=3e-5, atol=3e-5), a, b)
 
 
-@pytest.mark.parametrize("chunk_bytes", [64, 2**20])  # several chunks, of which the last is padded; one
+@pytest.mark.parametrize(
+    "chunk_bytes", [64, 2**20]
+)  # several chunks, of which the last is padded; one
 def test_equals_the_reference(chunk_bytes, monkeypatch):
     monkeypatch.setattr(softmax, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(softmax, "LEAST_ROWS", 2)
@@ -57,7 +67,10 @@ def test_with_all_words_it_is_the_softmax_and_where_exact_whatever_was_drawn():
 def test_bfloat16_is_near_float32():
     x, kernel, bias, *rest = draw(N, 32, WORDS, jnp.float32)
     drawn = draw_words(jnp.float32(0.3), WORDS, 9)
-    narrow, wide = (fast(x.astype(dtype), kernel / 8, bias, *rest, drawn) for dtype in (jnp.bfloat16, jnp.float32))
+    narrow, wide = (
+        fast(x.astype(dtype), kernel / 8, bias, *rest, drawn)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
     assert [leaf.dtype for leaf in narrow[1]] == [jnp.bfloat16, jnp.float32, jnp.float32]
     for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide), strict=True):
         assert np.abs(np.asarray(a, np.float32) - b).max() < 0.03 * np.abs(b).max()
@@ -71,7 +84,10 @@ def test_each_word_has_its_odds_and_none_is_drawn_twice(vocabulary, count):
 
 
 def test_of_many_words_each_is_drawn_as_an_exact_sum_of_the_odds_says():
-    odds, offset = inclusion(V := 1 << 20, S := 1 << 14), np.float32(0.3)  # float32 has steps of 2**-10 at 2**14
+    odds, offset = (
+        inclusion(V := 1 << 20, S := 1 << 14),
+        np.float32(0.3),
+    )  # float32 has steps of 2**-10 at 2**14
     exact = np.searchsorted(np.cumsum(odds)[:-1], np.arange(S) + float(offset), side="right")
     np.testing.assert_array_equal(draw_words(jnp.asarray(offset), V, S).ids, exact)
 
@@ -82,7 +98,9 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
     drawn: Drawn = jax.vmap(lambda offset: draw_words(offset, vocabulary, count))(offsets)
     ids, odds = np.asarray(drawn.ids), inclusion(vocabulary, count)
     assert (np.diff(np.sort(ids, 1), axis=1) > 0).all()
-    np.testing.assert_allclose(np.bincount(ids.ravel(), minlength=vocabulary) / 4000, odds, atol=1e-3)
+    np.testing.assert_allclose(
+        np.bincount(ids.ravel(), minlength=vocabulary) / 4000, odds, atol=1e-3
+    )
     np.testing.assert_allclose(np.exp(drawn.log_weights), 1 / odds[ids], rtol=1e-5)
 
 
@@ -90,7 +108,9 @@ def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_n
     config = BASE.replace(sampled_words=4)
     state = init_state(config.recipe, jax.random.key(0), B)
     assert state.key is not None and Noise().drawn is None
-    noise = [draw_noise(config.model, jax.random.fold_in(state.key, step), T, B) for step in range(2)]
+    noise = [
+        draw_noise(config.model, jax.random.fold_in(state.key, step), T, B) for step in range(2)
+    ]
     first, second = (one.drawn for one in noise)
     assert first is not None and second is not None and len(first.ids) == 4
     assert np.any(first.log_weights != second.log_weights)
@@ -98,7 +118,15 @@ def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_n
 
     def cost(noise, exact=False):
         return float(
-            minimised(config.recipe, state.params, noise, tokens[:-1], tokens[1:], state.carry, exact=exact)[1][0]
+            minimised(
+                config.recipe,
+                state.params,
+                noise,
+                tokens[:-1],
+                tokens[1:],
+                state.carry,
+                exact=exact,
+            )[1][0]
         )
 
     everything = cost(Noise())

@@ -22,12 +22,17 @@ NARROW = ("lstm", "hawk", "mixture")
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param([*USUAL_MODELS, *COVERING, *SPECIAL, *(f"{name} in bfloat16" for name in NARROW)], id="usual"),
+        pytest.param(
+            [*USUAL_MODELS, *COVERING, *SPECIAL, *(f"{name} in bfloat16" for name in NARROW)],
+            id="usual",
+        ),
         pytest.param([], id="all", marks=pytest.mark.slow),
     ],
 )
 def test_the_shapes_are_those_that_annotations_name(cases):
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("shapes.py"), *cases], capture_output=True, text=True
+        [sys.executable, Path(__file__).with_name("shapes.py"), *cases],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-100:] + done.stderr[-8000:]

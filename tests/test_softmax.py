@@ -53,7 +53,9 @@ def test_equals_the_reference(N, H, V, wide, chunk_bytes):
         @jax.jit
         def both(x, kernel, bias, targets, weights):
             def thrice(op):
-                value = jax.value_and_grad(lambda *args: 3 * op(*args, targets, weights), argnums=(0, 1, 2))
+                value = jax.value_and_grad(
+                    lambda *args: 3 * op(*args, targets, weights), argnums=(0, 1, 2)
+                )
                 return value(x, kernel, bias)
 
             return (
@@ -78,19 +80,26 @@ def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(op):
     x, kernel, bias, targets, weights = draw(64, 32, 50, jnp.float32)
     x, bias = x.astype(jnp.bfloat16), 10 + bias  # a bias that bfloat16 cannot hold
     if op == "token":
-        fast, plain = token_nats(x, kernel / 8, bias, targets), token_nats_reference(x, kernel / 8, bias, targets)
+        fast, plain = (
+            token_nats(x, kernel / 8, bias, targets),
+            token_nats_reference(x, kernel / 8, bias, targets),
+        )
         assert fast.dtype == jnp.float32
         np.testing.assert_allclose(fast, plain, atol=0.03)
         only_bias = token_nats(0 * x, kernel, bias, targets)
-        np.testing.assert_allclose(only_bias, token_nats_reference(0 * x, kernel, bias, targets), rtol=1e-6)
+        np.testing.assert_allclose(
+            only_bias, token_nats_reference(0 * x, kernel, bias, targets), rtol=1e-6
+        )
         return
     fast, plain = (
-        jax.jit(jax.value_and_grad(lambda *args, op=op: op(*args, targets, weights), argnums=(0, 1, 2)))(
-            x, kernel / 8, bias
-        )
+        jax.jit(
+            jax.value_and_grad(lambda *args, op=op: op(*args, targets, weights), argnums=(0, 1, 2))
+        )(x, kernel / 8, bias)
         for op in (summed_nats, summed_nats_reference)
     )
-    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [leaf.dtype for leaf in jax.tree.leaves(plain)]
+    assert [leaf.dtype for leaf in jax.tree.leaves(fast)] == [
+        leaf.dtype for leaf in jax.tree.leaves(plain)
+    ]
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(plain), strict=True):
         difference = np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
         assert difference < 0.02 * np.abs(np.asarray(b, np.float32)).max()
@@ -105,17 +114,24 @@ def test_a_batch_larger_than_a_chunk_is_cut_too(monkeypatch, shape):
 
     def both(*shape):
         rows = x.reshape(*shape, 3), kernel, bias, targets.reshape(shape)
-        nats, gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2))(*rows, weights.reshape(shape))
+        nats, gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2))(
+            *rows, weights.reshape(shape)
+        )
         return token_nats(*rows).ravel(), nats, gradients[0].reshape(-1, 3), gradients[1:]
 
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(close, both(*shape), both(shape[0] * shape[1]))
-    assert jax.eval_shape(softmax.chunking(True, shape, (3, 5))[0], targets.reshape(shape)).shape[-1] <= 4
+    assert (
+        jax.eval_shape(softmax.chunking(True, shape, (3, 5))[0], targets.reshape(shape)).shape[-1]
+        <= 4
+    )
 
 
 def test_vmap_equals_a_loop():
     members = [draw(6, 3, 5, jnp.float32, seed) for seed in range(3)]
-    together = jax.vmap(jax.grad(summed_nats, argnums=(0, 1, 2)))(*(jnp.stack(a) for a in zip(*members, strict=True)))
+    together = jax.vmap(jax.grad(summed_nats, argnums=(0, 1, 2)))(
+        *(jnp.stack(a) for a in zip(*members, strict=True))
+    )
     for i, member in enumerate(members):
         for a, b in zip(together, jax.grad(summed_nats, argnums=(0, 1, 2))(*member), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
@@ -145,9 +161,17 @@ def test_no_array_of_all_logits_exists():
     N, H, V = 4096, 8, 2048
     shapes = [
         jax.ShapeDtypeStruct(s, d)
-        for s, d in (((N, H), "float32"), ((H, V), "float32"), ((V,), "float32"), ((N,), "int32"), ((N,), "float32"))
+        for s, d in (
+            ((N, H), "float32"),
+            ((H, V), "float32"),
+            ((V,), "float32"),
+            ((N,), "int32"),
+            ((N,), "float32"),
+        )
     ]
-    jaxpr = jax.make_jaxpr(functools.partial(softmax._nats_and_gradients, True))(*shapes).jaxpr  # (the CPU's)
+    jaxpr = jax.make_jaxpr(functools.partial(softmax._nats_and_gradients, True))(
+        *shapes
+    ).jaxpr  # (the CPU's)
     assert largest_array(jaxpr) <= 1.5 * softmax.CHUNK_BYTES / 4 < N * V / 2
 
 
@@ -162,11 +186,23 @@ def test_a_processor_that_cannot_be_asked_has_no_wide_tiles(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(kernel=jnp.zeros((3, 5))), r"kernel should be floating-point numbers of the shape \(4, 5\); .*\(3, 5\)"),
-        (dict(bias=jnp.zeros(6)), r"bias should be floating-point numbers of the shape \(5,\); it is float32 \(6,\)"),
-        (dict(targets=jnp.zeros(2, int)), r"targets should be integers of the shape \(3,\); it is int32 \(2,\)"),
+        (
+            dict(kernel=jnp.zeros((3, 5))),
+            r"kernel should be floating-point numbers of the shape \(4, 5\); .*\(3, 5\)",
+        ),
+        (
+            dict(bias=jnp.zeros(6)),
+            r"bias should be floating-point numbers of the shape \(5,\); it is float32 \(6,\)",
+        ),
+        (
+            dict(targets=jnp.zeros(2, int)),
+            r"targets should be integers of the shape \(3,\); it is int32 \(2,\)",
+        ),
         (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
-        (dict(weights=jnp.zeros(2)), r"weights should be floating-point numbers of the shape \(3,\)"),
+        (
+            dict(weights=jnp.zeros(2)),
+            r"weights should be floating-point numbers of the shape \(3,\)",
+        ),
         (dict(x=jnp.zeros(3)), r"x should be \[T, B, H\]"),
     ],
 )

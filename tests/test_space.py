@@ -62,7 +62,10 @@ def test_how_a_space_is_read():
         "decay": FloatDistribution(0.5, 1.0),
     }
     assert read_space(read, TINY) == read
-    assert read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY) == read
+    assert (
+        read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY)
+        == read
+    )
 
 
 def test_numpy_s_numbers_are_numbers():
@@ -99,7 +102,11 @@ def test_the_points_of_a_grid():
 def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data):
     low = data.draw(st.floats(1e-3, 10))
     high = low + data.draw(st.floats(0, 10))
-    steps, seed, number = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 99)), data.draw(st.integers(0, 99999))
+    steps, seed, number = (
+        data.draw(st.integers(1, 9)),
+        data.draw(st.integers(0, 99)),
+        data.draw(st.integers(0, 99999)),
+    )
     space = {
         "a": FloatDistribution(low, high),
         "b": FloatDistribution(low, high, log=True),
@@ -115,9 +122,15 @@ def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data)
 
 
 def test_every_value_of_a_range_is_drawn():
-    space = {"a": IntDistribution(1, 5), "b": CategoricalDistribution((1.0, 2.0)), "c": IntDistribution(1, 8, log=True)}
+    space = {
+        "a": IntDistribution(1, 5),
+        "b": CategoricalDistribution((1.0, 2.0)),
+        "c": IntDistribution(1, 8, log=True),
+    }
     drawn = [random_point(space, 0, number) for number in range(300)]
-    assert {point["a"] for point in drawn} == {1, 2, 3, 4, 5} and {point["b"] for point in drawn} == {1.0, 2.0}
+    assert {point["a"] for point in drawn} == {1, 2, 3, 4, 5} and {
+        point["b"] for point in drawn
+    } == {1.0, 2.0}
     assert {point["c"] for point in drawn} == set(range(1, 9))
     assert len({tuple(point.values()) for point in drawn}) > 50
 
@@ -158,11 +171,15 @@ def test_a_flag_is_meant_for_all_kinds_of_the_space():
     space = {"optimizer": "sgd,adamw", "schedule": ["cosine", "linear"], "model": "lstm,mogrifier"}
     found = with_flags(space, {**flags, "tied": True}, config)
     assert found == {**space, **{name: [value] for name, value in flags.items()}}
-    assert with_flags(read_space(found, config), flags, config) == read_space(found, config)  # as resumed
+    assert with_flags(read_space(found, config), flags, config) == read_space(
+        found, config
+    )  # as resumed
 
 
 def test_a_mechanism_may_be_absent():
-    read = read_space({"clip_norm": "none,5", "keep_output": [None, 0.5], "average_decay": ["none", 0.9]}, TINY)
+    read = read_space(
+        {"clip_norm": "none,5", "keep_output": [None, 0.5], "average_decay": ["none", 0.9]}, TINY
+    )
     assert read == {
         "clip_norm": CategoricalDistribution((None, 5.0)),
         "keep_output": CategoricalDistribution((None, 0.5)),
@@ -207,7 +224,11 @@ def test_what_is_no_space_is_one_sentence(name, value, field):
 
 @pytest.mark.parametrize(
     ("name", "space"),
-    [("batch_size", "range:1:1000000000:1"), ("learning_rate", "range:1:1000:0.0001"), ("clip_norm", "uniform:1:2")],
+    [
+        ("batch_size", "range:1:1000000000:1"),
+        ("learning_rate", "range:1:1000:0.0001"),
+        ("clip_norm", "uniform:1:2"),
+    ],
 )
 def test_a_grid_is_counted_before_it_is_built(name, space):
     with pytest.raises(JaxlmError, match=r"points|10,000 values|a grid needs values"):
@@ -222,7 +243,10 @@ def test_a_grid_is_counted_before_it_is_built(name, space):
         st.text("0123456789.,:xe-+ ²٣_", max_size=60),
         st.tuples(
             st.sampled_from(["range", "uniform", "log"]),
-            st.lists(st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=5)), max_size=4),
+            st.lists(
+                st.one_of(st.floats().map(str), st.integers().map(str), st.text(max_size=5)),
+                max_size=4,
+            ),
         ).map(lambda both: ":".join([both[0], *both[1]])),
     ),
 )
@@ -245,7 +269,9 @@ def test_any_text_is_a_space_or_one_sentence(name, text):
             st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
             lambda inner: (
                 st.lists(inner, max_size=4)
-                | st.dictionaries(st.sampled_from(["low", "high", "step", "log", "x"]), inner, max_size=4)
+                | st.dictionaries(
+                    st.sampled_from(["low", "high", "step", "log", "x"]), inner, max_size=4
+                )
             ),
         ),
         max_size=3,
@@ -256,7 +282,10 @@ def test_any_values_are_a_space_or_one_sentence(space):
         read = read_space(space, TINY)
     except JaxlmError:
         return
-    assert read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY) == read
+    assert (
+        read_space(json.loads(json.dumps({name: to_json(one) for name, one in read.items()})), TINY)
+        == read
+    )
 
 
 @pytest.mark.parametrize(
@@ -324,7 +353,15 @@ def test_a_corpus_has_the_same_name_from_anywhere(tmp_path, monkeypatch):
 
 
 def test_a_plan_survives_json():
-    plan = make_plan(TINY, {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, "tpe", 5, 2, True, {"name": "x"})
+    plan = make_plan(
+        TINY,
+        {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"},
+        "tpe",
+        5,
+        2,
+        True,
+        {"name": "x"},
+    )
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan and not plan.differences(again)
 
@@ -332,7 +369,11 @@ def test_a_plan_survives_json():
 def test_each_member_of_a_trial_has_a_seed_of_its_own():
     plan = make_plan(TINY.replace(seed=3), {"learning_rate": [0.5]}, "grid", None, 3, None, {})
     assert plan.seeds_of({"learning_rate": 0.5}) == [3, 4, 5]
-    assert [plan.config_of({"learning_rate": 0.5}, seed).train.seed for seed in (3, 4, 5)] == [3, 4, 5]
+    assert [plan.config_of({"learning_rate": 0.5}, seed).train.seed for seed in (3, 4, 5)] == [
+        3,
+        4,
+        5,
+    ]
     assert make_plan(TINY, {"seed": [8, 9]}, "grid", None, 1, None, {}).seeds_of({"seed": 9}) == [9]
 
 
@@ -350,21 +391,37 @@ def test_each_member_of_a_trial_has_a_seed_of_its_own():
 def test_counts_have_bounds(options, message):
     counts = {"trials": 2, "seeds": 1, **options}
     with pytest.raises(JaxlmError, match=message):
-        make_plan(TINY, {"learning_rate": "log:0.1:1"}, "random", counts["trials"], counts["seeds"], None, {})
+        make_plan(
+            TINY,
+            {"learning_rate": "log:0.1:1"},
+            "random",
+            counts["trials"],
+            counts["seeds"],
+            None,
+            {},
+        )
 
 
 def test_a_plan_that_was_changed_anywhere_is_a_plan_or_one_sentence():
     """As a stranger's, which is sealed: every part is checked."""
     text = json.dumps(
         make_plan(
-            TINY, {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"}, "random", 5, 2, True, {"name": "x"}
+            TINY,
+            {"learning_rate": "log:0.1:10", "hidden_sizes": "8,4x4"},
+            "random",
+            5,
+            2,
+            True,
+            {"name": "x"},
         ).to_json()
     )
     chosen = random.Random(0)
     for _ in range(300):
         place = chosen.randrange(len(text))
         try:
-            tree = json.loads(text[:place] + chosen.choice('0123456789"{}[],:xnullte-.') + text[place + 1 :])
+            tree = json.loads(
+                text[:place] + chosen.choice('0123456789"{}[],:xnullte-.') + text[place + 1 :]
+            )
         except ValueError:
             continue
         try:
@@ -374,10 +431,14 @@ def test_a_plan_that_was_changed_anywhere_is_a_plan_or_one_sentence():
 
 
 def test_a_kind_is_found_behind_a_long_list_of_another_field():
-    assert read_space({"optimizer": "sgd,adamw", "batch_size": range(2, 300, 2), "beta1": [0.8]}, TINY)
+    assert read_space(
+        {"optimizer": "sgd,adamw", "batch_size": range(2, 300, 2), "beta1": [0.8]}, TINY
+    )
 
 
-@pytest.mark.parametrize(("config", "space"), [("small", {"learning_rate": [1]}), (TINY, ["learning_rate"])])
+@pytest.mark.parametrize(
+    ("config", "space"), [("small", {"learning_rate": [1]}), (TINY, ["learning_rate"])]
+)
 def test_what_is_no_config_or_space_is_one_sentence(config, space):
     with pytest.raises(JaxlmError, match="takes a Config"):
         make_plan(config, space, "grid", None, 1, None, {})

@@ -65,7 +65,10 @@ def test_the_cost_is_summed_over_steps_and_averaged_over_the_batch():
 
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carry():
     half = recipe_of(compute_dtype="bfloat16")
-    (state, metrics), (plain, expected) = step(half, state_of(half), window()), step(RECIPE, state_of(), window())
+    (state, metrics), (plain, expected) = (
+        step(half, state_of(half), window()),
+        step(RECIPE, state_of(), window()),
+    )
     assert float(metrics.cost) == pytest.approx(float(expected.cost), rel=0.02)
     assert float(metrics.cost) != float(expected.cost)
     assert float(metrics.grad_norm) == pytest.approx(float(expected.grad_norm), rel=0.05)
@@ -90,7 +93,9 @@ def test_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
     assert norm > clip
     expected = jax.tree.map(lambda p, g: p - 0.3 * g * clip / norm, state.params, dense)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.params, expected
+    )
 
 
 def test_a_gradient_within_the_norm_is_not_scaled():
@@ -100,7 +105,9 @@ def test_a_gradient_within_the_norm_is_not_scaled():
     jax.tree.map(np.testing.assert_array_equal, a, c)
 
 
-@pytest.mark.parametrize(("offset", "rates"), [(1.0, [1, 1, 1, 1, 0.5, 0.25]), (0.0, [1, 1, 1, 1, 1, 0.5])])
+@pytest.mark.parametrize(
+    ("offset", "rates"), [(1.0, [1, 1, 1, 1, 0.5, 0.25]), (0.0, [1, 1, 1, 1, 1, 0.5])]
+)
 def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
     schedule = recipe_of(decay=0.5, hold=4.0, schedule_offset=offset).schedule
     assert [float(schedule.factor(0, epoch, 60)) for epoch in range(6)] == rates
@@ -108,7 +115,10 @@ def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
 
 def test_initialisation():
     params = stack.init_params(
-        recipe_of(vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128), embedding_size=200).model, jax.random.key(0)
+        recipe_of(
+            vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128), embedding_size=200
+        ).model,
+        jax.random.key(0),
     )
     for layer in params["layers"]:
         assert not layer["bias"].any()
@@ -129,13 +139,18 @@ def test_initialisation_as_pytorch_s():
     H, E = 400, 100
     params = {
         kind: stack.init_params(
-            kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True), jax.random.key(0)
+            kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True),
+            jax.random.key(0),
         )["layers"][0]
         for kind, kinds in MODELS.items()
     }
     # Half the width of a uniform distribution.
     spread = {
-        kind: {name: np.asarray(leaf).std() * np.sqrt(3) for name, leaf in layer.items() if isinstance(leaf, jax.Array)}
+        kind: {
+            name: np.asarray(leaf).std() * np.sqrt(3)
+            for name, leaf in layer.items()
+            if isinstance(leaf, jax.Array)
+        }
         for kind, layer in params.items()
     }
     one, two = H**-0.5, H**-0.5 * np.sqrt(2)
@@ -144,10 +159,14 @@ def test_initialisation_as_pytorch_s():
     bias = np.asarray(params["gru"]["bias"])
     assert bias[: 2 * H].std() * np.sqrt(3) == pytest.approx(two, rel=0.1)
     assert bias[2 * H :].std() * np.sqrt(3) == pytest.approx(one, rel=0.1)
-    assert [spread["mingru"][name] for name in ("bias", "kernel")] == pytest.approx([E**-0.5] * 2, rel=0.1)
+    assert [spread["mingru"][name] for name in ("bias", "kernel")] == pytest.approx(
+        [E**-0.5] * 2, rel=0.1
+    )
     low, high = (
         stack.init_params(
-            Mogrifier(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True, forget_bias=bias),
+            Mogrifier(
+                vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True, forget_bias=bias
+            ),
             jax.random.key(0),
         )["layers"][0]["bias"]
         for bias in (1.0, 3.0)
@@ -177,7 +196,9 @@ def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step(
 
     y, final = dropped(keep_output=0.5)
     kept = y != 0
-    np.testing.assert_allclose(y[kept], 2 * plain[kept], rtol=1e-5)  # the recurrence itself saw no dropout
+    np.testing.assert_allclose(
+        y[kept], 2 * plain[kept], rtol=1e-5
+    )  # the recurrence itself saw no dropout
     np.testing.assert_allclose(final[0].h, plain[-1], rtol=1e-5)
     assert 0.4 < float(kept.mean()) < 0.6
     assert all((kept[t] != kept[t + 1]).any() for t in range(T - 1))
@@ -191,14 +212,17 @@ def test_noise_is_an_input():
     params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
     rng = np.random.default_rng(0)
     noise = Noise(
-        jnp.asarray(rng.random((T, B, E)) < 0.5), tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN)
+        jnp.asarray(rng.random((T, B, E)) < 0.5),
+        tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN),
     )
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = x
     by_hand = jnp.where(jnp.asarray(noise.embedding), by_hand * 2, 0)
     for layer, mask, H in zip(params["layers"], noise.outputs, HIDDEN, strict=True):
         one_layer = recipe_of(hidden_sizes=(H,), embedding_size=by_hand.shape[-1]).model
-        by_hand, _ = outputs(one_layer, {"layers": [layer]}, by_hand, stack.zero_carry(one_layer, B))
+        by_hand, _ = outputs(
+            one_layer, {"layers": [layer]}, by_hand, stack.zero_carry(one_layer, B)
+        )
         by_hand = jnp.where(jnp.asarray(mask), by_hand * 2, 0)
     np.testing.assert_allclose(y, by_hand, rtol=1e-6)
 
@@ -229,9 +253,15 @@ def test_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_g
 
 
 def test_windows_are_read_in_order_and_each_epoch_begins_anew():
-    tokens, plan = jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32), WindowPlan(rows=14, length=3, epochs=3)
+    tokens, plan = (
+        jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32),
+        WindowPlan(rows=14, length=3, epochs=3),
+    )
     assert (plan.per_epoch, plan.total) == (4, 12)
-    read = [read_window(tokens, jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1)), 3) for at in range(9)]
+    read = [
+        read_window(tokens, jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1)), 3)
+        for at in range(9)
+    ]
     assert [int(w.inputs[0, 0]) for w in read] == [0, 3, 6, 9] * 2 + [0]
     assert [bool(w.first) for w in read] == [True, False, False, False] * 2 + [True]
     assert [int(w.epoch) for w in read] == [0] * 4 + [1] * 4 + [2]
@@ -245,7 +275,9 @@ def tokens():
 
 def test_many_windows_in_one_call_equal_single_steps(tokens):
     plan, recipe = WindowPlan(len(tokens), T, 1), jax.tree.map(jnp.float32, RECIPE)
-    together, metrics = train_windows(recipe, state_of(), tokens, plan.windows(0, 7, 8), jnp.int32(7), bptt_length=T)
+    together, metrics = train_windows(
+        recipe, state_of(), tokens, plan.windows(0, 7, 8), jnp.int32(7), bptt_length=T
+    )
     alone, costs = state_of(), []
     for at in range(7):
         where = jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1))
@@ -253,12 +285,16 @@ def test_many_windows_in_one_call_equal_single_steps(tokens):
         costs.append(float(one.cost))
     np.testing.assert_allclose(metrics.cost[:7], costs, rtol=1e-6)
     assert not metrics.cost[7:].any()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), together, alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), together, alone
+    )
 
 
 def poisoned(state):
     bias = jnp.full(V, jnp.nan)
-    return replace(state, params={**state.params, "softmax": {**state.params["softmax"], "bias": bias}})
+    return replace(
+        state, params={**state.params, "softmax": {**state.params["softmax"], "bias": bias}}
+    )
 
 
 def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
@@ -271,7 +307,11 @@ def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
 
 @pytest.mark.parametrize(
     "fields",
-    [dict(average_decay=0.9), dict(optimizer="asgd", nonmonotone=0), dict(optimizer="awd-lstm", nonmonotone=0)],
+    [
+        dict(average_decay=0.9),
+        dict(optimizer="asgd", nonmonotone=0),
+        dict(optimizer="awd-lstm", nonmonotone=0),
+    ],
 )
 @pytest.mark.parametrize("first", [False, True])
 def test_a_window_that_is_not_finite_changes_the_step_count_alone(fields, first):
@@ -284,28 +324,36 @@ def test_a_window_that_is_not_finite_changes_the_step_count_alone(fields, first)
     assert not metrics.finite and int(after.step) == int(before.step) + 1
     carry = jax.tree.map(jnp.zeros_like, before.carry) if first else before.carry
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(before.carry)) > 0
-    jax.tree.map(np.testing.assert_array_equal, after, replace(before, step=after.step, carry=carry))
+    jax.tree.map(
+        np.testing.assert_array_equal, after, replace(before, step=after.step, carry=carry)
+    )
     assert int(before.average.iterates) == 1
 
 
 @pytest.mark.parametrize(("skip", "trained"), [(False, 1), (True, 5)])
 def test_a_call_ends_at_a_window_that_is_not_finite_or_skips_it(tokens, skip, trained):
     windows = WindowPlan(len(tokens), T, 1).windows(0, 5, 8)
-    state, metrics = train_windows(RECIPE, poisoned(state_of()), tokens, windows, jnp.int32(5), skip, bptt_length=T)
+    state, metrics = train_windows(
+        RECIPE, poisoned(state_of()), tokens, windows, jnp.int32(5), skip, bptt_length=T
+    )
     assert int(state.step) == trained
     assert list(np.asarray(metrics.finite)) == [False] * trained + [True] * (8 - trained)
 
 
 def test_a_sweep_is_vmap_over_recipes():
     rates = jnp.array([0.1, 1.0])
-    recipes = jax.vmap(lambda rate: replace(RECIPE, optimizer=replace(RECIPE.optimizer, learning_rate=rate)))(rates)
+    recipes = jax.vmap(
+        lambda rate: replace(RECIPE, optimizer=replace(RECIPE.optimizer, learning_rate=rate))
+    )(rates)
     states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state_of())
     recipes = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, 2), recipes)
     together, _ = jax.jit(jax.vmap(train_step, (0, 0, None)))(recipes, states, window())
     for i in range(2):
         alone, _ = step(recipe_of(learning_rate=float(rates[i])), state_of(), window())
         jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-7), together.params, alone.params
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-7),
+            together.params,
+            alone.params,
         )
 
 
@@ -314,13 +362,21 @@ def test_parameters_go_to_tensorflows_names_and_back():
     named = jaxlm.to_tensorflow(params)
     assert list(named) == [
         "m/embedding_vocab:0",
-        *(f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0" for i in (0, 1) for part in ("kernel", "bias")),
+        *(
+            f"m/rnn/multi_rnn_cell/cell_{i}/basic_lstm_cell/{part}:0"
+            for i in (0, 1)
+            for part in ("kernel", "bias")
+        ),
         "m/softmax_w:0",
         "m/softmax_b:0",
     ]
-    jax.tree.map(np.testing.assert_array_equal, jaxlm.from_tensorflow({**named, "global_step": 774}), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, jaxlm.from_tensorflow({**named, "global_step": 774}), params
+    )
     with pytest.raises(jaxlm.JaxlmError, match=r"softmax_b"):
-        jaxlm.from_tensorflow({name: array for name, array in named.items() if "softmax_b" not in name})
+        jaxlm.from_tensorflow(
+            {name: array for name, array in named.items() if "softmax_b" not in name}
+        )
     for kind in ("gru", "mingru", "minlstm", "mogrifier", "hawk"):
         model = jaxlm.preset("test").replace(model=kind, vocab_size=9).model
         with pytest.raises(jaxlm.JaxlmError, match="LSTM layers alone"):

@@ -53,7 +53,9 @@ def test_predictions_of_padding_do_not_count(monkeypatch, B, T, per_window, per_
     module = sys.modules["jaxlm.scoring.stream"]
     monkeypatch.setattr(module, "PREDICTIONS_PER_WINDOW", per_window * B)
     monkeypatch.setattr(module, "PREDICTIONS_PER_CALL", per_call * B)
-    assert stream_nats(MODEL, PARAMS, IDS, B, T)[0] == pytest.approx(plain_nats(IDS, B, T), rel=1e-5)
+    assert stream_nats(MODEL, PARAMS, IDS, B, T)[0] == pytest.approx(
+        plain_nats(IDS, B, T), rel=1e-5
+    )
 
 
 def test_at_batch_one_every_token_but_the_first_is_predicted():

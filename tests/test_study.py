@@ -43,7 +43,12 @@ def finish(study: Study) -> None:
     while point := study.claim():
         for record in list(point.records.values()):
             if record.status == "running":
-                study.note(point, MemberResult(record.number, record.values, record.seed, "done", (3.0, 2.0), 2.5))
+                study.note(
+                    point,
+                    MemberResult(
+                        record.number, record.values, record.seed, "done", (3.0, 2.0), 2.5
+                    ),
+                )
         study.end(point)
 
 
@@ -78,12 +83,17 @@ def outcome(folder: Path) -> list[tuple]:
 def test_a_journal_is_one_that_optuna_itself_reads(folder):
     kept = JournalFileBackend(str(folder / "study.journal"))
     study = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept))
-    assert [trial.params for trial in study.trials] == [{"learning_rate": 0.5}, {"learning_rate": 1.0}]
+    assert [trial.params for trial in study.trials] == [
+        {"learning_rate": 0.5},
+        {"learning_rate": 1.0},
+    ]
     assert [trial.value for trial in study.trials] == [2.0, None]
 
 
 def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
-    plan = make_plan(TINY, {"learning_rate": "log:0.1:10", "clip_norm": "range:1:5:2"}, "tpe", 12, 2, False, {})
+    plan = make_plan(
+        TINY, {"learning_rate": "log:0.1:10", "clip_norm": "range:1:5:2"}, "tpe", 12, 2, False, {}
+    )
     study = open_study(tmp_path, plan)
     while claim := study.claim():
         assert sorted(claim.records) == [0, 1]
@@ -106,12 +116,19 @@ def test_a_diverged_member_counts_as_infinite_from_then_on(tmp_path):
     plan = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0, 4.0]}, "grid", None, 2, None, {})
     study = open_study(tmp_path, plan)
     # One member diverges in its second epoch or at that one's validation, beside one that ends, or both do.
-    for first, second in (((3.0,), (5.0, 4.0)), ((3.0,), ()), ((3.0, NAN), (5.0, 4.0)), ((3.0, INF), (5.0, NAN))):
+    for first, second in (
+        ((3.0,), (5.0, 4.0)),
+        ((3.0,), ()),
+        ((3.0, NAN), (5.0, 4.0)),
+        ((3.0, INF), (5.0, NAN)),
+    ):
         claim = study.claim()
         assert claim
         for seed, epochs in ((0, first), (1, second)):
             status = "done" if epochs == (5.0, 4.0) else "diverged"
-            study.note(claim, replace(claim.records[seed], status=status, valid_perplexities=epochs))
+            study.note(
+                claim, replace(claim.records[seed], status=status, valid_perplexities=epochs)
+            )
         study.end(claim)
     kept = JournalFileBackend(str(tmp_path / "study.journal"))
     trials = optuna.load_study(study_name=NAME, storage=optuna.storages.JournalStorage(kept)).trials
@@ -138,7 +155,9 @@ def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
         path.write_bytes(torn)
         assert [*Journal(path).read_logs(0)] == []
         Journal(path).append_logs([{"op_code": 0}])
-        assert [*Journal(path).read_logs(0)] == [{"op_code": 0}] and path.read_bytes().count(b"\n") == 1
+        assert [*Journal(path).read_logs(0)] == [{"op_code": 0}] and path.read_bytes().count(
+            b"\n"
+        ) == 1
     for other in (b"my notes\nand more", b"[1, 2]\n", b'{"op_code":0}\n'):
         path.write_bytes(other)
         with pytest.raises(JaxlmError, match="journal"):
@@ -148,7 +167,9 @@ def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
 
 def test_records_are_on_the_disk_before_the_append_returns(tmp_path, monkeypatch):
     journal, synced, fsync = Journal(tmp_path / "journal"), [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(int_of(file)).st_size), fsync(file)))
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.append(os.fstat(int_of(file)).st_size), fsync(file))
+    )
     journal.append_logs([{"op_code": 0}, {"op_code": 1}])
     assert synced == [os.path.getsize(tmp_path / "journal")]
 
@@ -190,7 +211,9 @@ def test_flips_are_found_or_harmless(written, tmp_path):
 @pytest.mark.parametrize("small_disk", ["8k"], indirect=True)
 def test_a_disk_that_fills_leaves_whole_lines_and_the_sweep_resumes(small_disk, tmp_path):
     """A real ENOSPC in the middle of an append, and a line that another writer left torn."""
-    plan = make_plan(TINY, {"learning_rate": [0.1 * n for n in range(1, 20)]}, "grid", None, 1, None, {})
+    plan = make_plan(
+        TINY, {"learning_rate": [0.1 * n for n in range(1, 20)]}, "grid", None, 1, None, {}
+    )
     path = small_disk / "j.log"
     study = open_study(tmp_path, plan, storage=str(path))
     with pytest.raises(JaxlmError, match="No space left on device") as caught:
@@ -224,10 +247,16 @@ def test_a_study_that_is_removed_in_the_middle_is_one_sentence(tmp_path, storage
         try:
             call()
         except JaxlmError as error:
-            assert "\n" not in str(error) and "the study in" in str(error) and "[SQL:" not in str(error)
+            assert (
+                "\n" not in str(error)
+                and "the study in" in str(error)
+                and "[SQL:" not in str(error)
+            )
             assert "expected" not in str(error) and str(error).endswith("resume with --resume")
             refused.append(call)
-    assert len(refused) == 5 or (storage == "database" and refused)  # SQLite still reads the file that it has open
+    assert len(refused) == 5 or (
+        storage == "database" and refused
+    )  # SQLite still reads the file that it has open
     for held in list(study.held.values()):
         study.release(held)
     assert storage == "database" or not path.exists()
@@ -258,7 +287,9 @@ def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
             saved_options(folder, {}, {})
             finish(open_study(folder))
         assert "\n" not in str(caught.value)
-    assert before == {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", ["study.journal", ".claim", "trials/0001/config.json"])
@@ -284,10 +315,14 @@ def test_a_sparse_journal_is_refused_and_not_read_to_its_beginning(folder, appen
 def test_a_study_outside_the_directory_is_named_again(tmp_path, monkeypatch):
     """Nothing in a directory, which may be a stranger's, names a file or a database."""
     monkeypatch.delenv("JAXLM_STORAGE", raising=False)
-    with pytest.raises(JaxlmError, match=r"holds no sweep that can be resumed.*--storage or \$JAXLM_STORAGE"):
+    with pytest.raises(
+        JaxlmError, match=r"holds no sweep that can be resumed.*--storage or \$JAXLM_STORAGE"
+    ):
         saved_options(tmp_path, {}, {})
     where = f"sqlite:///{tmp_path / 'db'}"
-    optuna.create_study(storage=where, study_name=NAME)  # as a process that is killed before it writes the plan
+    optuna.create_study(
+        storage=where, study_name=NAME
+    )  # as a process that is killed before it writes the plan
     with pytest.raises(JaxlmError, match="holds no sweep that can be resumed"):
         saved_options(tmp_path, {}, {"storage": where})
     open_study(tmp_path, storage=where)
@@ -306,8 +341,14 @@ def test_a_study_outside_the_directory_is_named_again(tmp_path, monkeypatch):
         (URL, "postgresql://me:***@nowhere.invalid/db?sslpassword=***"),
         ("mysql+pymysql://u:p/w@x:y@host:3306/db", "mysql+pymysql://u:***@host:3306/db"),
         ("sqlite:////home/a:b@c/study.db", "sqlite:////home/a:b@c/study.db"),
-        ("postgresql://host/db?user=u&password=a%26b&x=1", "postgresql://host/db?user=u&password=***&x=1"),
-        ("--storage=sqlite+pysqlcipher://:secret@/x.db", "--storage=sqlite+pysqlcipher://:***@/x.db"),
+        (
+            "postgresql://host/db?user=u&password=a%26b&x=1",
+            "postgresql://host/db?user=u&password=***&x=1",
+        ),
+        (
+            "--storage=sqlite+pysqlcipher://:secret@/x.db",
+            "--storage=sqlite+pysqlcipher://:***@/x.db",
+        ),
         ("/a/path", "/a/path"),
         ("postgresql://user@host/db", "postgresql://user@host/db"),
     ],
@@ -328,13 +369,20 @@ def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
     assert said.count("me:***@nowhere.invalid") >= 3
     for secret in ("hun%40ter2", "hun@ter2", "swordfish"):
         assert secret not in said
-    assert scrubbed("cannot log in with hun@ter2 or hun%40ter2", URL) == "cannot log in with *** or ***"
+    assert (
+        scrubbed("cannot log in with hun@ter2 or hun%40ter2", URL)
+        == "cannot log in with *** or ***"
+    )
 
 
 def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys, monkeypatch):
     """SQLite ignores what the query names: so the whole path is walked, with a worker process of its own."""
     url = f"sqlite:///{tmp_path / 'study.db'}?password=swordfish"
-    config, space, run_dir = TINY.replace(epochs=1), {"learning_rate": [1.0, 2.0]}, tmp_path / "sweep"
+    config, space, run_dir = (
+        TINY.replace(epochs=1),
+        {"learning_rate": [1.0, 2.0]},
+        tmp_path / "sweep",
+    )
     commands, popen = [], subprocess.Popen
 
     def start(command: Any, *arguments: Any, **options: Any) -> subprocess.Popen:
@@ -465,7 +513,9 @@ def test_a_trial_that_another_directory_trains_on_is_waited_for(two):
 def test_auto_is_what_the_machine_took_that_began_the_sweep(tmp_path, monkeypatch):
     how: Any = dict(workers=1, quiet=True, storage=f"sqlite:///{tmp_path / 'db'}")
     for name, rate in (("one", 9.0), ("two", 0.1)):
-        monkeypatch.setattr("jaxlm.runs.precision.rates", lambda _, rate=rate: {"float32": 1.0, "bfloat16": rate})
+        monkeypatch.setattr(
+            "jaxlm.runs.precision.rates", lambda _, rate=rate: {"float32": 1.0, "bfloat16": rate}
+        )
         config = TINY.replace(epochs=1, compute_dtype="auto")
         found = jaxlm.sweep(config, {"learning_rate": [0.5]}, run_dir=tmp_path / name, **how)
         assert found.config.model.compute_dtype == "bfloat16"
@@ -505,7 +555,10 @@ def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
     other = open_study(tmp_path, plan)
     assert not other.ended
     point = other.claim()
-    assert point and {seed: one.status for seed, one in point.records.items()} == {0: "running", 1: "done"}
+    assert point and {seed: one.status for seed, one in point.records.items()} == {
+        0: "running",
+        1: "done",
+    }
     assert point.records[0].valid_perplexities == (3.0,) and point.records[0].note is None
     study.note(point, MemberResult(0, {}, 0, "done", (3.0, 2.0), 2.5))
     other.end(point)

@@ -29,8 +29,17 @@ from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.stimuli import lines_of
 from jaxlm.scoring.stream import stream_nats
 
-SENTENCES = ["the dogs run", "a dog", "the dog of the dogs runs of a dog n't run the dogs", "zebra runs"]
-LINES = st.lists(st.lists(st.sampled_from([*WORDS[1:], "zebra"]), min_size=1, max_size=14), min_size=1, max_size=8)
+SENTENCES = [
+    "the dogs run",
+    "a dog",
+    "the dog of the dogs runs of a dog n't run the dogs",
+    "zebra runs",
+]
+LINES = st.lists(
+    st.lists(st.sampled_from([*WORDS[1:], "zebra"]), min_size=1, max_size=14),
+    min_size=1,
+    max_size=8,
+)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -45,21 +54,31 @@ def test_surprisal_entropy_and_rank_are_what_their_definitions_say(kind, tied):
         entropies = -(np.exp(log_p) * log_p).sum(1)
         for place, word in enumerate(words):
             token = lm.vocab.ids.get(word, lm.vocab.unknown_id)
-            assert (found.sentence_id[row], found.token_id[row], found.word[row]) == (number, place + 1, word)
+            assert (found.sentence_id[row], found.token_id[row], found.word[row]) == (
+                number,
+                place + 1,
+                word,
+            )
             assert found.token[row] == lm.vocab.words[token]
             assert found.oov[row] == (word == "zebra")
             np.testing.assert_allclose(found.surprisal[row], -log_p[place, token], atol=1e-5)
             np.testing.assert_allclose(found.entropy[row], entropies[place], atol=1e-5)
             np.testing.assert_allclose(
-                found.entropy_reduction[row], max(0, entropies[max(place - 1, 0)] - entropies[place]), atol=2e-5
+                found.entropy_reduction[row],
+                max(0, entropies[max(place - 1, 0)] - entropies[place]),
+                atol=2e-5,
             )
             assert found.rank[row] == 1 + (log_p[place] > log_p[place, token]).sum()
             likeliest = np.argsort(-log_p[place])[:3]
             assert found.top[row] == [lm.vocab.words[one] for one in likeliest]
-            np.testing.assert_allclose(found.top_surprisal[row], -log_p[place, likeliest], atol=1e-5)
+            np.testing.assert_allclose(
+                found.top_surprisal[row], -log_p[place, likeliest], atol=1e-5
+            )
             row += 1
     assert row == len(found)
-    np.testing.assert_allclose(lm.surprisal(SENTENCES).surprisal * np.log(2), found.surprisal, rtol=1e-12)
+    np.testing.assert_allclose(
+        lm.surprisal(SENTENCES).surprisal * np.log(2), found.surprisal, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("shift", [0.0, 15.0, -15.0, 500.0, -500.0])
@@ -72,11 +91,17 @@ def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
         logits, targets, token_scores.Detail(top=4)
     )
     wide = logits.astype(np.float64)
-    log_p = wide - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True)) - wide.max(1, keepdims=True)
+    log_p = (
+        wide
+        - np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1, keepdims=True))
+        - wide.max(1, keepdims=True)
+    )
     expected = -log_p[np.arange(7), targets]
     np.testing.assert_allclose(nats, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(entropy, -(np.exp(log_p) * log_p).sum(1), rtol=1e-5, atol=2e-5)
-    np.testing.assert_array_equal(rank, 1 + (logits > logits[np.arange(7), targets][:, None]).sum(1))
+    np.testing.assert_array_equal(
+        rank, 1 + (logits > logits[np.arange(7), targets][:, None]).sum(1)
+    )
     np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
     np.testing.assert_allclose(top_nats, -np.sort(log_p, 1)[:, :-5:-1], rtol=1e-5, atol=1e-4)
 
@@ -87,10 +112,14 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
     lm = small_lm(kind)
     together = lm.surprisal(lines)
     alone = [lm.surprisal([line]) for line in lines]
-    tolerance = 3e-4 if kind == "mlstm" else 1e-5  # its layer norm over few units magnifies a rounding some 500 times
+    tolerance = (
+        3e-4 if kind == "mlstm" else 1e-5
+    )  # its layer norm over few units magnifies a rounding some 500 times
     for name in ("surprisal", "entropy", "entropy_reduction"):
         np.testing.assert_allclose(
-            getattr(together, name), np.concatenate([getattr(one, name) for one in alone]), atol=tolerance
+            getattr(together, name),
+            np.concatenate([getattr(one, name) for one in alone]),
+            atol=tolerance,
         )
     assert together.word == [word for line in lines for word in line]
 
@@ -98,7 +127,9 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
 def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
     monkeypatch.setattr(reading, "FREE", 16)
     monkeypatch.setattr(reading, "SEGMENTS", (2, 1))
-    lm = small_lm("gru", words=(*WORDS, "more"))  # a shape of its own, so that nothing compiled before is used
+    lm = small_lm(
+        "gru", words=(*WORDS, "more")
+    )  # a shape of its own, so that nothing compiled before is used
     line = ["the", "dogs", "of", "a", "dog", "run"] * 5
     expected = -log_probs(lm, line)[np.arange(30), lm.vocab.encode(line)]
     found = lm.surprisal([line, *[["a", "dog"]] * 70], unit="nats")
@@ -118,8 +149,12 @@ def test_a_stream_with_its_ends_of_lines_sums_to_what_evaluation_finds(kind):
     found = lm.surprisal(SENTENCES, context="stream", unit="nats", eos=True)
     assert len(found) == count
     np.testing.assert_allclose(found.surprisal.sum(), nats, rtol=1e-6)
-    parts = list(lm.surprisal_stream(iter(SENTENCES), context="stream", unit="nats", eos=True, block=1))
-    np.testing.assert_allclose(np.concatenate([part.surprisal for part in parts]), found.surprisal, atol=1e-5)
+    parts = list(
+        lm.surprisal_stream(iter(SENTENCES), context="stream", unit="nats", eos=True, block=1)
+    )
+    np.testing.assert_allclose(
+        np.concatenate([part.surprisal for part in parts]), found.surprisal, atol=1e-5
+    )
     assert [part.sentence_id[0] for part in parts] == [1, 2, 3, 4]
 
 
@@ -139,7 +174,10 @@ def test_unknown_words_are_read_as_unk_refused_or_left_without_a_number():
     lm = small_lm()
     as_unk, nan = (lm.surprisal(["zebra runs"], oov=oov) for oov in ("unk", "nan"))
     assert as_unk.oov.tolist() == [True, False] and as_unk.token == ["<unk>", "runs"]
-    assert np.isnan(nan.surprisal).tolist() == [True, False] and nan.surprisal[1] == as_unk.surprisal[1]
+    assert (
+        np.isnan(nan.surprisal).tolist() == [True, False]
+        and nan.surprisal[1] == as_unk.surprisal[1]
+    )
     assert lm.surprisal(["<unk> runs"]).oov.tolist() == [False, False]
     with pytest.raises(DataError, match=r"sentence 2.*'zebra'.*17 words"):
         lm.surprisal(["the dog", "zebra runs"], oov="error")
@@ -150,7 +188,10 @@ def test_unknown_words_are_read_as_unk_refused_or_left_without_a_number():
 
 @pytest.mark.parametrize(
     ("scale", "sentences", "clips"),
-    [(1.0, ["the dogs run", "a dog runs", "the dogs run"], True), (0.01, [" ".join(WORDS[2:])] * 3, False)],
+    [
+        (1.0, ["the dogs run", "a dog runs", "the dogs run"], True),
+        (0.01, [" ".join(WORDS[2:])] * 3, False),
+    ],
 )
 def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sentences, clips):
     lm = small_lm()
@@ -160,12 +201,16 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sen
     @jax.jit
     @jax.grad
     def gradient(params, ids):
-        return -jnp.take_along_axis(next_word(lm.config.model, params, ids[:-1]), ids[1:, None], 1).mean()
+        return -jnp.take_along_axis(
+            next_word(lm.config.model, params, ids[:-1]), ids[1:, None], 1
+        ).mean()
 
     expected = []
     for sentence in sentences:
         words = sentence.split()
-        expected += (-log_probs(lm, words, params)[np.arange(len(words)), lm.vocab.encode(words)]).tolist()
+        expected += (
+            -log_probs(lm, words, params)[np.arange(len(words)), lm.vocab.encode(words)]
+        ).tolist()
         grads = gradient(params, lm.vocab.encode([EOS, *words, EOS]))
         norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(grads)))
         assert (norm > 0.25) == clips
@@ -173,7 +218,10 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sen
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
         params = jax.tree.map(lambda p, m, g: p - rate * (g + 0.9 * m), params, momentum, grads)
     scoring = lm.adaptive(rate)
-    found = [table.surprisal for table in lm.surprisal_stream(sentences, unit="nats", scoring=scoring, block=2)]
+    found = [
+        table.surprisal
+        for table in lm.surprisal_stream(sentences, unit="nats", scoring=scoring, block=2)
+    ]
     np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), scoring.params, params)
     again = replace(lm, params=scoring.params).surprisal([sentences[0]])
@@ -190,7 +238,9 @@ def test_adaptation_at_no_rate_scores_a_stream_as_the_plain_model(kind):
     np.testing.assert_allclose(adapted.surprisal, plain.surprisal, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "mingru", "mogrifier"])  # whose output is a part of the state
+@pytest.mark.parametrize(
+    "kind", ["lstm", "gru", "mingru", "mogrifier"]
+)  # whose output is a part of the state
 def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
     from jaxlm.models.noise import Noise
@@ -203,10 +253,14 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
         f"{kind}.1.h": (160, 4),
     }
     assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
-    log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"])))
+    log_p = jax.nn.log_softmax(
+        heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"]))
+    )
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
     model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
-    _, carry = stack.features(model, lm.params, Noise(), stack.embed(lm.params, tokens), stack.zero_carry(model, 1))
+    _, carry = stack.features(
+        model, lm.params, Noise(), stack.embed(lm.params, tokens), stack.zero_carry(model, 1)
+    )
     jax.tree.map(
         lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
         jax.tree.leaves(carry),
@@ -219,15 +273,33 @@ def test_a_displayed_word_sums_its_pieces():
     sentence = "The dog's dogs \"can't\" run -- $12,000.50 of Inc.!"
     words = lm.word_surprisal([sentence, "dogs run."])
     assert words.word == [*sentence.split(), "dogs", "run."]
-    assert words.tokens == ["the", "dog 's", "dogs", "ca n't", "run", "", "$ N", "of", "inc.", "dogs", "run"]
+    assert words.tokens == [
+        "the",
+        "dog 's",
+        "dogs",
+        "ca n't",
+        "run",
+        "",
+        "$ N",
+        "of",
+        "inc.",
+        "dogs",
+        "run",
+    ]
     pieces = lm.surprisal([" ".join(words.tokens[:9]), "dogs run"])
     np.testing.assert_allclose(
-        words.surprisal[[1, 3, 6]], [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)], atol=1e-5
+        words.surprisal[[1, 3, 6]],
+        [pieces.surprisal[[a, a + 1]].sum() for a in (1, 4, 7)],
+        atol=1e-5,
     )
     assert np.isnan(words.surprisal[5]) and not words.oov.any()
     np.testing.assert_allclose(words.entropy[[1, 3, 6]], pieces.entropy[[1, 4, 7]], atol=1e-5)
     np.testing.assert_allclose(np.nansum(words.surprisal), pieces.surprisal.sum(), atol=1e-4)
-    assert words.sentence_id.tolist() == [1] * 9 + [2] * 2 and words.word_id.tolist()[-3:] == [9, 1, 2]
+    assert words.sentence_id.tolist() == [1] * 9 + [2] * 2 and words.word_id.tolist()[-3:] == [
+        9,
+        1,
+        2,
+    ]
 
 
 def test_a_data_frame_is_the_table_and_names_what_is_missing(monkeypatch):
@@ -260,7 +332,9 @@ def test_lines_come_as_a_pipe_has_them():
 def test_lines_that_end_with_cr_alone_are_not_one_long_line(tmp_path):
     (tmp_path / "f").write_bytes(b"the dog\r" * 100_000)
     blocks = [*lines_of(tmp_path / "f", 1 << 17)]
-    assert [line for block in blocks for line in block] == ["the dog\r"] * 100_000 and len(blocks) > 2
+    assert [line for block in blocks for line in block] == ["the dog\r"] * 100_000 and len(
+        blocks
+    ) > 2
 
 
 @pytest.mark.parametrize(
@@ -294,7 +368,9 @@ def test_arguments_that_are_none_of_the_choices(options, message):
         small_lm().surprisal(["the dog"], **options)
 
 
-@pytest.mark.parametrize("given", ["the dog", b"the dog", [b"the dog"], [None], [["the", 3]], None, 5])
+@pytest.mark.parametrize(
+    "given", ["the dog", b"the dog", [b"the dog"], [None], [["the", 3]], None, 5]
+)
 def test_what_are_no_sentences(given):
     with pytest.raises(JaxlmError, match="must be a"):
         small_lm().surprisal(given)
@@ -344,7 +420,10 @@ def printed(capsys, *arguments, code=0):
 
 
 def test_the_table_has_its_columns_and_no_control_character(run, text, capsys):
-    rows = [line.split("\t") for line in printed(capsys, "surprisal", run, text, "--top-k", 2).splitlines()]
+    rows = [
+        line.split("\t")
+        for line in printed(capsys, "surprisal", run, text, "--top-k", 2).splitlines()
+    ]
     assert rows[0] == [
         "sentence_id",
         "token_id",
@@ -367,7 +446,10 @@ def test_the_table_has_its_columns_and_no_control_character(run, text, capsys):
 
 def test_the_layouts_of_other_tools(run, text, capsys):
     own = [line.split("\t") for line in printed(capsys, "surprisal", run, text).splitlines()[1:]]
-    zoo = [line.split("\t") for line in printed(capsys, "surprisal", run, text, "--layout", "lm-zoo").splitlines()]
+    zoo = [
+        line.split("\t")
+        for line in printed(capsys, "surprisal", run, text, "--layout", "lm-zoo").splitlines()
+    ]
     assert zoo[0] == ["sentence_id", "token_id", "token", "surprisal"]
     assert zoo[1:] == [[*row[:3], row[5]] for row in own]
     lines = printed(capsys, "surprisal", run, text, "--layout", "neural-complexity").splitlines()
@@ -381,19 +463,35 @@ def test_the_layouts_of_other_tools(run, text, capsys):
 
 def test_json_lines_and_a_file_that_appears_whole(run, text, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
-    assert printed(capsys, "surprisal", run, text, "--format", "jsonl", "--oov", "nan", "--output", out) == ""
+    assert (
+        printed(
+            capsys, "surprisal", run, text, "--format", "jsonl", "--oov", "nan", "--output", out
+        )
+        == ""
+    )
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert rows[1]["word"] == "zebra\x1b[31m" and rows[1]["oov"] is True and rows[1]["surprisal"] is None
+    assert (
+        rows[1]["word"] == "zebra\x1b[31m"
+        and rows[1]["oov"] is True
+        and rows[1]["surprisal"] is None
+    )
     text.write_text("the\n\nthe\n")
     out.write_text("before")
     printed(capsys, "surprisal", run, text, "--output", out, code=1)
-    assert out.read_text() == "before" and [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    assert (
+        out.read_text() == "before"
+        and [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    )
 
 
 def test_stimuli_keep_their_columns(run, tmp_path, capsys):
     stimuli = tmp_path / "stimuli.csv"
     stimuli.write_text('Item,Sentence,Note\n1,"the bank, lends","a ""b"", c"\n2,the,\n')
-    rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none"))))
+    rows = list(
+        csv.reader(
+            io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli, "--tokenizer", "none"))
+        )
+    )
     assert rows[0] == [
         "Item",
         "Note",
@@ -414,7 +512,12 @@ def test_stimuli_keep_their_columns(run, tmp_path, capsys):
     ]
     assert [row[6] for row in rows[1:]] == ["False", "True", "False", "False"]
     rows = list(csv.reader(io.StringIO(printed(capsys, "surprisal", run, "--csv", stimuli))))
-    assert [row[5] for row in rows[1:]] == ["the", "bank", "lends", "the"]  # ptb: the comma is not in the vocabulary
+    assert [row[5] for row in rows[1:]] == [
+        "the",
+        "bank",
+        "lends",
+        "the",
+    ]  # ptb: the comma is not in the vocabulary
 
 
 def test_other_columns_are_kept_to_the_byte_where_there_is_no_terminal(run, tmp_path, capsys):
@@ -428,9 +531,14 @@ def test_other_columns_are_kept_to_the_byte_where_there_is_no_terminal(run, tmp_
 def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
     adapted = tmp_path / "adapted"
     once = printed(capsys, "surprisal", run, text, "--adapt", 0.1, "--save-adapted", adapted)
-    first, plain = (table.splitlines()[1].split("\t") for table in (once, printed(capsys, "surprisal", run, text)))
+    first, plain = (
+        table.splitlines()[1].split("\t")
+        for table in (once, printed(capsys, "surprisal", run, text))
+    )
     assert first[:5] == plain[:5] and float(first[5]) == pytest.approx(float(plain[5]), abs=1e-5)
-    both = [line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()]
+    both = [
+        line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()
+    ]
     assert both[0][:3] == ["sentence_id", "token_id", "word"] and "surprisal.tiny" in both[0]
     first, second = both[0].index("surprisal.tiny"), both[0].index("surprisal.adapted")
     assert float(both[1][second]) < float(both[1][first])
@@ -442,9 +550,13 @@ def test_an_adapted_model_is_kept_without_the_text_that_it_was_trained_on(text, 
     lm, sha256 = small_lm(), "0" * 64
     source = tmp_path / "run"
     keep_model(source, lm.config, lm.params, unread_corpus("imported:x", sha256, lm.vocab))
-    printed(capsys, "surprisal", source, text, "--adapt", 0.1, "--save-adapted", tmp_path / "adapted")
+    printed(
+        capsys, "surprisal", source, text, "--adapt", 0.1, "--save-adapted", tmp_path / "adapted"
+    )
     kept = jaxlm.load(tmp_path / "adapted")
-    assert (kept.corpus, kept.vocab) == (jaxlm.load(source).corpus, lm.vocab) and kept.corpus["sha256"] == sha256
+    assert (kept.corpus, kept.vocab) == (jaxlm.load(source).corpus, lm.vocab) and kept.corpus[
+        "sha256"
+    ] == sha256
     assert not np.array_equal(kept.params["embedding"], lm.params["embedding"])
 
 
@@ -452,18 +564,28 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     out = tmp_path / "out.npz"
     printed(capsys, "states", run, text, "--output", out)
     found = np.load(out)
-    assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [1, 1, 1, 2]
+    assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [
+        1,
+        1,
+        1,
+        2,
+    ]
     assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
 
 
 @pytest.mark.parametrize(
     ("verb", "flags", "problem"),
     [
-        *((verb, ["-o"], "{} cannot be written") for verb in ("surprisal", "states", "minimal-pairs", "syntaxgym")),
+        *(
+            (verb, ["-o"], "{} cannot be written")
+            for verb in ("surprisal", "states", "minimal-pairs", "syntaxgym")
+        ),
         ("surprisal", ["--adapt", "0.1", "--save-adapted"], "cannot make the run {}"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(verb, flags, problem, run, tmp_path, capsys):
+def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(
+    verb, flags, problem, run, tmp_path, capsys
+):
     (tmp_path / "file").touch()
     out = tmp_path / "file/out"
     assert main([verb, run, str(tmp_path / "missing.txt"), *flags, str(out)]) == 1
@@ -516,10 +638,18 @@ def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
         ("a\n", ["--adapt", "0", "--save-adapted", "x"], "must be above 0"),
         ("a\n", ["--csv", "x.csv"], "leave .*text.txt out"),
         ("a\n", ["--adapt", "0.1", "--save-adapted", "x", "--output", "x"], "is --output too"),
-        ("a\n", ["--adapt", "0.1", "--protocol", "cache"], "--adapt learns .*: leave --protocol out"),
+        (
+            "a\n",
+            ["--adapt", "0.1", "--protocol", "cache"],
+            "--adapt learns .*: leave --protocol out",
+        ),
         ("a\n", [".", "--adapt", "0.1", "--save-adapted", "x"], "keeps one model: leave . out"),
         ("a\n", [".", "--layout", "lm-zoo", "--predictors"], "leave --predictors, . out"),
-        ("a\n", ["--layout", "lm-zoo", "--punctuation", "word"], "rows of displayed words: leave it out"),
+        (
+            "a\n",
+            ["--layout", "lm-zoo", "--punctuation", "word"],
+            "rows of displayed words: leave it out",
+        ),
         ("a\n", ["--top-k", "2", "--punctuation", "own"], "rows of displayed words: leave it out"),
     ],
 )
@@ -553,10 +683,14 @@ def test_stimuli_that_cannot_be_read(run, tmp_path, capsys, content, message):
     assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1
 
 
-def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(run, tmp_path, capsys):
+def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(
+    run, tmp_path, capsys
+):
     for delimiter in (";", "\t", ","):
         (tmp_path / "stimuli.txt").write_text(f"word{delimiter}Sentence\nno. 1{delimiter}the\n")
-        (row,) = csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt")))
+        (row,) = csv.DictReader(
+            io.StringIO(printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt"))
+        )
         assert row["stimulus.word"] == "no. 1" and row["word"] == "the"
     (tmp_path / "stimuli.txt").write_text("word;x\nthe bank;1\n")
     out = printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt", "--column", "word")
@@ -580,7 +714,10 @@ def test_a_table_is_not_scored_as_lines(run, tmp_path, capsys):
 
 def test_a_mistake_in_the_last_text_is_told_before_the_first_is_scored(run, text, tmp_path, capsys):
     (tmp_path / "stimuli.csv").write_text("Sentence\nthe\n")
-    for last, message in (("none.txt", "there is no file"), ("stimuli.csv", "jaxlm surprisal takes it as --csv")):
+    for last, message in (
+        ("none.txt", "there is no file"),
+        ("stimuli.csv", "jaxlm surprisal takes it as --csv"),
+    ):
         assert main(["surprisal", run, str(text), str(tmp_path / last)]) == 1
         said = capsys.readouterr()
         assert said.out == "" and message in said.err
@@ -595,10 +732,16 @@ def test_pipes_that_the_shell_opened_are_read(run, monkeypatch, capsys):
 
     expected = printed(capsys, "surprisal", run, piped(b"the bank\n"))
     assert len(expected.splitlines()) == 3
-    table = list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", piped(b"Sentence\nthe\n")))))
+    table = list(
+        csv.DictReader(
+            io.StringIO(printed(capsys, "surprisal", run, "--csv", piped(b"Sentence\nthe\n")))
+        )
+    )
     assert [row["word"] for row in table] == ["the"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Sentence\nthe\n")))
-    assert list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", "-")))) == table
+    assert (
+        list(csv.DictReader(io.StringIO(printed(capsys, "surprisal", run, "--csv", "-")))) == table
+    )
     assert "2 predictions" in printed(capsys, "evaluate", run, "--text", piped(b"the bank lends"))
 
 
@@ -614,7 +757,10 @@ def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, ca
     out, error = said("evaluate", run, "--text", text)
     assert "predictions, 75% <unk>;" in out and f"warning: 75.0% of {text}" in error
     told = "warning: 6 of 7 words are outside the vocabulary, read as <unk> (85.7%): der, hund, lief, nach, haus, und\n"
-    for verb, flags in (("perplexity", [text.read_text().strip()]), ("predict", [text.read_text().strip()])):
+    for verb, flags in (
+        ("perplexity", [text.read_text().strip()]),
+        ("predict", [text.read_text().strip()]),
+    ):
         out, error = said(verb, run, *flags)
         assert "warning" not in out and told in error
     assert said("surprisal", run, text)[1] == told
@@ -638,15 +784,25 @@ def test_all_verbs_split_a_text_as_the_text_of_training_is():
         != lm.perplexity(text, tokenizer="none")
     )
     assert lm.predict(text, 3) == lm.predict(" ".join(pieces), 3)
-    assert lm.generate(text, words=5, seed=1)[0].words == lm.generate(pieces, words=5, seed=1)[0].words
-    assert not {*lm.tokens(text)} - {*lm.vocab.words} and not {*lm.tokens(text, "none")} & {*lm.vocab.words}
+    assert (
+        lm.generate(text, words=5, seed=1)[0].words == lm.generate(pieces, words=5, seed=1)[0].words
+    )
+    assert not {*lm.tokens(text)} - {*lm.vocab.words} and not {*lm.tokens(text, "none")} & {
+        *lm.vocab.words
+    }
     assert lm.word_surprisal([text]).tokens == ["the", "dog 's", "ca n't"]
     np.testing.assert_array_equal(lm.states(text)["lstm.0.h"], lm.states(pieces)["lstm.0.h"])
 
 
 def test_what_a_notebook_shows_is_short():
     lm = small_lm()
-    shown = [lm, lm.surprisal(SENTENCES), lm.word_surprisal(SENTENCES), lm.generate("the", words=50)[0], lm.vocab]
+    shown = [
+        lm,
+        lm.surprisal(SENTENCES),
+        lm.word_surprisal(SENTENCES),
+        lm.generate("the", words=50)[0],
+        lm.vocab,
+    ]
     shown += [lm.minimal_pairs([Pair("the dog", "dog the")])]
     assert all(len(repr(one)) < 250 and "array" not in repr(one) for one in shown), shown
     assert repr(lm).startswith("LanguageModel(lstm, ") and "17 words" in repr(lm)

@@ -70,7 +70,9 @@ def corpus():
 def windows_of(config, corpus, count: int):
     """The tokens, and where the first windows lie."""
     tokens = batch(corpus.train, config.train.batch_size)
-    return jnp.asarray(tokens), WindowPlan(len(tokens), config.train.bptt_length, 1).windows(0, count, count)
+    return jnp.asarray(tokens), WindowPlan(len(tokens), config.train.bptt_length, 1).windows(
+        0, count, count
+    )
 
 
 def alone(config, corpus, count: int) -> np.ndarray:
@@ -122,7 +124,9 @@ def test_no_member_s_costs_decide_on_the_end_of_a_loop(corpus):
     tokens, windows = windows_of(config, corpus, 2)
     windows = jax.tree.map(lambda column: np.stack([column] * 2), windows)
     sizes = {"bptt_length": config.train.bptt_length, "vmapped": True}
-    text = members.train_members.lower(*group, tokens, windows, jnp.full(2, 2, jnp.int32), **sizes).as_text()
+    text = members.train_members.lower(
+        *group, tokens, windows, jnp.full(2, 2, jnp.int32), **sizes
+    ).as_text()
     ends = re.findall(r"cond \{(.*?)\} do \{", text, re.DOTALL)
     assert ends and not any("reduce" in one for one in ends)
 
@@ -172,7 +176,10 @@ for member in swept.members:
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_a_diverging_member_does_not_touch_the_others(corpus, vmapped):
     base, _ = with_corpus(TINY, corpus)
-    good, bad = [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)], base.replace(init_scale=1e38)
+    good, bad = (
+        [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)],
+        base.replace(init_scale=1e38),
+    )
     with_bad = together([good[0], bad, good[1]], corpus, 20, vmapped)
     without = together([good[0], good[0], good[1]], corpus, 20, vmapped)
     assert not np.isfinite(with_bad[1]).all()
@@ -204,7 +211,8 @@ def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
         else:
             assert "window 1 (epoch 1) has cost" in str(trial.note)
     assert found.best == min(
-        (trial for trial in found.members if trial.status == "done"), key=lambda trial: trial.valid_perplexity
+        (trial for trial in found.members if trial.status == "done"),
+        key=lambda trial: trial.valid_perplexity,
     )
 
 
@@ -221,14 +229,20 @@ def test_a_group_s_arrays_are_gone_when_it_is(vmap):
         gc.enable()
 
 
-def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_path, capsys, monkeypatch):
+def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     space = {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}
     found = jaxlm.sweep(TINY, space, seeds=2, run_dir=tmp_path / "sweep", data_dir="my ptb")
     assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
     point = found.trials[0]
-    assert point.valid[0] == pytest.approx(np.mean([trial.valid_perplexity for trial in point.members]))
-    assert point.valid[1] == pytest.approx(np.std([trial.valid_perplexity for trial in point.members], ddof=1))
+    assert point.valid[0] == pytest.approx(
+        np.mean([trial.valid_perplexity for trial in point.members])
+    )
+    assert point.valid[1] == pytest.approx(
+        np.std([trial.valid_perplexity for trial in point.members], ddof=1)
+    )
     best = found.best
     assert best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
@@ -237,12 +251,19 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
     assert read_sweep(tmp_path / "sweep")[0].command(best) == found.command(best)
 
     assert main([*shlex.split(found.command(best))[1:], "--run-dir", str(tmp_path / "alone")]) == 0
-    assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(keep_last=2)
-    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (tmp_path / "alone", best.run_dir)]
+    assert rundir.saved_config(tmp_path / "alone") == rundir.saved_config(best.run_dir).replace(
+        keep_last=2
+    )
+    lines = [
+        (folder / "metrics.jsonl").read_text().splitlines()
+        for folder in (tmp_path / "alone", best.run_dir)
+    ]
     assert lines[0] == lines[1]  # on a CPU to the last digit
 
     table = list(csv.DictReader((tmp_path / "sweep/sweep.csv").open()))
-    assert [float(row["valid_perplexity_2"]) for row in table] == [t.valid_perplexity for t in found.members]
+    assert [float(row["valid_perplexity_2"]) for row in table] == [
+        t.valid_perplexity for t in found.members
+    ]
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
     for name in ("slices.png", "parallel.png"):
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
@@ -251,8 +272,14 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(tmp_p
 @pytest.mark.parametrize(
     ("config", "flags"),
     [
-        (TINY.replace(optimizer="asgd", nonmonotone=0, schedule="plateau"), {"--nonmonotone=0", "--schedule=plateau"}),
-        (jaxlm.preset("test").replace(model="mlstm", hidden_sizes=(8,), embedding_size=4), {"--model=mlstm"}),
+        (
+            TINY.replace(optimizer="asgd", nonmonotone=0, schedule="plateau"),
+            {"--nonmonotone=0", "--schedule=plateau"},
+        ),
+        (
+            jaxlm.preset("test").replace(model="mlstm", hidden_sizes=(8,), embedding_size=4),
+            {"--model=mlstm"},
+        ),
     ],
 )
 def test_a_command_is_told_where_its_kinds_alone_would_be_refused(config, flags):
@@ -267,7 +294,9 @@ def test_a_member_that_a_signal_finds_at_its_end_is_not_given_up(tmp_path, monke
             os.kill(os.getpid(), signal.SIGTERM)
         return train(self, *given)
 
-    how: dict[str, Any] = dict(prune=True, group=1, run_dir=tmp_path / "sweep", workers=1, quiet=True)
+    how: dict[str, Any] = dict(
+        prune=True, group=1, run_dir=tmp_path / "sweep", workers=1, quiet=True
+    )
     space = {"learning_rate": [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]}
     with monkeypatch.context() as patch:
         patch.setattr(MemberGroup, "train", stopping)
@@ -278,7 +307,9 @@ def test_a_member_that_a_signal_finds_at_its_end_is_not_given_up(tmp_path, monke
 def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
     """One point in the slot at a time, so that the others have ended before the bad ones begin."""
     rates = [0.5, 0.6, 0.7, 0.8, 0.9, 1e-6]
-    found = jaxlm.sweep(TINY, {"learning_rate": rates}, prune=True, group=1, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY, {"learning_rate": rates}, prune=True, group=1, run_dir=tmp_path / "sweep", quiet=True
+    )
     assert found.members[-1].status == "pruned" and len(found.members[-1].valid_perplexities) == 1
     assert "worse than the median" in str(found.members[-1].note)
     assert stored(tmp_path / "sweep").trials[-1].state == TrialState.PRUNED
@@ -290,7 +321,9 @@ def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
     values = [
         sorted(
             (trial.number, trial.values["learning_rate"], trial.test_perplexity)
-            for trial in jaxlm.sweep(config, space, strategy="random", trials=4, group=group, quiet=True).members
+            for trial in jaxlm.sweep(
+                config, space, strategy="random", trials=4, group=group, quiet=True
+            ).members
         )
         for group in (1, 3)
     ]
@@ -300,7 +333,9 @@ def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
 
 def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
     """Neither the corpus, nor the flags, nor where the sweep is resumed."""
-    (tmp_path / "novel.txt").write_text("a b c d e f\n" * 200)  # too few words for the preset's batch
+    (tmp_path / "novel.txt").write_text(
+        "a b c d e f\n" * 200
+    )  # too few words for the preset's batch
     flags = [
         "--corpus",
         str(tmp_path / "novel.txt"),
@@ -326,21 +361,34 @@ def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
         (2, "adamw"),
         (2, "muon"),
     ]
-    assert {(vars(config.optimizer)["beta1"], config.model.hidden_sizes) for config in configs} == {(0.8, (4,))}
+    assert {(vars(config.optimizer)["beta1"], config.model.hidden_sizes) for config in configs} == {
+        (0.8, (4,))
+    }
 
 
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
-    found = jaxlm.sweep(TINY.replace(epochs=1), {"batch_size": [20, 100_000]}, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY.replace(epochs=1),
+        {"batch_size": [20, 100_000]},
+        run_dir=tmp_path / "sweep",
+        quiet=True,
+    )
     assert [trial.status for trial in found.members] == ["done", "failed"]
     assert "fewer than one window of batch_size 100000" in str(found.members[1].note)
 
 
 def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypatch):
-    config, space, run_dir = TINY.replace(epochs=1), {"learning_rate": [0.5, 1.0]}, tmp_path / "sweep"
+    config, space, run_dir = (
+        TINY.replace(epochs=1),
+        {"learning_rate": [0.5, 1.0]},
+        tmp_path / "sweep",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ram, "available", lambda: 1)
         found = jaxlm.sweep(config, space, run_dir=run_dir, workers=1, quiet=True)
-    assert [(trial.status, "of memory" in str(trial.note)) for trial in found.members] == [("damaged", True)] * 2
+    assert [(trial.status, "of memory" in str(trial.note)) for trial in found.members] == [
+        ("damaged", True)
+    ] * 2
     found = jaxlm.sweep(config, space, run_dir=run_dir, workers=1, quiet=True, resume=True)
     assert [trial.status for trial in found.members] == ["done"] * 2
 
@@ -348,9 +396,18 @@ def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypa
 def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
     for field, values in {"learning_rate": [1.0], "min_count": [1, 3]}.items():
         jaxlm.sweep(TINY.replace(epochs=1), {field: values}, run_dir=tmp_path / field, workers=1)
-        assert ("their perplexities do not compare" in capsys.readouterr().out) == (field == "min_count")
+        assert ("their perplexities do not compare" in capsys.readouterr().out) == (
+            field == "min_count"
+        )
     both = {"tokens": ["words", "characters"], "min_count": [1, 3]}
-    jaxlm.sweep(TINY.replace(epochs=1), both, strategy="random", trials=1, run_dir=tmp_path / "both", workers=1)
+    jaxlm.sweep(
+        TINY.replace(epochs=1),
+        both,
+        strategy="random",
+        trials=1,
+        run_dir=tmp_path / "both",
+        workers=1,
+    )
     assert "their perplexities do not compare" in capsys.readouterr().out
 
 
@@ -359,8 +416,12 @@ def test_a_space_that_is_none_is_one_sentence_also_with_a_corpus_in_memory(corpu
         jaxlm.sweep(TINY, ["learning_rate"], corpus=corpus)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")])
-def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(tmp_path, capsys, files, named):
+@pytest.mark.parametrize(
+    ("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")]
+)
+def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
+    tmp_path, capsys, files, named
+):
     """An unfinished member whose only checkpoints, or metrics, are damaged; the others are trained meanwhile."""
     space, run_dir = {"learning_rate": [0.5, 1.0, 2.0]}, tmp_path / "sweep"
     expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
@@ -380,7 +441,9 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(tmp_path, 
         path.write_bytes(b"damaged")
     found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
     assert [member.status for member in found.members] == ["damaged", "done", "done"]
-    assert [member.number for member in found.damaged] == [0] and named in str(found.damaged[0].note)
+    assert [member.number for member in found.damaged] == [0] and named in str(
+        found.damaged[0].note
+    )
     assert "1 damaged" in capsys.readouterr().out
     for path, data in whole.items():
         path.write_bytes(data)
@@ -388,13 +451,21 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(tmp_path, 
     shutil.copytree(newest, newest.with_name("00000999"))
     found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
     said = capsys.readouterr().out
-    assert "!! trial 0 seed 0: " in said and "00000999" in said and "resuming from the newest intact" in said
+    assert (
+        "!! trial 0 seed 0: " in said
+        and "00000999" in said
+        and "resuming from the newest intact" in said
+    )
     assert [member.status for member in found.members] == ["done"] * 3 and not found.damaged
-    assert [one.test_perplexity for one in found.members] == [one.test_perplexity for one in expected.members]
+    assert [one.test_perplexity for one in found.members] == [
+        one.test_perplexity for one in expected.members
+    ]
 
 
 def test_a_process_of_a_quiet_sweep_prints_nothing(tmp_path, monkeypatch, capsys):
-    jaxlm.sweep(TINY.replace(epochs=1), {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True)
+    jaxlm.sweep(
+        TINY.replace(epochs=1), {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True
+    )
     monkeypatch.setattr("jaxlm.sweeps.worker.Worker.run", lambda self: self.say("waiting"))
     for quiet in (True, False):
         assert supervisor.join(tmp_path / "sweep", None, os.getppid(), quiet, **ALONE) is None
@@ -414,7 +485,9 @@ def test_a_failed_worker_and_a_damaged_trial_leave_the_results(tmp_path, monkeyp
         return "SIGKILL ended it"
 
     monkeypatch.setattr(supervisor, "supervise", supervise)
-    found = jaxlm.sweep(TINY, {"learning_rate": [0.5, 1.0]}, run_dir=tmp_path / "sweep", workers=2, quiet=True)
+    found = jaxlm.sweep(
+        TINY, {"learning_rate": [0.5, 1.0]}, run_dir=tmp_path / "sweep", workers=2, quiet=True
+    )
     assert len(found.damaged) == 2 and (tmp_path / "sweep/sweep.json").exists()
 
 
@@ -429,7 +502,11 @@ def test_a_machine_that_fails_once_fails_no_trial(tmp_path, monkeypatch, mistake
     how: dict[str, Any] = dict(run_dir=tmp_path / "sweep", workers=1, quiet=True)
     with monkeypatch.context() as patch:
         patch.setattr("jaxlm.sweeps.worker.with_corpus", full)
-        with pytest.raises(JaxlmError, match="No space") if isinstance(mistake, OSError) else nullcontext():
+        with (
+            pytest.raises(JaxlmError, match="No space")
+            if isinstance(mistake, OSError)
+            else nullcontext()
+        ):
             found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, **how)
             assert [member.status for member in found.members] == ["damaged"] * 2
     found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, resume=True, **how)
@@ -440,7 +517,9 @@ def test_a_corpus_of_the_space_does_not_say_how_the_others_are_read(tmp_path):
     (text := tmp_path / "novel.txt").write_text("a b c d\n\n" * 6000)
     config, space = TINY.replace(epochs=1, lines="unwrap"), {"corpus": ["embedded-tiny", str(text)]}
     found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", workers=1, quiet=True)
-    assert [rundir.saved_config(one.run_dir).data.lines for one in found.members if one.run_dir] == ["eos", "unwrap"]
+    assert [
+        rundir.saved_config(one.run_dir).data.lines for one in found.members if one.run_dir
+    ] == ["eos", "unwrap"]
 
 
 def test_kinds_are_swept_with_fields_of_their_own(tmp_path):
@@ -453,27 +532,42 @@ def test_kinds_are_swept_with_fields_of_their_own(tmp_path):
     assert [(one.status, one.values["clip_norm"]) for one in found.members] == [("done", None)] * 2
     for member, optimizer in zip(found.members, ("adamw", "muon"), strict=True):
         command = found.command(member)
-        assert f"--optimizer={optimizer}" in command and "--beta1=0.8" in command and "--clip-norm=none" in command
+        assert (
+            f"--optimizer={optimizer}" in command
+            and "--beta1=0.8" in command
+            and "--clip-norm=none" in command
+        )
 
 
 def test_trials_of_other_tokens_compare_by_characters(tmp_path):
     (tmp_path / "text.txt").write_text("über größe läuft\n" * 200)
     config = TINY.replace(epochs=1, corpus=str(tmp_path / "text.txt"), batch_size=2, bptt_length=5)
-    found = jaxlm.sweep(config, {"tokens": ["characters", "bytes"]}, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        config, {"tokens": ["characters", "bytes"]}, run_dir=tmp_path / "sweep", quiet=True
+    )
     for one, run in zip(found.members, sorted((tmp_path / "sweep/trials").iterdir()), strict=True):
         tested = jaxlm.load(run).evaluate()
-        assert one.test_perplexity and one.test_perplexity == pytest.approx(2**tested.bits_per_character, rel=1e-4)
+        assert one.test_perplexity and one.test_perplexity == pytest.approx(
+            2**tested.bits_per_character, rel=1e-4
+        )
         assert (one.test_perplexity > tested.perplexity * 1.01) == (one.values["tokens"] == "bytes")
 
 
 def test_a_perplexity_per_character_may_be_beyond_a_float():
-    worker: Any = SimpleNamespace(study=SimpleNamespace(plan=SimpleNamespace(space={"tokens": None})))
+    worker: Any = SimpleNamespace(
+        study=SimpleNamespace(plan=SimpleNamespace(space={"tokens": None}))
+    )
     run: Any = SimpleNamespace(comparable=lambda split, value: {"valid_bits_per_character": value})
-    assert [Worker._compared(worker, run, "valid", bits) for bits in (3, 1100)] == [pytest.approx(8), np.inf]
+    assert [Worker._compared(worker, run, "valid", bits) for bits in (3, 1100)] == [
+        pytest.approx(8),
+        np.inf,
+    ]
 
 
 def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
-    config = TINY.replace(epochs=1, learning_rate=0.2)  # (at higher rates rounding grows to whole points)
+    config = TINY.replace(
+        epochs=1, learning_rate=0.2
+    )  # (at higher rates rounding grows to whole points)
     space = {"schedule": ["linear", "cosine"], "model": ["gru"], "warmup": [0.2], "final": [0.1]}
     found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", vmap=True, quiet=True)
     for one in found.members:
@@ -503,21 +597,30 @@ def undisturbed(server, tmp_path_factory) -> dict[str, bytes]:
 
 
 def metrics_of(run_dir: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in sorted(run_dir.glob("trials/*/metrics.jsonl"))}
+    return {
+        path.parent.name: path.read_bytes()
+        for path in sorted(run_dir.glob("trials/*/metrics.jsonl"))
+    }
 
 
 def assert_each_ended_once(run_dir: Path, undisturbed: dict[str, bytes]) -> None:
     study = stored(run_dir)
-    assert [(trial.number, trial.state) for trial in study.trials] == [(n, TrialState.COMPLETE) for n in range(8)]
+    assert [(trial.number, trial.state) for trial in study.trials] == [
+        (n, TrialState.COMPLETE) for n in range(8)
+    ]
     journal = [json.loads(line) for line in (run_dir / "study.journal").read_text().splitlines()]
     ends = Counter(line["trial_id"] for line in journal if line.get("state") == TrialState.COMPLETE)
     assert sorted(ends.values()) == [1] * 8
-    assert metrics_of(run_dir) == undisturbed  # to the byte: nothing was trained otherwise, nothing twice
+    assert (
+        metrics_of(run_dir) == undisturbed
+    )  # to the byte: nothing was trained otherwise, nothing twice
 
 
 def test_a_killed_worker_s_trials_are_taken_over(server, tmp_path, undisturbed):
     run_dir = tmp_path / "sweep"
-    first = server.start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
+    first = server.start(
+        "sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir
+    )
     assert wait_for(lambda: (run_dir / "trials").exists(), first)
     second = server.start("sweep", "--run-dir", run_dir, "--resume")
     assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= 4, first)
@@ -533,9 +636,14 @@ def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
     run_dir = tmp_path / "sweep"
     begin = ("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
     resume = ("sweep", "--run-dir", run_dir, "--resume")
-    for command, number, checkpoints in ((begin, signal.SIGINT, 1), ((*resume, "--workers", "2"), signal.SIGTERM, 8)):
+    for command, number, checkpoints in (
+        (begin, signal.SIGINT, 1),
+        ((*resume, "--workers", "2"), signal.SIGTERM, 8),
+    ):
         sweep = server.start(*command)
-        assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= checkpoints, sweep)  # noqa: B023
+        assert wait_for(
+            lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= checkpoints, sweep
+        )
         os.kill(sweep.pid, number)
         code, said, wrong = sweep.end()
         assert (code, wrong) == (128 + number, "")
@@ -549,14 +657,28 @@ def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
 def test_machines_without_a_common_directory_share_a_database(server, tmp_path):
     where = f"sqlite:///{tmp_path / 'study.db'}"
     begun = [
-        server.start("sweep", *FLAGS, *SETTINGS, "--storage", where, "--group", "2", "--run-dir", tmp_path / name)
+        server.start(
+            "sweep",
+            *FLAGS,
+            *SETTINGS,
+            "--storage",
+            where,
+            "--group",
+            "2",
+            "--run-dir",
+            tmp_path / name,
+        )
         for name in ("one", "two")
     ]
     for command in begun:
         code, _, wrong = command.end()
         assert code == 0, wrong
     trained = [number for name in ("one", "two") for number in metrics_of(tmp_path / name)]
-    done = [trial for trial in optuna.load_study(study_name=NAME, storage=where).trials if trial.value is not None]
+    done = [
+        trial
+        for trial in optuna.load_study(study_name=NAME, storage=where).trials
+        if trial.value is not None
+    ]
     assert sorted(map(int, trained)) == [trial.number for trial in done]
     assert len({tuple(trial.params.items()) for trial in done}) == len(done) == 8  # each point once
 
@@ -565,13 +687,25 @@ def test_machines_without_a_common_directory_share_a_database(server, tmp_path):
 def test_a_silent_machine_s_trials_are_begun_again_elsewhere(server, tmp_path, monkeypatch):
     """One of two that share a database only is killed; the other has its own directory, and waits."""
     where = f"sqlite:///{tmp_path / 'study.db'}"
-    dead = server.start("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--storage", where, "--run-dir", tmp_path / "one")
+    dead = server.start(
+        "sweep",
+        *FLAGS,
+        "--epochs",
+        "4",
+        *SETTINGS,
+        "--storage",
+        where,
+        "--run-dir",
+        tmp_path / "one",
+    )
     assert wait_for(lambda: any((tmp_path / "one").glob("trials/*/checkpoints/0*")), dead)
     dead.kill()
     monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
     monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 4)
     monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
-    found = jaxlm.sweep(TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True)
+    found = jaxlm.sweep(
+        TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True
+    )
     assert len(found.members) == 8 and {trial.status for trial in found.members} == {"done"}
     assert len({tuple(trial.values.items()) for trial in found.members}) == 8
     assert all(trial.run_dir is not None for trial in found.members)
@@ -581,7 +715,9 @@ def test_more_random_points_on_resume(tmp_path):
     space = {"learning_rate": "log:0.1:1"}
     how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
     few = jaxlm.sweep(TINY.replace(epochs=1), space, trials=2, **how)
-    unfinished = tmp_path / "sweep/.partial-parallel.png-0123456789abcdef"  # of a process that was killed
+    unfinished = (
+        tmp_path / "sweep/.partial-parallel.png-0123456789abcdef"
+    )  # of a process that was killed
     unfinished.touch()
     more = jaxlm.sweep(TINY.replace(epochs=1), space, trials=3, resume=True, **how)
     assert more.members[:2] == few.members and len(more.members) == 3
@@ -589,7 +725,9 @@ def test_more_random_points_on_resume(tmp_path):
 
 
 def test_a_seed_may_be_a_field_of_the_space(tmp_path):
-    found = jaxlm.sweep(TINY.replace(epochs=1), {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True)
+    found = jaxlm.sweep(
+        TINY.replace(epochs=1), {"seed": [3, 5]}, run_dir=tmp_path / "sweep", quiet=True
+    )
     assert [(trial.seed, trial.values, trial.status) for trial in found.members] == [
         (3, {"seed": 3}, "done"),
         (5, {"seed": 5}, "done"),
@@ -600,7 +738,21 @@ def test_a_seed_may_be_a_field_of_the_space(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("finished") / "sweep"
-    assert main(["sweep", *FLAGS, "--epochs", "1", "--set", "learning_rate=0.5,1", "--run-dir", str(run_dir)]) == 0
+    assert (
+        main(
+            [
+                "sweep",
+                *FLAGS,
+                "--epochs",
+                "1",
+                "--set",
+                "learning_rate=0.5,1",
+                "--run-dir",
+                str(run_dir),
+            ]
+        )
+        == 0
+    )
     return run_dir
 
 
@@ -609,17 +761,41 @@ def finished(tmp_path_factory):
     [
         ([], "the space is empty"),
         (["--set", "learning_rate"], "--set takes FIELD=SPACE"),
-        (["--set", "learning_rat=1,2"], "unknown field 'learning_rat'; did you mean 'learning_rate'?"),
+        (
+            ["--set", "learning_rat=1,2"],
+            "unknown field 'learning_rat'; did you mean 'learning_rate'?",
+        ),
         (["--set", "learning_rate="], "learning_rate has no value to try"),
         (["--set", "learning_rate=1,1"], "learning_rate has the value 1.0 twice"),
-        (["--set", "learning_rate=1,2", "--set", "learning-rate=3"], "learning_rate is in the space twice"),
-        (["--set", "learning_rate=1,2", "--learning-rate", "1"], "learning_rate is in the space and has a flag too"),
+        (
+            ["--set", "learning_rate=1,2", "--set", "learning-rate=3"],
+            "learning_rate is in the space twice",
+        ),
+        (
+            ["--set", "learning_rate=1,2", "--learning-rate", "1"],
+            "learning_rate is in the space and has a flag too",
+        ),
         (["--set", "learning_rate=0,1"], "learning_rate must be above 0; it is 0"),
-        (["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"], "must hold for `log=True`"),
-        (["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"], "`low <= high` must hold"),
-        (["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"], "learning_rate"),
-        (["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"], "one is 'x'"),
-        (["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"], "or range:LOW:HIGH:STEP"),
+        (
+            ["--set", "learning_rate=log:0:1", "--strategy", "random", "--trials", "2"],
+            "must hold for `log=True`",
+        ),
+        (
+            ["--set", "learning_rate=log:2:1", "--strategy", "random", "--trials", "2"],
+            "`low <= high` must hold",
+        ),
+        (
+            ["--set", "learning_rate=uniform:1:nan", "--strategy", "random", "--trials", "2"],
+            "learning_rate",
+        ),
+        (
+            ["--set", "learning_rate=uniform:1:x", "--strategy", "random", "--trials", "2"],
+            "one is 'x'",
+        ),
+        (
+            ["--set", "learning_rate=normal:1:2", "--strategy", "random", "--trials", "2"],
+            "or range:LOW:HIGH:STEP",
+        ),
         (
             ["--set", "keep_output=uniform:0.5:1.5", "--strategy", "random", "--trials", "2"],
             "keep_output must be above 0",
@@ -642,7 +818,11 @@ def finished(tmp_path_factory):
 )
 def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, message):
     run_dir = [] if "--resume" in arguments else ["--run-dir", str(tmp_path / "sweep")]
-    flags = ["--corpus", "embedded-tiny", *([] if "batch_size" in str(arguments) else ["--batch-size", "20"])]
+    flags = [
+        "--corpus",
+        "embedded-tiny",
+        *([] if "batch_size" in str(arguments) else ["--batch-size", "20"]),
+    ]
     refused(capsys, ["sweep", *flags, *arguments, *run_dir], message)
     assert not (tmp_path / "sweep/trials").exists()
 
@@ -659,21 +839,39 @@ def test_what_users_get_wrong_is_one_sentence(capsys, tmp_path, arguments, messa
 )
 def test_a_space_from_a_file_that_is_wrong(capsys, tmp_path, text, message):
     (tmp_path / "space").write_text(text)
-    refused(capsys, ["sweep", *FLAGS, "--space", str(tmp_path / "space"), "--run-dir", str(tmp_path / "new")], message)
+    refused(
+        capsys,
+        ["sweep", *FLAGS, "--space", str(tmp_path / "space"), "--run-dir", str(tmp_path / "new")],
+        message,
+    )
 
 
-def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsys, tmp_path, finished):
+def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(
+    capsys, tmp_path, finished
+):
     def content():
-        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.suffix != ".journal"}
+        return {
+            path: path.read_bytes()
+            for path in finished.rglob("*")
+            if path.is_file() and path.suffix != ".journal"
+        }
 
     before, trials = content(), stored(finished).trials
     same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
     refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "resume the sweep in it with --resume")
     resumed = ["sweep", "--run-dir", str(finished), "--resume"]
-    refused(capsys, [*resumed, "--set", "learning_rate=0.5,2"], "space.learning_rate: [0.5, 1.0] -> [0.5, 2.0]")
+    refused(
+        capsys,
+        [*resumed, "--set", "learning_rate=0.5,2"],
+        "space.learning_rate: [0.5, 1.0] -> [0.5, 2.0]",
+    )
     refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> [1.0, 2.0]")
     refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
-    refused(capsys, [*resumed, "--preset", "test"], "is a sweep of small, not of test: leave --preset out")
+    refused(
+        capsys,
+        [*resumed, "--preset", "test"],
+        "is a sweep of small, not of test: leave --preset out",
+    )
     refused(capsys, [*resumed, "--seeds", "2"], "seeds: 1 -> 2")
     refused(capsys, [*resumed, "--storage", "x"], "leave --storage out")
     refused(
@@ -690,18 +888,31 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(capsy
         ],
         "a storage is a database's URL",
     )
-    refused(capsys, ["sweep", "--run-dir", str(tmp_path), "--resume"], "holds no sweep that can be resumed")
+    refused(
+        capsys,
+        ["sweep", "--run-dir", str(tmp_path), "--resume"],
+        "holds no sweep that can be resumed",
+    )
     assert content() == before and stored(finished).trials == trials
     assert main(resumed) == 0
 
 
 def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
-    trials = [MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)]
-    trials += [
-        MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed) for seed in (0, 2)
+    trials = [
+        MemberResult(0, {"learning_rate": 0.5}, seed, "running", (90.0,) * seed) for seed in (0, 1)
     ]
-    trials += [MemberResult(2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan")]
-    trials += [MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")]
+    trials += [
+        MemberResult(1, {"learning_rate": 1.0}, seed, "done", (80.0, 70.0 + seed), 60.0 + seed)
+        for seed in (0, 2)
+    ]
+    trials += [
+        MemberResult(
+            2, {"learning_rate": 9.0}, 0, "diverged", (), None, note="window 3 has cost nan"
+        )
+    ]
+    trials += [
+        MemberResult(3, {"corpus": "\x1b[2Jx"}, 0, "failed", (), None, note="no \x1b]0;title\x07")
+    ]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
     view = supervisor.View(Console(file=out, force_terminal=True, width=120))
@@ -712,19 +923,30 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     view.summary(sweep)
     said = out.getvalue()
     assert r"no \x1b]0;title\x07" in said and "\x1b[2J" not in said and "\x1b]0" not in said
-    assert "71.00 ± 1.41" in said and "61.00 ± 1.41" in said and "trial 2 (learning_rate=9): diverged\n" in said
+    assert (
+        "71.00 ± 1.41" in said
+        and "61.00 ± 1.41" in said
+        and "trial 2 (learning_rate=9): diverged\n" in said
+    )
     narrow = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
     supervisor.View(Console(file=narrow, width=120)).summary(sweep)
     assert rb"71.00 \xb1 1.41" in narrow.buffer.getvalue()
-    assert "seed 0: diverged, epoch 0/2; window 3 has cost nan" in said and sweep.command(trials[2]) in said
+    assert (
+        "seed 0: diverged, epoch 0/2; window 3 has cost nan" in said
+        and sweep.command(trials[2]) in said
+    )
 
 
 def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
     assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
-    assert group_size(TINY, replace(plan, strategy="tpe"), 1) == 3  # four rounds, so that Optuna learns between them
+    assert (
+        group_size(TINY, replace(plan, strategy="tpe"), 1) == 3
+    )  # four rounds, so that Optuna learns between them
     monkeypatch.setattr("jaxlm.runs.ram.available", lambda: 2 << 30)
-    assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
+    assert (
+        group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
+    )
     five = jax.local_devices()[:1] * 5
     monkeypatch.setattr(jax, "local_devices", lambda: five)  # 8 members would be on one of them
     assert [group_size(TINY, plan, workers) for workers in (1, 3)] == [5, 5]
@@ -738,7 +960,9 @@ def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
     assert supervisor.useful_workers(small, plan, 929_589, 64 << 30) == 4
     assert supervisor.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3
     assert supervisor.useful_workers(small, plan, 929_589, 5 << 30) == 2  # memory
-    assert supervisor.useful_workers(TINY, plan, 1000, 64 << 30) == 1  # over before a process has started
+    assert (
+        supervisor.useful_workers(TINY, plan, 1000, 64 << 30) == 1
+    )  # over before a process has started
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     assert supervisor.useful_workers(small, plan, 929_589, 64 << 30) == 1
 
@@ -750,7 +974,9 @@ def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
     for number in range(2):
         supervisor.pin(os.getpid(), number, 2)
     assert given == (
-        [] if len(own) < 2 else [tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :][: len(own) // 2])]
+        []
+        if len(own) < 2
+        else [tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :][: len(own) // 2])]
     )
     given.clear()
     supervisor.pin(os.getpid(), 0, len(own) + 1)  # more processes than cores: none is pinned

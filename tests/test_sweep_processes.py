@@ -25,7 +25,9 @@ def impatient(monkeypatch):
 def run(code, folder, workers=2, stop=None):
     """(why the last one failed, the lines that are said)."""
     lines, command = [], [sys.executable, "-c", code]
-    return supervise(command, os.environ, workers, folder, stop or Stop(), lambda: None, lines.append), lines
+    return supervise(
+        command, os.environ, workers, folder, stop or Stop(), lambda: None, lines.append
+    ), lines
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,8 @@ def test_a_worker_that_fails_is_one_line_and_its_log_is_named(tmp_path, capfd, c
     names = [f"worker-{number}.log" for number in (0, 1)] if log else []
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert all(
-        str(tmp_path / name) in "".join(lines) and "bad_alloc" in (tmp_path / name).read_text() for name in names
+        str(tmp_path / name) in "".join(lines) and "bad_alloc" in (tmp_path / name).read_text()
+        for name in names
     )
 
 
@@ -53,7 +56,9 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "worker-0.log").symlink_to("mine")
     run(ABORT, tmp_path, workers=1)
-    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "worker-0.log").is_symlink()
+    assert (tmp_path / "mine").read_text() == "mine" and not (
+        tmp_path / "worker-0.log"
+    ).is_symlink()
 
 
 def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):

@@ -107,8 +107,12 @@ def test_a_malformed_formula_is_refused_at_its_column(text, message):
     st.recursive(
         st.integers(0, 9).map(str),
         lambda inner: (
-            st.tuples(inner, st.sampled_from("+-*"), inner).map(lambda parts: f"({parts[0]} {parts[1]} {parts[2]})")
-            | st.tuples(inner, st.sampled_from(["+ 2", "- 3", "* 2"])).map(" ".join).map("({})".format)
+            st.tuples(inner, st.sampled_from("+-*"), inner).map(
+                lambda parts: f"({parts[0]} {parts[1]} {parts[2]})"
+            )
+            | st.tuples(inner, st.sampled_from(["+ 2", "- 3", "* 2"]))
+            .map(" ".join)
+            .map("({})".format)
         ),
         max_leaves=8,
     )
@@ -133,10 +137,15 @@ def test_regions_are_summed_and_predictions_judged(tmp_path):
     lm = small_lm()
     found = lm.syntaxgym(written(tmp_path, SUITE))
     (item,) = found.items
-    for condition, words in (("match", ["the", "dog", "runs"]), ("mismatch", ["the", "dog", "<unk>"])):
+    for condition, words in (
+        ("match", ["the", "dog", "runs"]),
+        ("mismatch", ["the", "dog", "<unk>"]),
+    ):
         bits = -log_probs(lm, words)[np.arange(3), lm.vocab.encode(words)] / np.log(2)
         np.testing.assert_allclose(
-            [item.surprisals[condition, region] for region in (1, 2, 3)], [bits[:2].sum(), bits[2], 0], atol=1e-4
+            [item.surprisals[condition, region] for region in (1, 2, 3)],
+            [bits[:2].sum(), bits[2], 0],
+            atol=1e-4,
         )
     assert item.number == 7 and item.oov == 1
     holds = item.surprisals["mismatch", 2] > item.surprisals["match", 2]
@@ -155,7 +164,9 @@ def test_the_table_of_the_command_line(tiny_run, tmp_path, capsys):
     assert float(rows[5][3]) == float(rows[2][3]) and rows[5][2] == "every prediction"
 
 
-def test_a_mistake_in_the_last_suite_is_told_before_the_first_is_scored(tiny_run, tmp_path, capsys, monkeypatch):
+def test_a_mistake_in_the_last_suite_is_told_before_the_first_is_scored(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("jaxlm.scoring.language_model.score_suite", None)
     suites = [str(written(tmp_path, SUITE)), str(tmp_path / "none.json")]
     assert main(["syntaxgym", str(tiny_run[0].run_dir), *suites]) == 1
@@ -169,7 +180,10 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ('{"meta": {},\n "items": [,]}', "is not JSON to be read: Expecting value: line 2 column 12"),
+        (
+            '{"meta": {},\n "items": [,]}',
+            "is not JSON to be read: Expecting value: line 2 column 12",
+        ),
         ("[]", "expected a JSON object"),
         ("", "is empty"),
         (changed(meta=3), "'meta'"),
@@ -187,13 +201,24 @@ def changed(**changes):
         (changed(items=[3]), "item 1: expected an object"),
         (changed(items=[{"conditions": [{}]}]), "condition_name"),
         (
-            changed(items=[{"conditions": [{"condition_name": "match", "regions": [{"region_number": 0}]}]}]),
+            changed(
+                items=[
+                    {"conditions": [{"condition_name": "match", "regions": [{"region_number": 0}]}]}
+                ]
+            ),
             "region_number",
         ),
         (
             changed(
                 items=[
-                    {"conditions": [{"condition_name": "match", "regions": [{"region_number": 1, "content": "..."}]}]}
+                    {
+                        "conditions": [
+                            {
+                                "condition_name": "match",
+                                "regions": [{"region_number": 1, "content": "..."}],
+                            }
+                        ]
+                    }
                 ],
                 predictions=[{"formula": "1 < 2"}],
             ),

@@ -18,7 +18,10 @@ FORBIDDEN = {*map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 
 
 
 def is_safe(text: str) -> bool:
-    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in FORBIDDEN for letter in text)
+    return not any(
+        unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in FORBIDDEN
+        for letter in text
+    )
 
 
 @given(ANY_TEXT)
@@ -39,7 +42,10 @@ def test_safe_text_stays_as_it_is(text):
 def test_every_encoding_can_print_it(text, encoding):
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
     say(text, file=out, flush=True)
-    assert out.buffer.getvalue().decode(encoding) == printable(text, keep_newlines=True, encoding=encoding) + "\n"
+    assert (
+        out.buffer.getvalue().decode(encoding)
+        == printable(text, keep_newlines=True, encoding=encoding) + "\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from jaxlm.runs import run
 
 
 def uniform(lm):
-    return jaxlm.LanguageModel(jax.tree.map(lambda leaf: 0 * leaf, lm.params), lm.config, lm.vocab, {})
+    return jaxlm.LanguageModel(
+        jax.tree.map(lambda leaf: 0 * leaf, lm.params), lm.config, lm.vocab, {}
+    )
 
 
 def test_a_uniform_model_has_the_numbers_of_a_pencil(tmp_path):
@@ -56,7 +58,9 @@ def test_the_size_is_of_the_text_that_the_predicted_tokens_add(ids, rows, window
 @pytest.mark.parametrize("kind", [Words(), Characters(), Bytes()])
 @given(text=st.text("aï \n", min_size=1, max_size=40), block=st.integers(1, 30))
 def test_words_are_counted_from_a_table_of_the_tokens(kind, text, block):
-    vocab = Vocab(kind.names, kind) if kind.names else Vocab.build(kind.units(f"a ï {text}"), kind=kind)
+    vocab = (
+        Vocab(kind.names, kind) if kind.names else Vocab.build(kind.units(f"a ï {text}"), kind=kind)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "BLOCK", block)
         ids = vocab.encode_text(f"a {text}")
@@ -69,8 +73,12 @@ def test_other_tokens_of_the_text_have_other_numbers_that_compare(kind, tmp_path
     vocab = Vocab(kind.names, kind) if kind.names else Vocab.build(text, kind=kind)
     (tmp_path / "text.txt").write_text(text)
     found, V = uniform(lm_of(vocab)).evaluate(text=tmp_path / "text.txt"), len(vocab)
-    predicted = 18 if kind.kind == "characters" else 19  # all tokens but the first; the ï has two bytes
-    assert found.predictions == predicted and len(vocab) == (15 if kind.kind == "characters" else 256)
+    predicted = (
+        18 if kind.kind == "characters" else 19
+    )  # all tokens but the first; the ï has two bytes
+    assert found.predictions == predicted and len(vocab) == (
+        15 if kind.kind == "characters" else 256
+    )
     assert found.bits_per_byte == pytest.approx(predicted * math.log2(V) / 19)
     assert found.bits_per_character == pytest.approx(predicted * math.log2(V) / 18)
     assert found.word_perplexity == pytest.approx(

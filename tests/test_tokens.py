@@ -35,7 +35,9 @@ def byte_level() -> bytes:
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    made.train_from_iterator(
+        [TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet)
+    )
     return made.to_str().encode()
 
 
@@ -55,11 +57,16 @@ def vocab(kind: str) -> Vocab:
     tokens = {
         "characters": lambda: Characters("none"),
         "bytes": Bytes,
-        "bpe": lambda: Subwords.train(Counter(Bytes().units(TEXT)) + Counter(_words(TEXT)), 330, "bpe"),
+        "bpe": lambda: Subwords.train(
+            Counter(Bytes().units(TEXT)) + Counter(_words(TEXT)), 330, "bpe"
+        ),
         "unigram": lambda: Subwords.train(Counter(_words(TEXT)), 297, "unigram"),
         "json": lambda: Subwords.read(byte_level(), "tokenizer.json"),
         "other": lambda: Subwords.read(
-            sentencepiece_model(byte_fallback=True, vocab_size=400, normalization_rule_name="identity"), "a.model"
+            sentencepiece_model(
+                byte_fallback=True, vocab_size=400, normalization_rule_name="identity"
+            ),
+            "a.model",
         ),
     }[kind]()
     return Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
@@ -136,7 +143,10 @@ def test_half_a_surrogate_pair_is_refused(kind):
 
 def test_rare_characters_are_one_symbol_that_training_sees():
     made = Vocab.build("aaabbbcd\n", kind=Characters(), min_count=2)
-    assert made.words == ("a", "b", UNK, "\n") and made.decode_text(made.encode_text("ax")) == "a\ufffd"
+    assert (
+        made.words == ("a", "b", UNK, "\n")
+        and made.decode_text(made.encode_text("ax")) == "a\ufffd"
+    )
     with pytest.raises(DataError, match=r"character 'x' is not in the vocabulary.*min_count"):
         Vocab.build("aabb\n", kind=Characters(), min_count=2).encode_text("x")
 
@@ -159,7 +169,9 @@ def test_damaged_tokenizers_are_refused(file, expected):
 
 
 def test_a_tokenizer_s_byte_order_mark_does_not_count():
-    assert Subwords.read(b"\xef\xbb\xbf" + byte_level(), "a file") == Subwords.read(byte_level(), "a file")
+    assert Subwords.read(b"\xef\xbb\xbf" + byte_level(), "a file") == Subwords.read(
+        byte_level(), "a file"
+    )
 
 
 def test_cut_tokenizers_are_refused():
@@ -170,7 +182,9 @@ def test_cut_tokenizers_are_refused():
 
 def test_tokenizers_that_lose_spaces_are_refused():
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "[UNK]": 2, "\n": 3}, unk_token="[UNK]"))
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"a": 0, "b": 1, "[UNK]": 2, "\n": 3}, unk_token="[UNK]")
+    )
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     with pytest.raises(DataError, match="gives back 'aba'"):
         Subwords.read(made.to_str().encode(), "a file")
@@ -179,7 +193,9 @@ def test_tokenizers_that_lose_spaces_are_refused():
 def test_a_newline_is_neither_an_unknown_token_nor_a_letter():
     with pytest.raises(DataError, match="a file has no token for the end of a line"):
         Subwords.read(sentencepiece_model(vocab_size=60, eos_id=-1), "a file")
-    maltese = Subwords.read(sentencepiece_model(vocab_size=400, byte_fallback=True, user_defined_symbols="Ċ"), "a file")
+    maltese = Subwords.read(
+        sentencepiece_model(vocab_size=400, byte_fallback=True, user_defined_symbols="Ċ"), "a file"
+    )
     made = Vocab(maltese.names, maltese)
     assert "Ċ" in made.ids and made.decode_text(made.encode_text("Ċ\nĊ a\n")) == "Ċ\nĊ a\n"
     assert made.words[made.eos] == "<0x0A>"
@@ -188,8 +204,14 @@ def test_a_newline_is_neither_an_unknown_token_nor_a_letter():
 def test_tokenizers_without_a_token_for_unknown_letters_are_refused():
     tokenizers = pytest.importorskip("tokenizers")
     for model, expected in (
-        (tokenizers.models.BPE({"a": 0, "b": 1, " ": 2, "\n": 3}, []), "a file drops unknown letters"),
-        (tokenizers.models.Unigram([("a", -1.0), ("b", -1.0), (" ", -1.0), ("\n", -1.0)]), "token for unknown letters"),
+        (
+            tokenizers.models.BPE({"a": 0, "b": 1, " ": 2, "\n": 3}, []),
+            "a file drops unknown letters",
+        ),
+        (
+            tokenizers.models.Unigram([("a", -1.0), ("b", -1.0), (" ", -1.0), ("\n", -1.0)]),
+            "token for unknown letters",
+        ),
     ):
         with pytest.raises(DataError, match=expected):
             Subwords.read(tokenizers.Tokenizer(model).to_str().encode(), "a file")
@@ -199,14 +221,19 @@ def test_a_panic_of_the_library_is_one_sentence():
     """Of a map of characters that is empty: it is looked up at the first letter, and `PanicException` is no error."""
     damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
     with suppress(DataError):  # (a version of the library may take it)
-        Subwords.read(json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode(), "a file")
+        Subwords.read(
+            json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode(), "a file"
+        )
 
 
 def test_a_space_that_a_normalizer_adds_is_left_out():
     tokenizers = pytest.importorskip("tokenizers")
     ids = {name: place for place, name in enumerate(["<unk>", "<0x0A>", "▁", "a", "b", "▁b"])}
     made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [("▁", "b")], unk_token="<unk>"))
-    steps = tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")  # as Llama 2's
+    steps = (
+        tokenizers.normalizers.Prepend("▁"),
+        tokenizers.normalizers.Replace(" ", "▁"),
+    )  # as Llama 2's
     made.normalizer = tokenizers.normalizers.Sequence([*steps])
     tokens = Subwords.read(made.to_str().encode(), "a file")
     found = Vocab(tokens.names, tokens)
@@ -217,7 +244,10 @@ def test_a_space_that_a_normalizer_adds_is_left_out():
 def few_letters() -> Vocab:
     """Of a tokenizer that falls back on no bytes."""
     out = io.BytesIO()
-    lines, options = iter(["你好 a 世界 a 你好"] * 9), {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
+    lines, options = (
+        iter(["你好 a 世界 a 你好"] * 9),
+        {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2},
+    )
     sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_writer=out, **options)
     made = Subwords.read(out.getvalue(), "a file")
     return Vocab(made.names, made)

@@ -17,7 +17,9 @@ from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.report.trackers import tracked
 
-CONFIG = jaxlm.preset("test").replace(corpus="embedded-tiny", batch_size=50, bptt_length=20, epochs=1, vocab_size=600)
+CONFIG = jaxlm.preset("test").replace(
+    corpus="embedded-tiny", batch_size=50, bptt_length=20, epochs=1, vocab_size=600
+)
 NAN = float("nan")
 
 
@@ -43,13 +45,18 @@ class Recorder(types.ModuleType):
 
 def test_a_run_calls_on_metrics_with_every_window_epoch_and_test():
     seen = []
-    result = jaxlm.train(CONFIG, quiet=True, on_metrics=lambda step, values: seen.append((step, dict(values))))
+    result = jaxlm.train(
+        CONFIG, quiet=True, on_metrics=lambda step, values: seen.append((step, dict(values)))
+    )
     windows = [(step, values) for step, values in seen if "train/cost" in values]
     assert [step for step, _ in windows] == list(range(1, len(windows) + 1))
     assert set(windows[0][1]) == {"train/cost", "train/grad_norm", "train/learning_rate"}
     (epoch,) = [values for _, values in seen if "epoch/valid_perplexity" in values]
     assert epoch["epoch/valid_perplexity"] == result.epochs[0].valid_perplexity
-    assert seen[-1][0] == len(windows) and seen[-1][1]["test/test_perplexity"] == result.test_perplexity
+    assert (
+        seen[-1][0] == len(windows)
+        and seen[-1][1]["test/test_perplexity"] == result.test_perplexity
+    )
 
 
 def test_the_tests_of_the_last_and_of_the_best_parameters_have_tags_of_their_own(tmp_path):
@@ -80,7 +87,9 @@ def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     assert main(["train", *flags, "--run-dir", str(tmp_path / "mine")]) == 0
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
     assert recorder.calls[0][1]["config"]["learning_rate"] == "1.0"
-    assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == ("finish",)
+    assert [call[0] for call in recorder.calls[1:4]] == [1, 2, 3] and recorder.calls[-1] == (
+        "finish",
+    )
 
 
 def test_of_many_processes_the_first_alone_opens_a_tracker(tmp_path, monkeypatch):
@@ -96,12 +105,20 @@ def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_pat
     recorder = Recorder(fails_at=2)
     monkeypatch.setitem(sys.modules, "trackio", recorder)
     (tmp_path / "run").mkdir()
-    with tracked("trackio", tmp_path / "run", {}) as send, warnings.catch_warnings(record=True) as caught:
+    with (
+        tracked("trackio", tmp_path / "run", {}) as send,
+        warnings.catch_warnings(record=True) as caught,
+    ):
         warnings.simplefilter("always")
         with opened(tmp_path / "run", on_metrics=send) as log:
             log.windows(1, 1, [1, 2, 3], [1, 2, 3], [1, 1, 1])
-    assert [str(one.message) for one in caught] == ["trackio's tracking ends here, the run continues: no route to host"]
-    assert recorder.calls[1:] == [(1, {"train/cost": 1, "train/grad_norm": 1, "train/learning_rate": 1}), ("finish",)]
+    assert [str(one.message) for one in caught] == [
+        "trackio's tracking ends here, the run continues: no route to host"
+    ]
+    assert recorder.calls[1:] == [
+        (1, {"train/cost": 1, "train/grad_norm": 1, "train/learning_rate": 1}),
+        ("finish",),
+    ]
     assert (tmp_path / "run/metrics.jsonl").read_text().count("\n") == 3
 
 
@@ -125,7 +142,10 @@ def test_a_tracker_whose_import_raises_anything_is_one_sentence(monkeypatch, tmp
     (tmp_path / "mlflow.py").write_text("raise RuntimeError('no GPU\\nfound')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mlflow", raising=False)
-    with pytest.raises(JaxlmError, match="mlflow cannot be opened: no GPU found"), tracked("mlflow", tmp_path, {}):
+    with (
+        pytest.raises(JaxlmError, match="mlflow cannot be opened: no GPU found"),
+        tracked("mlflow", tmp_path, {}),
+    ):
         pass
 
 
@@ -146,19 +166,35 @@ def test_tensorboard_has_every_window_and_result_at_its_step(tmp_path):
     pytest.importorskip("tensorboardX")
     with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, on_metrics=send) as log:
         log.windows(1, 1, [1, 2], [3, NAN], [0.5, 0.5])
-        log.result("epoch", epoch=1, valid_perplexity=123.0, train_perplexity=1e300, checkpoint="last")
+        log.result(
+            "epoch", epoch=1, valid_perplexity=123.0, train_perplexity=1e300, checkpoint="last"
+        )
         kept = log.sync()
-    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, kept=kept, on_metrics=send) as log:
+    with (
+        tracked("tensorboard", tmp_path, {}) as send,
+        opened(tmp_path, kept=kept, on_metrics=send) as log,
+    ):
         log.windows(3, 2, [4], [4], [0.5])
         kept = log.sync()
-    with tracked("tensorboard", tmp_path, {}) as send, opened(tmp_path, kept=kept, on_metrics=send) as log:
+    with (
+        tracked("tensorboard", tmp_path, {}) as send,
+        opened(tmp_path, kept=kept, on_metrics=send) as log,
+    ):
         log.result("test", checkpoint="last", test_perplexity=9.0)  # a finished run, tested again
     seen = events(tmp_path)
-    scalars = {(one.step, value.tag): value.simple_value for one in seen for value in one.summary.value}
+    scalars = {
+        (one.step, value.tag): value.simple_value for one in seen for value in one.summary.value
+    }
     assert scalars.pop((2, "train/grad_norm")) != scalars[2, "train/cost"] == 2
-    assert scalars[2, "epoch/valid_perplexity"] == 123 and scalars[2, "epoch/train_perplexity"] == float("inf")
+    assert scalars[2, "epoch/valid_perplexity"] == 123 and scalars[
+        2, "epoch/train_perplexity"
+    ] == float("inf")
     assert [scalars[step, "train/cost"] for step in (1, 2, 3)] == [1, 2, 4] and len(scalars) == 11
-    assert [one.step for one in seen if one.HasField("session_log")] == [1, 3, 4]  # hides what was logged from there on
+    assert [one.step for one in seen if one.HasField("session_log")] == [
+        1,
+        3,
+        4,
+    ]  # hides what was logged from there on
 
 
 def test_a_full_disk_ends_tensorboards_file_with_one_warning(tmp_path):
@@ -173,5 +209,7 @@ def test_a_full_disk_ends_tensorboards_file_with_one_warning(tmp_path):
                     send(step, {"cost": 1.0})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [str(one.message) for one in caught if "tensorboard's tracking ends here" in str(one.message)]
+    assert [
+        str(one.message) for one in caught if "tensorboard's tracking ends here" in str(one.message)
+    ]
     assert len(caught) <= 2

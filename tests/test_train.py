@@ -75,7 +75,9 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
         for section, name, spec, value in config.every_field()
         if spec.type is float and value is not None
     }
-    jaxlm.train(config.replace(**numbers, epochs=1, on_nonfinite="skip"), corpus, steps=5, quiet=True)
+    jaxlm.train(
+        config.replace(**numbers, epochs=1, on_nonfinite="skip"), corpus, steps=5, quiet=True
+    )
     assert len(traced) == once == 1
 
 
@@ -135,7 +137,9 @@ def test_a_finished_run_that_is_resumed_is_said_to_be_finished(finished, tmp_pat
     run = shutil.copytree(finished.run_dir, tmp_path / "run")
     result = jaxlm.train(CONFIG, corpus, run, resume=True)
     assert result.test_perplexity == finished.test_perplexity
-    assert "has finished (3 epochs, 117 windows): nothing is left to train" in capsys.readouterr().out
+    assert (
+        "has finished (3 epochs, 117 windows): nothing is left to train" in capsys.readouterr().out
+    )
 
 
 def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tmp_path):
@@ -144,7 +148,9 @@ def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tm
     files = kept(tmp_path / "run")
     changed = {name for name in files if files[name] != reference[name]}
     labels = ("last", "best", *MILESTONES)
-    assert changed == {f"{which}/{name}.json" for which in labels for name in ("config", "manifest")}
+    assert changed == {
+        f"{which}/{name}.json" for which in labels for name in ("config", "manifest")
+    }
 
 
 def test_an_epochs_rate_does_not_depend_on_where_a_run_was_stopped(train, corpus, tmp_path):
@@ -157,18 +163,24 @@ def test_an_epochs_rate_does_not_depend_on_where_a_run_was_stopped(train, corpus
 
 def test_the_labels_are_true(finished):
     found = checkpoint.manifests(finished.run_dir)
-    valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(finished.run_dir) if row["kind"] == "epoch"}
+    valid = {
+        row["step"]: row["valid_perplexity"]
+        for row in read_metrics(finished.run_dir)
+        if row["kind"] == "epoch"
+    }
     assert max(found) == 3 * WINDOWS == finished.state.step
     assert checkpoint.best_step(found) == min(valid, key=valid.__getitem__)
-    assert {step: manifest.valid_perplexity for step, manifest in found.items() if step in valid} == {
-        step: valid[step] for step in found if step in valid
-    }
+    assert {
+        step: manifest.valid_perplexity for step, manifest in found.items() if step in valid
+    } == {step: valid[step] for step in found if step in valid}
 
 
 def test_evaluation_prints_what_training_printed(finished, corpus):
     loaded = jaxlm.load(finished.run_dir)
     assert loaded.evaluate("test", corpus=corpus).perplexity == finished.test_perplexity
-    assert loaded.evaluate("valid", corpus=corpus).perplexity == finished.epochs[-1].valid_perplexity
+    assert (
+        loaded.evaluate("valid", corpus=corpus).perplexity == finished.epochs[-1].valid_perplexity
+    )
     best = min(finished.epochs, key=lambda row: row.valid_perplexity)
     evaluated = jaxlm.evaluate(finished.run_dir, "valid", which="best", corpus=corpus)
     assert evaluated.perplexity == best.valid_perplexity
@@ -189,21 +201,30 @@ def test_given_parameters_are_kept_from_the_start(train, corpus, finished, tmp_p
     straight = jaxlm.train(CONFIG, corpus, params=finished.params, steps=8, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, straight.params)
     narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), finished.params)
-    assert jaxlm.train(CONFIG, corpus, params=narrow, steps=1, quiet=True).params["embedding"].dtype == np.float32
+    assert (
+        jaxlm.train(CONFIG, corpus, params=narrow, steps=1, quiet=True).params["embedding"].dtype
+        == np.float32
+    )
 
 
-def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(train, reference, tmp_path, capsys, corpus):
+def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(
+    train, reference, tmp_path, capsys, corpus
+):
     train(steps=60)
     chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
     damaged = bytearray(chunk.read_bytes())
     damaged[1000] ^= 4
     chunk.write_bytes(damaged)
     (tmp_path / "run/config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 45"):
+    with pytest.raises(
+        CheckpointError, match=r"state.safetensors is damaged.*newest intact one is 45"
+    ):
         jaxlm.load(tmp_path / "run")
     jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True)
     said = capsys.readouterr().out
-    assert f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint, 45" in said
+    assert (
+        f"{chunk} is damaged" in said and "resuming from the newest intact checkpoint, 45" in said
+    )
     assert_same(tmp_path / "run", reference)
 
 
@@ -230,20 +251,27 @@ def test_a_damaged_checkpoint_that_comes_back_after_a_resume_is_not_missed(
 
 
 @pytest.mark.parametrize("how", ["a changed digit", "a line less", "missing"])
-def test_metrics_that_a_checkpoint_did_not_seal_are_refused_and_nothing_is_removed(train, tmp_path, how):
+def test_metrics_that_a_checkpoint_did_not_seal_are_refused_and_nothing_is_removed(
+    train, tmp_path, how
+):
     train(steps=25)
     path, before = tmp_path / "run/metrics.jsonl", sorted((tmp_path / "run/checkpoints").rglob("*"))
     data = path.read_bytes()
     if how == "missing":
         path.unlink()
     else:
-        path.write_bytes(data.replace(b"1", b"2", 1) if how == "a changed digit" else data.split(b"\n", 2)[2])
+        path.write_bytes(
+            data.replace(b"1", b"2", 1) if how == "a changed digit" else data.split(b"\n", 2)[2]
+        )
     with pytest.raises(
-        RunDirError, match=r"metrics.jsonl(:| is damaged: its first .* are not those that the checkpoint)"
+        RunDirError,
+        match=r"metrics.jsonl(:| is damaged: its first .* are not those that the checkpoint)",
     ):
         train()
     assert sorted((tmp_path / "run/checkpoints").rglob("*")) == before
-    path.write_bytes(data + b'{"kind":"window"')  # lines after the checkpoint, whole or not, are trained again
+    path.write_bytes(
+        data + b'{"kind":"window"'
+    )  # lines after the checkpoint, whole or not, are trained again
     train(steps=26)
 
 
@@ -261,27 +289,38 @@ def test_a_resumed_run_is_refused_by_a_device_without_memory_for_it(train, monke
         train(steps=4)
 
 
-def test_before_its_first_checkpoint_another_text_is_refused_and_given_parameters_are_recorded(train, tmp_path):
+def test_before_its_first_checkpoint_another_text_is_refused_and_given_parameters_are_recorded(
+    train, tmp_path
+):
     params = train(steps=2).params
     shutil.rmtree(tmp_path / "run/checkpoints")
     record = json.loads((tmp_path / "run/run.json").read_text())
     other = {**record, "corpus": {**record["corpus"], "sha256": "0" * 64}}
     (tmp_path / "run/run.json").write_text(json.dumps(other))
-    with pytest.raises(RunDirError, match=f"another config or corpus .corpus sha256: {'0' * 64} -> "):
+    with pytest.raises(
+        RunDirError, match=f"another config or corpus .corpus sha256: {'0' * 64} -> "
+    ):
         train(steps=2)
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     train(steps=2, params=params)
     assert saved_record(tmp_path / "run")["params"] == "given"
 
 
-def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(train, monkeypatch, tmp_path):
+def test_given_parameters_that_a_killed_run_has_not_saved_are_not_replaced_by_drawn_ones(
+    train, monkeypatch, tmp_path
+):
     params = train(steps=2).params
     with monkeypatch.context() as patched, pytest.raises(TypeError):
         patched.setattr("jaxlm.runs.run.Run.save", None)  # ends the run there
         train(run_dir="given", params=params)
-    with pytest.raises(RunDirError, match="began from given parameters, and was stopped before it saved them"):
+    with pytest.raises(
+        RunDirError, match="began from given parameters, and was stopped before it saved them"
+    ):
         train(run_dir="given", steps=1)
-    assert train(run_dir="given", params=params, steps=0).params["embedding"].tolist() == params["embedding"].tolist()
+    assert (
+        train(run_dir="given", params=params, steps=0).params["embedding"].tolist()
+        == params["embedding"].tolist()
+    )
     assert [*checkpoint.manifests(tmp_path / "given")] == [0]
 
 
@@ -299,19 +338,26 @@ def test_a_run_stopped_in_the_test_of_its_best_is_not_finished(train, tmp_path, 
 def test_where_nothing_is_intact_it_says_so(train, tmp_path):
     train(steps=3)
     (checkpoint.find(tmp_path / "run") / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is intact: .*manifest.json is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of .* is intact: .*manifest.json is damaged"
+    ):
         train()
 
 
 def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, corpus):
     train(steps=WINDOWS)
     before = kept(tmp_path / "run")
-    with pytest.raises(RunDirError, match=r"hidden_sizes: \(8, 6\) -> \(8, 7\); optimizer.learning_rate: 1.0 -> 0.5"):
+    with pytest.raises(
+        RunDirError,
+        match=r"hidden_sizes: \(8, 6\) -> \(8, 7\); optimizer.learning_rate: 1.0 -> 0.5",
+    ):
         train(CONFIG.replace(hidden_sizes=(8, 7), learning_rate=0.5, epochs=9))
     words = list(corpus.vocab.words)
     words[3], words[4] = words[4], words[3]
     other = dataclasses.replace(corpus, sha256="0" * 64, vocab=jaxlm.Vocab(tuple(words)))
-    with pytest.raises(RunDirError, match=rf"corpus sha256: {corpus.sha256} -> 000.*vocab_sha256: .*word 3 is \['"):
+    with pytest.raises(
+        RunDirError, match=rf"corpus sha256: {corpus.sha256} -> 000.*vocab_sha256: .*word 3 is \['"
+    ):
         train(corpus=other)
     assert kept(tmp_path / "run") == before
 
@@ -338,10 +384,15 @@ def windows_with(corpus, word: int) -> list[int]:
     return [k for k in range(WINDOWS) if (tokens[20 * k : 20 * k + 20] == word).any()]
 
 
-def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(train, tmp_path, corpus, finished):
+def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(
+    train, tmp_path, corpus, finished
+):
     rare = len(corpus.vocab) - 1
     bad = windows_with(corpus, rare)
-    params = {**finished.params, "embedding": jnp.asarray(finished.params["embedding"]).at[rare].set(jnp.inf)}
+    params = {
+        **finished.params,
+        "embedding": jnp.asarray(finished.params["embedding"]).at[rare].set(jnp.inf),
+    }
     config = CONFIG.replace(checkpoint_every=1)
     with pytest.raises(
         Diverged,
@@ -356,7 +407,9 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(t
 
     skipping = train(config.replace(on_nonfinite="skip"), steps=WINDOWS)
     rows = read_metrics(tmp_path / "run")
-    lost = [row["step"] for row in rows if row["kind"] == "window" and not math.isfinite(row["cost"])]
+    lost = [
+        row["step"] for row in rows if row["kind"] == "window" and not math.isfinite(row["cost"])
+    ]
     assert lost == [window + 1 for window in bad]
     assert skipping.skipped_windows == len(lost) == rows[WINDOWS]["skipped_windows"]
     assert math.isfinite(skipping.epochs[0].train_perplexity)
@@ -368,7 +421,9 @@ def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished
     recipe, state = jax.tree.map(jnp.float32, CONFIG.recipe), new_state(finished.config)
     tokens = jnp.asarray(batch(corpus.train, 50))
     plan = WindowPlan(len(tokens), 20, 1)
-    state, _ = steps.train_windows(recipe, state, tokens, plan.windows(0, 2, 4), jnp.int32(2), True, bptt_length=20)
+    state, _ = steps.train_windows(
+        recipe, state, tokens, plan.windows(0, 2, 4), jnp.int32(2), True, bptt_length=20
+    )
     before = jax.device_get((state.params, state.carry))
     model = dataclasses.replace(recipe.model, forget_bias=jnp.float32(jnp.nan))
     state, metrics = steps.train_windows(
@@ -391,9 +446,17 @@ def test_the_run_directory_says_what_it_is(finished, corpus):
 
 
 def test_old_checkpoints_go_by_the_policy(train, tmp_path):
-    train(CONFIG.replace(keep_last=1, keep_every=2, checkpoint_every=10, epochs=4, keep_checkpoints=""))
+    train(
+        CONFIG.replace(
+            keep_last=1, keep_every=2, checkpoint_every=10, epochs=4, keep_checkpoints=""
+        )
+    )
     found = checkpoint.manifests(tmp_path / "run")
-    valid = {row["step"]: row["valid_perplexity"] for row in read_metrics(tmp_path / "run") if row["kind"] == "epoch"}
+    valid = {
+        row["step"]: row["valid_perplexity"]
+        for row in read_metrics(tmp_path / "run")
+        if row["kind"] == "epoch"
+    }
     assert set(found) == {2 * WINDOWS, 4 * WINDOWS, min(valid, key=valid.__getitem__)}
     assert not list((tmp_path / "run/checkpoints").glob(".*"))
 
@@ -402,7 +465,12 @@ def test_checkpoints_are_kept_by_words_seen(finished, train, tmp_path):
     found = checkpoint.manifests(finished.run_dir)
     assert {step: one.words for step, one in found.items() if one.words} == MILESTONES
     train(
-        CONFIG.replace(length_deviation=3.0, keep_checkpoints="words=10,20,10500:31k:20k", checkpoint_every=0, epochs=1)
+        CONFIG.replace(
+            length_deviation=3.0,
+            keep_checkpoints="words=10,20,10500:31k:20k",
+            checkpoint_every=0,
+            epochs=1,
+        )
     )
     found = {one.words: step for step, one in checkpoint.manifests(tmp_path / "run").items()}
     plan = window_plan(CONFIG.replace(length_deviation=3.0), 800)
@@ -453,7 +521,9 @@ def test_a_run_that_skipped_windows_before_it_was_to_stop_is_reproduced(train, t
     path = checkpoint.find(tmp_path / "run")
     text = (path / "config.json").read_text()
     assert '"on_nonfinite": "skip"' in text
-    (path / "config.json").write_text(text.replace('"on_nonfinite": "skip"', '"on_nonfinite": "stop"'))
+    (path / "config.json").write_text(
+        text.replace('"on_nonfinite": "skip"', '"on_nonfinite": "stop"')
+    )
     sealed_anew(path)
     assert reproduce(tmp_path / "run", quiet=True).results == []
 
@@ -477,7 +547,11 @@ def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):
     with pytest.raises(RunDirError, match=r"metrics.jsonl is damaged"):
         reproduce(run, tmp_path / "other", quiet=True)
     lines = "\n".join([*rows[:9], ""]).encode()
-    sealed_anew(checkpoint.find(run), metrics_bytes=len(lines), metrics_sha256=hashlib.sha256(lines).hexdigest())
+    sealed_anew(
+        checkpoint.find(run),
+        metrics_bytes=len(lines),
+        metrics_sha256=hashlib.sha256(lines).hexdigest(),
+    )
     other = reproduce(run, tmp_path / "other", quiet=True)
     assert [line[:40] for line in other.results] == ["metrics.jsonl differs first in line 7: {"]
     with pytest.raises(RunDirError, match="is not empty"):
@@ -502,12 +576,17 @@ def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
     from jaxlm.runs.reproduction import reproduce
 
     (tmp_path / "text").write_text("你好世界。" * 400)
-    config = CONFIG.replace(corpus=str(tmp_path / "text"), tokens="bytes", batch_size=4, keep_checkpoints="")
+    config = CONFIG.replace(
+        corpus=str(tmp_path / "text"), tokens="bytes", batch_size=4, keep_checkpoints=""
+    )
     jaxlm.train(config, run_dir=tmp_path / "run", steps=2, quiet=True)
     assert math.isnan(read_metrics(tmp_path / "run")[-1]["test_word_perplexity"])
     assert reproduce(tmp_path / "run", quiet=True).results == []
     (tmp_path / "text").write_text("你好世" * 400)
-    with pytest.raises(jaxlm.JaxlmError, match=r"another corpus than is found here.*: put its text back, or name Penn"):
+    with pytest.raises(
+        jaxlm.JaxlmError,
+        match=r"another corpus than is found here.*: put its text back, or name Penn",
+    ):
         reproduce(tmp_path / "run", tmp_path / "other", quiet=True)
 
 
@@ -518,13 +597,26 @@ def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
     events = []
     train, trained = SingleGroup.train, Run.trained
     monkeypatch.setattr(
-        SingleGroup, "train", lambda *a: events.append(("begins", a[0].runs[0].step + a[-1])) or train(*a)
+        SingleGroup,
+        "train",
+        lambda *a: events.append(("begins", a[0].runs[0].step + a[-1])) or train(*a),
     )
-    monkeypatch.setattr(Run, "trained", lambda run, *a: events.append(("logged", run.step)) or trained(run, *a))
-    config = jaxlm.preset("test").replace(corpus="embedded-tiny", windows_per_call=2, checkpoint_every=6)
+    monkeypatch.setattr(
+        Run, "trained", lambda run, *a: events.append(("logged", run.step)) or trained(run, *a)
+    )
+    config = jaxlm.preset("test").replace(
+        corpus="embedded-tiny", windows_per_call=2, checkpoint_every=6
+    )
     jaxlm.train(config, steps=8, quiet=True)
     begun, logged = ([(what, step) for step in range(0, 8, 2)] for what in ("begins", "logged"))
-    assert events == [*begun[:2], logged[0], begun[2], *logged[1:3], begun[3], logged[3]]  # at an edge all are logged
+    assert events == [
+        *begun[:2],
+        logged[0],
+        begun[2],
+        *logged[1:3],
+        begun[3],
+        logged[3],
+    ]  # at an edge all are logged
 
 
 def test_fewer_epochs_than_are_begun_are_refused(train):

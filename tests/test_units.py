@@ -29,6 +29,8 @@ def test_perplexity(nats, count, expected):
     assert perplexity(nats, count) == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize("value, text", [(118.404, "118.40"), (1e7, "1.00e+07"), (INF, "inf"), (NAN, "nan")])
+@pytest.mark.parametrize(
+    "value, text", [(118.404, "118.40"), (1e7, "1.00e+07"), (INF, "inf"), (NAN, "nan")]
+)
 def test_text(value, text):
     assert perplexity_text(value) == text

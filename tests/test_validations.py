@@ -35,18 +35,33 @@ def after(config, losses, patience=0):
 def test_the_rate_is_lowered_after_more_failures_than_its_patience_and_then_waits_anew():
     config = BASE.replace(schedule="plateau", plateau_factor=0.5, plateau_patience=1.0)
     told = after(config, [5, 4, 4.1, 4.0, 4.2, 4.3, 3.9, 4, 4])
-    assert [float(memory.lowered.factor) for memory in told] == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
+    assert [float(memory.lowered.factor) for memory in told] == [
+        1,
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+        0.25,
+        0.125,
+    ]
 
 
 def test_stale_counts_the_validations_since_the_best_and_no_number_is_the_worst():
     told = after(BASE, [5, 4, 4, np.nan, 3.5, np.inf], patience=3)
     assert [int(memory.stale) for memory in told] == [0, 0, 1, 2, 0, 1]
-    assert first_validations(BASE.recipe) is None  # nothing follows from a validation: nothing is remembered
+    assert (
+        first_validations(BASE.recipe) is None
+    )  # nothing follows from a validation: nothing is remembered
 
 
 def averaging(losses, **fields):
     """Whether averaging has started, after each validation."""
-    return [bool(memory.switch.averaging) for memory in after(BASE.replace(**{"optimizer": "adamw", **fields}), losses)]
+    return [
+        bool(memory.switch.averaging)
+        for memory in after(BASE.replace(**{"optimizer": "adamw", **fields}), losses)
+    ]
 
 
 def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old():
@@ -56,7 +71,12 @@ def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old(
     assert averaging(sudden, nonmonotone=2, **lamb) == 4 * [False]
     assert averaging(sudden, nonmonotone=2) == 3 * [False] + [True]
     assert averaging([3, 4, 2, 2.5, 1], nonmonotone=2, **lamb) == 5 * [False]
-    assert averaging([3, 4, 5, 1], nonmonotone=2, **lamb) == [False, False, True, True]  # and never stops
+    assert averaging([3, 4, 5, 1], nonmonotone=2, **lamb) == [
+        False,
+        False,
+        True,
+        True,
+    ]  # and never stops
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb-adam"])
@@ -64,7 +84,10 @@ def test_averaging_starts_with_the_latest_validation(optimizer):
     fields = dict(nonmonotone=3, optimizer=optimizer, average_latest=4)
     assert averaging([5, 4, 3, 2, 1], **fields) == [False, False, False, True, True]
     preset = jaxlm.preset("mogrifier")
-    assert (preset.optimizer.averages_after, preset.optimizer.averages_latest) == (50, 800)  # as published
+    assert (preset.optimizer.averages_after, preset.optimizer.averages_latest) == (
+        50,
+        800,
+    )  # as published
 
 
 def iterates(config, steps, averaging_from):
@@ -76,7 +99,9 @@ def iterates(config, steps, averaging_from):
             switch = state.validations.switch._replace(averaging=jnp.bool_(True))
             state = replace(state, validations=state.validations._replace(switch=switch))
         recipe = config.replace(learning_rate=0.1 * (at + 1)).recipe
-        state, metrics = train_windows(recipe, state, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
+        state, metrics = train_windows(
+            recipe, state, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T
+        )
         told.append(np.asarray(state.params["embedding"], np.float64))
         assert float(metrics.learning_rate[0]) == pytest.approx(0.1 * (at + 1))
     return told, state
@@ -95,9 +120,13 @@ def test_the_average_is_that_of_all_iterates_since_the_switch(fields, first):
     """The published code overwrites the first iterate."""
     config = BASE.replace(**fields)
     told, state = iterates(config, 5, averaging_from=2)
-    np.testing.assert_allclose(state.evaluated["embedding"], np.mean(told[first:], 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        state.evaluated["embedding"], np.mean(told[first:], 0), rtol=1e-5, atol=1e-6
+    )
     before, state = iterates(config, 2, averaging_from=9)
-    np.testing.assert_array_equal(state.evaluated["embedding"], before[-1])  # the parameters themselves
+    np.testing.assert_array_equal(
+        state.evaluated["embedding"], before[-1]
+    )  # the parameters themselves
 
 
 def test_the_published_code_moves_by_the_rate_of_the_step_before():
@@ -106,7 +135,9 @@ def test_the_published_code_moves_by_the_rate_of_the_step_before():
     told, expected = [], init_state(quirky.recipe, jax.random.key(0), B)
     for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
         recipe = quirky.replace(learning_rate=rate).recipe  # and no average
-        expected, _ = train_windows(recipe, expected, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T)
+        expected, _ = train_windows(
+            recipe, expected, TOKENS, PLAN.windows(at, 1, 4), jnp.int32(1), bptt_length=T
+        )
         told.append(np.asarray(expected.params["embedding"]))
     np.testing.assert_allclose(moved, told, rtol=1e-5, atol=1e-6)
 
@@ -147,9 +178,17 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
     assert memory.switch is None or bool(memory.switch.averaging)
     assert memory.lowered is None or float(memory.lowered.factor) < 1
     per_epoch = int(straight.state.step) // len(straight.epochs)
-    for steps in (per_epoch * (len(straight.epochs) - 3), per_epoch * (len(straight.epochs) - 1) - 2, None):
+    for steps in (
+        per_epoch * (len(straight.epochs) - 3),
+        per_epoch * (len(straight.epochs) - 1) - 2,
+        None,
+    ):
         resumed = jaxlm.train(
-            config, run_dir=tmp_path / "stopped", steps=steps, quiet=True, resume=(tmp_path / "stopped").exists()
+            config,
+            run_dir=tmp_path / "stopped",
+            steps=steps,
+            quiet=True,
+            resume=(tmp_path / "stopped").exists(),
         )
     assert len(resumed.epochs) == len(straight.epochs)
     jax.tree.map(
@@ -157,9 +196,15 @@ def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
         (list(map(vars, resumed.epochs)), resumed.state.validations, resumed.state.evaluated),
         (list(map(vars, straight.epochs)), memory, straight.state.evaluated),
     )
-    again = jaxlm.train(config, run_dir=tmp_path / "stopped", quiet=True, resume=True)  # it has ended: no window more
+    again = jaxlm.train(
+        config, run_dir=tmp_path / "stopped", quiet=True, resume=True
+    )  # it has ended: no window more
     assert int(again.state.step) == int(straight.state.step)
-    assert [row["test_perplexity"] for row in read_metrics(tmp_path / "stopped") if row["kind"] == "test"]
+    assert [
+        row["test_perplexity"]
+        for row in read_metrics(tmp_path / "stopped")
+        if row["kind"] == "test"
+    ]
 
 
 def test_members_end_early_as_they_would_alone(text, tmp_path):
@@ -186,7 +231,10 @@ def test_members_end_early_as_they_would_alone(text, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        (dict(optimizer="asgd", schedule="plateau"), "nonmonotone 5 of the optimizer and the schedule plateau"),
+        (
+            dict(optimizer="asgd", schedule="plateau"),
+            "nonmonotone 5 of the optimizer and the schedule plateau",
+        ),
         (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
         (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
         (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
@@ -202,12 +250,19 @@ def test_contradictions_name_both_fields(fields, says):
 @pytest.fixture(scope="module")
 def overfits(text):
     """A config whose best epoch is not its last."""
-    fields = dict(vocab_size=100, corpus=str(text), learning_rate=2.0, clip_norm=1.0, hidden_sizes=(16,))
+    fields = dict(
+        vocab_size=100, corpus=str(text), learning_rate=2.0, clip_norm=1.0, hidden_sizes=(16,)
+    )
     return BASE.replace(**fields)
 
 
 def test_a_member_that_overfits_is_reproduced(overfits, tmp_path):
-    jaxlm.sweep(overfits.replace(epochs=30, patience=1), {"decay": [1.0]}, run_dir=tmp_path / "sweep", quiet=True)
+    jaxlm.sweep(
+        overfits.replace(epochs=30, patience=1),
+        {"decay": [1.0]},
+        run_dir=tmp_path / "sweep",
+        quiet=True,
+    )
     run = tmp_path / "sweep/trials/0000"
     found = checkpoint.manifests(run)
     assert checkpoint.best_step(found) != max(found)
@@ -222,7 +277,9 @@ def test_a_run_of_all_its_epochs_has_not_ended_early(overfits, capsys):
 
 
 def test_no_average_is_announced_at_a_run_s_end(overfits, capsys):
-    config = overfits.replace(epochs=30, optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0)
+    config = overfits.replace(
+        epochs=30, optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0
+    )
     run = jaxlm.train(config)
     (first,) = map(int, re.findall(r"averaging starts with window (\d+)", capsys.readouterr().out))
     epochs = (first - 1) * len(run.epochs) // int(run.state.step)

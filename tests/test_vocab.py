@@ -14,7 +14,9 @@ from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import DataError
 
 WORD = st.text(st.characters(exclude_categories=("Cs", "Z", "Cc")), min_size=1, max_size=4)
-TOKENS = st.lists(st.one_of(WORD, st.sampled_from(["a", "b", "c", UNK, EOS])), min_size=1, max_size=60)
+TOKENS = st.lists(
+    st.one_of(WORD, st.sampled_from(["a", "b", "c", UNK, EOS])), min_size=1, max_size=60
+)
 
 
 @given(TOKENS)
@@ -59,12 +61,19 @@ def test_unknown_word_is_added_last():
 def test_the_share_of_unknown_words():
     vocab = Vocab(("a", UNK, "b"))
     assert vocab.unknown_share(vocab.encode(["a", "c", "b", UNK, "d"])) == 3 / 5
-    assert vocab.unknown_share(np.zeros(0, np.int32)) == Vocab(("a", "b")).unknown_share(np.array([0, 1])) == 0.0
+    assert (
+        vocab.unknown_share(np.zeros(0, np.int32))
+        == Vocab(("a", "b")).unknown_share(np.array([0, 1]))
+        == 0.0
+    )
 
 
 def test_a_vocabulary_is_shown_in_short():
     assert repr(Vocab(("a", "b'"))) == """Vocab('a', "b'")"""
-    assert repr(Vocab(tuple(f"w{i}" for i in range(10_000)))) == "Vocab('w0', 'w1', 'w2', ...: 10,000 words)"
+    assert (
+        repr(Vocab(tuple(f"w{i}" for i in range(10_000))))
+        == "Vocab('w0', 'w1', 'w2', ...: 10,000 words)"
+    )
 
 
 def test_words_are_sealed_as_ever():
@@ -75,7 +84,10 @@ def test_words_are_sealed_as_ever():
 
 
 def test_the_hash_depends_on_the_order_and_on_each_word():
-    assert len({Vocab(words).sha256 for words in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]}) == 4
+    assert (
+        len({Vocab(words).sha256 for words in [("a", "b"), ("b", "a"), ("ab",), ("a", "b", "c")]})
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +133,9 @@ def test_changed_json_is_read_or_refused(data):
     assert len(vocab) and vocab.sha256 and len(set(vocab.words)) == len(vocab)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=8
+)
 
 
 @given(st.one_of(JSON, st.lists(JSON), st.dictionaries(st.text(), JSON)))

@@ -59,7 +59,9 @@ def exercises(notebook: Any) -> dict[int, tuple[str, str]]:
 def test_source_and_notebook_are_one(published):
     nbformat.validate(published)
     source = read_source(SOURCE.read_text(encoding="utf-8"))
-    assert cell_texts(published) == cell_texts(source), "write it anew: python tests/walkthrough_notebook.py"
+    assert cell_texts(published) == cell_texts(source), (
+        "write it anew: python tests/walkthrough_notebook.py"
+    )
 
 
 def test_the_notebook_was_run_from_top_to_bottom_without_an_error(published):
@@ -67,7 +69,9 @@ def test_the_notebook_was_run_from_top_to_bottom_without_an_error(published):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     kinds = {(output.output_type, output.get("name")) for cell in code for output in cell.outputs}
     assert kinds <= {("stream", "stdout"), ("display_data", None)}
-    pictures = [output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})]
+    pictures = [
+        output for cell in code for output in cell.outputs if "image/png" in output.get("data", {})
+    ]
     assert len(pictures) == 4
 
 
@@ -91,11 +95,20 @@ def test_the_outputs_are_of_the_generated_corpus(published):
 
 def test_no_output_holds_text_of_penn_treebank(published, ptb_dir):
     """No five tokens in a row: four common words, such as "<unk> by <unk> of", are in any English."""
-    split = {name: WORDS.units((ptb_dir / f"ptb.{name}.txt").read_text()) for name in ("train", "valid", "test")}
-    theirs = set(chain.from_iterable(zip(*(words[n:] for n in range(5)), strict=False) for words in split.values()))
+    split = {
+        name: WORDS.units((ptb_dir / f"ptb.{name}.txt").read_text())
+        for name in ("train", "valid", "test")
+    }
+    theirs = set(
+        chain.from_iterable(
+            zip(*(words[n:] for n in range(5)), strict=False) for words in split.values()
+        )
+    )
     ours = all_text(published).replace("\n", " <eos> ").split()
     assert not theirs & set(zip(*(ours[n:] for n in range(5)), strict=False))
-    assert not set(split["train"][:24]) & set(ours)  # rare words that the tutorial's first ids stand for
+    assert not set(split["train"][:24]) & set(
+        ours
+    )  # rare words that the tutorial's first ids stand for
 
 
 def test_every_name_in_its_text_exists(published):
@@ -123,7 +136,11 @@ def test_every_section_that_its_table_names_is_there(published):
     sections = {int(number) for number in re.findall(r"^## (\d+)\.", text, re.MULTILINE)}
     assert sections == set(range(1, 23))
     table = text[text.index("## 21.") : text.index("## 22.")]
-    rows = [re.split(r"(?<!\\)\|", row) for row in table.splitlines() if row.startswith("| ") and "---" not in row]
+    rows = [
+        re.split(r"(?<!\\)\|", row)
+        for row in table.splitlines()
+        if row.startswith("| ") and "---" not in row
+    ]
     assert len(rows) > 40
     for row in rows[1:]:
         assert len(row) == 5 and row[1].strip() and row[2].strip()
@@ -142,7 +159,11 @@ def test_it_runs_in_three_minutes_and_its_exercises_take_right_answers_only(tmp_
     for number, (solution, check) in solutions.items():
         wrong = textwrap.indent(f"{WRONG[number]}\n{check}", "    ")
         notebook.cells.append(new_cell(f"{solution}\n{check}"))
-        notebook.cells.append(new_cell(f"try:\n{wrong}\nexcept AssertionError as error:\n    print('refused:', error)"))
+        notebook.cells.append(
+            new_cell(
+                f"try:\n{wrong}\nexcept AssertionError as error:\n    print('refused:', error)"
+            )
+        )
     done = run(notebook, "embedded-tiny", tmp_path)
 
     printed = all_text(nbformat.from_dict({**done, "cells": done.cells[:own]}))
@@ -150,7 +171,11 @@ def test_it_runs_in_three_minutes_and_its_exercises_take_right_answers_only(tmp_
     answers = [output_text(cell) for cell in done.cells[own + 1 :]]
     for number, right, wrong in zip(solutions, answers[::2], answers[1::2], strict=True):
         assert right.strip() == f"exercise {number}: correct"
-        assert wrong.startswith("refused:") and f"exercise {number}" in wrong and "correct" not in wrong
+        assert (
+            wrong.startswith("refused:")
+            and f"exercise {number}" in wrong
+            and "correct" not in wrong
+        )
     assert float(output_text(done.cells[own])) < MAX_CPU_SECONDS
     assert not list(tmp_path.iterdir())  # it leaves nothing where it is run
 
@@ -162,7 +187,9 @@ def test_with_penn_treebank_it_shows_the_tutorials_ids(ptb_dir, tmp_path):
     stations.write_text(source[: source.index("# %% [markdown]\n# ## 15. Train")], encoding="utf-8")
     environment = {**os.environ, "JAXLM_DATA": str(ptb_dir), "MPLBACKEND": "agg"}
     environment.pop("JAXLM_WALKTHROUGH", None)  # Penn Treebank is the default where it is found
-    found = subprocess.run([sys.executable, stations], env=environment, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [sys.executable, stations], env=environment, capture_output=True, text=True, check=False
+    )
     assert found.returncode == 0, found.stderr
     assert "[9970 9971 9972 9974 9975 9976 9980 9981 9982 9983" in found.stdout
     assert "row 1 inputs  [901, 33, 3361, 8, 1279, 437, 597, " in found.stdout

@@ -43,14 +43,20 @@ def test_a_call_has_the_windows_from_its_step_on(rows, length, epochs, data):
     first_row = data.draw(st.integers(0, plan.row(index)))
     windows = plan.windows(step, count, count + 2, first_row)
     assert windows.row[:count].tolist() == [(index + k) * length - first_row for k in range(count)]
-    assert windows.row[count - 1] + first_row + length < rows  # the last target is a token of the row
-    assert windows.epoch.tolist() == [epoch] * (count + 2) and windows.total.tolist() == [plan.total] * (count + 2)
+    assert (
+        windows.row[count - 1] + first_row + length < rows
+    )  # the last target is a token of the row
+    assert windows.epoch.tolist() == [epoch] * (count + 2) and windows.total.tolist() == [
+        plan.total
+    ] * (count + 2)
     assert windows.first.tolist() == [index == 0] + [False] * (count + 1)
 
 
 def test_a_split_without_a_window_is_refused_with_the_sizes():
     check_fits("train", 21 * 60, 60, 20)
-    with pytest.raises(DataError, match=r"train split has 1,259 tokens.*60 x \(bptt_length 20 \+ 1\) = 1,260"):
+    with pytest.raises(
+        DataError, match=r"train split has 1,259 tokens.*60 x \(bptt_length 20 \+ 1\) = 1,260"
+    ):
         check_fits("train", 21 * 60 - 1, 60, 20)
 
 
@@ -69,14 +75,26 @@ def test_penn_treebank_is_cut_as_tensorflow_cuts_it(ptb_dir):
 
 @given(N=st.integers(1, 300), B=st.integers(1, 9), data=st.data())
 def test_rows_of_a_file_are_those_of_the_batch(tmp_path_factory, N, B, data):
-    ids = np.random.default_rng(N).integers(0, 1 << 16, N).astype(data.draw(st.sampled_from(["<u2", "<i4"])))
+    ids = (
+        np.random.default_rng(N)
+        .integers(0, 1 << 16, N)
+        .astype(data.draw(st.sampled_from(["<u2", "<i4"])))
+    )
     ids.tofile(path := tmp_path_factory.mktemp("windows") / "ids")
     start = data.draw(st.integers(0, N // B))
     stop = data.draw(st.integers(start, N // B))
     some = slice(data.draw(st.integers(0, B)), data.draw(st.integers(0, B)))
     skipped = data.draw(st.integers(0, min(3, N - 1)))
-    whole, offset = np.memmap(path, ids.dtype, "r"), np.memmap(path, ids.dtype, "r", skipped * ids.itemsize)
-    for found, expected in ((whole, ids), (whole[skipped:], ids[skipped:]), (offset, ids[skipped:]), (ids, ids)):
+    whole, offset = (
+        np.memmap(path, ids.dtype, "r"),
+        np.memmap(path, ids.dtype, "r", skipped * ids.itemsize),
+    )
+    for found, expected in (
+        (whole, ids),
+        (whole[skipped:], ids[skipped:]),
+        (offset, ids[skipped:]),
+        (ids, ids),
+    ):
         last = len(found) // B
         read = batch(found, B, some, min(start, last), min(stop, last))
         assert read.dtype == np.int32 and read.flags.c_contiguous

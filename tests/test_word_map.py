@@ -39,14 +39,23 @@ def test_the_map_takes_any_word_and_is_the_same_each_time(tmp_path, method):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         first, second = (
-            embedding_map(vectors, WORDS, tmp_path / name, count=15, method=method) for name in ("a.png", "b.png")
+            embedding_map(vectors, WORDS, tmp_path / name, count=15, method=method)
+            for name in ("a.png", "b.png")
         )
     assert 0.0005 < ink(first) < 0.5
     assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(
-    "vectors", [np.ones((10, 4)), np.full((10, 4), NAN), np.eye(4), np.eye(10)[:, :1], np.arange(10), np.eye(100)]
+    "vectors",
+    [
+        np.ones((10, 4)),
+        np.full((10, 4), NAN),
+        np.eye(4),
+        np.eye(10)[:, :1],
+        np.arange(10),
+        np.eye(100),
+    ],
 )
 def test_what_cannot_be_mapped_is_refused(tmp_path, vectors):
     with pytest.raises(JaxlmError):
@@ -83,11 +92,20 @@ def test_the_map_finds_the_nearest_words_of_the_whole_vocabulary():
 
 
 def test_bytes_beside_pieces_are_left_out_and_a_vocabulary_of_bytes_is_shown():
-    pieces = ["<unk>", "\n", *(f"<0x{byte:02X}>" for byte in range(256)), *(f"\u2581w{place}" for place in range(42))]
+    pieces = [
+        "<unk>",
+        "\n",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *(f"\u2581w{place}" for place in range(42)),
+    ]
     vectors = np.random.default_rng(0).normal(size=(300, 8))
     found = map_words(vectors, pieces, count=20, neighbors=50)
-    assert found.words == [*pieces[:2], *pieces[258:276]] and not {*pieces[2:258]} & {*dict(found.neighbors[0])}
-    assert found.neighbors[3][:9] == map_words(vectors[258:], pieces[258:], neighbors=9).neighbors[1]
+    assert found.words == [*pieces[:2], *pieces[258:276]] and not {*pieces[2:258]} & {
+        *dict(found.neighbors[0])
+    }
+    assert (
+        found.neighbors[3][:9] == map_words(vectors[258:], pieces[258:], neighbors=9).neighbors[1]
+    )
     assert map_words(vectors[:256], Bytes.names, method="pca", neighbors=0).words == Bytes.names
 
 

@@ -38,7 +38,10 @@ NEXT = {  # the weights of what comes after a letter, a mark, a space and a newl
     " ": {"a": 3, "b": 2},
     "\n": {"a": 1, "b": 4},
 }
-CHANCE = {before: {after: p / sum(row.values()) for after, p in row.items()} for before, row in NEXT.items()}
+CHANCE = {
+    before: {after: p / sum(row.values()) for after, p in row.items()}
+    for before, row in NEXT.items()
+}
 KINDS = ["characters", "bytes", "subwords"]
 
 
@@ -48,7 +51,9 @@ def bigram(kind: str) -> jaxlm.LanguageModel:
         "characters": Characters,
         "bytes": Bytes,
         "subwords": lambda: Subwords.train(
-            Counter({" a": 50, " b": 40, " ab": 30, " a,": 20, "a": 20, "b": 20, "c": 20}), 265, "bpe"
+            Counter({" a": 50, " b": 40, " ab": 30, " a,": 20, "a": 20, "b": 20, "c": 20}),
+            265,
+            "bpe",
         ),
     }[kind]()
     vocab = Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
@@ -61,7 +66,9 @@ def bigram(kind: str) -> jaxlm.LanguageModel:
             p, last = 1.0, text[-1:]
             for letter in found:
                 p, last = p * CHANCE.get(last, {}).get(letter, 0), letter
-            if kind == "subwords" and (found == " " or vocab.words[after][0] == "<"):  # other ways to write the text
+            if kind == "subwords" and (
+                found == " " or vocab.words[after][0] == "<"
+            ):  # other ways to write the text
                 p = 0
             weights[before, after] = p or 1e-20
     kernel, bias = np.zeros((2 * V, 4 * V)), np.zeros(4 * V)
@@ -110,10 +117,14 @@ def sum_over_words(kind: str, context: str, boundary: str, punctuation: str) -> 
     lm = bigram(kind)
     names = lm.vocab.tokenize(context)
     options = {"unit": "nats", "boundary": boundary, "punctuation": punctuation}
-    table = lm.word_surprisal([[*names, *word] for word in words_after(kind, tuple(names), punctuation)], **options)
+    table = lm.word_surprisal(
+        [[*names, *word] for word in words_after(kind, tuple(names), punctuation)], **options
+    )
     last = np.append(np.diff(table.sentence_id) > 0, True)
     total = np.exp(-table.surprisal[last]).sum()
-    return total + (np.exp(-lm.word_surprisal([names], eos=True, **options).surprisal[-1]) if names else 0.0)
+    return total + (
+        np.exp(-lm.word_surprisal([names], eos=True, **options).surprisal[-1]) if names else 0.0
+    )
 
 
 @pytest.mark.parametrize("punctuation", ["word", "own"])
@@ -149,11 +160,16 @@ def test_corrections_cancel_over_a_line(punctuation, protocol):
     lines = ["the dogs, run.", "run", "  the  the, the "]
     options = {"unit": "nats", "eos": True, "punctuation": punctuation, "protocol": protocol}
     words = lm.word_surprisal(lines, **options)
-    pieces = {boundary: lm.surprisal(lines, boundary=boundary, **options) for boundary in ("corrected", "published")}
+    pieces = {
+        boundary: lm.surprisal(lines, boundary=boundary, **options)
+        for boundary in ("corrected", "published")
+    }
     for line in (1, 2, 3):
         expected = pieces["published"].surprisal[pieces["published"].sentence_id == line].sum()
         for table in (words, pieces["corrected"]):
-            np.testing.assert_allclose(table.surprisal[table.sentence_id == line].sum(), expected, rtol=1e-5)
+            np.testing.assert_allclose(
+                table.surprisal[table.sentence_id == line].sum(), expected, rtol=1e-5
+            )
     assert np.abs(pieces["corrected"].surprisal - pieces["published"].surprisal).max() > 0.1
     assert len(words) == (10 if punctuation == "word" else 13)
     assert words.word[-2:] == ["the", "<eos>"] and not {"", " "} & {*words.word}
@@ -162,7 +178,9 @@ def test_corrections_cancel_over_a_line(punctuation, protocol):
     sums = [words.surprisal[words.sentence_id == line][:-1].sum() for line in (1, 3)]
     np.testing.assert_allclose([pair.good, pair.bad], np.negative(sums), rtol=1e-5)
     if protocol is None:
-        adapted = lm.word_surprisal(lines, scoring=lm.adaptive(1e-9, punctuation=punctuation), **options)
+        adapted = lm.word_surprisal(
+            lines, scoring=lm.adaptive(1e-9, punctuation=punctuation), **options
+        )
         np.testing.assert_allclose(adapted.surprisal, words.surprisal, atol=1e-5)
         named = lm.word_surprisal([["r", "u", "n", " "]], **options)
         assert named.word == ["run", "", "<eos>"] and np.isfinite(named.surprisal).all()
@@ -194,7 +212,10 @@ def test_every_verb_has_the_probabilities_of_words():
 def test_a_region_may_hold_a_no_break_space():
     lm, regions = bigram("bytes"), ["a\u00a0b", "ab"]
     found = lm.word_surprisal([" ".join(regions)], regions=[regions])
-    assert found.word == regions and found.surprisal.sum() == lm.word_surprisal([" ".join(regions)]).surprisal.sum()
+    assert (
+        found.word == regions
+        and found.surprisal.sum() == lm.word_surprisal([" ".join(regions)]).surprisal.sum()
+    )
     assert lm.word_surprisal(["a\u00a0b ,a"], punctuation="own").word == ["a\u00a0b", ",", "a"]
 
 
@@ -217,7 +238,9 @@ def test_spans_of_words():
     whole = lm.word_surprisal(["the dogs ca n't run"], tokenizer="none")
     found = span_surprisal(lm, [text] * 4, [(0, 3), (3, 8), (9, 14), (0, 18)], tokenizer="ptb")
     np.testing.assert_allclose(
-        found.surprisal, [whole.surprisal[part].sum() for part in ([0], [1], [2, 3], range(5))], rtol=1e-5
+        found.surprisal,
+        [whole.surprisal[part].sum() for part in ([0], [1], [2, 3], range(5))],
+        rtol=1e-5,
     )
     assert found.tokens == ["the", "dogs", "ca n't", "the dogs ca n't run"]
     for span, message in (
@@ -233,9 +256,17 @@ def test_spans_of_words():
 def test_spans_may_begin_after_a_mark_that_the_vocabulary_lacks():
     lm = small_lm()
     whole = lm.word_surprisal(["the dogs run"])
-    found = span_surprisal(lm, ["the \u2014 dogs run"] * 3, [(6, 10), (0, 5), (4, 5)], tokenizer="ptb")
-    np.testing.assert_allclose(found.surprisal, [whole.surprisal[1], whole.surprisal[0], np.nan], rtol=1e-5)
-    assert found.tokens == ["dogs", "the", ""] and np.isnan(found.entropy).tolist() == [False, False, True]
+    found = span_surprisal(
+        lm, ["the \u2014 dogs run"] * 3, [(6, 10), (0, 5), (4, 5)], tokenizer="ptb"
+    )
+    np.testing.assert_allclose(
+        found.surprisal, [whole.surprisal[1], whole.surprisal[0], np.nan], rtol=1e-5
+    )
+    assert found.tokens == ["dogs", "the", ""] and np.isnan(found.entropy).tolist() == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_spans_are_of_the_characters_given_however_they_are_read():
@@ -244,7 +275,9 @@ def test_spans_are_of_the_characters_given_however_they_are_read():
     found = span_surprisal(lm, ["be\u0301 a"] * 2, [(1, 3), (4, 5)])
     assert found.word == ["e\u0301", "a"] and found.tokens == composed.tokens == ["\u00e9", "a"]
     np.testing.assert_array_equal(found.surprisal, composed.surprisal)
-    logs = reading_times.predictors(lm, lm.word_surprisal(["be\u0301 a"]), {"b\u00e9": 1, "a": 2})["log_frequency"]
+    logs = reading_times.predictors(lm, lm.word_surprisal(["be\u0301 a"]), {"b\u00e9": 1, "a": 2})[
+        "log_frequency"
+    ]
     np.testing.assert_allclose(logs, np.log([2, 3]))
 
 
@@ -256,7 +289,9 @@ def test_spans_behind_an_unknown_piece_of_many_letters_keep_their_place():
 
 
 def test_a_span_may_cut_an_unknown_piece_of_many_letters():
-    found = span_surprisal(lm_of(few_letters()), ["a \U00013000\U00013001 a"] * 3, [(3, 6), (0, 3), (0, 6)])
+    found = span_surprisal(
+        lm_of(few_letters()), ["a \U00013000\U00013001 a"] * 3, [(3, 6), (0, 3), (0, 6)]
+    )
     assert (found.surprisal >= 0).all() and found.surprisal.max() < 100
     assert found.surprisal[:2].sum() == pytest.approx(found.surprisal[2])
 
@@ -271,7 +306,11 @@ def test_an_unknown_letter_is_no_punctuation_and_its_word_has_no_frequency():
 
 def test_punctuation_of_words_is_a_row_where_it_is_asked():
     brackets = small_lm(words=(*WORDS, "-lrb-"))
-    assert brackets.word_surprisal(["the (dog"], punctuation="own", tokenizer="ptb").word == ["the", "(", "dog"]
+    assert brackets.word_surprisal(["the (dog"], punctuation="own", tokenizer="ptb").word == [
+        "the",
+        "(",
+        "dog",
+    ]
     lm = small_lm(words=(*WORDS, ","))
     found = lm.word_surprisal(["the dog, can't run", "the"], punctuation="own", tokenizer="ptb")
     assert found.word == ["the", "dog", ",", "can't", "run", "the"]
@@ -282,7 +321,9 @@ def test_punctuation_of_words_is_a_row_where_it_is_asked():
     assert priced.word == ["The", "$", "5", ",", "dog", ",)"]
     assert priced.tokens == ["the", "$", "N", ",", "dog", ","]
     regions = ["The $", "5, dog"]
-    found = lm.word_surprisal(["The $5, dog"], punctuation="own", tokenizer="ptb", regions=[regions])
+    found = lm.word_surprisal(
+        ["The $5, dog"], punctuation="own", tokenizer="ptb", regions=[regions]
+    )
     assert found.word == regions
 
 
@@ -297,31 +338,61 @@ def runs(tmp_path_factory):
     lm = lm_of(words.vocab)
     keep_model(folder / "words", lm.config, lm.params, words)
     pieces = bigram("subwords")
-    keep_model(folder / "pieces", pieces.config, pieces.params, unread_corpus("x", "0" * 64, pieces.vocab))
+    keep_model(
+        folder / "pieces", pieces.config, pieces.params, unread_corpus("x", "0" * 64, pieces.vocab)
+    )
     return folder
 
 
 def rows(capsys, *arguments):
     assert main(["surprisal", *map(str, arguments)]) == 0
     said = capsys.readouterr()
-    return [*csv.DictReader(io.StringIO(said.out), delimiter="," if "--csv" in arguments else "\t")], said.err
+    return [
+        *csv.DictReader(io.StringIO(said.out), delimiter="," if "--csv" in arguments else "\t")
+    ], said.err
 
 
 def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("b ab, a\n\u00df a\n")
     found, error = rows(capsys, runs / "pieces", tmp_path / "text.txt")
-    assert [row["word"] for row in found] == ["b", "ab,", "a", "\u00df", "a"] and found[1]["tokens"] == "\u2581a b ,"
+    assert [row["word"] for row in found] == ["b", "ab,", "a", "\u00df", "a"] and found[1][
+        "tokens"
+    ] == "\u2581a b ,"
     assert "vocabulary" not in error  # bytes stand for the rest
     found, error = rows(capsys, runs / "pieces", runs / "words", tmp_path / "text.txt")
-    assert [row["tokens.words"] for row in found] == ["b", "ab,", "a", "<unk>", "a"] and "surprisal.pieces" in found[0]
-    assert error == "warning: 1 of 5 words are outside the vocabulary of words, read as <unk> (20.0%): \u00df\n"
-    published, _ = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--boundary", "published", "--eos")
-    assert published[0]["surprisal"] != found[0]["surprisal.pieces"] and published[3]["word"] == "<eos>"
+    assert [row["tokens.words"] for row in found] == [
+        "b",
+        "ab,",
+        "a",
+        "<unk>",
+        "a",
+    ] and "surprisal.pieces" in found[0]
+    assert (
+        error
+        == "warning: 1 of 5 words are outside the vocabulary of words, read as <unk> (20.0%): \u00df\n"
+    )
+    published, _ = rows(
+        capsys, runs / "pieces", tmp_path / "text.txt", "--boundary", "published", "--eos"
+    )
+    assert (
+        published[0]["surprisal"] != found[0]["surprisal.pieces"]
+        and published[3]["word"] == "<eos>"
+    )
     found, error = rows(capsys, runs / "words", tmp_path / "text.txt", "--predictors")
-    assert [row["length"] for row in found] == ["1", "3", "1", "1", "1"] and error.endswith(": \u00df\n")
-    assert [row["log_frequency"] for row in found] == ["0.693147", "1.098612", "1.098612", "NaN", "1.098612"]
+    assert [row["length"] for row in found] == ["1", "3", "1", "1", "1"] and error.endswith(
+        ": \u00df\n"
+    )
+    assert [row["log_frequency"] for row in found] == [
+        "0.693147",
+        "1.098612",
+        "1.098612",
+        "NaN",
+        "1.098612",
+    ]
     _, error = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--predictors")
-    assert error == "note: no log frequencies of pieces: the corpus of an imported model is unknown\n"
+    assert (
+        error == "note: no log frequencies of pieces: the corpus of an imported model is unknown\n"
+    )
 
 
 def test_unknown_characters_are_not_called_words(capsys):
@@ -348,8 +419,16 @@ def test_counts_of_words_in_pieces_are_those_in_words(runs):
         for block in (1, 3, 100):
             patch.setattr(reading_times, "BLOCK", block)
             counts = reading_times.word_counts(pieces)
-            assert {k: v for k, v in counts.items() if v} == {"b": 1, "ab": 2, "a": 2, "the": 1, "<eos>": 2}
-            table = lm.word_surprisal(["a ab, the", "zz ,"], regions=[["a ab,", "the"], ["zz", ","]])
+            assert {k: v for k, v in counts.items() if v} == {
+                "b": 1,
+                "ab": 2,
+                "a": 2,
+                "the": 1,
+                "<eos>": 2,
+            }
+            table = lm.word_surprisal(
+                ["a ab, the", "zz ,"], regions=[["a ab,", "the"], ["zz", ","]]
+            )
             logs = reading_times.predictors(lm, table, counts)["log_frequency"]
             np.testing.assert_allclose(logs, [np.log(3), np.log(2), 0, np.nan])
             assert reading_times.word_counts(text)["a"] == 2
@@ -367,18 +446,32 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
     words, _ = rows(capsys, runs / "pieces", "--csv", path)
     regions, _ = rows(capsys, runs / "pieces", "--csv", path, "--regions", "Parts")
-    assert [row["word"] for row in regions] == ["b ab,", "a", "a", "ab"] and regions[1]["Item"] == "1"
+    assert [row["word"] for row in regions] == ["b ab,", "a", "a", "ab"] and regions[1][
+        "Item"
+    ] == "1"
     bits = [float(row["surprisal"]) for row in words]
-    np.testing.assert_allclose([float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6)
+    np.testing.assert_allclose(
+        [float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6
+    )
     path.write_text("Sentence;Parts;start;end\nb zz, a;b zz,|a;2;5\na ab;a|ab;0;1\n")
     told = "outside the vocabulary, read as <unk>"
-    unknown = f": 1 of 4 regions have words {told} (25.0%): b zz,\n", f": 1 of 2 critical spans have words {told} "
-    for flags, expected in zip((["--regions", "Parts"], ["--spans", "characters"]), unknown, strict=True):
+    unknown = (
+        f": 1 of 4 regions have words {told} (25.0%): b zz,\n",
+        f": 1 of 2 critical spans have words {told} ",
+    )
+    for flags, expected in zip(
+        (["--regions", "Parts"], ["--spans", "characters"]), unknown, strict=True
+    ):
         assert expected in rows(capsys, runs / "words", "--csv", path, *flags)[1]
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
     spans, _ = rows(capsys, runs / "pieces", "--csv", path, "--spans", "characters", "--predictors")
-    assert [row["word"] for row in spans] == ["ab", "a"] and [row["Item"] for row in spans] == ["1", "2"]
-    assert float(spans[0]["surprisal"]) == pytest.approx(-np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5)
+    assert [row["word"] for row in spans] == ["ab", "a"] and [row["Item"] for row in spans] == [
+        "1",
+        "2",
+    ]
+    assert float(spans[0]["surprisal"]) == pytest.approx(
+        -np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5
+    )
 
 
 def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_path, capsys):
@@ -386,7 +479,15 @@ def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_p
     keep_model(tmp_path / "run", lm.config, lm.params, unread_corpus("x", "0" * 64, lm.vocab))
     (tmp_path / "text.txt").write_text("b a\n")
     assert (
-        main(["surprisal", *map(str, (tmp_path / "run", tmp_path / "text.txt")), "--layout", "neural-complexity"]) == 0
+        main(
+            [
+                "surprisal",
+                *map(str, (tmp_path / "run", tmp_path / "text.txt")),
+                "--layout",
+                "neural-complexity",
+            ]
+        )
+        == 0
     )
     cells = [line.split(" ") for line in capsys.readouterr().out.splitlines()]
     assert {*map(len, cells)} == {7} and [row[0] for row in cells[1:]] == ["b", "\u2581", "a"]
@@ -399,7 +500,9 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
     words = lm.word_surprisal([line], punctuation="own")
     found = lm.word_surprisal([line], punctuation="own", regions=[regions])
     assert found.word == regions and len(words) == 5
-    np.testing.assert_allclose(found.surprisal, [words.surprisal[:3].sum(), words.surprisal[3:].sum()])
+    np.testing.assert_allclose(
+        found.surprisal, [words.surprisal[:3].sum(), words.surprisal[3:].sum()]
+    )
     with pytest.raises(DataError, match="sentence 2: the regions '' do not tile the words"):
         lm.word_surprisal([line, "the\u0301 dogs"], regions=[regions])
     with pytest.raises(DataError, match="regions has 2 lists more than sentences has lines"):
@@ -409,15 +512,43 @@ def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
 @pytest.mark.parametrize(
     ("cells", "flags", "message"),
     [
-        ("b ab;b|a;0;1", ["--regions", "Parts"], "stimuli.csv, line 2: the regions 'b | a' do not tile the words"),
+        (
+            "b ab;b|a;0;1",
+            ["--regions", "Parts"],
+            "stimuli.csv, line 2: the regions 'b | a' do not tile the words",
+        ),
         ("b ab;b a|b;0;1", ["--regions", "Parts"], "do not tile the words of the sentence 'b ab'"),
-        ("b ab;b|ab;0;1", ["--regions", "Region"], "has no column 'Region' beside that of sentences"),
-        ("b ab;b|ab;0;9", ["--spans", "characters"], "line 2: the span 0 to 9 is not within the 4 characters"),
-        ("b ab;b|ab;x;1", ["--spans", "characters"], "line 2: expected a whole number in column 'start', found 'x'"),
+        (
+            "b ab;b|ab;0;1",
+            ["--regions", "Region"],
+            "has no column 'Region' beside that of sentences",
+        ),
+        (
+            "b ab;b|ab;0;9",
+            ["--spans", "characters"],
+            "line 2: the span 0 to 9 is not within the 4 characters",
+        ),
+        (
+            "b ab;b|ab;x;1",
+            ["--spans", "characters"],
+            "line 2: expected a whole number in column 'start', found 'x'",
+        ),
         ("b ab;b|ab;0;1", ["--spans", "characters", "--regions", "Parts"], "leave --regions out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--context", "stream"], "by themselves: leave --context out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--punctuation", "own"], "by themselves: leave --punctuation out"),
-        ("b ab;b|ab;0;1", ["--spans", "characters", "--boundary", "published"], "by themselves: leave --boundary out"),
+        (
+            "b ab;b|ab;0;1",
+            ["--spans", "characters", "--context", "stream"],
+            "by themselves: leave --context out",
+        ),
+        (
+            "b ab;b|ab;0;1",
+            ["--spans", "characters", "--punctuation", "own"],
+            "by themselves: leave --punctuation out",
+        ),
+        (
+            "b ab;b|ab;0;1",
+            ["--spans", "characters", "--boundary", "published"],
+            "by themselves: leave --boundary out",
+        ),
     ],
 )
 def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, flags, message):
@@ -431,7 +562,8 @@ def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, fla
 def test_a_character_outside_the_vocabulary_is_refused_by_name():
     lm = lm_of(Vocab.build("the dogs\n", kind=Characters()))
     with pytest.raises(
-        DataError, match="sentence 1: the character 'x' is not among the 9 characters of the vocabulary"
+        DataError,
+        match="sentence 1: the character 'x' is not among the 9 characters of the vocabulary",
     ):
         lm.word_surprisal(["the x"])
 
@@ -442,14 +574,20 @@ def test_the_likeliest_words_are_those_of_the_list(kind, context):
     lm = bigram(kind)
     names = lm.vocab.tokenize(context)
     start = [] if context.endswith("\n") else names
-    table = lm.word_surprisal([[*start, *word] for word in words_after(kind, tuple(start), "word")], unit="nats")
+    table = lm.word_surprisal(
+        [[*start, *word] for word in words_after(kind, tuple(start), "word")], unit="nats"
+    )
     last = np.append(np.diff(table.sentence_id) > 0, True)
     expected = {table.word[row]: np.exp(-table.surprisal[row]) for row in np.flatnonzero(last)}
     if start:
         expected["<eos>"] = np.exp(-lm.word_surprisal([names], unit="nats", eos=True).surprisal[-1])
     found = dict(lm.predict(context, 50))
-    assert found == pytest.approx(expected, abs=1e-6) and sum(found.values()) == pytest.approx(1, abs=1e-5)
-    assert [*lm.predict(context, 2)] == [*found.items()][:2] and [*found.values()] == sorted(found.values())[::-1]
+    assert found == pytest.approx(expected, abs=1e-6) and sum(found.values()) == pytest.approx(
+        1, abs=1e-5
+    )
+    assert [*lm.predict(context, 2)] == [*found.items()][:2] and [*found.values()] == sorted(
+        found.values()
+    )[::-1]
     assert {*map(type, found.values())} == {float}
 
 
@@ -488,7 +626,9 @@ def test_lines_are_stripped_in_every_text_of_a_run(tmp_path):
 
 def test_a_text_without_spaces_and_newlines_has_no_boundaries():
     lm = lm_of(Vocab.build("AACGT", kind=Characters()))
-    corrected, published = (lm.word_surprisal(["GAT"], boundary=one) for one in ("corrected", "published"))
+    corrected, published = (
+        lm.word_surprisal(["GAT"], boundary=one) for one in ("corrected", "published")
+    )
     assert corrected.word == ["GAT"] and corrected.surprisal == pytest.approx(published.surprisal)
     assert len(lm.predict("G", 4)) == 4
 

@@ -67,9 +67,13 @@ def with_outputs_of(notebook: Any, written: Any) -> bool:
 
 def main() -> None:
     notebook = read_source(SOURCE.read_text(encoding="utf-8"))
-    if not (NOTEBOOK.is_file() and with_outputs_of(notebook, nbformat.read(NOTEBOOK, as_version=4))):
+    if not (
+        NOTEBOOK.is_file() and with_outputs_of(notebook, nbformat.read(NOTEBOOK, as_version=4))
+    ):
         notebook = run(notebook, "embedded", EXPERIMENTS)
-        notebook.metadata["language_info"] = {"name": "python"}  # not the version that happened to run it
+        notebook.metadata["language_info"] = {
+            "name": "python"
+        }  # not the version that happened to run it
     nbformat.write(notebook, NOTEBOOK)
 
 

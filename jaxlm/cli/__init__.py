@@ -41,7 +41,13 @@ TASKS = {  # by task, a command
     "load others' models": "jaxlm import model.pt --vocab vocab.txt RUN",
 }
 # Settings of JAX by which a run would have other numbers, or arrays of other types: commands have JAX's defaults.
-UNSET = "ENABLE_X64", "DEFAULT_PRNG_IMPL", "THREEFRY_PARTITIONABLE", "NUMPY_DTYPE_PROMOTION", "NUMPY_RANK_PROMOTION"
+UNSET = (
+    "ENABLE_X64",
+    "DEFAULT_PRNG_IMPL",
+    "THREEFRY_PARTITIONABLE",
+    "NUMPY_DTYPE_PROMOTION",
+    "NUMPY_RANK_PROMOTION",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     complete()
     name, *given = (sys.argv[1:] if arguments is None else arguments) or ("",)
-    return _run(VERBS[name].parser(given), given) if name in VERBS else exit_code(lambda: _without_verb(name))
+    return (
+        _run(VERBS[name].parser(given), given)
+        if name in VERBS
+        else exit_code(lambda: _without_verb(name))
+    )
 
 
 def _without_verb(name: str) -> int:
@@ -72,7 +82,10 @@ def _without_verb(name: str) -> int:
         say(f"jaxlm {library_versions()['jaxlm']}")
     else:
         near = difflib.get_close_matches(name, VERBS, 1)
-        return fail(f"there is no verb {name!r}{f'; did you mean {near[0]}?' if near else ''} (see jaxlm --help)", 2)
+        return fail(
+            f"there is no verb {name!r}{f'; did you mean {near[0]}?' if near else ''} (see jaxlm --help)",
+            2,
+        )
     return 0
 
 
@@ -96,7 +109,9 @@ def _run(parser: Parser, given: Sequence[str]) -> int:
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
             for name in UNSET:
                 os.environ.pop(f"JAX_{name}", None)
-            gc.set_threshold(50_000)  # as Python sets it, collections take 0.1 s while JAX is imported and traces
+            gc.set_threshold(
+                50_000
+            )  # as Python sets it, collections take 0.1 s while JAX is imported and traces
         return args.verb.action(args)
 
     code = exit_code(act)

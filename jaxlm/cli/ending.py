@@ -21,7 +21,9 @@ exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 3 the run diverged; 128 + N ended by signal N (the first saves a run)
 JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
 MOST_SHOWN = 1000  # characters of an error
-LEAST_MEMORY = 3 << 29  # bytes of address space; with less, a thread that cannot start ends the process
+LEAST_MEMORY = (
+    3 << 29
+)  # bytes of address space; with less, a thread that cannot start ends the process
 _MEMORY = "there is not enough memory: use a smaller model or batch_size, or raise the limit on memory (ulimit -v)"
 _HINTS = {  # what an error says -> what to do
     "MemoryError|RESOURCE_EXHAUSTED|failed to map segment|Cannot allocate memory": _MEMORY,
@@ -54,17 +56,31 @@ def exit_code(action: Callable[[], int | None]) -> int:
             return fail(str(error), DIVERGED if isinstance(error, Diverged) else FAILED)
         except KeyboardInterrupt:
             return fail("interrupted", SIGNALLED + 2)
-        except AssertionError as error:  # JAX's own, without a message, where there is no GPU of NVIDIA's
+        except (
+            AssertionError
+        ) as error:  # JAX's own, without a message, where there is no GPU of NVIDIA's
             if str(error) or "cuda" not in os.environ.get("JAX_PLATFORMS", ""):
                 raise
-            return fail("JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu")
-        except (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError) as error:
+            return fail(
+                "JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu"
+            )
+        except (
+            OSError,
+            MemoryError,
+            OverflowError,
+            UnicodeError,
+            RuntimeError,
+            ImportError,
+        ) as error:
             _drop_output(sys.stdout)
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
             return FAILED if isinstance(error, BrokenPipeError) else fail(_sentence(error))
     if ended and code == 0:
         with suppress(OSError):
-            say(f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}", file=sys.stderr)
+            say(
+                f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}",
+                file=sys.stderr,
+            )
     return code
 
 
@@ -73,7 +89,9 @@ def check_limits() -> None:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_MEMORY:
         needed = f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space"
-        raise JaxlmError(f"{needed}, and the limit is {limit >> 20:,} MiB: raise it (ulimit -v unlimited)")
+        raise JaxlmError(
+            f"{needed}, and the limit is {limit >> 20:,} MiB: raise it (ulimit -v unlimited)"
+        )
 
 
 def fail(message: str, code: int = FAILED) -> int:
@@ -134,13 +152,19 @@ def _quiet() -> Iterator[list[BaseException]]:
 
     def dropped(args: "sys.UnraisableHookArgs") -> None:
         if isinstance(args.exc_value, KeyboardInterrupt):
-            threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # to the main thread, also in a wait
+            threading.Timer(
+                0.01, os.kill, (os.getpid(), signal.SIGINT)
+            ).start()  # to the main thread, also in a wait
 
     def warn(message: Warning | str, *_: object) -> None:
-        if program := re.search("reading persistent compilation cache entry for '([^'/]+)'", str(message)):
+        if program := re.search(
+            "reading persistent compilation cache entry for '([^'/]+)'", str(message)
+        ):
             from jaxlm.data.cache import remove_programs
 
-            return remove_programs(program[1])  # JAX compiles it now, and writes only entries that do not exist
+            return remove_programs(
+                program[1]
+            )  # JAX compiles it now, and writes only entries that do not exist
         with suppress(OSError, ValueError):  # (standard error may be closed)
             say(f"warning: {_one_line(str(message))}", file=sys.stderr)
 

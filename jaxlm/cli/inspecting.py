@@ -11,13 +11,31 @@ from typing import Any
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.parsing import whole
 from jaxlm.cli.tables import json_text
-from jaxlm.cli.verbs import CHECKPOINT, DATA_DIR, JSON, MODEL, RUN, argument, check_run, loaded, output, pathname, verb
+from jaxlm.cli.verbs import (
+    CHECKPOINT,
+    DATA_DIR,
+    JSON,
+    MODEL,
+    RUN,
+    argument,
+    check_run,
+    loaded,
+    output,
+    pathname,
+    verb,
+)
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
 from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
 
-TARGETS = ("safetensors", "torch", "onnx", "stablehlo", "hub")  # (whose code imports JAX: too slow for --help)
+TARGETS = (
+    "safetensors",
+    "torch",
+    "onnx",
+    "stablehlo",
+    "hub",
+)  # (whose code imports JAX: too slow for --help)
 TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
 
 
@@ -36,8 +54,19 @@ def info(args: argparse.Namespace) -> int:
 @verb(
     "draw the learning curve and a map of the embedding",
     *MODEL,
-    argument("--words", type=whole(1), default=400, metavar="N", help="most frequent words on the map (default 400)"),
-    argument("--method", default="tsne", choices=("tsne", "pca"), help="how the map is drawn (default tsne)"),
+    argument(
+        "--words",
+        type=whole(1),
+        default=400,
+        metavar="N",
+        help="most frequent words on the map (default 400)",
+    ),
+    argument(
+        "--method",
+        default="tsne",
+        choices=("tsne", "pca"),
+        help="how the map is drawn (default tsne)",
+    ),
 )
 def plot(args: argparse.Namespace) -> None:
     lm = loaded(args.run, args.checkpoint)
@@ -52,14 +81,24 @@ def plot(args: argparse.Namespace) -> None:
     else:
         say("there is no learning curve: no epoch has ended")
     picture = args.run / "embedding.png"
-    say_line(embedding_map(lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method))
+    say_line(
+        embedding_map(
+            lm.params["embedding"], lm.vocab.words, picture, count=args.words, method=args.method
+        )
+    )
 
 
 @verb(
     "write a page of HTML about runs and sweeps",
     pathname("runs", "RUN", "directories of runs and of sweeps", nargs="+"),
     output("the file to write (default: report.html in the one directory)"),
-    argument("--text", action="append", default=[], metavar="TEXT", help="colour a text by its surprisal; repeatable"),
+    argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="colour a text by its surprisal; repeatable",
+    ),
     CHECKPOINT,
     DATA_DIR,
 )
@@ -70,7 +109,11 @@ def report(args: argparse.Namespace) -> None:
 
     from jaxlm.sweeps.report_file import write_report
 
-    say_line(write_report(args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir))
+    say_line(
+        write_report(
+            args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir
+        )
+    )
 
 
 @verb(
@@ -97,7 +140,11 @@ def contents(run: Path) -> dict[str, Any]:
     from jaxlm.runs import checkpoint, directory
     from jaxlm.runs.metrics import read_metrics, read_timing
 
-    config, problems, timing = directory.saved_config(run), directory.problems(run), read_timing(run)
+    config, problems, timing = (
+        directory.saved_config(run),
+        directory.problems(run),
+        read_timing(run),
+    )
     corpus, results, manifests = {}, [], checkpoint.manifests(run)
     with suppress(JaxlmError):  # (`problems` names it)
         corpus = directory.saved_record(run)["corpus"]
@@ -106,10 +153,22 @@ def contents(run: Path) -> dict[str, Any]:
     fields = []
     for section, name, spec, value in config.every_field():
         default = value == type(getattr(config, section)).__dataclass_fields__[name].default
-        fields.append({"section": section, "field": name, "value": value, "unit": spec.unit, "default": default})
+        fields.append(
+            {
+                "section": section,
+                "field": name,
+                "value": value,
+                "unit": spec.unit,
+                "default": default,
+            }
+        )
     checkpoints = []
     for step, manifest in manifests.items():
-        known = {"step": step, "epoch": manifest.epoch, "valid_perplexity": manifest.valid_perplexity}
+        known = {
+            "step": step,
+            "epoch": manifest.epoch,
+            "valid_perplexity": manifest.valid_perplexity,
+        }
         labels = [label for label, at in (("last", last), ("best", best)) if at == step]
         checkpoints.append({**known, "corpus": manifest.corpus.get("name"), "labels": labels})
     return {
@@ -143,9 +202,13 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The tables, those that a user looks for first."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for row in found["results"]:
-        shown = {name: value for name, value in row.items() if name not in ("kind", "preset", "corpus")}
+        shown = {
+            name: value for name, value in row.items() if name not in ("kind", "preset", "corpus")
+        }
         tables.setdefault(f"perplexity of each {row['kind']}", []).append(shown)
-    tables["checkpoints"] = [{**row, "labels": " ".join(row["labels"])} for row in found["checkpoints"]]
+    tables["checkpoints"] = [
+        {**row, "labels": " ".join(row["labels"])} for row in found["checkpoints"]
+    ]
     corpus = {name: value for name, value in found["corpus"].items() if value not in ([], None)}
     tables["corpus"] = [{"part": name, "value": value} for name, value in corpus.items()]
     tables |= {"fields": [], "fields at their defaults": []}
@@ -168,13 +231,21 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A line of names and a line for each row; numbers to the right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [
-        [re.sub("(?<!word)_perplexity$", "", name).replace("_", " "), *(_text(row.get(name), name) for row in rows)]
+        [
+            re.sub("(?<!word)_perplexity$", "", name).replace("_", " "),
+            *(_text(row.get(name), name) for row in rows),
+        ]
         for name in names
     ]
-    sides = [">" if any(isinstance(row.get(name), int | float) for row in rows) else "<" for name in names]
+    sides = [
+        ">" if any(isinstance(row.get(name), int | float) for row in rows) else "<"
+        for name in names
+    ]
     widths = [min(max(map(len, column)), 40) for column in columns]
     for cells in zip(*columns, strict=True):
-        line = (f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True))
+        line = (
+            f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)
+        )
         yield "  ".join(line).rstrip()
 
 

@@ -20,7 +20,13 @@ from jaxlm.terminal import say
 FIELD = "field:"  # begins the name under which a field's value is parsed
 MOST_CONFIG_BYTES = 1 << 20
 LARGEST = 2**31 - 1
-_OFTEN = ("model", "embedding_size", "hidden_sizes", "optimizer", "learning_rate")  # fields that `train --help` shows
+_OFTEN = (
+    "model",
+    "embedding_size",
+    "hidden_sizes",
+    "optimizer",
+    "learning_rate",
+)  # fields that `train --help` shows
 _OFTEN += ("batch_size", "epochs", "seed", "corpus", "tokens")
 
 
@@ -28,12 +34,18 @@ class Parser(argparse.ArgumentParser):
     """A parser for one command line. Flags are never guessed from a prefix, and a mistake is one line of error."""
 
     def __init__(self, arguments: Sequence[str], **options: Any):
-        options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, "add_help": False}
+        options |= {
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+            "allow_abbrev": False,
+            "add_help": False,
+        }
         super().__init__(usage="%(prog)s [options]", **options)
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
         self.arguments, self.brief = arguments, bool({"-h", "--help"} & {*arguments})
         self.add_argument("-h", "--help", action="help", help="show the arguments used most")
-        self.add_argument("--help-all", action="help", help="show every flag, with its limits and its default")
+        self.add_argument(
+            "--help-all", action="help", help="show every flag, with its limits and its default"
+        )
 
     def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
         """As argparse's; an optional positional argument may come after flags, and `-1e-3` is a number."""
@@ -41,7 +53,11 @@ class Parser(argparse.ArgumentParser):
         for token in args:
             if token.startswith("--") and token.endswith("=--"):  # argparse fails on it
                 self.error(f"argument {token[:-3]}: expected a value, found '--'")
-            if re.fullmatch(r"-[0-9.]+[eE][+-]?[0-9]+", token) and joined and re.fullmatch("--[a-z][^=]*", joined[-1]):
+            if (
+                re.fullmatch(r"-[0-9.]+[eE][+-]?[0-9]+", token)
+                and joined
+                and re.fullmatch("--[a-z][^=]*", joined[-1])
+            ):
                 joined[-1] += f"={token}"
             else:
                 joined.append(token)
@@ -54,7 +70,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*(--[^\s=]+)", message)
-        if unknown and (near := difflib.get_close_matches(unknown[1], self._option_string_actions, 1)):
+        if unknown and (
+            near := difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+        ):
             message += f" (did you mean {near[0]}?)"
         raise SystemExit(fail(f"{message} (see {self.prog} --help)", 2))
 
@@ -85,9 +103,13 @@ def suggest(action: argparse.Action, values: Iterable[str]) -> None:
         vars(action)["completer"] = lambda **_: names
 
 
-def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = True, metavar: str = "") -> None:
+def add_field(
+    group: Any, name: str, spec: Spec, default: Any, shown: bool = True, metavar: str = ""
+) -> None:
     """Adds the flag of a field; its help names the unit, the limits and the default."""
-    details = "; ".join(filter(None, (spec.unit, _limits(spec), f"default {setting_text(default)}")))
+    details = "; ".join(
+        filter(None, (spec.unit, _limits(spec), f"default {setting_text(default)}"))
+    )
     help = f"{spec.help} ({details})".replace("%", "%%") if shown else argparse.SUPPRESS
     options: dict[str, Any] = {"dest": FIELD + name, "default": argparse.SUPPRESS, "help": help}
     flag = "--" + name.rstrip("_").replace("_", "-")
@@ -97,7 +119,10 @@ def add_field(group: Any, name: str, spec: Spec, default: Any, shown: bool = Tru
     none = "|none" * spec.optional
     usual = {int: f"N{none}", tuple: "N,N", float: f"X{none}", str: "TEXT"}[spec.type]
     metavar = metavar or (f"{{{','.join(spec.choices)}}}" if spec.choices else usual)
-    suggest(group.add_argument(flag, type=partial(_field_value, spec.type), metavar=metavar, **options), spec.choices)
+    suggest(
+        group.add_argument(flag, type=partial(_field_value, spec.type), metavar=metavar, **options),
+        spec.choices,
+    )
 
 
 def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
@@ -110,16 +135,34 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
         part, group = getattr(config, section), brief
         kind = config.kinds.get(section, "")
         if not parser.brief:
-            title = f"{section} ({kind})" if kind else {"train": "counts of the run", "data": "text"}[section]
-            group = parser.add_argument_group(title, (type(part).__doc__ or "").split("\n")[0] if kind else None)
+            title = (
+                f"{section} ({kind})"
+                if kind
+                else {"train": "counts of the run", "data": "text"}[section]
+            )
+            group = parser.add_argument_group(
+                title, (type(part).__doc__ or "").split("\n")[0] if kind else None
+            )
         if kind:
             spec = Spec(str, either(list(KINDS[section])), choices=tuple(KINDS[section]))
-            add_field(group, section, spec, kind, section in often or not parser.brief, metavar="KIND")
+            add_field(
+                group, section, spec, kind, section in often or not parser.brief, metavar="KIND"
+            )
         for name, spec in specs(type(part)).items():
-            add_field(group, name, spec, getattr(part, name), shown=name in often or not parser.brief)
+            add_field(
+                group, name, spec, getattr(part, name), shown=name in often or not parser.brief
+            )
     own = {name for _, name, *_ in config.every_field()}
-    others = {name: spec for *_, kind in all_kinds() for name, spec in specs(kind).items() if name not in own}
-    for name, spec in others.items():  # accepted, so that `Config.replace` can explain which kind has the field
+    others = {
+        name: spec
+        for *_, kind in all_kinds()
+        for name, spec in specs(kind).items()
+        if name not in own
+    }
+    for (
+        name,
+        spec,
+    ) in others.items():  # accepted, so that `Config.replace` can explain which kind has the field
         add_field(parser, name, spec, None, shown=False)
 
 
@@ -130,14 +173,21 @@ def add_protocol_flags(parser: Parser) -> None:
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
     help = f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)"
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
-    own, every = specs(chosen), {name: spec for kind in PROTOCOLS.values() for name, spec in specs(kind).items()}
+    own, every = (
+        specs(chosen),
+        {name: spec for kind in PROTOCOLS.values() for name, spec in specs(kind).items()},
+    )
     for name, spec in (own | every | own).items():
         add_field(group, name, spec, getattr(chosen(), name, None), shown=name in own)
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields and kinds that have a flag on the command line, for `Config.replace`."""
-    return {name.removeprefix(FIELD): value for name, value in vars(args).items() if name.startswith(FIELD)}
+    return {
+        name.removeprefix(FIELD): value
+        for name, value in vars(args).items()
+        if name.startswith(FIELD)
+    }
 
 
 def given_protocol(args: argparse.Namespace) -> Plain:
@@ -150,7 +200,9 @@ def starting_config(config: Path | None, name: str | None) -> Config:
     if config is None:
         return preset(name or "small")
     if name:
-        raise JaxlmError("--config starts from its file in place of a preset: leave --preset or --config out")
+        raise JaxlmError(
+            "--config starts from its file in place of a preset: leave --preset or --config out"
+        )
 
     from jaxlm import files  # (its imports would take a fifth of the time of --help)
 
@@ -167,16 +219,27 @@ def _field_value(kind: type, text: str) -> Any:
     if kind in (int, float) and text.strip().lower() == "none":
         return None
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip()) if kind is tuple else kind(text)
+        return (
+            tuple(int(part) for part in text.split(",") if part.strip())
+            if kind is tuple
+            else kind(text)
+        )
     except ValueError:
-        expected = {int: "a whole number", float: "a number", tuple: "whole numbers with commas between, as in 256,128"}
+        expected = {
+            int: "a whole number",
+            float: "a number",
+            tuple: "whole numbers with commas between, as in 256,128",
+        }
         raise argparse.ArgumentTypeError(f"expected {expected[kind]}, found {text!r}") from None
 
 
 def _limits(spec: Spec) -> str:
     """The limits worth showing: those of any count are not."""
     if spec.type is int:
-        low, high = spec.low if spec.low > 1 else -float("inf"), spec.high if spec.high < LARGEST else float("inf")
+        low, high = (
+            spec.low if spec.low > 1 else -float("inf"),
+            spec.high if spec.high < LARGEST else float("inf"),
+        )
         spec = replace(spec, low=low, high=high)
     return spec.range if spec.type in (int, float) and spec.range != "finite" else ""
 
@@ -198,7 +261,9 @@ def _shown_config(parser: Parser) -> Config:
 
 def _early(parser: Parser, *names: str) -> dict[str, str]:
     """The values of some flags, read before the others are known."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    early = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     for name in names:
         early.add_argument(f"--{name}", nargs="?")
     given = vars(early.parse_known_args(parser.arguments)[0])

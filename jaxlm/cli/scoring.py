@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from jaxlm.cli.parsing import add_protocol_flags, given_protocol, whole
 from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
 from jaxlm.cli.using import say_unknown
-from jaxlm.cli.verbs import DATA_DIR, MODEL, TOKENIZER, Adder, argument, loaded, output, pathname, switch, verb
+from jaxlm.cli.verbs import (
+    DATA_DIR,
+    MODEL,
+    TOKENIZER,
+    Adder,
+    argument,
+    loaded,
+    output,
+    pathname,
+    switch,
+    verb,
+)
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.terminal import is_terminal, printable, say, say_line
 
@@ -22,18 +33,32 @@ if TYPE_CHECKING:
     from jaxlm.scoring.language_model import LanguageModel
     from jaxlm.scoring.stimuli import StimulusTable
 
-FORMAT = argument("--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)")
-SCORES = (FORMAT, DATA_DIR, output("write the table to a file, which appears whole at the end"), add_protocol_flags)
+FORMAT = argument(
+    "--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)"
+)
+SCORES = (
+    FORMAT,
+    DATA_DIR,
+    output("write the table to a file, which appears whole at the end"),
+    add_protocol_flags,
+)
 TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
-_BOUNDARY = "include the boundary after a word made of pieces (corrected, default), or not (published)"
+_BOUNDARY = (
+    "include the boundary after a word made of pieces (corrected, default), or not (published)"
+)
 WORDS = (
     TOKENIZER,
-    argument("--punctuation", choices=("word", "own"), help="attached to its word, or a word of its own"),
+    argument(
+        "--punctuation", choices=("word", "own"), help="attached to its word, or a word of its own"
+    ),
     argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
 )
 NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
 EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
-    "layout": ("is that tool's table of one run, in bits", ("format", "top_k", "csv", "unit", "predictors", "runs")),
+    "layout": (
+        "is that tool's table of one run, in bits",
+        ("format", "top_k", "csv", "unit", "predictors", "runs"),
+    ),
     "csv": ("names the sentences and has a row for each displayed word", ("texts", "top_k", "eos")),
     "spans": (
         "scores characters by themselves",
@@ -45,9 +70,18 @@ EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room fo
 
 
 def _oov(*choices: str) -> Adder:
-    what = {"error": "refuse them", "nan": "give them NaN", "filter": "leave out pairs that differ in nothing else"}
+    what = {
+        "error": "refuse them",
+        "nan": "give them NaN",
+        "filter": "leave out pairs that differ in nothing else",
+    }
     others = " or ".join(what[choice] for choice in choices)
-    return argument("--oov", choices=("unk", *choices), default="unk", help=f"read unknown words as <unk>, or {others}")
+    return argument(
+        "--oov",
+        choices=("unk", *choices),
+        default="unk",
+        help=f"read unknown words as <unk>, or {others}",
+    )
 
 
 @verb(
@@ -55,18 +89,42 @@ def _oov(*choices: str) -> Adder:
     *MODEL,
     pathname("texts", "FILE", TEXTS, nargs="*", default=[]),
     pathname("--csv", "FILE", "stimuli in CSV (-: standard input), a row a word"),
-    argument("--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"),
-    argument("--regions", metavar="NAME", help="a column of --csv with each sentence's regions, | between: a row each"),
-    argument("--spans", choices=("characters",), help="a row for the characters from start to end (columns of --csv)"),
+    argument(
+        "--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"
+    ),
+    argument(
+        "--regions",
+        metavar="NAME",
+        help="a column of --csv with each sentence's regions, | between: a row each",
+    ),
+    argument(
+        "--spans",
+        choices=("characters",),
+        help="a row for the characters from start to end (columns of --csv)",
+    ),
     switch("--predictors", "add length and log frequency in the training text"),
     *WORDS,
-    argument("--unit", choices=("bits", "nats"), default="bits", help="of surprisal and entropy (default bits)"),
-    argument("--context", choices=("sentence", "stream"), default="sentence", help="stream: pass the state on"),
+    argument(
+        "--unit",
+        choices=("bits", "nats"),
+        default="bits",
+        help="of surprisal and entropy (default bits)",
+    ),
+    argument(
+        "--context",
+        choices=("sentence", "stream"),
+        default="sentence",
+        help="stream: pass the state on",
+    ),
     _oov("error", "nan"),
-    argument("--top-k", type=whole(1), metavar="K", help="add the K likeliest words in each word's place"),
+    argument(
+        "--top-k", type=whole(1), metavar="K", help="add the K likeliest words in each word's place"
+    ),
     switch("--eos", "also a row for the <eos> that ends each line"),
     argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="columns of another tool"),
-    argument("--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"),
+    argument(
+        "--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"
+    ),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *SCORES,
 )
@@ -74,12 +132,18 @@ def surprisal(args: argparse.Namespace) -> None:
     args.runs = [path for path in args.texts if path.is_dir()]
     args.texts = [path for path in args.texts if not path.is_dir()]
     _check_surprisal(args)
-    how = _how(args) | {"context": args.context, "unit": args.unit, "eos": args.eos, "top_k": args.top_k or 0}
+    how = _how(args) | {
+        "context": args.context,
+        "unit": args.unit,
+        "eos": args.eos,
+        "top_k": args.top_k or 0,
+    }
     runs = [args.run, *args.runs]
     short = len({path.name for path in runs}) == len(runs)
     lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
     scorings: dict[str, Any] = {
-        name: lm.scorer(**how) if args.adapt is None else lm.adaptive(args.adapt, **how) for name, lm in lms.items()
+        name: lm.scorer(**how) if args.adapt is None else lm.adaptive(args.adapt, **how)
+        for name, lm in lms.items()
     }
 
     from jaxlm.scoring.reading_times import predictors
@@ -87,13 +151,20 @@ def surprisal(args: argparse.Namespace) -> None:
 
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
     score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
-    counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()} if args.predictors else {}
+    counts = (
+        {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
+        if args.predictors
+        else {}
+    )
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
     rows, unknown = 0, {name: Counter[str]() for name in lms}
     keeping = _keeping(args, lms, scorings) if args.save_adapted else nullcontext()
     with keeping, _writing(args, "csv" if stimuli else args.layout) as write:
         for first, lines, where in blocks:
-            tables = {name: score(lm, lines, where, first=first, scoring=scorings[name]) for name, lm in lms.items()}
+            tables = {
+                name: score(lm, lines, where, first=first, scoring=scorings[name])
+                for name, lm in lms.items()
+            }
             columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
             for name, known in counts.items():
                 columns[name] |= predictors(lms[name], tables[name], known)
@@ -102,13 +173,21 @@ def surprisal(args: argparse.Namespace) -> None:
             for name, table in tables.items():
                 unknown[name].update(compress(table.word, table.oov))
             rows += len(next(iter(tables.values())))
-    what = "critical spans have words" if args.spans else "regions have words" if args.regions else "words are"
+    what = (
+        "critical spans have words"
+        if args.spans
+        else "regions have words"
+        if args.regions
+        else "words are"
+    )
     for name, found in unknown.items():
         say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
 
 
 @contextmanager
-def _keeping(args: argparse.Namespace, lms: Mapping[str, Any], scorings: Mapping[str, Any]) -> Iterator[None]:
+def _keeping(
+    args: argparse.Namespace, lms: Mapping[str, Any], scorings: Mapping[str, Any]
+) -> Iterator[None]:
     """Opens the folder of --save-adapted, before hours of scoring; keeps the adapted model in it after the scoring."""
     from jaxlm.files import explained, new_folder
     from jaxlm.runs.loading import keep_model, unread_corpus
@@ -132,9 +211,17 @@ def _how(args: argparse.Namespace) -> dict[str, Any]:
 
 def _check_surprisal(args: argparse.Namespace) -> None:
     """Raises JaxlmError where arguments contradict each other."""
-    usual = {"layout": "jaxlm", "protocol": "plain", "context": "sentence", "unit": "bits", "boundary": "corrected"}
+    usual = {
+        "layout": "jaxlm",
+        "protocol": "plain",
+        "context": "sentence",
+        "unit": "bits",
+        "boundary": "corrected",
+    }
     given = {
-        name: ", ".join(map(str, value)) if isinstance(value, list) else f"--{name.replace('_', '-')}"
+        name: ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"--{name.replace('_', '-')}"
         for name, value in vars(args).items()
         if value is not None and value is not False and value not in ([], usual.get(name))
     }
@@ -145,11 +232,16 @@ def _check_surprisal(args: argparse.Namespace) -> None:
         if name in given and (taken := [given[other] for other in others if other in given]):
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
     if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
-        raise JaxlmError(f"{args.save_adapted} exists already, or is --output too: name a new directory")
+        raise JaxlmError(
+            f"{args.save_adapted} exists already, or is --output too: name a new directory"
+        )
 
 
 def _scorer(
-    args: argparse.Namespace, stimuli: "StimulusTable | None", how: Mapping[str, Any], kinds: set[str]
+    args: argparse.Namespace,
+    stimuli: "StimulusTable | None",
+    how: Mapping[str, Any],
+    kinds: set[str],
 ) -> Callable[..., Any]:
     """What makes a table: (model, lines, what names a line; the number of the first, the scoring) -> its table."""
     if stimuli and args.spans:
@@ -159,12 +251,19 @@ def _scorer(
         options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
         return lambda lm, lines, where, **_: span_surprisal(lm, lines, spans, where, **options)
     if stimuli and args.regions:
-        how = {**how, "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)]}
+        how = {
+            **how,
+            "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)],
+        }
     by_tokens = args.layout != "jaxlm" or args.top_k
     if by_tokens and args.punctuation and "words" in kinds:
-        raise JaxlmError("--punctuation asks for rows of displayed words: leave it out, or --layout and --top-k")
+        raise JaxlmError(
+            "--punctuation asks for rows of displayed words: leave it out, or --layout and --top-k"
+        )
     if args.top_k and args.predictors and kinds != {"words"}:
-        raise JaxlmError("--predictors are of words, and --top-k has a row for each piece: leave one out")
+        raise JaxlmError(
+            "--predictors are of words, and --top-k has a row for each piece: leave one out"
+        )
     by_words = (stimuli or args.punctuation or kinds != {"words"}) and not by_tokens
     method = "word_surprisal" if by_words else "surprisal"
     return lambda lm, lines, where, **at: getattr(lm, method)(lines, where=where, **at, **how)
@@ -172,10 +271,18 @@ def _scorer(
 
 def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
     """The other columns of the stimuli, a row for each row of the result. Raises DataError where names collide."""
-    kept = {f"stimulus.{name}" if name in own else name: cells for name, cells in stimuli.columns.items()}
+    kept = {
+        f"stimulus.{name}" if name in own else name: cells
+        for name, cells in stimuli.columns.items()
+    }
     if len({*kept, *own}) < len(stimuli.columns) + len(own):
-        raise DataError(f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(kept)}")
-    return {name: [cells[sentence - 1] for sentence in own["sentence_id"]] for name, cells in kept.items()}
+        raise DataError(
+            f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(kept)}"
+        )
+    return {
+        name: [cells[sentence - 1] for sentence in own["sentence_id"]]
+        for name, cells in kept.items()
+    }
 
 
 def _word_counts(name: str, lm: "LanguageModel", data_dir: Path | None) -> Mapping[str, int] | None:
@@ -206,7 +313,12 @@ def states(args: argparse.Namespace) -> None:
     from jaxlm.scoring.surprisal import SurprisalOptions
 
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    read, words, numbers, found = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer)), [], [], []
+    read, words, numbers, found = (
+        lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer)),
+        [],
+        [],
+        [],
+    )
     with _output(path) as file:
         for first, lines, where in _blocks([args.text]):
             for sentence, line in enumerate(lines, first):
@@ -216,7 +328,13 @@ def states(args: argparse.Namespace) -> None:
                 numbers += [sentence] * len(tokens)
         arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
-        np.savez(archive, allow_pickle=False, words=np.array(words), sentence_id=np.array(numbers), **arrays)
+        np.savez(
+            archive,
+            allow_pickle=False,
+            words=np.array(words),
+            sentence_id=np.array(numbers),
+            **arrays,
+        )
         file.write(archive.getbuffer())
     say_line(f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
 
@@ -253,9 +371,16 @@ def syntaxgym(args: argparse.Namespace) -> None:
     with _writing(args) as write:
         suites = [*map(read_suite, args.suites)]  # all, before the first is scored
         for result in [lm.syntaxgym(suite, **how) for suite in suites]:
-            name, items, oov = result.suite.name, result.items, sum(item.oov for item in result.items)
+            name, items, oov = (
+                result.suite.name,
+                result.items,
+                sum(item.oov for item in result.items),
+            )
             for place, formula in enumerate(result.suite.predictions):
-                rows += [(name, item.number, formula, int(item.predictions[place]), item.oov) for item in items]
+                rows += [
+                    (name, item.number, formula, int(item.predictions[place]), item.oov)
+                    for item in items
+                ]
                 rows.append((name, "all", formula, result.by_prediction[place], oov))
             rows.append((name, "all", "every prediction", result.accuracy, oov))
         write(_columns(("suite", "item", "prediction", "correct", "oov"), rows), True)
@@ -281,24 +406,36 @@ def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[i
     for path in paths:
         before, name = done, source(path)
         for lines in lines_of(path):
-            yield done + 1, lines, lambda sentence, before=before, name=name: f"{name}, line {sentence - before}"
+            yield (
+                done + 1,
+                lines,
+                lambda sentence, before=before, name=name: f"{name}, line {sentence - before}",
+            )
             done += len(lines)
 
 
 @contextmanager
-def _writing(args: argparse.Namespace, layout: str = "jaxlm") -> Iterator[Callable[[Columns, bool], object]]:
+def _writing(
+    args: argparse.Namespace, layout: str = "jaxlm"
+) -> Iterator[Callable[[Columns, bool], object]]:
     """A function that writes columns, with their names or without, to --output or standard output, by --format.
 
     A file appears whole at the end. Control characters become escapes, except in CSV that no terminal shows.
     """
     terminal, format = args.output is None and is_terminal(sys.stdout), args.format or layout
-    clean = str if format == "csv" and not terminal else partial(printable, keep_newlines=format == "csv")
+    clean = (
+        str
+        if format == "csv" and not terminal
+        else partial(printable, keep_newlines=format == "csv")
+    )
     text = partial(table_text, format=format, clean=clean)
     if args.output is None:
         yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=True)
         return
     with _output(args.output) as file:
-        yield lambda columns, header: file.write(text(columns, header).encode("utf-8", "surrogateescape"))
+        yield lambda columns, header: file.write(
+            text(columns, header).encode("utf-8", "surrogateescape")
+        )
 
 
 @contextmanager

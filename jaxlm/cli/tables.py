@@ -21,10 +21,14 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     Numbers have six decimals; what is not a number is NaN, in JSON null. Texts in cells go through `clean`, except in
     JSON, which is ASCII and has no `header`. A character that separates cells is written as \u2581.
     """
-    values = (column.tolist() if hasattr(column, "tolist") else column for column in columns.values())
+    values = (
+        column.tolist() if hasattr(column, "tolist") else column for column in columns.values()
+    )
     rows = zip(*values, strict=True)
     if format == "jsonl":
-        rounded = ([round(cell, 6) if isinstance(cell, float) else cell for cell in row] for row in rows)
+        rounded = (
+            [round(cell, 6) if isinstance(cell, float) else cell for cell in row] for row in rows
+        )
         return "".join(json_text(dict(zip(columns, row, strict=True))) + "\n" for row in rounded)
 
     def shown(cell: Any) -> str:
@@ -33,7 +37,9 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
     cells = [[*map(shown, line)] for line in [*([[*columns]] if header else []), *rows]]
     if format != "csv":
         space = " " if format == "neural-complexity" else "\t"
-        return "".join(space.join(cell.replace(space, SPACE) for cell in row) + "\n" for row in cells)
+        return "".join(
+            space.join(cell.replace(space, SPACE) for cell in row) + "\n" for row in cells
+        )
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()
@@ -54,9 +60,17 @@ def _lm_zoo(table: "Surprisals") -> Columns:
 
 def _neural_complexity(table: "Surprisals") -> Columns:
     """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all their digits."""
-    numbers = {"sentid": table.sentence_id - 1, "sentpos": table.token_id - 1, "wlen": [*map(len, table.token)]}
+    numbers = {
+        "sentid": table.sentence_id - 1,
+        "sentpos": table.token_id - 1,
+        "wlen": [*map(len, table.token)],
+    }
     bits = {"surp": table.surprisal, "entropy": table.entropy, "entred": table.entropy_reduction}
-    return {"word": table.token, **numbers, **{name: [*map(str, values.tolist())] for name, values in bits.items()}}
+    return {
+        "word": table.token,
+        **numbers,
+        **{name: [*map(str, values.tolist())] for name, values in bits.items()},
+    }
 
 
 LAYOUTS: dict[str, Callable[[Any], Columns]] = {
@@ -74,11 +88,15 @@ def side_by_side(tables: Mapping[str, Columns]) -> Columns:
     (own, first), *others = tables.items()
     if not others:
         return first
-    shared = [column for column in ("sentence_id", "token_id", "word_id", "word") if column in first]
+    shared = [
+        column for column in ("sentence_id", "token_id", "word_id", "word") if column in first
+    ]
     joined = {column: first[column] for column in shared}
     for name, table in tables.items():
         if any([*table[column]] != [*first[column]] for column in shared):
             what = f"the tokenizer splits a text otherwise for {name} than for {own}"
             raise JaxlmError(f"{what}: score them one after the other, or with tokenizer none")
-        joined |= {f"{column}.{name}": values for column, values in table.items() if column not in shared}
+        joined |= {
+            f"{column}.{name}": values for column, values in table.items() if column not in shared
+        }
     return joined

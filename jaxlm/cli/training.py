@@ -20,9 +20,16 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.terminal import flag_text, say, say_line
 
 RUNS = Path("runs")
-EPILOG = textwrap.fill(f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False)
+EPILOG = textwrap.fill(
+    f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False
+)
 START = (
-    argument("--preset", metavar="NAME", values=[*PRESETS], help="the recipe to start from, see below (default small)"),
+    argument(
+        "--preset",
+        metavar="NAME",
+        values=[*PRESETS],
+        help="the recipe to start from, see below (default small)",
+    ),
     pathname("--config", "FILE", "start from a config.json instead"),
 )
 VOCAB = (
@@ -55,9 +62,15 @@ def new_run(label: str) -> Iterator[Path]:
     label = re.sub(r"[^\w.-]", "-", label)  # of a config that others wrote it may be any text
     first, number = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}", 1
     remedy = "fix that, or choose another place with --run-dir"
-    with explained(RunDirError, f"no run can begin in {RUNS}", remedy), Folder.open(RUNS, create=True) as runs:
+    with (
+        explained(RunDirError, f"no run can begin in {RUNS}", remedy),
+        Folder.open(RUNS, create=True) as runs,
+    ):
         while True:
-            found, number = first.with_name(f"{first.name}-{number}") if number > 1 else first, number + 1
+            found, number = (
+                first.with_name(f"{first.name}-{number}") if number > 1 else first,
+                number + 1,
+            )
             with suppress(FileExistsError):
                 found.mkdir()
                 break
@@ -77,7 +90,11 @@ def new_run(label: str) -> Iterator[Path]:
     pathname("--init", "RUN", "begin from another run's parameters and text"),
     switch("--report", "write RUN/report.html at the end"),
     argument("--steps", type=whole(), metavar="N", help="stop after N windows in all"),
-    argument("--track", metavar="NAME", help="send the metrics to tensorboard, wandb, trackio or mlflow too"),
+    argument(
+        "--track",
+        metavar="NAME",
+        help="send the metrics to tensorboard, wandb, trackio or mlflow too",
+    ),
     DATA_DIR,
     argument(
         "--devices",
@@ -86,10 +103,25 @@ def new_run(label: str) -> Iterator[Path]:
         rare=True,
         help="devices that share a batch's rows (default: most that divide)",
     ),
-    argument("--model-devices", type=whole(1), metavar="M", default=1, rare=True, help="spread the vocabulary too (1)"),
+    argument(
+        "--model-devices",
+        type=whole(1),
+        metavar="M",
+        default=1,
+        rare=True,
+        help="spread the vocabulary too (1)",
+    ),
     argument("--coordinator", metavar="HOST:PORT", rare=True, help="address of process 0"),
-    argument("--processes", type=whole(1), metavar="N", rare=True, help="number of processes (1: train alone)"),
-    argument("--process", type=whole(), metavar="I", rare=True, help="this process's index, from 0"),
+    argument(
+        "--processes",
+        type=whole(1),
+        metavar="N",
+        rare=True,
+        help="number of processes (1: train alone)",
+    ),
+    argument(
+        "--process", type=whole(), metavar="I", rare=True, help="this process's index, from 0"
+    ),
     add_config_flags,
     epilog=EPILOG,
 )
@@ -109,7 +141,9 @@ def train(args: argparse.Namespace) -> int:
         folder = folder or _unfinished_run(args.preset)
         config = saved_config(folder)
         if args.preset not in (None, config.preset):
-            raise JaxlmError(f"{folder} holds a run of {config.preset}, not of {args.preset}: leave --preset out")
+            raise JaxlmError(
+                f"{folder} holds a run of {config.preset}, not of {args.preset}: leave --preset out"
+            )
         config = config.replace(**changes(args))
     elif args.init:
         from jaxlm.runs.loading import init_config, init_corpus
@@ -122,8 +156,14 @@ def train(args: argparse.Namespace) -> int:
         start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))
         limited = args.config and config.data.tokens in ("words", "characters")
-        if limited and {"corpus", "tokens"} & changes(args).keys() and "vocab_size" not in changes(args):
-            say(f"vocab_size is {config.model.vocab_size:,}, as in {args.config}: --vocab-size changes it")
+        if (
+            limited
+            and {"corpus", "tokens"} & changes(args).keys()
+            and "vocab_size" not in changes(args)
+        ):
+            say(
+                f"vocab_size is {config.model.vocab_size:,}, as in {args.config}: --vocab-size changes it"
+            )
         for sentence in changed_kinds(start, changes(args)):
             say(sentence)
 
@@ -133,13 +173,22 @@ def train(args: argparse.Namespace) -> int:
     from jaxlm.runs import trainer
 
     fields = {name: str(value) for _, name, _, value in config.every_field()}
-    track = args.track if jax.process_index() == 0 else None  # (of many processes the first alone has metrics to send)
+    track = (
+        args.track if jax.process_index() == 0 else None
+    )  # (of many processes the first alone has metrics to send)
     with (
         nullcontext(folder) if folder else new_run(config.preset) as folder,
-        tracked(track, folder, {**config.kinds, **fields}) if track else nullcontext() as on_metrics,
+        tracked(track, folder, {**config.kinds, **fields})
+        if track
+        else nullcontext() as on_metrics,
     ):
-        options = {name: getattr(args, name) for name in ("resume", "steps", "data_dir", "devices", "model_devices")}
-        result = trainer.train(config, corpus=corpus, run_dir=folder, params=params, on_metrics=on_metrics, **options)
+        options = {
+            name: getattr(args, name)
+            for name in ("resume", "steps", "data_dir", "devices", "model_devices")
+        }
+        result = trainer.train(
+            config, corpus=corpus, run_dir=folder, params=params, on_metrics=on_metrics, **options
+        )
     if args.report and result.run_dir and not result.stopped_by:
         from jaxlm.sweeps.report_file import write_report
 
@@ -157,8 +206,12 @@ def _unfinished_run(name: str | None) -> Path:
     if name:
         preset(name)  # raises where there is no such preset
     begun = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
-    found = ((begun.fullmatch(path.parent.name), path.parent) for path in RUNS.glob("*/config.json"))
-    runs = sorted((one[2], int(one[3] or 1), run) for one, run in found if one and name in (None, one[1]))
+    found = (
+        (begun.fullmatch(path.parent.name), path.parent) for path in RUNS.glob("*/config.json")
+    )
+    runs = sorted(
+        (one[2], int(one[3] or 1), run) for one, run in found if one and name in (None, one[1])
+    )
     for *_, run in reversed(runs):
         rows = []
         with suppress(JaxlmError):
@@ -169,8 +222,12 @@ def _unfinished_run(name: str | None) -> Path:
     what = f"dated run of {name}" if name else "dated run"
     if runs:
         newest = f"every {what} in {RUNS}/ has finished, the newest is {runs[-1][-1]}"
-        raise JaxlmError(f"{newest}: name it with --run-dir to resume it with more --epochs or --steps")
-    raise JaxlmError(f"there is no {what} in {RUNS}/ to resume: name one with --run-dir, or start one without --resume")
+        raise JaxlmError(
+            f"{newest}: name it with --run-dir to resume it with more --epochs or --steps"
+        )
+    raise JaxlmError(
+        f"there is no {what} in {RUNS}/ to resume: name one with --run-dir, or start one without --resume"
+    )
 
 
 def _prepared_fields(parser: Parser) -> None:
@@ -191,10 +248,20 @@ def prepare(args: argparse.Namespace) -> None:
 
     from jaxlm.data import prepared
 
-    corpus = prepared.prepare(args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options)
+    corpus = prepared.prepare(
+        args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options
+    )
     words, command = len(corpus.vocab), f"jaxlm train {flag_text('--corpus', args.out)}"
-    size = f" --vocab-size {words}" if words > Config().model.vocab_size and not corpus.vocab.tokens.names else ""
-    for line in (*corpus.notes, f"{corpus.name}: {corpus.description}", f"train on it with: {command}{size}"):
+    size = (
+        f" --vocab-size {words}"
+        if words > Config().model.vocab_size and not corpus.vocab.tokens.names
+        else ""
+    )
+    for line in (
+        *corpus.notes,
+        f"{corpus.name}: {corpus.description}",
+        f"train on it with: {command}{size}",
+    ):
         say(line)
 
 
@@ -216,13 +283,19 @@ def reproduce(args: argparse.Namespace) -> int:
         return SIGNALLED + found.stopped_by
     for line in found.results:
         say_line(f"differs: {line}")
-    say_line(f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte")
+    say_line(
+        f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte"
+    )
     return FAILED if found.results else 0
 
 
 @verb(
     "make a run of a model of PyTorch, TensorFlow 1 or a hub",
-    pathname("file", "FILE", "from torch.save, safetensors or TensorFlow 1, or a hub's folder; never executed"),
+    pathname(
+        "file",
+        "FILE",
+        "from torch.save, safetensors or TensorFlow 1, or a hub's folder; never executed",
+    ),
     pathname("--vocab", "VOCAB", VOCAB),
     pathname("run", "RUN", "the directory to make"),
 )
@@ -242,13 +315,39 @@ def import_(args: argparse.Namespace) -> None:
 @verb(
     "train many points of a space, and find the best",
     *START,
-    argument("--set", action="append", default=[], metavar="FIELD=SPACE", help="a field's SPACE (below); repeatable"),
+    argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=SPACE",
+        help="a field's SPACE (below); repeatable",
+    ),
     pathname("--space", "FILE", "a file of FIELD = SPACE lines in TOML, or JSON", rare=True),
-    argument("--strategy", choices=("grid", "random", "tpe"), help="tpe is Optuna's choice, and prunes (default grid)"),
+    argument(
+        "--strategy",
+        choices=("grid", "random", "tpe"),
+        help="tpe is Optuna's choice, and prunes (default grid)",
+    ),
     argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
-    argument("--seeds", type=whole(1), metavar="K", help="seeds of each point, from --seed on (default 1)"),
-    argument("--workers", type=whole(1), metavar="N", help="processes (default: one a core for a long sweep)"),
-    argument("--group", type=whole(1), metavar="M", rare=True, help="members in one program (default: by memory)"),
+    argument(
+        "--seeds",
+        type=whole(1),
+        metavar="K",
+        help="seeds of each point, from --seed on (default 1)",
+    ),
+    argument(
+        "--workers",
+        type=whole(1),
+        metavar="N",
+        help="processes (default: one a core for a long sweep)",
+    ),
+    argument(
+        "--group",
+        type=whole(1),
+        metavar="M",
+        rare=True,
+        help="members in one program (default: by memory)",
+    ),
     argument("--storage", metavar="URL", rare=True, help=STORAGE),
     pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)"),
     switch("--resume", "resume the sweep in --run-dir, or join its processes"),
@@ -260,7 +359,9 @@ def import_(args: argparse.Namespace) -> None:
 )
 def sweep(args: argparse.Namespace) -> int:
     if (args.resume or args.worker) and (args.run_dir is None or args.config):
-        raise JaxlmError("--resume takes the sweep in --run-dir and its own config: name it, and leave --config out")
+        raise JaxlmError(
+            "--resume takes the sweep in --run-dir and its own config: name it, and leave --config out"
+        )
 
     from jaxlm.sweeps import space as spaces
     from jaxlm.sweeps import supervisor
@@ -273,13 +374,17 @@ def sweep(args: argparse.Namespace) -> int:
         stopped_by = supervisor.join(args.run_dir, args.data_dir, **args.worker)
         return SIGNALLED + stopped_by if stopped_by else 0
     if "keep_last" in given:
-        say("--keep-last is for a single run: a sweep's members keep their last and their best checkpoint")
+        say(
+            "--keep-last is for a single run: a sweep's members keep their last and their best checkpoint"
+        )
     names = ("strategy", "trials", "seeds", "group", "storage")
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.resume:
         config, space, options = supervisor.saved_options(args.run_dir, space, options)
         if args.preset not in (None, config.preset):
-            raise JaxlmError(f"{args.run_dir} is a sweep of {config.preset}, not of {args.preset}: leave --preset out")
+            raise JaxlmError(
+                f"{args.run_dir} is a sweep of {config.preset}, not of {args.preset}: leave --preset out"
+            )
         config = config.replace(**given)
     else:
         config = starting_config(args.config, args.preset)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 
 from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, whole
 from jaxlm.cli.tables import json_text
-from jaxlm.cli.verbs import DATA_DIR, JSON, MODEL, TOKENIZER, argument, loaded, pathname, switch, verb
+from jaxlm.cli.verbs import (
+    DATA_DIR,
+    JSON,
+    MODEL,
+    TOKENIZER,
+    argument,
+    loaded,
+    pathname,
+    switch,
+    verb,
+)
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.report.units import comparable_text, perplexity_text
@@ -22,7 +32,18 @@ if TYPE_CHECKING:
 
 MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
-SAMPLING = ("words", "seed", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ban", "no_unk", "stop")
+SAMPLING = (
+    "words",
+    "seed",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "ban",
+    "no_unk",
+    "stop",
+)
 SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
 HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
 
@@ -33,7 +54,11 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     argument("--split", choices=SPLITS, help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
     TOKENIZER,
-    argument("--corpus", metavar="TEXT", help="a split of another corpus (as train's --corpus), in the run's words"),
+    argument(
+        "--corpus",
+        metavar="TEXT",
+        help="a split of another corpus (as train's --corpus), in the run's words",
+    ),
     DATA_DIR,
     JSON,
     switch("--tune", "tune the protocol's settings on valid, then read test once"),
@@ -41,9 +66,13 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
 )
 def evaluate(args: argparse.Namespace) -> None:
     if args.text and (given := "--corpus" if args.corpus else "--split" if args.split else ""):
-        raise JaxlmError(f"--text is a whole text, and no split of a corpus: leave it or {given} out")
+        raise JaxlmError(
+            f"--text is a whole text, and no split of a corpus: leave it or {given} out"
+        )
     if args.tokenizer and not args.text:
-        raise JaxlmError("--tokenizer splits a text, and a corpus is split already: give --text, or leave it out")
+        raise JaxlmError(
+            "--tokenizer splits a text, and a corpus is split already: give --text, or leave it out"
+        )
     protocol = given_protocol(args)
     if args.tune and (given := "--text" if args.text else "--split" if args.split else ""):
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
@@ -55,19 +84,35 @@ def evaluate(args: argparse.Namespace) -> None:
         say(f"{best}; test is read once, with it", file=sys.stderr if args.json else None)
         protocol, found = tuned.protocol, tuned.test
     else:
-        options = {"text": args.text, "corpus": args.corpus, "data_dir": args.data_dir, "tokenizer": args.tokenizer}
+        options = {
+            "text": args.text,
+            "corpus": args.corpus,
+            "data_dir": args.data_dir,
+            "tokenizer": args.tokenizer,
+        }
         found = lm.evaluate(args.split or "test", protocol=protocol, **options)
 
     from jaxlm.data.corpus import unknown_text, unknown_warning
 
     if args.json:
         how = {"name": args.protocol, **vars(protocol)}
-        say(json_text({"run": str(args.run), "checkpoint": args.checkpoint, "protocol": how, **found._asdict()}))
+        say(
+            json_text(
+                {
+                    "run": str(args.run),
+                    "checkpoint": args.checkpoint,
+                    "protocol": how,
+                    **found._asdict(),
+                }
+            )
+        )
     else:
         how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
         read = f"{found.nats:.1f} nats over {found.predictions:,} predictions, {unknown_text(found.unknown)}"
         model = f"{args.checkpoint} checkpoint of {args.run}"
-        say_line(f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({read}; {model}{how})")
+        say_line(
+            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({read}; {model}{how})"
+        )
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
     if warning := unknown_warning(found.unknown, found.text):
         say_line(warning, sys.stderr)
@@ -85,13 +130,22 @@ def evaluate(args: argparse.Namespace) -> None:
 )
 def compare(args: argparse.Namespace) -> None:
     if args.text and args.split:
-        raise JaxlmError("--text is a whole text, and no split of a corpus: leave it or --split out")
+        raise JaxlmError(
+            "--text is a whole text, and no split of a corpus: leave it or --split out"
+        )
     protocol = given_protocol(args)
     first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
 
     from jaxlm.scoring.evaluation import compare
 
-    found = compare(first, other, args.split or "test", text=args.text, data_dir=args.data_dir, protocol=protocol)
+    found = compare(
+        first,
+        other,
+        args.split or "test",
+        text=args.text,
+        data_dir=args.data_dir,
+        protocol=protocol,
+    )
     if args.json:
         named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
         named["protocol"] = {"name": args.protocol, **vars(protocol)}
@@ -99,7 +153,9 @@ def compare(args: argparse.Namespace) -> None:
         return
     better = args.other if found.high_95 < 0 else args.run if found.low_95 > 0 else None
     how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-    say_line(f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}{how}")
+    say_line(
+        f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}{how}"
+    )
     say_line(
         f"difference {found.difference:+.3f}, 95% of bootstraps over {found.lines:,} lines from {found.low_95:+.3f} to "
         f"{found.high_95:+.3f}: {f'{better} is better' if better else 'neither is shown to be better'}"
@@ -147,28 +203,85 @@ def neighbors(args: argparse.Namespace) -> None:
 @verb(
     "text that continues a prompt",
     *MODEL,
-    argument("prompt", nargs="?", metavar="PROMPT", help="words that come before (-: standard input; default: none)"),
+    argument(
+        "prompt",
+        nargs="?",
+        metavar="PROMPT",
+        help="words that come before (-: standard input; default: none)",
+    ),
     pathname("--prompt-file", "FILE", "take the prompt from a file"),
-    argument("--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"),
+    argument(
+        "--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"
+    ),
     argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
-    argument("--seed", type=int, default=0, metavar="N", help="sample i depends on the seed and i alone (default 0)"),
-    argument("--temperature", type=float, default=1.0, metavar="X", help="divides the logits; 0: the likeliest word"),
+    argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sample i depends on the seed and i alone (default 0)",
+    ),
+    argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="divides the logits; 0: the likeliest word",
+    ),
     argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
-    argument("--top-p", type=float, metavar="P", help="draw from the likeliest words that together have probability P"),
-    argument("--min-p", type=float, metavar="P", help="draw from words at least P times as probable as the likeliest"),
-    argument("--repetition-penalty", type=float, metavar="X", help="above 1 makes earlier words less likely"),
-    argument("--beam", type=int, metavar="K", help="search for the most probable text, keeping K at each word"),
-    argument("--ban", action="append", default=[], metavar="WORD", help="a word never to draw; repeatable"),
+    argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the likeliest words that together have probability P",
+    ),
+    argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="draw from words at least P times as probable as the likeliest",
+    ),
+    argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1 makes earlier words less likely",
+    ),
+    argument(
+        "--beam",
+        type=int,
+        metavar="K",
+        help="search for the most probable text, keeping K at each word",
+    ),
+    argument(
+        "--ban",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="a word never to draw; repeatable",
+    ),
     switch("--no-unk", "never draw <unk>"),
-    argument("--stop", choices=("eos", "none"), default="none", help="end a text at its first <eos> (default none)"),
+    argument(
+        "--stop",
+        choices=("eos", "none"),
+        default="none",
+        help="end a text at its first <eos> (default none)",
+    ),
     switch("--detokenize", "join clitics and punctuation to their words"),
-    argument("--format", choices=("text", "jsonl"), default="text", help="text, or each word with its nats as JSON"),
+    argument(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="text, or each word with its nats as JSON",
+    ),
 )
 def generate(args: argparse.Namespace) -> None:
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     if args.detokenize and args.format == "jsonl":
-        raise JaxlmError("--detokenize joins words, and --format jsonl has each by itself: leave one out")
+        raise JaxlmError(
+            "--detokenize joins words, and --format jsonl has each by itself: leave one out"
+        )
     prompt = args.prompt or ""
     if prompt == "-" or args.prompt_file is not None:
         prompt = _text_in(args.prompt_file or "-").removesuffix("\n")
@@ -186,7 +299,12 @@ def generate(args: argparse.Namespace) -> None:
             _print_text((word for word, _ in text), args.detokenize, lm.vocab.tokens)
             continue
         for place, (word, log_prob) in enumerate(text, 1):
-            row = {"sample": sample, "position": place, "word": word, "log_prob": round(log_prob, 6)}
+            row = {
+                "sample": sample,
+                "position": place,
+                "word": word,
+                "log_prob": round(log_prob, 6),
+            }
             say(json_text(row), flush=True)
 
 
@@ -210,7 +328,10 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
 
     column = 0
     for piece in pieces:
-        space, word = piece.startswith(" "), printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding)
+        space, word = (
+            piece.startswith(" "),
+            printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding),
+        )
         if space and column + 1 + cell_len(word) > width:
             column, space = 0, False
             yield "\n"
@@ -218,7 +339,9 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
         yield " " * space + word
 
 
-def say_unknown(unknown: Counter[str], total: int, what: str = "words are", whose: str = "") -> None:
+def say_unknown(
+    unknown: Counter[str], total: int, what: str = "words are", whose: str = ""
+) -> None:
     """Says on standard error how many `words are` outside the vocabulary, and the most frequent; a warning if many."""
     from jaxlm.data.corpus import MOST_UNKNOWN
 

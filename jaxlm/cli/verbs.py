@@ -31,7 +31,9 @@ class Verb:
 
     def parser(self, arguments: Sequence[str] = ()) -> Parser:
         """The parser of the arguments after the verb."""
-        parser = Parser(arguments, prog=f"jaxlm {self.name}", description=self.help, epilog=self.epilog)
+        parser = Parser(
+            arguments, prog=f"jaxlm {self.name}", description=self.help, epilog=self.epilog
+        )
         parser.set_defaults(verb=self)
         for add in self.adders:
             add(parser)
@@ -41,11 +43,15 @@ class Verb:
 VERBS: dict[str, Verb] = {}  # by name, in the order of help
 
 
-def verb(help: str, *adders: Adder, epilog: str | None = None, uses_jax: bool = True) -> Callable[[Action], Action]:
+def verb(
+    help: str, *adders: Adder, epilog: str | None = None, uses_jax: bool = True
+) -> Callable[[Action], Action]:
     """Adds the function below it to the verbs, under its own name; the fields are those of `Verb`."""
 
     def register(action: Action) -> Action:
-        name = action.__name__.rstrip("_").replace("_", "-")  # (`import_`: `import` is a keyword of Python)
+        name = action.__name__.rstrip("_").replace(
+            "_", "-"
+        )  # (`import_`: `import` is a keyword of Python)
         VERBS[name] = Verb(name, help, action, adders, epilog, uses_jax)
         return action
 
@@ -85,11 +91,15 @@ def output(help: str, **options: Any) -> Adder:
 
 RUN = pathname("run", "RUN", "the run's directory")
 _WHICH = "last (default), best or a step"
-CHECKPOINT = argument("--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help=_WHICH)
+CHECKPOINT = argument(
+    "--checkpoint", default="last", metavar="WHICH", values=("last", "best"), help=_WHICH
+)
 MODEL = (RUN, CHECKPOINT)
 _SPLIT = "split at white space, or as in Penn Treebank's files (default: as the training text)"
 TOKENIZER = argument("--tokenizer", choices=("none", "ptb"), help=_SPLIT)
-_WHERE = "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)"
+_WHERE = (
+    "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)"
+)
 DATA_DIR = pathname("--data-dir", "DIR", _WHERE)
 JSON = switch("--json", "print JSON")
 
@@ -100,7 +110,9 @@ def check_run(run: Path) -> None:
         here = [path.parent for path in Path("runs").glob("*/config.json")]
         other = f", such as {max(here)}" if here else ""
         command = f"jaxlm train {flag_text('--run-dir', run)}"
-        raise RunDirError(f"there is no directory {run}: name one{other}, or train a run with `{command}`")
+        raise RunDirError(
+            f"there is no directory {run}: name one{other}, or train a run with `{command}`"
+        )
     if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
 
@@ -121,7 +133,9 @@ def complete() -> None:
     import argcomplete
 
     _, *line = os.environ.get("COMP_LINE", "").split() or ("",)
-    parser = Parser([*line, "--help-all"])  # so that all fields of the kinds on the line are completed
+    parser = Parser(
+        [*line, "--help-all"]
+    )  # so that all fields of the kinds on the line are completed
     parser.add_argument("verb", choices=VERBS)
     for add in VERBS[line[0]].adders if line and line[0] in VERBS else ():
         add(parser)

@@ -33,7 +33,9 @@ KINDS: dict[str, Mapping[str, type]] = {
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 # Named recipes: the base, the fields that differ from it, and where they come from.
-PRESETS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("presets.json").read_text())
+PRESETS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("presets.json").read_text()
+)
 
 # Fields that do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
 MAY_CHANGE = {
@@ -73,7 +75,9 @@ class Config(Recipe):
             object.__setattr__(self, name, checked(_of_kind(name, getattr(self, name), None)))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             both = f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act"
-            raise JaxlmError(f"{both} when validation stops improving: take nonmonotone 0, or another schedule")
+            raise JaxlmError(
+                f"{both} when validation stops improving: take nonmonotone 0, or another schedule"
+            )
         self.optimizer.check_model(self.model)
 
     @property
@@ -107,13 +111,17 @@ class Config(Recipe):
             part = sections[section]
             if name not in specs(type(part)):
                 own = f"the {section} is {kind_of(section, part)}, whose fields are {', '.join(specs(type(part)))}"
-                raise JaxlmError(f"{name} is a field of the {section} {either([*having])}, and {own}")
+                raise JaxlmError(
+                    f"{name} is a field of the {section} {either([*having])}, and {own}"
+                )
             sections[section] = replace(part, **{name: value})
         return Config(**sections, preset=label)
 
     def to_json(self) -> str:
         """The config as JSON, which `from_json` reads back."""
-        return json.dumps({"format": FORMAT, "preset": self.preset, **self.sections}, indent=2) + "\n"
+        return (
+            json.dumps({"format": FORMAT, "preset": self.preset, **self.sections}, indent=2) + "\n"
+        )
 
     @staticmethod
     def from_json(text: str | bytes) -> "Config":
@@ -125,12 +133,16 @@ class Config(Recipe):
         if not isinstance(tree, dict):
             raise JaxlmError(f"expected a JSON object, found {type(tree).__name__}")
         if tree.pop("format", None) != FORMAT:
-            raise JaxlmError(f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none")
+            raise JaxlmError(
+                f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none"
+            )
         tree.pop("sha256", None)
         label = tree.pop("preset", "custom")
         sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
         if tree:
-            raise JaxlmError(f"a config has no {', '.join(sorted(tree))}: its parts are {', '.join(SECTIONS)}")
+            raise JaxlmError(
+                f"a config has no {', '.join(sorted(tree))}: its parts are {', '.join(SECTIONS)}"
+            )
         return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
@@ -143,7 +155,10 @@ class Config(Recipe):
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
         """The value of each field by its section and name; with the name of the section's kind, if it has kinds."""
-        return {key: ({"kind": self.kinds[key]} if key in KINDS else {}) | vars(getattr(self, key)) for key in SECTIONS}
+        return {
+            key: ({"kind": self.kinds[key]} if key in KINDS else {}) | vars(getattr(self, key))
+            for key in SECTIONS
+        }
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -159,7 +174,11 @@ def preset(name: str) -> Config:
     """
     if checked_value("preset", name, str) not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
-    changes = {field: value for field, value in PRESETS[name].items() if field not in ("base", "source", "published")}
+    changes = {
+        field: value
+        for field, value in PRESETS[name].items()
+        if field not in ("base", "source", "published")
+    }
     base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()
     return base.replace(**changes, preset=name)
 
@@ -171,7 +190,9 @@ def kind_of(slot: str, section: Any) -> str:
 
 def all_kinds() -> Iterator[tuple[str, str, type]]:
     """(section, kind's name or "", class) of every kind of every section."""
-    return ((section, name, kind) for section, kinds in SECTIONS.items() for name, kind in kinds.items())
+    return (
+        (section, name, kind) for section, kinds in SECTIONS.items() for name, kind in kinds.items()
+    )
 
 
 def spec_of_field(name: str) -> Spec:
@@ -188,8 +209,16 @@ def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]
     A kind takes over fields that mean the same in both kinds, unless each kind has its `own`, as rates and clipping.
     """
     ours, theirs = specs(type(section)), specs(kind)
-    settings = {name: value for name, value in vars(section).items() if value != getattr(type(section), name)}
-    taken = {name: value for name, value in settings.items() if theirs.get(name) == ours[name] and not ours[name].own}
+    settings = {
+        name: value
+        for name, value in vars(section).items()
+        if value != getattr(type(section), name)
+    }
+    taken = {
+        name: value
+        for name, value in settings.items()
+        if theirs.get(name) == ours[name] and not ours[name].own
+    }
     return taken, {name: value for name, value in settings.items() if name not in taken}
 
 
@@ -200,7 +229,11 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
         if (new := changes.get(slot, old)) == old:
             continue
         taken, left = (
-            ", ".join(f"{name} {setting_text(value)}" for name, value in part.items() if name not in changes)
+            ", ".join(
+                f"{name} {setting_text(value)}"
+                for name, value in part.items()
+                if name not in changes
+            )
             for part in taken_over(getattr(before, slot), KINDS[slot][new])
         )
         rest = f"; it has its own defaults in place of {left}" if left else ""
@@ -212,7 +245,11 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
 def differences(a: Config, b: Config) -> list[str]:
     """One line for each field that differs: `section.field: a's value -> b's value`."""
     left, right = (
-        {f"{section}.{name}": value for section, part in one.sections.items() for name, value in part.items()}
+        {
+            f"{section}.{name}": value
+            for section, part in one.sections.items()
+            for name, value in part.items()
+        }
         for one in (a, b)
     )
     pairs = {name: (left.get(name, "absent"), right.get(name, "absent")) for name in left | right}
@@ -223,7 +260,9 @@ def conflicts(saved: Config, given: Config) -> list[str]:
     """The differences that change what is trained: a saved run cannot be resumed with one of them."""
     shares = saved.model.sampled_share, saved.model.dropout_ramp
     fixed = {"train.epochs"} if saved.schedule.depends_on_total or shares != (None, None) else set()
-    return [line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed]
+    return [
+        line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed
+    ]
 
 
 def _of_kind(slot: str, name: Any, old: Any) -> Any:
@@ -255,7 +294,11 @@ def _section(name: str, values: Any) -> Any:
     if not isinstance(values, dict):
         raise JaxlmError(f"{name} should be a JSON object, not {type(values).__name__}")
     values = dict(values)
-    kind = _kind_named(f"{name}.kind", name, values.pop("kind", None)) if name in KINDS else FIXED[name]
+    kind = (
+        _kind_named(f"{name}.kind", name, values.pop("kind", None))
+        if name in KINDS
+        else FIXED[name]
+    )
     known = specs(kind)
     for key in values:
         if key not in known:

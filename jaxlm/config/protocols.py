@@ -38,10 +38,16 @@ class Cache(Plain):
         "lambda_": (0.02, 0.05, 0.1, 0.15, 0.2, 0.3),
     }
     cache_window: int = count(500, "words that the cache remembers", "words", low=1, high=2**20)
-    theta: float = number(1.0, "sharpness of the likeness: factor of the features' inner product", low=0, high=10**6)
+    theta: float = number(
+        1.0, "sharpness of the likeness: factor of the features' inner product", low=0, high=10**6
+    )
     lambda_: float = number(0.1, "weight of the cache; the model has the rest", low=0, below=1)
-    compatibility: str = choice("none", "awd-lstm repeats the quirks of awd-lstm-lm's pointer.py", ("none", "awd-lstm"))
-    cache_chunk: int = count(5000, "tokens that pointer.py reads at a time (--compatibility awd-lstm)", "tokens", low=1)
+    compatibility: str = choice(
+        "none", "awd-lstm repeats the quirks of awd-lstm-lm's pointer.py", ("none", "awd-lstm")
+    )
+    cache_chunk: int = count(
+        5000, "tokens that pointer.py reads at a time (--compatibility awd-lstm)", "tokens", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,29 @@ class Dynamic(Plain):
         "learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
         "lambda_": (1e-3, 2e-3, 3e-3, 5e-3),
     }
-    SGD_GRID: ClassVar[Grid] = {"learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0), "lambda_": (0.0, 1e-3, 3e-3, 1e-2)}
-    rule: str = choice("rms", "rms divides by the size of the training text's gradients, sgd does not", ("rms", "sgd"))
+    SGD_GRID: ClassVar[Grid] = {
+        "learning_rate": (0.01, 0.03, 0.1, 0.3, 1.0),
+        "lambda_": (0.0, 1e-3, 3e-3, 1e-2),
+    }
+    rule: str = choice(
+        "rms",
+        "rms divides by the size of the training text's gradients, sgd does not",
+        ("rms", "sgd"),
+    )
     learning_rate: float = number(5e-5, "rate of a step", low=0)
-    lambda_: float = number(0.002, "rate of the decay back to the trained parameters", low=0, high=1)
+    lambda_: float = number(
+        0.002, "rate of the decay back to the trained parameters", low=0, high=1
+    )
     epsilon: float = number(2e-5, "added to the gradients' size (rms)", above=0)
-    segment_length: int = count(5, "tokens that are scored, then learnt", "tokens", low=1, high=2**16)
-    statistics_rows: int = count(100, "rows of the training text, read for the gradients' size (rms)", "rows", low=1)
-    statistics_windows: int = count(0, "most windows read for the gradients' size (rms; 0: all)", "windows")
+    segment_length: int = count(
+        5, "tokens that are scored, then learnt", "tokens", low=1, high=2**16
+    )
+    statistics_rows: int = count(
+        100, "rows of the training text, read for the gradients' size (rms)", "rows", low=1
+    )
+    statistics_windows: int = count(
+        0, "most windows read for the gradients' size (rms; 0: all)", "windows"
+    )
     compatibility: str = choice(
         "none",
         "krause repeats the quirks of the paper's code, krause-oldhyper its option oldhyper too, lamb the Mogrifier's",
@@ -68,7 +89,9 @@ class Dynamic(Plain):
 
     def check(self) -> None:
         if self.rule == "sgd" and self.compatibility != "none":
-            raise JaxlmError(f"compatibility {self.compatibility} is about code that has no rule sgd: leave one out")
+            raise JaxlmError(
+                f"compatibility {self.compatibility} is about code that has no rule sgd: leave one out"
+            )
 
     @property
     def as_krause(self) -> bool:
@@ -106,11 +129,16 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     protocol = PROTOCOLS[given]() if isinstance(given, str) and given in PROTOCOLS else given
     if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
         names = either(list(PROTOCOLS))
-        raise JaxlmError(f"protocol must be {names}, or an object of theirs, such as Cache(); it is {given!r:.200}")
+        raise JaxlmError(
+            f"protocol must be {names}, or an object of theirs, such as Cache(); it is {given!r:.200}"
+        )
     known = specs(type(protocol))
     for name in values:
         if name not in known:
-            own, having = name_of(protocol), [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
+            own, having = (
+                name_of(protocol),
+                [one for one, kind in PROTOCOLS.items() if name in specs(kind)],
+            )
             if having:
                 belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
                 raise JaxlmError(f"{belongs}: leave it out, or choose that protocol")
@@ -125,5 +153,9 @@ def name_of(protocol: Plain) -> str:
 
 def described(protocol: Plain) -> str:
     """The protocol and all of its fields in words, as in `cache (window 500, ...)`."""
-    values = [f"{name.rstrip('_')} {setting_text(value)}" for name, value in vars(protocol).items() if value != "none"]
+    values = [
+        f"{name.rstrip('_')} {setting_text(value)}"
+        for name, value in vars(protocol).items()
+        if value != "none"
+    ]
     return name_of(protocol) + (f" ({', '.join(values)})" if values else "")

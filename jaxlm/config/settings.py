@@ -19,34 +19,62 @@ class TrainConfig:
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
     small_batch: int = count(
-        0, "rows of each gradient, with dropout masks of their own; gradients are averaged (0: batch_size)", "rows"
+        0,
+        "rows of each gradient, with dropout masks of their own; gradients are averaged (0: batch_size)",
+        "rows",
     )
     bptt_length: int = count(20, "steps T that a gradient flows back through", "tokens", low=1)
     length_deviation: float | None = number(
-        None, "standard deviation of random window lengths (none: all are bptt_length)", "tokens", low=0, high=2**20
+        None,
+        "standard deviation of random window lengths (none: all are bptt_length)",
+        "tokens",
+        low=0,
+        high=2**20,
     )
     short_probability: float = number(
-        0.05, "with random lengths: probability that a window is drawn around half of bptt_length", low=0, high=1
+        0.05,
+        "with random lengths: probability that a window is drawn around half of bptt_length",
+        low=0,
+        high=1,
     )
-    shortest_window: int = count(5, "with random lengths: no window is shorter, but an epoch's last", "tokens", low=1)
+    shortest_window: int = count(
+        5, "with random lengths: no window is shorter, but an epoch's last", "tokens", low=1
+    )
     longest_window: int = count(
-        0, "with random lengths: no window is longer (0: bptt_length + 8 length_deviation)", "tokens"
+        0,
+        "with random lengths: no window is longer (0: bptt_length + 8 length_deviation)",
+        "tokens",
     )
     length_seed: int = count(
-        0, "seed of random lengths; apart from seed, so that members of a sweep read the same windows", high=2**32 - 1
+        0,
+        "seed of random lengths; apart from seed, so that members of a sweep read the same windows",
+        high=2**32 - 1,
     )
     epochs: int = count(15, "passes over the training split", "epochs")
     seed: int = count(0, "seed of the initial parameters and of dropout", high=2**32 - 1)
-    windows_per_call: int = count(16, "most windows that one jitted call trains", "windows", low=1, high=2**20)
-    checkpoint_every: int = count(0, "also save after every N windows (0: only at the end of an epoch)", "windows")
-    keep_last: int = count(2, "newest checkpoints to keep, beside the best on validation", "checkpoints", low=1)
-    keep_every: int = count(0, "also keep the checkpoint of every Nth epoch for good (0: none)", "epochs")
-    keep_checkpoints: str = text(
-        "", "also keep checkpoints by words seen: words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M (empty: none)"
+    windows_per_call: int = count(
+        16, "most windows that one jitted call trains", "windows", low=1, high=2**20
     )
-    patience: int = count(0, "end the run after N validations in a row without a new best (0: never)", "validations")
+    checkpoint_every: int = count(
+        0, "also save after every N windows (0: only at the end of an epoch)", "windows"
+    )
+    keep_last: int = count(
+        2, "newest checkpoints to keep, beside the best on validation", "checkpoints", low=1
+    )
+    keep_every: int = count(
+        0, "also keep the checkpoint of every Nth epoch for good (0: none)", "epochs"
+    )
+    keep_checkpoints: str = text(
+        "",
+        "also keep checkpoints by words seen: words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M (empty: none)",
+    )
+    patience: int = count(
+        0, "end the run after N validations in a row without a new best (0: never)", "validations"
+    )
     on_nonfinite: str = choice(
-        "stop", "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it", ("stop", "skip")
+        "stop",
+        "at a window whose cost or gradient is not finite: stop (exit code 3), or skip it",
+        ("stop", "skip"),
     )
 
     @property
@@ -64,7 +92,9 @@ class TrainConfig:
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         if self.small_batch and self.batch_size % self.small_batch:
-            raise JaxlmError(f"small_batch must divide batch_size {self.batch_size}; it is {self.small_batch}")
+            raise JaxlmError(
+                f"small_batch must divide batch_size {self.batch_size}; it is {self.small_batch}"
+            )
         word_milestones(self.keep_checkpoints)
         lengths = () if self.length_deviation is None else ("bptt_length", "shortest_window")
         if name := next((name for name in lengths if getattr(self, name) > self.longest), None):
@@ -83,16 +113,25 @@ def word_milestones(schedule: str) -> tuple[int, ...]:
         numbers = [_NUMBER.fullmatch(number) for number in part.split(":")]
         first, *rest = [int(one[1]) * _FACTORS[one[2]] if one else 0 for one in numbers]
         last, every = rest if len(rest) == 2 else (first, max(first, 1))
-        if not (schedule.startswith("words=") and len(rest) in (0, 2) and 0 < first <= last and every > 0):
+        if not (
+            schedule.startswith("words=")
+            and len(rest) in (0, 2)
+            and 0 < first <= last
+            and every > 0
+        ):
             example = "words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M,10M:100M:10M"
             raise JaxlmError(f"keep_checkpoints must be {example}; it is {shown(schedule)}")
         if (last - first) // every + len(found) >= MOST_KEPT:
-            raise JaxlmError(f"keep_checkpoints {shown(schedule)} asks for more than {MOST_KEPT:,} checkpoints")
+            raise JaxlmError(
+                f"keep_checkpoints {shown(schedule)} asks for more than {MOST_KEPT:,} checkpoints"
+            )
         found += range(first, last + 1, every)
     return tuple(sorted({*found}))
 
 
-TOKEN_FIELDS = frozenset({"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"})  # what a token is
+TOKEN_FIELDS = frozenset(
+    {"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"}
+)  # what a token is
 
 
 @dataclass(frozen=True)
@@ -112,10 +151,16 @@ class DataConfig:
         "sentences end at a newline (eos; stripped: without the blanks beside it) or only at a blank line (unwrap)",
         ("eos", "stripped", "unwrap"),
     )
-    normalize: str = choice("nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none"))
+    normalize: str = choice(
+        "nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none")
+    )
     pieces: int = count(8000, "subwords: how many the model has, bytes included", low=1, high=2**20)
-    piece_model: str = choice("bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram"))
-    tokenizer_file: str = text("", "subwords: a SentencePiece .model or a tokenizer.json, in place of a new model")
+    piece_model: str = choice(
+        "bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram")
+    )
+    tokenizer_file: str = text(
+        "", "subwords: a SentencePiece .model or a tokenizer.json, in place of a new model"
+    )
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
@@ -126,4 +171,8 @@ class DataConfig:
     @property
     def options(self) -> dict[str, Any]:
         """All fields but the corpus, as `load_corpus` takes them."""
-        return {item.name: getattr(self, item.name) for item in fields(DataConfig) if item.name != "corpus"}
+        return {
+            item.name: getattr(self, item.name)
+            for item in fields(DataConfig)
+            if item.name != "corpus"
+        }

@@ -13,7 +13,9 @@ import numpy as np
 
 from jaxlm.files import Folder
 
-MAX_BYTES = 512 << 20  # of a sealed file: 4 bytes for each byte of the longest text without a cut, and its units
+MAX_BYTES = (
+    512 << 20
+)  # of a sealed file: 4 bytes for each byte of the longest text without a cut, and its units
 
 
 def cache_dir() -> Path:
@@ -27,9 +29,13 @@ def processor() -> str:
     """The processor's model and instructions."""
     try:
         with open("/proc/cpuinfo") as file:
-            model = sorted({line for line in file if line.startswith(("model name", "flags", "Features"))})
+            model = sorted(
+                {line for line in file if line.startswith(("model name", "flags", "Features"))}
+            )
     except OSError:
-        model = [platform.processor()]  # on some systems the word of a program, which takes hundredths of a second
+        model = [
+            platform.processor()
+        ]  # on some systems the word of a program, which takes hundredths of a second
     return "\n".join([*model, platform.machine()])
 
 

@@ -68,12 +68,19 @@ def load_corpus(
             if spec != "auto":
                 raise
             why = "no copy of Penn Treebank was found and none could be downloaded; ask for the corpus 'ptb' to see why"
-            return replace(_generated("embedded", read, vocab), notes=(f"EMBEDDED CORPUS, NOT PENN TREEBANK: {why}",))
+            return replace(
+                _generated("embedded", read, vocab),
+                notes=(f"EMBEDDED CORPUS, NOT PENN TREEBANK: {why}",),
+            )
         title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
             tokens = "characters" if read.tokens == "words" else read.tokens
-            read, start, name = replace(read, tokens=tokens, lines="stripped"), 1, "ptb-char"  # (a space comes first)
+            read, start, name = (
+                replace(read, tokens=tokens, lines="stripped"),
+                1,
+                "ptb-char",
+            )  # (a space comes first)
         parts = {split: [FilePart(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:
@@ -83,12 +90,16 @@ def load_corpus(
     if spec in EMBEDDED:
         return _generated(str(spec), read, vocab)
     if spec == UNKNOWN:
-        raise DataError("the corpus of an imported model is unknown: name one with --corpus (or, to score it, --text)")
+        raise DataError(
+            "the corpus of an imported model is unknown: name one with --corpus (or, to score it, --text)"
+        )
     path = Path(spec)
     if prepared.is_prepared(path):
         corpus = prepared.load_prepared(path, read)
         if vocab not in (None, corpus.vocab):
-            raise DataError(f"{spec} is prepared with a vocabulary of its own: load its text with another one")
+            raise DataError(
+                f"{spec} is prepared with a vocabulary of its own: load its text with another one"
+            )
         return corpus
     if not os.path.exists(spec) and not has_magic(str(path)):  # ("" is no folder)
         expected = f"{', '.join((*PENN, *EMBEDDED))}, or the path of a folder or a file of text"
@@ -96,7 +107,9 @@ def load_corpus(
     parts = find_splits(path)
     if sum(size for _, size, _ in stamps_of(parts).values()) > prepared.LARGE:
         return prepared.prepare_in_cache(path, parts, read, vocab)
-    corpus = _encode(prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab)
+    corpus = _encode(
+        prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab
+    )
     return replace(corpus, spec=os.path.abspath(path))
 
 
@@ -106,7 +119,9 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     A run that began from another run has the vocabulary of that run, and the subwords of a run are not found anew.
     Raises DataError as `load_corpus`.
     """
-    load = partial(load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options)
+    load = partial(
+        load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options
+    )
     with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
         return load(vocab=vocab)
     return load()
@@ -118,7 +133,10 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
 
     def build(vocab: Vocab | None) -> Corpus:
         source = Source(Size.of(name))
-        drawn = [[partial(np.asarray, source.draw(size, stream))] for stream, size in enumerate(source.spec.tokens)]
+        drawn = [
+            [partial(np.asarray, source.draw(size, stream))]
+            for stream, size in enumerate(source.spec.tokens)
+        ]
         words = [word.lower() for word in source.words] if options.lowercase else source.words
         if (vocab.tokens if vocab else options.kind).kind != "words":
             words = ["\n" if word == EOS else f" {word}" for word in words]
@@ -131,7 +149,9 @@ def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
     return _cached(name, name, options, vocab, build)
 
 
-def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions, vocab: Vocab | None) -> Corpus:
+def _encode(
+    name: str, title: str, numbered: NumberedText, options: TextOptions, vocab: Vocab | None
+) -> Corpus:
     """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
@@ -140,7 +160,11 @@ def _encode(name: str, title: str, numbered: NumberedText, options: TextOptions,
 
 
 def _cached(
-    name: str, key: str, options: TextOptions, vocab: Vocab | None, build: Callable[[Vocab | None], Corpus]
+    name: str,
+    key: str,
+    options: TextOptions,
+    vocab: Vocab | None,
+    build: Callable[[Vocab | None], Corpus],
 ) -> Corpus:
     """A corpus from the user's cache; what `build` makes is kept there, unless the cache cannot be written."""
     if vocab and vocab.kind == "subwords":  # a model of them is not made again to compare it
@@ -157,7 +181,9 @@ def _cached(
             corpus = build(None)
             known = {**vars(corpus), "vocab": corpus.vocab.to_json()}
             splits = [known.pop(split) for split in SPLITS]
-            remember(folder, name, key, {**known, "sizes": [*map(len, splits)]}, np.concatenate(splits))
+            remember(
+                folder, name, key, {**known, "sizes": [*map(len, splits)]}, np.concatenate(splits)
+            )
     corpus = corpus or build(None)
     if vocab not in (None, corpus.vocab):
         return replace(build(vocab), name=f"{corpus.name}+other-vocab")

@@ -50,8 +50,14 @@ class Corpus:
         for split in SPLITS:
             ids = getattr(self, split)
             if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-                found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else f"a {type(ids).__name__}"
-                raise DataError(f"the ids of {split} must be a one-dimensional array of integers, not {found}")
+                found = (
+                    f"{ids.dtype} {list(ids.shape)}"
+                    if isinstance(ids, np.ndarray)
+                    else f"a {type(ids).__name__}"
+                )
+                raise DataError(
+                    f"the ids of {split} must be a one-dimensional array of integers, not {found}"
+                )
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 

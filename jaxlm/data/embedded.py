@@ -40,7 +40,9 @@ class Size:
 
     seed: int
     tokens: list[int]  # of train, valid and test
-    floor: list[float]  # the summed nats of the tokens of each split but the first, under the source itself
+    floor: list[
+        float
+    ]  # the summed nats of the tokens of each split but the first, under the source itself
     words: dict[str, int]  # in each category; in each kind of it, if a content category
     topics: int  # a power of two
     kinds: int
@@ -75,13 +77,26 @@ def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
     if category in language()["words"]:
         return language()["words"][category].split()
-    stems = {name: (one if isinstance(one, str) else one[kind]).split() for name, one in language()["stems"].items()}
+    stems = {
+        name: (one if isinstance(one, str) else one[kind]).split()
+        for name, one in language()["stems"].items()
+    }
     if category == "name":
-        return [stem + place for stem, place in product(stems["names"], stems["places"][2 * kind : 2 * kind + 2])]
+        return [
+            stem + place
+            for stem, place in product(stems["names"], stems["places"][2 * kind : 2 * kind + 2])
+        ]
     if category == "adjective":
-        return [prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"])]
+        return [
+            prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"])
+        ]
     if category.startswith("noun"):
-        words = [stem + end for end, stem in product(("", "-expert", "-problem", "-story", "-museum"), stems["nouns"])]
+        words = [
+            stem + end
+            for end, stem in product(
+                ("", "-expert", "-problem", "-story", "-museum"), stems["nouns"]
+            )
+        ]
     else:
         words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"])]
     return words if category in ("noun_s", "verb_p") else [_with_s(word) for word in words]
@@ -108,12 +123,17 @@ class Source:
 
     def __init__(self, spec: Size):
         sizes = {EOS: 1, UNK: 1, **spec.words}
-        classes = [(name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)]
+        classes = [
+            (name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)
+        ]
         self.spec = spec
-        self.words = tuple(word for name, kind in classes for word in _words(name, kind)[: sizes[name]])
+        self.words = tuple(
+            word for name, kind in classes for word in _words(name, kind)[: sizes[name]]
+        )
         self.word_class = np.repeat(np.arange(len(classes)), [sizes[name] for name, _ in classes])
         self.word_weight = np.concatenate(
-            [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)], axis=1
+            [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)],
+            axis=1,
         )
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
@@ -122,14 +142,18 @@ class Source:
         generator = np.random.Philox(key=self.spec.seed + (stream << 64))
         classes = self._draw_classes(length, generator)
         sentence = np.cumsum(classes == 0) - (classes == 0)
-        raw = generator.random_raw(int(sentence[-1]) + 1)  # a topic each: a new draw, or that of the sentence before
+        raw = generator.random_raw(
+            int(sentence[-1]) + 1
+        )  # a topic each: a new draw, or that of the sentence before
         fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
         fresh[0] = True
         last = np.maximum.accumulate(np.where(fresh, np.arange(len(raw)), 0))
         topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)[last][sentence]
         # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
         row = topic * self.class_weight.shape[1] + classes
-        ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(self.words)
+        ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(
+            self.words
+        )
         return ids.astype(np.int32)
 
     def _draw_classes(self, length: int, generator: np.random.Philox) -> np.ndarray:

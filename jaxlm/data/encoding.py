@@ -27,7 +27,17 @@ from jaxlm.data import text
 from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.text import SPLITS, FilePart, Parts
-from jaxlm.data.tokens import MOST_BYTES, UNK, WORDS, Bytes, Characters, Subwords, Words, stripped, unwrapped
+from jaxlm.data.tokens import (
+    MOST_BYTES,
+    UNK,
+    WORDS,
+    Bytes,
+    Characters,
+    Subwords,
+    Words,
+    stripped,
+    unwrapped,
+)
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
 from jaxlm.fields import count
@@ -54,7 +64,9 @@ class TextOptions(DataConfig):
                 return Bytes()
             case "subwords" if self.tokenizer_file:
                 with text.read_errors(self.tokenizer_file):
-                    return Subwords.read(files.read_bytes(Path(self.tokenizer_file), MOST_BYTES), self.tokenizer_file)
+                    return Subwords.read(
+                        files.read_bytes(Path(self.tokenizer_file), MOST_BYTES), self.tokenizer_file
+                    )
             case "subwords":
                 return Subwords(b"")  # until it is trained
         return WORDS
@@ -75,7 +87,9 @@ def as_read(data: DataConfig, text: str) -> str:
     return {"eos": str, "stripped": stripped, "unwrap": unwrapped}[data.lines](text)
 
 
-Segments = Sequence[Callable[[], np.ndarray]]  # each returns the provisional ids of a part of a text, int32 [units]
+Segments = Sequence[
+    Callable[[], np.ndarray]
+]  # each returns the provisional ids of a part of a text, int32 [units]
 
 
 @dataclass(frozen=True)
@@ -121,22 +135,34 @@ def number_units(
     seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
     segments: dict[str, list[Callable[[], np.ndarray]]] = {split: [] for split in parts}
     newlines: list[int] = []  # in each segment
-    words, ended = dict.fromkeys(parts, 0), True  # the units that are no newline; whether the last one is
+    words, ended = (
+        dict.fromkeys(parts, 0),
+        True,
+    )  # the units that are no newline; whether the last one is
     for place, (split, part) in enumerate(every):
         offset, done = part.start, False
         while not done:
-            name, before = f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}", len(known)
-            key = json.dumps([seal, place, part.stop, offset])  # the texts, the file, where the segment begins
+            name, before = (
+                f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}",
+                len(known),
+            )
+            key = json.dumps(
+                [seal, place, part.stop, offset]
+            )  # the texts, the file, where the segment begins
             found = recall(work, name, key) if work else None
             fields, ids = found or _segment(part, offset, known, kind, options, ended)
             if stamp(part.path) != stamps[part.path]:
-                raise DataError(f"{part.path} changed while it was read: start the same command again")
+                raise DataError(
+                    f"{part.path} changed while it was read: start the same command again"
+                )
             if work and not found:
                 remember(work, name, key, fields, ids)
             known.update((unit, at) for at, unit in enumerate(fields["units"], before))
             is_end = ids == known.get(kind.newline, -1)
             newlines.append(int(np.count_nonzero(is_end)))
-            segments[split].append(partial(_recalled, work, name, key) if work else partial(np.asarray, ids))
+            segments[split].append(
+                partial(_recalled, work, name, key) if work else partial(np.asarray, ids)
+            )
             words[split] += len(ids) - newlines[-1]
             ended = bool(is_end[-1]) if len(ids) else ended
             advance(fields["end"] - offset)
@@ -154,17 +180,27 @@ def number_units(
     lines = sum(newlines) + (not ended)
     if lines < 3 and not others and os.path.getsize(first.path) >= LEAST_BYTES:
         numbered = number_units(text.stretches(first.path), options, vocab, work)
-        return replace(numbered, notes=(f"{title} has {lines} line{'s' * (lines > 1)}, and is split 90/5/5 by bytes",))
+        return replace(
+            numbered,
+            notes=(f"{title} has {lines} line{'s' * (lines > 1)}, and is split 90/5/5 by bytes",),
+        )
     return _split_by_lines(numbered, title, lines, newlines, known.get(kind.newline, -1))
 
 
 def _segment(
-    part: FilePart, offset: int, known: defaultdict[str, int], kind: Words, options: TextOptions, ended: bool
+    part: FilePart,
+    offset: int,
+    known: defaultdict[str, int],
+    kind: Words,
+    options: TextOptions,
+    ended: bool,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
     found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
     for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
-        lead = "\n" * (part.joined and offset == part.start and len(found) == 1)  # (of the file before)
+        lead = "\n" * (
+            part.joined and offset == part.start and len(found) == 1
+        )  # (of the file before)
         units = kind.units(as_read(options, lead + block)[len(lead) :])
         found.append(np.fromiter(map(known.__getitem__, units), np.int32, len(units)))
         if end - offset >= SEGMENT:
@@ -183,29 +219,46 @@ def _recalled(work: files.Folder, name: str, key: str) -> np.ndarray:
     raise DataError(f"{work.path} was altered while it was in use: start the same command again")
 
 
-def _split_by_lines(whole: NumberedText, title: str, lines: int, newlines: Sequence[int], newline: int) -> NumberedText:
+def _split_by_lines(
+    whole: NumberedText, title: str, lines: int, newlines: Sequence[int], newline: int
+) -> NumberedText:
     """Splits a text into train, then 5% of its lines for valid, then 5% for test; at least one line each.
 
     `newlines` is how many there are in each segment, `newline` their provisional id.
     """
     if lines < 3:
-        raise DataError(f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}")
+        raise DataError(
+            f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}"
+        )
     held_out = max(1, lines // 20)
     segments, seen = whole.segments["all"], [*accumulate(newlines, initial=0)]
-    borders: list[tuple[int, int | None]] = [(0, 0)]  # the segment where each split begins, and the unit of the segment
+    borders: list[tuple[int, int | None]] = [
+        (0, 0)
+    ]  # the segment where each split begins, and the unit of the segment
     for line in (lines - 2 * held_out, lines - held_out):  # with which train and valid end
         at = bisect_left(seen, line) - 1
-        borders.append((at, int(np.flatnonzero(segments[at]() == newline)[line - seen[at] - 1]) + 1))
+        borders.append(
+            (at, int(np.flatnonzero(segments[at]() == newline)[line - seen[at] - 1]) + 1)
+        )
     ends = pairwise([*borders, (len(segments) - 1, None)])
-    parts = {split: _between(segments, *first, *last) for split, (first, last) in zip(SPLITS, ends, strict=True)}
-    note = f"{title} is split 90/5/5 by lines: {lines - 2 * held_out:,} / {held_out:,} / {held_out:,}"
+    parts = {
+        split: _between(segments, *first, *last)
+        for split, (first, last) in zip(SPLITS, ends, strict=True)
+    }
+    note = (
+        f"{title} is split 90/5/5 by lines: {lines - 2 * held_out:,} / {held_out:,} / {held_out:,}"
+    )
     return replace(whole, segments=parts, notes=(note,))
 
 
-def _between(segments: Segments, first: int, start: int | None, last: int, stop: int | None) -> Segments:
+def _between(
+    segments: Segments, first: int, start: int | None, last: int, stop: int | None
+) -> Segments:
     """The segments from a unit of the first to a unit of the last."""
     return [
-        lambda load=segments[at], units=slice(start if at == first else 0, stop if at == last else None): load()[units]
+        lambda load=segments[at], units=slice(start if at == first else 0, stop if at == last else None): (
+            load()[units]
+        )
         for at in range(first, last + 1)
     ]
 
@@ -217,7 +270,9 @@ class Encoder:
     each split must be read by `ids` once, in the order of `SPLITS`, before `describe`.
     """
 
-    def __init__(self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None) -> None:
+    def __init__(
+        self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None
+    ) -> None:
         """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
         totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
         for split, total in totals.items():
@@ -225,18 +280,29 @@ class Encoder:
                 total += np.bincount(load(), minlength=len(total))
         counts: Counter[str] = Counter()
         for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
-            if total or unit == "\n":  # the others are in valid or test alone; only test may end with a newline
+            if (
+                total or unit == "\n"
+            ):  # the others are in valid or test alone; only test may end with a newline
                 for token in unit if options.tokens == "characters" else (unit,):
                     counts[token] += total
         self.vocab = vocab or options.build(counts)
-        kind, most = self.vocab.tokens, options.max_vocab  # limited: fewer than the words that there are
-        self.limited = not kind.names and most is not None and most < len(frequent(counts, options.min_count, kind))
+        kind, most = (
+            self.vocab.tokens,
+            options.max_vocab,
+        )  # limited: fewer than the words that there are
+        self.limited = (
+            not kind.names
+            and most is not None
+            and most < len(frequent(counts, options.min_count, kind))
+        )
         self._text, self._options = numbered, options
         names = [kind.split(unit) for unit in numbered.units]
         self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
         self._ends = np.cumsum(self._lengths)
         self._table = self.vocab.encode([name for unit in names for name in unit])
-        self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}  # in tokens
+        self.sizes = {
+            split: int(total @ self._lengths) for split, total in totals.items()
+        }  # in tokens
         self._digest = hashlib.sha256(self.vocab.sha256.encode())
         self._unknown = dict.fromkeys(SPLITS, 0)
 
@@ -246,7 +312,9 @@ class Encoder:
         for load in self._text.segments[split]:
             provisional = load()
             lengths = self._lengths[provisional]
-            shift = self._ends[provisional] - np.cumsum(lengths)  # from a token's place here to its place in the table
+            shift = self._ends[provisional] - np.cumsum(
+                lengths
+            )  # from a token's place here to its place in the table
             ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
             self._unknown[split] += int(np.count_nonzero(ids == self.vocab.unknown_id))
             self._digest.update(ids.astype("<i4").tobytes())

@@ -42,9 +42,15 @@ def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str,
         DataError: `data_dir` is no folder, or a file in one of the places is not what its hash requires.
     """
     if data_dir is not None and not os.path.isdir(data_dir):
-        raise DataError(f"the data directory {data_dir} is not a folder; name the one with ptb.train.txt")
+        raise DataError(
+            f"the data directory {data_dir} is not a folder; name the one with ptb.train.txt"
+        )
     cache = cache_dir() / "ptb"
-    places = [Path(place) for place in (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache) if place]
+    places = [
+        Path(place)
+        for place in (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache)
+        if place
+    ]
     if files := _find(places):
         return files
     failure = "downloading is turned off"
@@ -54,7 +60,9 @@ def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str,
         except DataError as error:
             failure = str(error)
     remedy = "put ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
-    raise NotFound(f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, {remedy}")
+    raise NotFound(
+        f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, {remedy}"
+    )
 
 
 def _find(places: Sequence[Path]) -> dict[str, Path] | None:
@@ -73,7 +81,9 @@ def _find(places: Sequence[Path]) -> dict[str, Path] | None:
                 sha256 = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
             if sha256 != PTB_SHA256[split]:
                 what = f"{path} is not Penn Treebank's {split} split: its sha256 is {sha256}, not {PTB_SHA256[split]}"
-                raise DataError(f"{what}; replace it, or give {path.parent} as the corpus if it is your own")
+                raise DataError(
+                    f"{what}; replace it, or give {path.parent} as the corpus if it is your own"
+                )
         return found
     return None
 
@@ -92,7 +102,9 @@ def _download(folder: Path) -> dict[str, Path]:
 
     def probe(mirror: str) -> None:
         try:
-            requests.head(mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True).raise_for_status()
+            requests.head(
+                mirror.format(split="test"), timeout=PROBE_SECONDS, allow_redirects=True
+            ).raise_for_status()
             failures[mirror] = ""
         except requests.RequestException as error:
             failures[mirror] = _reason(error)
@@ -103,9 +115,14 @@ def _download(folder: Path) -> dict[str, Path]:
     deadline = time.monotonic() + PROBE_SECONDS
     for thread in probes:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for mirror in (mirror for mirror in MIRRORS if not failures[mirror]):  # (one may answer while another fails)
+    for mirror in (
+        mirror for mirror in MIRRORS if not failures[mirror]
+    ):  # (one may answer while another fails)
         try:
-            texts = {split: _fetch(mirror.format(split=split), sha256) for split, sha256 in PTB_SHA256.items()}
+            texts = {
+                split: _fetch(mirror.format(split=split), sha256)
+                for split, sha256 in PTB_SHA256.items()
+            }
         except (requests.RequestException, ValueError) as error:
             failures[mirror] = _reason(error)
             continue
@@ -139,4 +156,8 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, requests.HTTPError) or not isinstance(error, requests.RequestException):
         return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
-    return "no answer in time" if isinstance(error, requests.Timeout) else "no connection, or a broken one"
+    return (
+        "no answer in time"
+        if isinstance(error, requests.Timeout)
+        else "no connection, or a broken one"
+    )

@@ -46,19 +46,29 @@ _VALID: dict[str, Callable[[Any], bool]] = {  # the fields of `prepared.json`, a
     "notes": lambda value: type(value) is list and all(type(note) is str for note in value),
     "text": lambda value: type(value) is list,  # the stamp of each text file
     "max_vocab": lambda value: value is None or _is_count(value),
-    **dict.fromkeys(("min_count", "words"), lambda value: _is_count(value)),  # words: of the vocabulary
-    **dict.fromkeys(("lowercase", "limited"), lambda value: type(value) is bool),  # limited: max_vocab dropped a word
-    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),  # all, or newer ones
+    **dict.fromkeys(
+        ("min_count", "words"), lambda value: _is_count(value)
+    ),  # words: of the vocabulary
+    **dict.fromkeys(
+        ("lowercase", "limited"), lambda value: type(value) is bool
+    ),  # limited: max_vocab dropped a word
+    "options": lambda value: (
+        type(value) is dict and value.keys() <= DataConfig().options.keys()
+    ),  # all, or newer ones
     "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
     "files": lambda value: (
         type(value) is dict
         and value.keys() == {*IDS.values(), VOCAB}
-        and all(type(entry) is list and len(entry) == 2 for entry in value.values())  # bytes, sha256
+        and all(
+            type(entry) is list and len(entry) == 2 for entry in value.values()
+        )  # bytes, sha256
     ),
 }
 
 
-def prepare(text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any) -> Corpus:
+def prepare(
+    text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any
+) -> Corpus:
     """Makes the folder `out` from a text, or resumes an interrupted folder; a finished folder is verified.
 
     Args:
@@ -81,10 +91,14 @@ def _prepare(text: Path, out: Path, read: TextOptions, vocab: Vocab | None = Non
         raise DataError(f"{text} is prepared already: train on it with --corpus")
     parts = find_splits(text)
     stamps = _stamps(parts, read, vocab)
-    with explained(DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"):
+    with explained(
+        DataError, f"{out} cannot be written", "fix that and run the same command again: it resumes"
+    ):
         entries = sorted(os.listdir(out)) if out.exists() else []
         if entries and HEADER not in entries and PARTIAL not in entries:
-            raise DataError(f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder")
+            raise DataError(
+                f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder"
+            )
         with Folder.open(out, create=True) as folder:
             if not folder.exists(HEADER):
                 # Another process that has finished just now may remove the working folder: its header is then there.
@@ -97,18 +111,29 @@ def _prepare(text: Path, out: Path, read: TextOptions, vocab: Vocab | None = Non
                 folder.remove(PARTIAL)
     found = {"text": header["text"], "max_vocab": header["max_vocab"], **_options(header)}
     asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
-    if changed := [f"{name} {found[name]}, not {value}" for name, value in asked.items() if found[name] != value]:
-        raise DataError(f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it")
+    if changed := [
+        f"{name} {found[name]}, not {value}"
+        for name, value in asked.items()
+        if found[name] != value
+    ]:
+        raise DataError(
+            f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it"
+        )
     return load_prepared(out)
 
 
-def prepare_in_cache(text: Path, parts: Parts, options: TextOptions, vocab: Vocab | None = None) -> Corpus:
+def prepare_in_cache(
+    text: Path, parts: Parts, options: TextOptions, vocab: Vocab | None = None
+) -> Corpus:
     """The corpus of a text too large for memory, from the user's cache, where it is prepared unless it is there.
 
     Another text or tokenizer file, or another state of it, has another place in the cache, and so has a given
     vocabulary that is not the text's own; a note of the corpus names the folder. Raises DataError as `prepare`.
     """
-    stamps, above = _stamps(parts, options, vocab), cache_dir() / "prepared" / text_name(text).removeprefix("text:")
+    stamps, above = (
+        _stamps(parts, options, vocab),
+        cache_dir() / "prepared" / text_name(text).removeprefix("text:"),
+    )
 
     def place(*given: str) -> Path:
         key = json.dumps([stamps, options.options, *given])
@@ -155,10 +180,18 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
             for name, asked in options.options.items()
             if asked not in (defaults[name], fixed[name])
         ]
-        if options.max_vocab is not None and len(vocab) > options.max_vocab and not vocab.tokens.names:
-            wrong.append(f"{len(vocab):,} words, more than the vocabulary size {options.max_vocab:,}: raise that")
+        if (
+            options.max_vocab is not None
+            and len(vocab) > options.max_vocab
+            and not vocab.tokens.names
+        ):
+            wrong.append(
+                f"{len(vocab):,} words, more than the vocabulary size {options.max_vocab:,}: raise that"
+            )
         if wrong:
-            raise DataError(f"{path} was prepared with {wrong[0]}, or prepare the text again in another folder")
+            raise DataError(
+                f"{path} was prepared with {wrong[0]}, or prepare the text again in another folder"
+            )
         return Corpus(
             header["name"],
             header["description"],
@@ -174,7 +207,9 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
 def read_header(folder: Folder) -> dict[str, Any]:
     """The fields of `prepared.json`. Raises DataError where there is none, or it is not what was written."""
     if not folder.exists(HEADER):
-        raise DataError(f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` that began it")
+        raise DataError(
+            f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` that began it"
+        )
     with _intact(folder, HEADER):
         tree = unseal(folder.read(HEADER, _MOST), _sealed)
         strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
@@ -192,7 +227,9 @@ def _options(header: Mapping[str, Any]) -> dict[str, Any]:
 def _stamps(parts: Parts, options: TextOptions, vocab: Vocab | None) -> list[Stamp]:
     """The stamps of all files that a corpus is made of. Raises DataError."""
     path = Path(options.tokenizer_file) if options.tokenizer_file else None
-    tokenizer = [stamp(path)] if path and (vocab is None or path.exists()) else []  # a given vocabulary holds its own
+    tokenizer = (
+        [stamp(path)] if path and (vocab is None or path.exists()) else []
+    )  # a given vocabulary holds its own
     return [*stamps_of(parts).values(), *tokenizer]
 
 
@@ -204,7 +241,10 @@ def _finished(place: Path, max_vocab: int | None, vocab: Vocab | None) -> Path |
             header = read_header(folder)
             if sealed == header["files"][VOCAB][1]:
                 return path
-            if not (vocab or max_vocab is None or header["limited"]) and header["words"] <= max_vocab:
+            if (
+                not (vocab or max_vocab is None or header["limited"])
+                and header["words"] <= max_vocab
+            ):
                 return path
     return None
 
@@ -286,7 +326,9 @@ def _intact(folder: Folder, name: str) -> AbstractContextManager[None]:
 def _sealed(tree: dict[str, Any]) -> str:
     """JSON with the sha256 of the rest inside, in the form of format 1."""
     body = json.dumps(tree, sort_keys=True)
-    return json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
+    return (
+        json.dumps({**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1) + "\n"
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -20,7 +20,11 @@ LEAST_TEXTS = 20  # from which on whole texts are held out
 _FILE_NAMES = {
     prefix + name + suffix: split
     for prefix in ("", "ptb.", "wiki.")
-    for name, split in (*zip(SPLITS, SPLITS, strict=True), ("validation", "valid"), ("dev", "valid"))
+    for name, split in (
+        *zip(SPLITS, SPLITS, strict=True),
+        ("validation", "valid"),
+        ("dev", "valid"),
+    )
     for suffix in ("", ".txt", ".tokens", ".raw")
 }
 
@@ -58,14 +62,18 @@ def read_blocks(
         if offset:  # (a pipe has no other place than its beginning)
             file.seek(offset)
         while data := file.read(BLOCK if stop is None else min(BLOCK, stop - offset - len(rest))):
-            check_no_zero_byte(data, path, offset + len(rest))  # at once: the holes of a sparse file are zeros
+            check_no_zero_byte(
+                data, path, offset + len(rest)
+            )  # at once: the holes of a sparse file are zeros
             rest += data
             last = max(rest.rfind(space) for space in _WHITE_SPACE) + 1
             if cut := len(rest[:last].rstrip(b" \t\r\n")):
                 yield decode(rest[:cut], path, offset, errors), offset + cut
                 rest, offset = rest[cut:], offset + cut
             elif len(rest) > MAX_UNBROKEN:
-                raise DataError(f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text")
+                raise DataError(
+                    f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text"
+                )
         if rest:
             yield decode(rest, path, offset, errors), offset + len(rest)
 
@@ -85,7 +93,9 @@ def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict"
 def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
     """Raises DataError if a part of a file that begins at byte `start` holds a zero byte, as binary files do."""
     if (zero := data.find(b"\0")) >= 0:
-        raise DataError(f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8")
+        raise DataError(
+            f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8"
+        )
 
 
 def empty(path: str | Path) -> DataError:
@@ -116,10 +126,20 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
     if os.path.exists(path) and not os.path.isdir(path):
         return stretches(path) if path.name in BY_BYTES else {"all": [FilePart(path)]}
     try:
-        names = sorted(entry.name for entry in os.scandir(path) if entry.name in _FILE_NAMES and not entry.is_dir())
+        names = sorted(
+            entry.name
+            for entry in os.scandir(path)
+            if entry.name in _FILE_NAMES and not entry.is_dir()
+        )
         every = [] if names else [*path.rglob("*")]
-        ours = {one.parent for one in every if one.name in (*files.OWNERS, ".partial")}  # (of an unfinished corpus)
-        shown = (one for one in every if "/." not in f"/{one.relative_to(path)}" and ours.isdisjoint(one.parents))
+        ours = {
+            one.parent for one in every if one.name in (*files.OWNERS, ".partial")
+        }  # (of an unfinished corpus)
+        shown = (
+            one
+            for one in every
+            if "/." not in f"/{one.relative_to(path)}" and ours.isdisjoint(one.parents)
+        )
         texts = sorted(one for one in shown if one.is_file())
     except FileNotFoundError:
         found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
@@ -136,7 +156,11 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
     for split in SPLITS:
         found = [name for name in names if _FILE_NAMES[name] == split]
         if len(found) != 1:
-            what = f"{' and '.join(found)}; keep one" if found else f"none; add one, such as {split}.txt"
+            what = (
+                f"{' and '.join(found)}; keep one"
+                if found
+                else f"none; add one, such as {split}.txt"
+            )
             raise DataError(f"the folder {path} should hold one {split} text, and holds {what}")
         splits[split] = [FilePart(path / found[0])]
     return splits
@@ -148,5 +172,10 @@ def stretches(path: Path) -> dict[str, list[FilePart]]:
         borders, size = [0], os.path.getsize(path)
         for percent in (90, 95):
             at = file.seek(size * percent // 100)
-            borders.append(at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0))
-    return {split: [FilePart(path, *span)] for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)}
+            borders.append(
+                at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
+            )
+    return {
+        split: [FilePart(path, *span)]
+        for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)
+    }

@@ -23,7 +23,13 @@ EOS = "<eos>"  # the token of a newline among words
 UNK = "<unk>"  # the token of whatever is outside the vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
 MOST_BYTES = 64 << 20  # of a tokenizer's file
-_ENDS = ("<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")  # of the token of a newline, where none is named after it
+_ENDS = (
+    "<0x0A>",
+    "</s>",
+    "<|endoftext|>",
+    EOS,
+    "[SEP]",
+)  # of the token of a newline, where none is named after it
 _LONGEST = 4096  # characters of a unit of subwords
 _CACHED = 1 << 17  # units of subwords that are remembered: words come again
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
@@ -57,7 +63,10 @@ class Words:
 
     kind: ClassVar[str] = "words"
     newline: ClassVar[str] = EOS  # the unit of a newline
-    ends: ClassVar[tuple[str, ...]] = (EOS, UNK)  # names of the token that ends a sentence: the first that there is
+    ends: ClassVar[tuple[str, ...]] = (
+        EOS,
+        UNK,
+    )  # names of the token that ends a sentence: the first that there is
     names: ClassVar[tuple[str, ...]] = ()  # of all tokens, where no text decides them
     unknown: ClassVar[str] = UNK
     errors: ClassVar[str] = "strict"  # what becomes of bytes that are not UTF-8
@@ -143,7 +152,9 @@ class Subwords(_Exact):
     """
 
     kind = "subwords"
-    model: bytes = field(repr=False)  # the content of the model's file, set to add and remove no space
+    model: bytes = field(
+        repr=False
+    )  # the content of the model's file, set to add and remove no space
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Subwords, (self.model,)  # (a copy makes its tokenizer anew)
@@ -155,27 +166,41 @@ class Subwords(_Exact):
         Raises DataError where the file is damaged or of another kind, or its tokens do not give back a plain text.
         """
         is_json = model.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
-        made = cls(_plain_json(model, where) if is_json else model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
+        made = cls(
+            _plain_json(model, where)
+            if is_json
+            else model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES
+        )
         try:
             text = "a b a"
-            found = b"".join(made.data(name) for unit in made.units(text) for name in made.split(unit)).decode()
+            found = b"".join(
+                made.data(name) for unit in made.units(text) for name in made.split(unit)
+            ).decode()
             end = made.split("\n")[0] in made.names
             rare = made.split("\U00013000")  # a hieroglyph
         except (DataError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # whatever a library makes of a stranger's file, such as a panic of Rust
-            why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[:200].strip(" .")
+        except (
+            BaseException
+        ) as error:  # whatever a library makes of a stranger's file, such as a panic of Rust
+            why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[
+                :200
+            ].strip(" .")
             what = f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'})"
             raise DataError(f"{what}: restore it from a copy") from None
         if not end:
             why = "has no token for the end of a line, such as \\n, <0x0A> or </s>"
-            raise DataError(f"the tokenizer of {where} {why}: make it with byte_fallback, or with \\n as a symbol")
+            raise DataError(
+                f"the tokenizer of {where} {why}: make it with byte_fallback, or with \\n as a symbol"
+            )
         if not rare:
             remedy = "take one with a token for them, or with bytes"
             raise DataError(f"the tokenizer of {where} drops unknown letters: {remedy}")
         if not re.fullmatch("[a\ufffd] [b\ufffd] [a\ufffd]", found):  # (letters may be unknown)
             remedy = "take one that keeps spaces, such as a SentencePiece model or a byte-level BPE"
-            raise DataError(f"the tokenizer of {where} reads {text!r} and gives back {found!r}: {remedy}")
+            raise DataError(
+                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: {remedy}"
+            )
         return made
 
     @classmethod
@@ -231,19 +256,27 @@ class Subwords(_Exact):
 
             model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
             names = tuple(map(model.id_to_piece, range(len(model))))
-            encode = lru_cache(_CACHED)(lambda text: [*map(sys.intern, model.encode(text, out_type=str))])
+            encode = lru_cache(_CACHED)(
+                lambda text: [*map(sys.intern, model.encode(text, out_type=str))]
+            )
             return names, names[model.unk_id()], encode  # one object a piece, however long the text
         try:
             import tokenizers
         except ModuleNotFoundError:
-            raise DataError("a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'") from None
+            raise DataError(
+                "a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'"
+            ) from None
         made = tokenizers.Tokenizer.from_str(self.model.decode())
         ids = made.get_vocab()
         if sorted(ids.values()) != list(range(len(ids))):
-            raise DataError("the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on")
+            raise DataError(
+                "the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on"
+            )
         names = tuple(sorted(ids, key=ids.__getitem__))
         model = json.loads(self.model)["model"]  # a Unigram's says which id is the unknown token's
-        unknown = model.get("unk_token") or UNK if model.get("unk_id") is None else names[model["unk_id"]]
+        unknown = (
+            model.get("unk_token") or UNK if model.get("unk_id") is None else names[model["unk_id"]]
+        )
 
         def encode(text: str) -> list[str]:
             try:
@@ -252,7 +285,9 @@ class Subwords(_Exact):
                 raise
             except BaseException as error:  # (a panic of Rust is no Exception)
                 why = f"the tokenizer cannot read {shown(text)} ({' '.join(str(error)[:200].split())})"
-                raise DataError(f"{why}: take one with a token for unknown letters, or with bytes") from None
+                raise DataError(
+                    f"{why}: take one with a token for unknown letters, or with bytes"
+                ) from None
 
         return names, unknown, lru_cache(_CACHED)(encode)
 
@@ -267,7 +302,9 @@ class Subwords(_Exact):
     @cached_property
     def ends(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         known = set(self.names)
-        usual = ("\n", "\u010a", *_ENDS) if self._bytes else ("\n", *_ENDS)  # (U+010A is a letter of Maltese)
+        usual = (
+            ("\n", "\u010a", *_ENDS) if self._bytes else ("\n", *_ENDS)
+        )  # (U+010A is a letter of Maltese)
         return (next((name for name in usual if name in known), EOS),)
 
     @cached_property
@@ -330,7 +367,10 @@ def _plain_json(model: bytes, where: str) -> bytes:
     def plainly(part: dict[str, Any]) -> dict[str, Any]:
         if part.get("type") == "Prepend":  # the normalizer of Llama 2
             return {"type": "Sequence", "normalizers": []}
-        return {name: value if type(value) is int else plain.get(name, value) for name, value in part.items()}
+        return {
+            name: value if type(value) is int else plain.get(name, value)
+            for name, value in part.items()
+        }
 
     try:
         tree = json.loads(model, object_hook=plainly)
@@ -338,4 +378,6 @@ def _plain_json(model: bytes, where: str) -> bytes:
         tree["model"]["dropout"] = None
         return json.dumps(tree).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where} is no tokenizer.json ({str(error)[:100]}): restore it from a copy") from None
+        raise DataError(
+            f"{where} is no tokenizer.json ({str(error)[:100]}): restore it from a copy"
+        ) from None

@@ -54,17 +54,25 @@ class Vocab:
         for place, word in enumerate(self.words):
             if not isinstance(word, str) or not (exact or word.split() == [word]) or half(word):
                 found = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
-                raise DataError(f"word {place} of a vocabulary must be text without white space, not {found}")
+                raise DataError(
+                    f"word {place} of a vocabulary must be text without white space, not {found}"
+                )
         if len(self.ids) < len(self.words):
             word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
-            raise DataError(f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; keep one")
+            raise DataError(
+                f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; keep one"
+            )
 
     def __len__(self) -> int:
         return len(self.words)
 
     def __repr__(self) -> str:
         first = ", ".join(map(shown, self.words[:3]))
-        return f"Vocab({first}, ...: {len(self):,} {self.kind})" if len(self) > 3 else f"Vocab({first})"
+        return (
+            f"Vocab({first}, ...: {len(self):,} {self.kind})"
+            if len(self) > 3
+            else f"Vocab({first})"
+        )
 
     @property
     def kind(self) -> str:
@@ -121,7 +129,9 @@ class Vocab:
         """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
         return "".join(self.tokens.pieces(self.decode(ids)))
 
-    def text_size(self, ids: np.ndarray, rows: int = 1, window: int = 1, tokens: Sequence[str] = ()) -> TextSize:
+    def text_size(
+        self, ids: np.ndarray, rows: int = 1, window: int = 1, tokens: Sequence[str] = ()
+    ) -> TextSize:
         """How much text a model predicts of ids `[N]`, cut into `rows` that are read in whole windows.
 
         The first token of a row is not predicted. Words have single spaces between them, and `<eos>` is a newline.
@@ -146,7 +156,9 @@ class Vocab:
             data = "".join(self.tokens.pieces(names)).encode()
         else:
             ids, known = self.ids, self.token_bytes
-            data = b"".join(known[ids[name]] if name in ids else self.tokens.data(name) for name in names)
+            data = b"".join(
+                known[ids[name]] if name in ids else self.tokens.data(name) for name in names
+            )
         text = data.decode("utf-8", "replace")
         characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
         return np.array([len(names), len(data), characters, len(text.split()) + text.count("\n")])
@@ -160,7 +172,9 @@ class Vocab:
         [0, 2, 1]
         """
         if isinstance(tokens, str):
-            raise DataError(f"encode takes a list of tokens; it is {shown(tokens)}: a text goes to encode_text")
+            raise DataError(
+                f"encode takes a list of tokens; it is {shown(tokens)}: a text goes to encode_text"
+            )
         unknown = self.unknown_id
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
@@ -173,7 +187,9 @@ class Vocab:
     def unknown_share(self, ids: np.ndarray) -> float:
         """The share of ids `[N]` that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary."""
         unknown = self.unknown_id
-        blocks = (batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK))
+        blocks = (
+            batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK)
+        )
         return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
@@ -214,7 +230,9 @@ class Vocab:
         kept = sorted(frequent(counts, min_count, kind), key=rank)
         if max_size is not None and len(kept) > max_size:
             if max_size <= len(special):
-                raise DataError(f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}")
+                raise DataError(
+                    f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}"
+                )
             usual = [word for word in kept if word not in special]
             kept = [*special, *usual[: max_size - len(special)]]
         counts[UNK] += counts.total() - sum(counts[word] for word in kept)
@@ -239,7 +257,9 @@ class Vocab:
         except DataError:
             raise
         except (ValueError, RecursionError, TypeError) as error:
-            raise DataError(f"the vocabulary is not valid JSON ({error}); restore it from a copy") from None
+            raise DataError(
+                f"the vocabulary is not valid JSON ({error}); restore it from a copy"
+            ) from None
         if not isinstance(tree, list):
             raise DataError("this JSON is no vocabulary that jaxlm wrote; restore it from a copy")
         return cls(tuple(tree))
@@ -258,5 +278,9 @@ def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str
 
     The newline is always one, and among words so is `<unk>`.
     """
-    words = [word for word, count in counts.items() if (count >= min_count or word == kind.newline) and word != UNK]
+    words = [
+        word
+        for word, count in counts.items()
+        if (count >= min_count or word == kind.newline) and word != UNK
+    ]
     return [*words, UNK] if kind.kind == "words" or len(words) < len(counts) else words

@@ -39,26 +39,36 @@ class RandomLengths:
     deviation: float
     shortest: int  # shorter draws become this long
     longest: int  # longer draws become this long; all windows are padded to it
-    seed: int  # the epoch is folded into it, so that an epoch's lengths follow from its number alone
+    seed: (
+        int  # the epoch is folded into it, so that an epoch's lengths follow from its number alone
+    )
     as_published: bool = False
 
     def draw(self, rows: int, epoch: int) -> np.ndarray:
         """The lengths `[W]` that are drawn for an epoch over rows of `rows` tokens; their sum is at least `rows`."""
         rng, parts, covered = np.random.default_rng([self.seed, epoch]), [], 0
         while covered < rows:
-            base = np.where(rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal)
-            drawn = np.trunc(rng.normal(base, self.deviation))  # (AWD-LSTM's int(); it cuts off below, MoS above too)
+            base = np.where(
+                rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal
+            )
+            drawn = np.trunc(
+                rng.normal(base, self.deviation)
+            )  # (AWD-LSTM's int(); it cuts off below, MoS above too)
             parts.append(np.clip(drawn, self.shortest, self.longest).astype(np.int64))
             covered += int(parts[-1].sum())
         return np.concatenate(parts)
 
 
 @lru_cache(maxsize=4)
-def _drawn(random: RandomLengths, rows: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _drawn(
+    random: RandomLengths, rows: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The windows of an epoch: the rows where they begin, their lengths, their factors on the rate; each `[W]`."""
     drawn = random.draw(rows, epoch)
     starts = np.concatenate([[0], np.cumsum(drawn)])
-    count = int(np.searchsorted(starts, rows - 1 - random.as_published))  # the last token is only ever a target
+    count = int(
+        np.searchsorted(starts, rows - 1 - random.as_published)
+    )  # the last token is only ever a target
     starts, drawn = starts[:count], drawn[:count]
     lengths = np.minimum(drawn, rows - 1 - starts)
     return starts, lengths, (drawn if random.as_published else lengths) / random.nominal
@@ -132,7 +142,11 @@ class WindowPlan:
         row, length, rate = self._epoch(epoch)
 
         def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
-            return None if column is None else np.pad(column[index : index + count].astype(dtype), (0, size - count))
+            return (
+                None
+                if column is None
+                else np.pad(column[index : index + count].astype(dtype), (0, size - count))
+            )
 
         return Windows(
             row=filled(row - first_row, np.int32),
@@ -145,7 +159,11 @@ class WindowPlan:
 
 
 def batch(
-    ids: np.ndarray, batch_size: int, rows: slice = slice(None), start: int = 0, stop: int | None = None
+    ids: np.ndarray,
+    batch_size: int,
+    rows: slice = slice(None),
+    start: int = 0,
+    stop: int | None = None,
 ) -> np.ndarray:
     """Cuts ids `[N]` into B rows of N // B, time-major, and drops the rest; returns int32 `[stop - start, rows]`.
 
@@ -156,8 +174,12 @@ def batch(
     stop = length if stop is None else min(stop, length)
     pieces = np.empty((len(wanted), stop - start), ids.dtype)
     places = [row * length + start for row in wanted]
-    if isinstance(ids, np.memmap) and isinstance(ids.base, mmap.mmap):  # the whole map, and no view of it
-        _read(Path(str(ids.filename)), pieces, [ids.offset + place * ids.itemsize for place in places])
+    if isinstance(ids, np.memmap) and isinstance(
+        ids.base, mmap.mmap
+    ):  # the whole map, and no view of it
+        _read(
+            Path(str(ids.filename)), pieces, [ids.offset + place * ids.itemsize for place in places]
+        )
     else:
         for piece, place in zip(pieces, places, strict=True):
             piece[:] = ids[place : place + stop - start]
@@ -178,14 +200,23 @@ def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epoch
     if windows < 1:
         least = f"batch_size {batch_size} x (bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}"
         remedy = "lower batch_size or bptt_length, or use more text"
-        raise DataError(f"the {split} split has {tokens:,} tokens, fewer than one window of {least}: {remedy}")
+        raise DataError(
+            f"the {split} split has {tokens:,} tokens, fewer than one window of {least}: {remedy}"
+        )
 
 
 def _read(path: Path, rows: np.ndarray, places: list[int]) -> None:
     try:
         with open(path, "rb", buffering=0) as file:
-            whole = all(os.preadv(file.fileno(), [row], at) == row.nbytes for row, at in zip(rows, places, strict=True))
+            whole = all(
+                os.preadv(file.fileno(), [row], at) == row.nbytes
+                for row, at in zip(rows, places, strict=True)
+            )
     except OSError as error:
-        raise DataError(f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume") from None
+        raise DataError(
+            f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume"
+        ) from None
     if not whole:
-        raise DataError(f"{path} became shorter while it was in use: prepare its text again, then resume")
+        raise DataError(
+            f"{path} became shorter while it was in use: prepare its text again, then resume"
+        )

@@ -26,7 +26,9 @@ WAIT = 120  # seconds for the other processes to come
 HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as dead and all end
 
 
-def join_processes(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> bool:
+def join_processes(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> bool:
     """Joins the other processes, if the arguments or the environment name any. Call it before JAX is first used.
 
     Without arguments JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
@@ -49,7 +51,9 @@ def join_processes(coordinator: str | None = None, processes: int | None = None,
         case None, None, None:
             if not _cluster():
                 return False
-        case str(address), int(count), int(index) if 0 <= index < count and 0 < _port(address) < 1 << 16:
+        case str(address), int(count), int(index) if (
+            0 <= index < count and 0 < _port(address) < 1 << 16
+        ):
             if index:
                 _reach(address)
         case _:
@@ -86,7 +90,9 @@ def _reach(address: str) -> None:
     until = time.monotonic() + WAIT
     while True:
         try:
-            return socket.create_connection((address.rpartition(":")[0].strip("[]"), _port(address)), 5).close()
+            return socket.create_connection(
+                (address.rpartition(":")[0].strip("[]"), _port(address)), 5
+            ).close()
         except (OSError, UnicodeError) as error:  # (the second of a host such as a..b)
             if time.monotonic() > until:
                 raise JaxlmError(
@@ -101,7 +107,9 @@ def _cluster() -> bool:
     counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     indexed_job = "JOB_COMPLETION_INDEX" in os.environ  # of Kubernetes
-    return any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or indexed_job
+    return (
+        any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or indexed_job
+    )
 
 
 def agreed(value: int) -> int:
@@ -134,7 +142,9 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if jax.process_count() == 1 or not (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
+        if jax.process_count() == 1 or not (
+            isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        ):
             raise
         raise JaxlmError(
             f"process {jax.process_index()} lost the others ({_first_line(error)}): what was saved "

@@ -22,7 +22,9 @@ ROWS, MEMBER = P(None, DATA), P(MEMBERS)  # tokens [T, B] by their rows; [M, ...
 Tree = TypeVar("Tree")
 
 
-def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 1) -> tuple[Mesh | None, str | None]:
+def make_mesh(
+    batch_size: int, devices: int | None = None, model_devices: int = 1
+) -> tuple[Mesh | None, str | None]:
     """The mesh of `devices` x `model_devices` devices. Every process contributes equally many.
 
     Args:
@@ -47,8 +49,15 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         )
     divisors = [n for n in range(1, there // model_devices + 1) if batch_size % n == 0]
     if devices is not None and batch_size % devices:
-        near = [*[n for n in divisors if n < devices][-1:], *[n for n in divisors if n > devices][:1]]
-        sizes = [size for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices) if size]
+        near = [
+            *[n for n in divisors if n < devices][-1:],
+            *[n for n in divisors if n > devices][:1],
+        ]
+        sizes = [
+            size
+            for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices)
+            if size
+        ]
         size, count = (" or ".join(map(str, numbers)) for numbers in (sizes, near))
         raise JaxlmError(
             f"the {batch_size} rows of a batch do not divide over {devices} devices: take batch_size {size}, or "
@@ -67,15 +76,25 @@ def make_mesh(batch_size: int, devices: int | None = None, model_devices: int = 
         note = f"using {used} of {there} devices: the {batch_size} {why}"
     if used == 1:
         return None, note
-    chosen = [device for process in range(processes) for device in jax.local_devices(process)[: used // processes]]
-    return jax.make_mesh((fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen), note
+    chosen = [
+        device
+        for process in range(processes)
+        for device in jax.local_devices(process)[: used // processes]
+    ]
+    return jax.make_mesh(
+        (fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen
+    ), note
 
 
 def members_mesh(members: int) -> Mesh | None:
     """A mesh over as many of this process's devices as the number of members divides over; None: one device."""
     local = jax.local_devices()
     used = max(n for n in range(1, len(local) + 1) if members % n == 0)
-    return None if used == 1 else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
+    return (
+        None
+        if used == 1
+        else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
+    )
 
 
 def spec_of(path: tuple[Any, ...]) -> P:
@@ -108,7 +127,9 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
             axis = where.index(MODEL)
             added = -array.shape[axis] % mesh.shape[MODEL]
             array = np.pad(array, [(0, added if at == axis else 0) for at in range(array.ndim)])
-        return jax.make_array_from_callback(array.shape, NamedSharding(mesh, where), lambda index: array[index])
+        return jax.make_array_from_callback(
+            array.shape, NamedSharding(mesh, where), lambda index: array[index]
+        )
 
     return jax.tree_util.tree_map_with_path(put, tree)
 
@@ -118,7 +139,10 @@ def stay(mesh: Mesh | None, tree: Tree) -> Tree:
     if mesh is None:
         return tree
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec_of(path))), tree
+        lambda path, leaf: jax.lax.with_sharding_constraint(
+            leaf, NamedSharding(mesh, spec_of(path))
+        ),
+        tree,
     )
 
 
@@ -135,13 +159,19 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
         if not leaf.is_fully_addressable:
-            leaf = jax.device_put(leaf, NamedSharding(mesh, P()))  # one after the other, so that they fit
-        return np.asarray(leaf)[tuple(slice(vocab_size if axis == MODEL else None) for axis in spec_of(path))]
+            leaf = jax.device_put(
+                leaf, NamedSharding(mesh, P())
+            )  # one after the other, so that they fit
+        return np.asarray(leaf)[
+            tuple(slice(vocab_size if axis == MODEL else None) for axis in spec_of(path))
+        ]
 
     return jax.tree_util.tree_map_with_path(take, tree)
 
 
-def put_rows(mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]) -> jax.Array:
+def put_rows(
+    mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]
+) -> jax.Array:
     """Tokens onto the mesh. A device gets its own rows; or all, where rows do not divide or the mesh is of members.
 
     Returns tokens [R, B] of a `shape` (R, B). `read(rows)` -> [R, rows] is called for the rows of this process's

@@ -53,10 +53,16 @@ def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) ->
         raise JaxlmError(f"{why}: export it --to stablehlo")
     if model.vocab.kind != "words" and model.vocab.newline_id < 0:
         why = "other programs begin a text with a newline, and the model's training text had none"
-        raise JaxlmError(f"{why}: export it --to stablehlo, or train on a text of more than one line")
+        raise JaxlmError(
+            f"{why}: export it --to stablehlo, or train on a text of more than one line"
+        )
     exported = run and int(which)
     with new_folder(out) as folder:
-        _fill(folder, model, [row for row in read_metrics(run) if row.get("step") == exported] if run else [])
+        _fill(
+            folder,
+            model,
+            [row for row in read_metrics(run) if row.get("step") == exported] if run else [],
+        )
         for step, manifest in checkpoint.manifests(run).items() if run else ():
             if run and manifest.words:
                 with folder.new_folder(_revision(manifest.words)) as inner:
@@ -65,7 +71,10 @@ def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) ->
 
 def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> None:
     """Writes the files of one model."""
-    config, params = model.config.model, {**model.params, "embedding": {"weight": model.params["embedding"]}}
+    config, params = (
+        model.config.model,
+        {**model.params, "embedding": {"weight": model.params["embedding"]}},
+    )
     described = {
         "model_type": "jaxlm",
         "jaxlm_format": FORMAT,
@@ -82,12 +91,16 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
         "tie_word_embeddings": False,  # (tied or not, there is nothing for transformers to tie)
         **{f"{name}_id": place for name, place in special_tokens(model.vocab).items()},
         "cell": _cell_of(config),
-        "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),  # (lists as dicts)
+        "shapes": jax.tree.map(
+            lambda leaf: list(leaf.shape), to_state_dict(params)
+        ),  # (lists as dicts)
         "jaxlm": json.loads(model.config.to_json()),
     }
     weights = {name: np.asarray(leaf, np.float32, order="C") for name, leaf in flat(params).items()}
     text = files("jaxlm.interop").joinpath("card.md").read_text("utf-8")
-    card = Template(text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True).render(
+    card = Template(
+        text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
+    ).render(
         kind=kind_of("model", config),
         model=config,
         vocab=model.vocab,
@@ -108,7 +121,11 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
 
 def _revision(words: int) -> str:
     """The name of a model that saw so many words, as BabyLM has it: chck_10M."""
-    unit, factor = next((unit, factor) for unit, factor in (("M", 10**6), ("k", 10**3), ("", 1)) if not words % factor)
+    unit, factor = next(
+        (unit, factor)
+        for unit, factor in (("M", 10**6), ("k", 10**3), ("", 1))
+        if not words % factor
+    )
     return f"chck_{words // factor}{unit}"
 
 
@@ -116,7 +133,9 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
     """What modeling_jaxlm.py has to know of a kind beside its fields. Raises JaxlmError for one that it lacks."""
     kind = kind_of("model", model).removeprefix("lamb-")
     if kind not in CELLS:
-        raise JaxlmError(f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: export it --to stablehlo")
+        raise JaxlmError(
+            f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: export it --to stablehlo"
+        )
     scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
     return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}
 
@@ -125,9 +144,17 @@ def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """(name, perplexity) of the test and the validation of a checkpoint, of which the metrics are."""
     _, epochs, tests = by_kind(metrics)
     rows = [("test", row, "test_perplexity") for row in tests[-1:]]
-    rows += [(f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity") for row in epochs[-1:]]
-    known = [(_cell(f"{row.get('corpus', '')} {name}"), row.get(field)) for name, row, field in rows]
-    return [(name, perplexity_text(value) if isinstance(value, float | int) else "unknown") for name, value in known]
+    rows += [
+        (f"validation, epoch {row.get('epoch', '')}", row, "valid_perplexity")
+        for row in epochs[-1:]
+    ]
+    known = [
+        (_cell(f"{row.get('corpus', '')} {name}"), row.get(field)) for name, row, field in rows
+    ]
+    return [
+        (name, perplexity_text(value) if isinstance(value, float | int) else "unknown")
+        for name, value in known
+    ]
 
 
 def _cell(text: object) -> str:
@@ -138,7 +165,10 @@ def _cell(text: object) -> str:
 
 def special_tokens(vocab: Vocab) -> dict[str, int]:
     """{name in tokenizer_config.json: id}. What ends a sentence also begins and pads a text."""
-    end, named = vocab.newline_id, vocab.kind == "words" or _is_json(vocab)  # else a text's <unk> is letters
+    end, named = (
+        vocab.newline_id,
+        vocab.kind == "words" or _is_json(vocab),
+    )  # else a text's <unk> is letters
     unknown = vocab.unknown_id if named else -1
     ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": unknown}
     return {name: place for name, place in ids.items() if place >= 0}
@@ -151,10 +181,15 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
         names[vocab.eos] = "\n"  # (some kinds have another name for it)
     data, lines = model.config.data, _LINES[model.config.data.lines]
     # Programs write bos_token + text. Where it is a newline, lines are joined before newlines are cut out.
-    if lines and isinstance(vocab.tokens, Subwords) and not _is_json(vocab):  # (whose rules may make one a space)
+    if (
+        lines and isinstance(vocab.tokens, Subwords) and not _is_json(vocab)
+    ):  # (whose rules may make one a space)
         lines = (*lines, _replace("\n", "\ue000"))
     flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip"), False), "normalized": bool(lines)}
-    added = [{"id": place, "content": names[place], "special": True, **flags} for place in sorted({*special.values()})]
+    added = [
+        {"id": place, "content": names[place], "special": True, **flags}
+        for place in sorted({*special.values()})
+    ]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
     if read := [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *lines]:
         parts["normalizer"] = _sequence("normalizer", *read, parts.get("normalizer"))
@@ -164,7 +199,11 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
         "model_input_names": ["input_ids", "attention_mask"],
         **{name: names[place] for name, place in special.items()},
     }
-    words = {"vocab.txt": "".join(f"{word}\n" for word in vocab.words).encode()} if vocab.kind == "words" else {}
+    words = (
+        {"vocab.txt": "".join(f"{word}\n" for word in vocab.words).encode()}
+        if vocab.kind == "words"
+        else {}
+    )
     return {
         "tokenizer.json": as_json({"version": "1.0", "added_tokens": added, **parts}),
         "tokenizer_config.json": as_json(settings),
@@ -212,14 +251,28 @@ def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     words = {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown}
     if vocab.kind == "words":
         split = _split(f"[{WHITE_SPACE}]+", "Removed")
-        return {"normalizer": _replace("\r\n|\r|\n", f" {EOS} "), "pre_tokenizer": split, "model": words}
+        return {
+            "normalizer": _replace("\r\n|\r|\n", f" {EOS} "),
+            "pre_tokenizer": split,
+            "model": words,
+        }
     if vocab.kind == "characters":
         normalizer = {"type": "NFC"} if vocab.tokens.fields()["normalize"] == "nfc" else None
         split = _split(r"[\s\S]")
-        return {"normalizer": normalizer, "pre_tokenizer": split, "model": words, "decoder": {"type": "Fuse"}}
+        return {
+            "normalizer": normalizer,
+            "pre_tokenizer": split,
+            "model": words,
+            "decoder": {"type": "Fuse"},
+        }
     if vocab.kind == "bytes":
-        return {"model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True}, "decoder": _TO_TEXT}
-    if _is_json(vocab):  # the tokenizer.json that the model was trained with, its text cut into units first
+        return {
+            "model": {"type": "BPE", "vocab": ids, "merges": [], "byte_fallback": True},
+            "decoder": _TO_TEXT,
+        }
+    if _is_json(
+        vocab
+    ):  # the tokenizer.json that the model was trained with, its text cut into units first
         tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
         cut = _sequence("pretokenizer", _split(UNITS.pattern), tree.get("pre_tokenizer"))
         return {**tree, "pre_tokenizer": cut}
@@ -236,19 +289,33 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     proto = message_fields(vocab.tokens.model)
     bits = np.array([message_fields(piece).get(2, [0])[-1] for piece in proto[1]], np.uint32)
     scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
-    model: dict[str, Any] = {"unk_token": vocab.tokens.unknown, "fuse_unk": True, "byte_fallback": True}
+    model: dict[str, Any] = {
+        "unk_token": vocab.tokens.unknown,
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
     if message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
         kinds = [message_fields(piece).get(3, [1])[-1] for piece in proto[1]]
-        pieces = zip(scores.items(), kinds, strict=True)  # (2, 3: unknown, control; no text spells them with a space)
-        named = [(f" {name}" if kind in (2, 3) and name != "\n" else name, score) for (name, score), kind in pieces]
+        pieces = zip(
+            scores.items(), kinds, strict=True
+        )  # (2, 3: unknown, control; no text spells them with a space)
+        named = [
+            (f" {name}" if kind in (2, 3) and name != "\n" else name, score)
+            for (name, score), kind in pieces
+        ]
         model |= {"type": "Unigram", "vocab": named, "unk_id": vocab.unknown_id}
     else:
         pieces = sorted(scores, key=scores.__getitem__, reverse=True)
         cuts = ((name[:at], name[at:]) for name in pieces for at in range(1, len(name)))
         merges = [pair for pair in cuts if pair[0] in scores and pair[1] in scores]
         model |= {"type": "BPE", "vocab": ids, "merges": merges}
-    charsmap = b"".join(bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, []))
-    precompiled = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
+    charsmap = b"".join(
+        bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, [])
+    )
+    precompiled = {
+        "type": "Precompiled",
+        "precompiled_charsmap": base64.b64encode(charsmap).decode(),
+    }
     return {
         "normalizer": _sequence("normalizer", charsmap and precompiled, _replace(" ", SPACE)),
         "pre_tokenizer": _split(UNITS.pattern.replace(" ", SPACE)),

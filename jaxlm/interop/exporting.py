@@ -43,18 +43,27 @@ MOST_ONNX = (1 << 31) - (1 << 24)  # bytes of a protocol buffer, with room for a
 def to_torch(model: LanguageModel) -> tuple[bytes, list[str]]:
     """A file that `torch.load(OUT, weights_only=True)` reads, and notes. Raises JaxlmError as `torch_layers`."""
     tensors, notes = state_dict(model.config.model, model.params)
-    keys = {identity: str(key) for key, identity in enumerate(dict.fromkeys(map(id, tensors.values())))}
-    items = b"".join(_plain(name) + _tensor(keys[id(tensor)], tensor) for name, tensor in tensors.items())
+    keys = {
+        identity: str(key) for key, identity in enumerate(dict.fromkeys(map(id, tensors.values())))
+    }
+    items = b"".join(
+        _plain(name) + _tensor(keys[id(tensor)], tensor) for name, tensor in tensors.items()
+    )
     entries = {
         "data.pkl": b"\x80\x02}(" + items + b"u.",
         "byteorder": b"little",
-        **{f"data/{keys[id(one)]}": one.astype("<f4", copy=False).data.cast("B") for one in tensors.values()},
+        **{
+            f"data/{keys[id(one)]}": one.astype("<f4", copy=False).data.cast("B")
+            for one in tensors.values()
+        },
         "version": b"3\n",
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, data in entries.items():
-            info = zipfile.ZipInfo(f"model/{name}")  # (of 1980, so that equal tensors give equal bytes)
+            info = zipfile.ZipInfo(
+                f"model/{name}"
+            )  # (of 1980, so that equal tensors give equal bytes)
             padding = -(file.tell() + 30 + len(info.filename) + 4) % ALIGNMENT
             info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
             archive.writestr(info, data)
@@ -70,8 +79,14 @@ def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
 def _tensor(key: str, tensor: np.ndarray) -> bytes:
     """`torch._utils._rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`, in instructions."""
     strides = tuple(stride // tensor.itemsize for stride in tensor.strides)
-    storage = _plain("storage") + b"ctorch\nFloatStorage\n" + b"".join(map(_plain, (key, "cpu", tensor.size)))
-    view = b"".join(map(_plain, (0, tensor.shape, strides, False))) + b"ccollections\nOrderedDict\n)R"
+    storage = (
+        _plain("storage")
+        + b"ctorch\nFloatStorage\n"
+        + b"".join(map(_plain, (key, "cpu", tensor.size)))
+    )
+    view = (
+        b"".join(map(_plain, (0, tensor.shape, strides, False))) + b"ccollections\nOrderedDict\n)R"
+    )
     return b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage + b"tQ" + view + b"tR"
 
 
@@ -85,14 +100,18 @@ def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
     layers, notes = torch_layers(model, params), []
     equal = len(set(model.hidden_sizes)) == 1
     if not equal:
-        notes.append("the layers' widths differ: each is a module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm")
+        notes.append(
+            "the layers' widths differ: each is a module of its own, rnns.0, rnns.1, ..., as in awd-lstm-lm"
+        )
     if isinstance(model, LSTM) and float(model.forget_bias):
         notes.append(f"the forget bias {float(model.forget_bias):g} was added to the biases")
     found = {"encoder.weight": array(params["embedding"])}
     for place, layer in enumerate(layers):
         where = f"rnn.{{}}_l{place}" if equal else f"rnns.{place}.{{}}_l0"
         found |= {where.format(part): value for part, value in layer.items()}
-    found["decoder.weight"] = found["encoder.weight"] if model.tied else array(params["softmax"]["kernel"].T)
+    found["decoder.weight"] = (
+        found["encoder.weight"] if model.tied else array(params["softmax"]["kernel"].T)
+    )
     found["decoder.bias"] = array(params["softmax"]["bias"])
     return found, notes
 
@@ -158,19 +177,25 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
     try:
         import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise JaxlmError("StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'") from None
+        raise JaxlmError(
+            "StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
+        ) from None
     recurrent, params = stack.exact(model.config.model), model.params
     like = jax.eval_shape(lambda: stack.zero_carry(recurrent, 1))
     structure = jax.tree.structure(like)
 
     def next_word(tokens: jax.Array, *carry: jax.Array) -> tuple[jax.Array, ...]:
         state = jax.tree.unflatten(structure, carry)
-        features, state = stack.features(recurrent, params, Noise(), stack.embed(params, tokens), state)
+        features, state = stack.features(
+            recurrent, params, Noise(), stack.embed(params, tokens), state
+        )
         return heads.logits(recurrent, params, features), *jax.tree.leaves(state)
 
     rows = export.symbolic_shape("B")[0]
     arguments = [jax.ShapeDtypeStruct((1, rows), jnp.int32)]
-    arguments += [jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(like)]
+    arguments += [
+        jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(like)
+    ]
     made = export.export(jax.jit(next_word), platforms=("cpu", "cuda", "tpu"))(*arguments)
     return bytes(made.serialize()), []
 
@@ -186,13 +211,17 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
         import onnx  # pyright: ignore[reportMissingImports]
         import onnx.parser  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
-        raise JaxlmError("exporting to ONNX needs the package onnx: pip install 'jaxlm[onnx]'") from None
+        raise JaxlmError(
+            "exporting to ONNX needs the package onnx: pip install 'jaxlm[onnx]'"
+        ) from None
     text, weights = _graph(model)
     if (size := sum(weight.nbytes for weight in weights.values())) > MOST_ONNX:
         found = f"an ONNX file can hold {MOST_ONNX:,} bytes, and this model's weights take {size:,}"
         raise JaxlmError(f"{found}: export it --to safetensors or stablehlo")
     made = onnx.parser.parse_model(f"{ONNX_HEADER}\n{text}")
-    made.graph.initializer.extend(onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items())
+    made.graph.initializer.extend(
+        onnx.numpy_helper.from_array(weight, name) for name, weight in weights.items()
+    )
     onnx.helper.set_model_props(made, {"vocabulary": json.dumps(model.vocab.words)})
     onnx.checker.check_model(made)
     return made.SerializeToString(), []
@@ -230,17 +259,27 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
 def _weights(layer: StateDict, kind: str) -> StateDict:
     """A layer's weights as ONNX has them: gates i, o, f, c (PyTorch: i, f, g, o), or z, r, h (PyTorch: r, z, n)."""
     order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
-    parts = {name: np.concatenate([np.split(value, len(order))[at] for at in order]) for name, value in layer.items()}
+    parts = {
+        name: np.concatenate([np.split(value, len(order))[at] for at in order])
+        for name, value in layer.items()
+    }
     biases = np.concatenate([parts["bias_ih"], parts["bias_hh"]])
     return {"W": parts["weight_ih"], "R": parts["weight_hh"], "biases": biases}
 
 
 # Each gives a file's bytes, and notes.
-EXPORTERS = {"safetensors": to_safetensors, "torch": to_torch, "onnx": to_onnx, "stablehlo": to_stablehlo}
+EXPORTERS = {
+    "safetensors": to_safetensors,
+    "torch": to_torch,
+    "onnx": to_onnx,
+    "stablehlo": to_stablehlo,
+}
 TARGETS = (*EXPORTERS, "hub")
 
 
-def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last") -> list[str]:
+def export_model(
+    run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last"
+) -> list[str]:
     """Writes a model for another program, whole or not at all.
 
     The parameters are those of evaluation: the average, if the run keeps one.
@@ -264,12 +303,17 @@ def export_model(run: str | Path | LanguageModel, target: str, out: str | Path, 
     model = model_of(run, which)
     with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":
-            export_hub(model, Path(out), None if isinstance(run, LanguageModel) else Path(run), which)
+            export_hub(
+                model, Path(out), None if isinstance(run, LanguageModel) else Path(run), which
+            )
             notes = []
         else:
             data, notes = EXPORTERS[target](model)
             with vacant(out) as (parent, name):
                 parent.write(name, data)
     if model.config.optimizer.averages:
-        notes = [*notes, "the parameters are those of evaluation: the average, once it has begun, not the last ones"]
+        notes = [
+            *notes,
+            "the parameters are those of evaluation: the average, once it has begun, not the last ones",
+        ]
     return notes

@@ -13,7 +13,9 @@ from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 
 MOST_PATH = 1000  # letters of a path in a message
-MOST_SHARING = 4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
+MOST_SHARING = (
+    4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
+)
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,19 @@ class ForeignModel:
     def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
         """The model of an LSTM's parameter tree, which gives its sizes."""
         vocab_size, width = params["embedding"].shape
-        tied, widths = "kernel" not in params["softmax"], tuple(len(layer["bias"]) // 4 for layer in params["layers"])
+        tied, widths = (
+            "kernel" not in params["softmax"],
+            tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
+        )
         config = LSTM(vocab_size=vocab_size, embedding_size=width, hidden_sizes=widths, tied=tied)
         return ForeignModel(config, params, tuple(notes), files)
 
 
 def by_role(
-    names: Iterable[str], role_of: Callable[[str], str | None], ends: Iterable[str], parts: Sequence[str]
+    names: Iterable[str],
+    role_of: Callable[[str], str | None],
+    ends: Iterable[str],
+    parts: Sequence[str],
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
     """{role: name} of an LSTM's tensors, and {part: name} of each layer; the roles of layer K are `PART of layer K`.
 
@@ -46,7 +54,9 @@ def by_role(
     for name in names:
         found.setdefault(role_of(name) or "", []).append(name)
     unknown = found.pop("", [])
-    layers = 1 + max((int(role.split(" of layer ")[1]) for role in found if " of layer " in role), default=0)
+    layers = 1 + max(
+        (int(role.split(" of layer ")[1]) for role in found if " of layer " in role), default=0
+    )
     wanted = {*ends, *(f"{part} of layer {layer}" for layer in range(layers) for part in parts)}
     twice = [f"{role} ({listed(several)})" for role, several in found.items() if len(several) > 1]
     if wanted - found.keys() or unknown or twice:
@@ -54,7 +64,9 @@ def by_role(
         problem += f"; given more than once are {', '.join(twice[:4])}" if twice else ""
         raise JaxlmError(f"expected the weights of an LSTM language model; {problem}")
     roles = {role: several[0] for role, several in found.items()}
-    return roles, [{part: roles[f"{part} of layer {layer}"] for part in parts} for layer in range(layers)]
+    return roles, [
+        {part: roles[f"{part} of layer {layer}"] for part in parts} for layer in range(layers)
+    ]
 
 
 def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -62,7 +74,9 @@ def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
     if array.shape != shape:
         raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected {list(shape)}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise JaxlmError(f"{quote(name)} holds {array.dtype.name!r}, expected floating-point numbers")
+        raise JaxlmError(
+            f"{quote(name)} holds {array.dtype.name!r}, expected floating-point numbers"
+        )
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, order="C", copy=False)
     if wrong := values.size - np.count_nonzero(np.isfinite(values)):

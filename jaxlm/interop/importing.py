@@ -29,7 +29,9 @@ FORMAT = 1  # of a hub's folder, which has the files:
 CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
 
 
-def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None) -> LanguageModel:
+def import_model(
+    file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None
+) -> LanguageModel:
     """A language model of another program, ready to use.
 
     Args:
@@ -47,20 +49,29 @@ def import_model(file: str | Path, vocab: str | Path | None = None, run_dir: str
     """
     found = read_model(file)
     if vocab is None and found.run is None:
-        raise DataError(f"{quote(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)")
+        raise DataError(
+            f"{quote(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)"
+        )
     path = (found.files[0].parent if found.run else Path(file)).resolve()
-    words = model_vocabulary(vocab or path / VOCAB, found.config.vocab_size, found.files[0].suffix == ".index")
+    words = model_vocabulary(
+        vocab or path / VOCAB, found.config.vocab_size, found.files[0].suffix == ".index"
+    )
     about = f"imported from {found.files[0].resolve()}"
     digest = hashlib.sha256()  # of the files, one after the other
     for one in found.files:
-        with explained(JaxlmError, f"{quote(one, MOST_PATH)} cannot be read"), reader(one) as opened:
+        with (
+            explained(JaxlmError, f"{quote(one, MOST_PATH)} cannot be read"),
+            reader(one) as opened,
+        ):
             hashlib.file_digest(opened, lambda: digest)  # pyright: ignore[reportArgumentType]
     corpus = unread_corpus(f"imported:{path.name}", digest.hexdigest(), words, about, *found.notes)
     config = found.run or Config(model=found.config, preset="imported").replace(tokens=words.kind)
     config = config.replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, found.params, corpus)
-    return LanguageModel(jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus))
+    return LanguageModel(
+        jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus)
+    )
 
 
 def read_model(file: str | Path) -> ForeignModel:
@@ -74,7 +85,9 @@ def read_model(file: str | Path) -> ForeignModel:
         return read_pytorch(path) if prefix is None else read_tensorflow(prefix)
     except Exception as error:
         name = getattr(error, "filename", None)
-        known = name or isinstance(error, MemoryError | JaxlmError)  # else a reader met damaged bytes
+        known = name or isinstance(
+            error, MemoryError | JaxlmError
+        )  # else a reader met damaged bytes
         why = reason(error) if known else f"it is damaged or cut short ({quote(error)})"
         where = f"its {quote(Path(name).name)}: " if name and Path(name) != path else ""
         raise JaxlmError(f"cannot import {quote(file, MOST_PATH)}: {where}{why}") from None
@@ -86,14 +99,20 @@ def _read_hub(folder: Path) -> ForeignModel:
         described: Any = strict_json(read_bytes(folder / CONFIG, 1 << 24))
         found, config = described["jaxlm_format"], json.dumps(described["jaxlm"])
     except (ValueError, KeyError, TypeError):
-        raise JaxlmError(f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`") from None
+        raise JaxlmError(
+            f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`"
+        ) from None
     if found != FORMAT:
-        raise JaxlmError(f"expected a hub's folder of format {FORMAT}, found {quote(found)}: export the run anew")
+        raise JaxlmError(
+            f"expected a hub's folder of format {FORMAT}, found {quote(found)}: export the run anew"
+        )
     config = Config.from_json(config)
     template = state_arrays.shapes_of_state(config).params
     template = {**template, "embedding": {"weight": template["embedding"]}}
     path = folder / WEIGHTS
-    params: Any = state_arrays.decoded(read_bytes(path, state_arrays.most_bytes(template, "its model")), template, path)
+    params: Any = state_arrays.decoded(
+        read_bytes(path, state_arrays.most_bytes(template, "its model")), template, path
+    )
     for name, leaf in state_arrays.flat(params).items():
         as_float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}
@@ -120,7 +139,9 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
         if len(words) != size == len(text.split()):
             words = text.split()  # colorlessgreenRNNs reads its files so
     if len(words) != size:
-        raise DataError(f"{found} has {len(words):,} words, and the model has {size:,}: give the one of its training")
+        raise DataError(
+            f"{found} has {len(words):,} words, and the model has {size:,}: give the one of its training"
+        )
     try:
         return Vocab(tuple(words), tokens)
     except DataError as error:

@@ -78,17 +78,28 @@ def mogrifier(model, layer, x, h, c):
     if model["layer_norm"]:
         from_x = F.layer_norm(from_x, from_x.shape[-1:], layer.norms.input)
         from_h = F.layer_norm(from_h, from_h.shape[-1:], layer.norms.state)
-    *i, j, f, o = (from_x + from_h + layer.bias).chunk(3 if model["input_gate"] == "coupled" else 4, -1)
+    *i, j, f, o = (from_x + from_h + layer.bias).chunk(
+        3 if model["input_gate"] == "coupled" else 4, -1
+    )
     f = torch.sigmoid(f)
     taken = torch.sigmoid(i[0]) if i else 1 - f
     taken = torch.minimum(taken, 1 - f) if model["input_gate"] == "capped" else taken
     c = c * f + taken * torch.tanh(j) * model["update_scale"]
-    shown = F.layer_norm(c, c.shape[-1:], layer.norms.cell, layer.norms.cell_bias) if model["layer_norm"] else c
+    shown = (
+        F.layer_norm(c, c.shape[-1:], layer.norms.cell, layer.norms.cell_bias)
+        if model["layer_norm"]
+        else c
+    )
     clip = model["cell_clip"]
     return torch.tanh(shown) * torch.sigmoid(o), c if clip is None else c.clamp(-clip, clip)
 
 
-CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}  # (step, arrays)
+CELLS = {
+    "lstm": (lstm, 2),
+    "gru": (gru, 1),
+    "mingru": (mingru, 1),
+    "mogrifier": (mogrifier, 2),
+}  # (step, arrays)
 
 
 class JaxlmModel(PreTrainedModel):
@@ -116,13 +127,25 @@ class JaxlmModel(PreTrainedModel):
         step, arrays = CELLS[model["kind"]]
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         hidden, after = [x * model["embedding_size"] ** 0.5 if model["scale_embedding"] else x], []
-        masks = None if attention_mask is None else attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
+        masks = (
+            None
+            if attention_mask is None
+            else attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
+        )
         for place, layer in enumerate(self.layers):
-            now = state[place] if state else (x.new_zeros(len(x), model["hidden_sizes"][place]),) * arrays
+            now = (
+                state[place]
+                if state
+                else (x.new_zeros(len(x), model["hidden_sizes"][place]),) * arrays
+            )
             outputs = []
             for t, x_t in enumerate(hidden[-1].unbind(1)):
                 new = step(model, layer, x_t, *now)
-                now = tuple(torch.where(masks[t], *both) for both in zip(new, now, strict=True)) if masks else new
+                now = (
+                    tuple(torch.where(masks[t], *both) for both in zip(new, now, strict=True))
+                    if masks
+                    else new
+                )
                 outputs.append(now[0])
             hidden.append(torch.stack(outputs, 1))
             after.append(now)
@@ -135,11 +158,23 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
         self.softmax = Tree(config.shapes["softmax"])
 
     def forward(
-        self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, labels=None, logits_to_keep=0, **rest
+        self,
+        input_ids=None,
+        attention_mask=None,
+        state=None,
+        inputs_embeds=None,
+        labels=None,
+        logits_to_keep=0,
+        **rest,
     ):
         found = super().forward(input_ids, attention_mask, state, inputs_embeds)
-        logits, items = self.logits(found.last_hidden_state[:, -logits_to_keep:]), rest.get("num_items_in_batch")
-        loss = None if labels is None else self.loss_function(logits, labels, logits.shape[-1], items)
+        logits, items = (
+            self.logits(found.last_hidden_state[:, -logits_to_keep:]),
+            rest.get("num_items_in_batch"),
+        )
+        loss = (
+            None if labels is None else self.loss_function(logits, labels, logits.shape[-1], items)
+        )
         return replace(found, loss=loss, logits=logits)
 
     def logits(self, x):
@@ -150,8 +185,12 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
             return (x @ head.projection if model["projection"] else x) @ kernel + head.bias
         log_p = x.new_tensor(model["mixture_epsilon"] or 0).log()
         latents = torch.tanh(x @ head.latent_kernel + head.latent_bias).chunk(model["experts"], -1)
-        for latent, log_prior in zip(latents, F.log_softmax(x @ head.prior, -1).split(1, -1), strict=True):
-            log_p = torch.logaddexp(log_p, log_prior + F.log_softmax(latent @ kernel + head.bias, -1))
+        for latent, log_prior in zip(
+            latents, F.log_softmax(x @ head.prior, -1).split(1, -1), strict=True
+        ):
+            log_p = torch.logaddexp(
+                log_p, log_prior + F.log_softmax(latent @ kernel + head.bias, -1)
+            )
         return log_p
 
     # What `generate` asks for: the state, of all tokens but the last, in place of a cache of keys and values.
@@ -163,7 +202,10 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **rest):
         kept = {"state": outputs.state} if model_kwargs.get("use_cache", True) else {}
-        return {**super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **rest), **kept}
+        return {
+            **super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **rest),
+            **kept,
+        }
 
     def _reorder_cache(self, state, rows):
         return tuple(tuple(array[rows] for array in layer) for layer in state)
@@ -176,13 +218,21 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 class JaxlmForSequenceClassification(JaxlmModel):
     """A linear layer, to be trained, that reads the features of the last token."""
 
-    accepts_loss_kwargs = False  # the loss is a batch's mean, which a Trainer divides by the batches it accumulates
+    accepts_loss_kwargs = (
+        False  # the loss is a batch's mean, which a Trainer divides by the batches it accumulates
+    )
 
     def add_head(self, config):
         self.score = nn.Linear(config.jaxlm["model"]["hidden_sizes"][-1], config.num_labels)
 
-    def forward(self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, labels=None, **_):
+    def forward(
+        self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, labels=None, **_
+    ):
         found = super().forward(input_ids, attention_mask, state, inputs_embeds)
         logits = self.score(found.last_hidden_state[:, -1])
-        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        loss = (
+            None
+            if labels is None
+            else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        )
         return replace(found, loss=loss, logits=logits)

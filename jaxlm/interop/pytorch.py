@@ -20,7 +20,15 @@ import safetensors
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reader
-from jaxlm.interop.foreign import ForeignModel, as_float32, by_role, check_sharing, listed, matrix_shape, quote
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    as_float32,
+    by_role,
+    check_sharing,
+    listed,
+    matrix_shape,
+    quote,
+)
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 from jaxlm.runs import ram
 
@@ -30,18 +38,31 @@ MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 
 MOST_PREFIX = 1000  # letters of the way to a module
 MAGIC = 0x1950A86A20F9469CFC6C  # what files before 1.6 begin with
 _DTYPES = {  # the kind of elements of torch.KINDStorage
-    **{"Half": "float16", "Float": "float32", "Double": "float64", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{
+        "Half": "float16",
+        "Float": "float32",
+        "Double": "float64",
+        "BFloat16": "bfloat16",
+        "Bool": "bool",
+    },
     **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
     **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
 }
-_FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}  # by safetensors' names
+_FLOATS = {
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BF16": "bfloat16",
+}  # by safetensors' names
 Tensors = dict[str, np.ndarray]
 _NESTED = dict | list | tuple | Instance
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
-_PART = re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
-    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
-    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
+_PART = (
+    re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
+        r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+        r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
+    )
 )
 
 
@@ -49,7 +70,9 @@ def read_pytorch(path: Path) -> ForeignModel:
     """The model of a file. Raises JaxlmError for one that could run code or is too large; anything for damage."""
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= MOST_FILE:  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
+        if (
+            not 0 < size <= MOST_FILE
+        ):  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
             raise JaxlmError(f"it has {size:,} bytes, expected a model of 1 to {MOST_FILE:,}")
         head = file.read(9)
         file.seek(0)
@@ -57,10 +80,18 @@ def read_pytorch(path: Path) -> ForeignModel:
             tensors, stored = _load_safetensors(file.read())
         elif head[:4] == b"PK\x03\x04":
             tensors, stored = _load_zip(file, size)
-        elif head[:1] in (b"\x80", b"(", b"]", b"}", b"c"):  # a pickle of a container, an object or a class
+        elif head[:1] in (
+            b"\x80",
+            b"(",
+            b"]",
+            b"}",
+            b"c",
+        ):  # a pickle of a container, an object or a class
             tensors, stored = _load_old(file, size)
         else:
-            raise JaxlmError("it is no file of PyTorch or safetensors, nor a TensorFlow 1 checkpoint")
+            raise JaxlmError(
+                "it is no file of PyTorch or safetensors, nor a TensorFlow 1 checkpoint"
+            )
     check_sharing((tensor.nbytes for tensor in tensors.values()), stored)
     return _model_of(tensors, path)
 
@@ -70,7 +101,9 @@ def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
     tensors: Tensors = {}
     for name, entry in safetensors.deserialize(data):
         if (dtype := entry["dtype"]) not in _FLOATS:
-            raise JaxlmError(f"{quote(name)} holds {quote(dtype)}, expected one of {', '.join(_FLOATS)}")
+            raise JaxlmError(
+                f"{quote(name)} holds {quote(dtype)}, expected one of {', '.join(_FLOATS)}"
+            )
         tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
     end = 8 + int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8:end]).get("__metadata__") or {}
@@ -83,7 +116,9 @@ def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
 class _Storages:
     """The storages that the persistent ids of a pickle name, as arrays [n]."""
 
-    def __init__(self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]):
+    def __init__(
+        self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]
+    ):
         self._held, self._load = held, load  # the bytes that the file has for a key; its elements
         self.arrays: dict[str, np.ndarray] = {}
         self.nbytes = 0  # of all of them
@@ -91,47 +126,78 @@ class _Storages:
     def __call__(self, identifier: Any) -> Any:
         """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
         match identifier:
-            case (str("module"), name, _, _):  # ("module", class, file, its source text), in old files
+            case (
+                str("module"),
+                name,
+                _,
+                _,
+            ):  # ("module", class, file, its source text), in old files
                 return name
-            case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if count >= 0:
+            case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if (
+                count >= 0
+            ):
                 package, _, kind = name.removesuffix("Storage").rpartition(".")
             case _:
-                raise JaxlmError("its pickle refers to something outside itself that is not a storage")
+                raise JaxlmError(
+                    "its pickle refers to something outside itself that is not a storage"
+                )
         if package not in ("torch", "torch.cuda") or kind not in _DTYPES:
-            raise JaxlmError(f"a tensor's storage is {quote(name)}; readable are those of {', '.join(_DTYPES)}")
+            raise JaxlmError(
+                f"a tensor's storage is {quote(name)}; readable are those of {', '.join(_DTYPES)}"
+            )
         dtype = np.dtype(_DTYPES[kind])
         if key not in self.arrays:
             claimed, held = count * dtype.itemsize, self._held(key)
             if claimed > held:
-                raise JaxlmError(f"the storage {quote(key)} claims {claimed:,} bytes of {held:,}; it is cut short")
+                raise JaxlmError(
+                    f"the storage {quote(key)} claims {claimed:,} bytes of {held:,}; it is cut short"
+                )
             self.arrays[key] = self._load(key, dtype, count)
             self.nbytes += claimed
         whole = self.arrays[key]
         match view:
             case [] | [None]:
                 return whole
-            case [(_, int() as start, int() as length)] if 0 <= start <= start + length <= whole.size:
+            case [(_, int() as start, int() as length)] if (
+                0 <= start <= start + length <= whole.size
+            ):
                 return whole[start : start + length]
-        raise JaxlmError(f"a view of the storage {quote(key)} does not lie within its {whole.size:,} elements")
+        raise JaxlmError(
+            f"a view of the storage {quote(key)} does not lie within its {whole.size:,} elements"
+        )
 
 
 def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
     archive = zipfile.ZipFile(file)
     infos = archive.NameToInfo
-    if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (1 << 26):
-        raise JaxlmError(f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}")
+    if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (
+        1 << 26
+    ):
+        raise JaxlmError(
+            f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}"
+        )
     ram.check(total, "what the archive holds", "it cannot be loaded here")
-    roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl") and name.count("/") == 1]
+    roots = [
+        name.removesuffix("data.pkl")
+        for name in infos
+        if name.endswith("/data.pkl") and name.count("/") == 1
+    ]
     if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in infos):
-        raise JaxlmError("it is a TorchScript program, which is code; save the model's state_dict instead")
+        raise JaxlmError(
+            "it is a TorchScript program, which is code; save the model's state_dict instead"
+        )
     if len(roots) != 1:
-        raise JaxlmError(f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}")
+        raise JaxlmError(
+            f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}"
+        )
 
     def read(name: str) -> bytes:
         info = infos[roots[0] + name]
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise JaxlmError(f"the entry {quote(name)} of its archive is packed in a way that torch.save never uses")
+            raise JaxlmError(
+                f"the entry {quote(name)} of its archive is packed in a way that torch.save never uses"
+            )
         with archive.open(info) as unpacked:
             return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
@@ -158,21 +224,29 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     """
     stream = io.BytesIO(file.read(MOST_PICKLE))
     # All storages together fit in the file; they are filled at the end.
-    storages = _Storages(lambda _: size - storages.nbytes, lambda _, dtype, count: np.empty(count, dtype))
+    storages = _Storages(
+        lambda _: size - storages.nbytes, lambda _, dtype, count: np.empty(count, dtype)
+    )
     value = unpickle(stream, storages)
     if not isinstance(value, int) or value != MAGIC:
         return _tensors_of(value), 0
     _, _, value, keys = (unpickle(stream, storages) for _ in range(4))
-    sound = isinstance(keys, list) and all(isinstance(key, str) and len(key) <= MOST_NAME for key in keys)
+    sound = isinstance(keys, list) and all(
+        isinstance(key, str) and len(key) <= MOST_NAME for key in keys
+    )
     if not sound or sorted(keys) != sorted(storages.arrays):
-        raise JaxlmError(f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged")
+        raise JaxlmError(
+            f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged"
+        )
     file.seek(stream.tell())
     for key in keys:
         array = storages.arrays[key]
         count = int.from_bytes(file.read(8), "little")
         read = file.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
         if count != array.size or read < array.nbytes:
-            raise JaxlmError(f"the storage {quote(key)} does not hold its {array.size:,} elements; it is cut short")
+            raise JaxlmError(
+                f"the storage {quote(key)} does not hold its {array.size:,} elements; it is cut short"
+            )
     return _tensors_of(value), storages.nbytes
 
 
@@ -183,11 +257,19 @@ def _tensors_of(value: Any) -> Tensors:
     there are several, or it computes something that jaxlm does not.
     """
     models = [model for model in _models(value) if model[1]]
-    models = [model for model in models if any("weight_ih_l" in name for name in model[1])] or models
+    models = [
+        model for model in models if any("weight_ih_l" in name for name in model[1])
+    ] or models
     if not models:
-        found = f"a dict of {listed(value) or 'nothing'}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        found = (
+            f"a dict of {listed(value) or 'nothing'}"
+            if isinstance(value, dict)
+            else f"a {type(value).__name__}"
+        )
         found = f"an object of {quote(value.kind)}" if isinstance(value, Instance) else found
-        raise JaxlmError(f"expected a model or a state_dict, found {found} without named weights in it")
+        raise JaxlmError(
+            f"expected a model or a state_dict, found {found} without named weights in it"
+        )
     if len(models) > 1:
         names = listed(place for place, _ in models)
         raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
@@ -231,19 +313,29 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
     while queue:
         prefix, one = queue.popleft()
         if len(prefix) > MOST_PREFIX:
-            raise JaxlmError(f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters")
+            raise JaxlmError(
+                f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters"
+            )
         kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
         name = quote(prefix.rstrip(".") or kind)
         if kind == "Embedding" and one.state.get("max_norm") is not None:
-            raise JaxlmError(f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not")
+            raise JaxlmError(
+                f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not"
+            )
         if isinstance(splits, int) and splits > 1:
-            raise JaxlmError(f"the module {name} has {min(splits, 10**9):,} splits; only plain softmax is imported")
+            raise JaxlmError(
+                f"the module {name} has {min(splits, 10**9):,} splits; only plain softmax is imported"
+            )
         for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
             if not isinstance(part, dict) or id(part) in seen:
                 continue
             seen.add(id(part))
-            found |= {prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)}
-            queue += [(f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)]
+            found |= {
+                prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)
+            }
+            queue += [
+                (f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)
+            ]
     return found
 
 
@@ -253,7 +345,9 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
     """
     if len(stacks := {found["stack"] for found in map(_PART.fullmatch, tensors) if found}) > 1:
-        raise JaxlmError(f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives")
+        raise JaxlmError(
+            f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives"
+        )
     raw = {_role(name) for name in tensors if name.endswith("_raw")} - {None}
     biased = any("bias_ih_l" in name for name in tensors)
     parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
@@ -273,10 +367,14 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     else:
         notes.append("the output layer has no bias: zeros stand in its place")
     shared = np.may_share_memory(kernel, embedding)
-    if not np.array_equal(head, table) or not (shared or np.ptp(table)):  # constant matrices (as of zeros) say nothing
+    if not np.array_equal(head, table) or not (
+        shared or np.ptp(table)
+    ):  # constant matrices (as of zeros) say nothing
         softmax["kernel"] = np.ascontiguousarray(head.T)
     elif not shared:
-        notes.append("the output matrix equals the embedding in every number: the model is taken as tied")
+        notes.append(
+            "the output matrix equals the embedding in every number: the model is taken as tied"
+        )
     if biased:
         notes.append("each layer's two biases were added up")
     params = {"embedding": table, "layers": made, "softmax": softmax}
@@ -300,13 +398,20 @@ def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.
     across = layer["weight_hh"]
     rows, hidden = matrix_shape(across, tensors[across])
     if cell := {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows):
-        raise JaxlmError(f"{quote(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported")
+        raise JaxlmError(
+            f"{quote(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported"
+        )
     shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
-    found = {part: as_float32(name, tensors[name], (4 * hidden, *shapes[part])) for part, name in layer.items()}
+    found = {
+        part: as_float32(name, tensors[name], (4 * hidden, *shapes[part]))
+        for part, name in layer.items()
+    }
     bias = np.zeros(4 * hidden, np.float32)
     if "bias_ih" in layer:
         with np.errstate(over="ignore"):
             bias = as_float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
-    order = np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()  # from i, f, g, o to i, j, f, o
+    order = (
+        np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()
+    )  # from i, f, g, o to i, j, f, o
     kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
     return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}

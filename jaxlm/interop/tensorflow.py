@@ -20,10 +20,23 @@ from numpy.typing import ArrayLike
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import read_bytes
-from jaxlm.interop.foreign import ForeignModel, as_float32, by_role, check_sharing, listed, matrix_shape, quote
+from jaxlm.interop.foreign import (
+    ForeignModel,
+    as_float32,
+    by_role,
+    check_sharing,
+    listed,
+    matrix_shape,
+    quote,
+)
 
 LAYER = "m/rnn/multi_rnn_cell/cell_{}/basic_lstm_cell/{}:0"
-_ENDS = {"embedding": "embedding", "embedding_vocab": "embedding", "softmax_w": "softmax_w", "softmax_b": "softmax_b"}
+_ENDS = {
+    "embedding": "embedding",
+    "embedding_vocab": "embedding",
+    "softmax_w": "softmax_w",
+    "softmax_b": "softmax_b",
+}
 _CELL = re.compile(
     r"(?:(?:.*/)?cell_?(?P<index>[0-9]{1,3})/|(?:.*/)?)[a-z_]*lstm_?cell(?:/linear)?"
     r"/(?P<part>kernel|bias|weights|biases|matrix)",
@@ -46,15 +59,22 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         JaxlmError: the model's layers are not LSTMs, or its head is not a softmax with a kernel of its own.
     """
     if {*params["softmax"]} != {"kernel", "bias"}:
-        raise JaxlmError("TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo")
+        raise JaxlmError(
+            "TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo"
+        )
     variables, width = {"m/embedding_vocab:0": params["embedding"]}, params["embedding"].shape[1]
     for place, layer in enumerate(params["layers"]):
         rows, columns = np.shape(layer.get("kernel", [[]]))
         width = rows - width
         if {*layer} != {"kernel", "bias"} or columns != 4 * width:
-            raise JaxlmError("TensorFlow's tutorial has LSTM layers alone: export this model --to stablehlo")
+            raise JaxlmError(
+                "TensorFlow's tutorial has LSTM layers alone: export this model --to stablehlo"
+            )
         variables |= {LAYER.format(place, part): layer[part] for part in ("kernel", "bias")}
-    variables |= {"m/softmax_w:0": params["softmax"]["kernel"], "m/softmax_b:0": params["softmax"]["bias"]}
+    variables |= {
+        "m/softmax_w:0": params["softmax"]["kernel"],
+        "m/softmax_b:0": params["softmax"]["bias"],
+    }
     return {name: np.asarray(array) for name, array in variables.items()}
 
 
@@ -75,17 +95,24 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
 
     Raises JaxlmError for other models, whose variables are named, and for several shards; anything for damage.
     """
-    index, shard = prefix.with_name(f"{prefix.name}.index"), prefix.with_name(f"{prefix.name}.data-00000-of-00001")
+    index, shard = (
+        prefix.with_name(f"{prefix.name}.index"),
+        prefix.with_name(f"{prefix.name}.data-00000-of-00001"),
+    )
     table = dict(_entries(read_bytes(index, MOST_INDEX)))
     header = message_fields(table.pop(b"", b""))
     if _number(header, 1) != 1 or _number(header, 2):
-        raise JaxlmError("expected a checkpoint of one shard, as the tutorial writes it on a little-endian machine")
+        raise JaxlmError(
+            "expected a checkpoint of one shard, as the tutorial writes it on a little-endian machine"
+        )
     data = read_bytes(shard, MOST_DATA)
     entries = {key.decode(errors="replace"): message_fields(entry) for key, entry in table.items()}
     variables = {name: _shape(name, entry, len(data)) for name, entry in entries.items()}
     check_sharing((_number(entry, 5) for entry in entries.values()), len(data))
     names, left = _names(variables)
-    arrays = jax.tree.map(lambda name: _values(name, entries[name], data).reshape(variables[name]), names)
+    arrays = jax.tree.map(
+        lambda name: _values(name, entries[name], data).reshape(variables[name]), names
+    )
     vocab_size, width = matrix_shape(names["embedding"], arrays["embedding"])
     shapes: dict[str, Any] = {"embedding": (vocab_size, width), "layers": []}
     for layer in arrays["layers"]:
@@ -105,8 +132,12 @@ def _names(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], se
     The others are slots of the optimiser, averages and scalars. Raises JaxlmError as `by_role`.
     """
     plain = {name.removesuffix(":0") for name in variables}
-    left = {name for name, shape in variables.items() if not shape or name.rpartition("/")[0] in plain}
-    roles, layers = by_role([name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"])
+    left = {
+        name for name, shape in variables.items() if not shape or name.rpartition("/")[0] in plain
+    }
+    roles, layers = by_role(
+        [name for name in variables if name not in left], _role, _ENDS.values(), ["kernel", "bias"]
+    )
     softmax = {"kernel": roles["softmax_w"], "bias": roles["softmax_b"]}
     return {"embedding": roles["embedding"], "layers": layers, "softmax": softmax}, left
 
@@ -129,9 +160,13 @@ def checkpoint_prefix(path: Path) -> Path | None:
     path = path / "checkpoint" if path.is_dir() else path
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
         if not path.is_file():
-            raise JaxlmError("expected a checkpoint in the folder, and there is no file 'checkpoint'")
+            raise JaxlmError(
+                "expected a checkpoint in the folder, and there is no file 'checkpoint'"
+            )
         found = _LATEST.search(read_bytes(path, 1 << 20))
-        told = found[1].decode("unicode_escape").encode("latin-1").decode() if found else ""  # UTF-8 in octal escapes
+        told = (
+            found[1].decode("unicode_escape").encode("latin-1").decode() if found else ""
+        )  # UTF-8 in octal escapes
         # The files lie beside the one that names them, whatever folder they were written to.
         if not (name := Path(told).name):
             raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
@@ -144,7 +179,9 @@ def checkpoint_prefix(path: Path) -> Path | None:
 def _shape(name: str, entry: Fields, stored: int) -> tuple[int, ...]:
     """The shape (field 2) of a variable. Raises JaxlmError where not all of its bytes (4, 5) are stored."""
     if (end := _number(entry, 4) + _number(entry, 5)) > stored:
-        raise JaxlmError(f"the variable {quote(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short")
+        raise JaxlmError(
+            f"the variable {quote(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short"
+        )
     dimensions = message_fields(entry.get(2, [b""])[-1]).get(2, [])
     return tuple(_number(message_fields(dimension), 1) for dimension in dimensions)
 
@@ -215,7 +252,9 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         pairs = list(islice(_pairs(block), MOST_ENTRIES))
         found, read = found + 1 + len(pairs), read + len(block)
         if found > MOST_ENTRIES or read > len(table):
-            raise JaxlmError(f"it has over {MOST_ENTRIES:,} entries, more than any model, or blocks that overlap")
+            raise JaxlmError(
+                f"it has over {MOST_ENTRIES:,} entries, more than any model, or blocks that overlap"
+            )
         yield from pairs
 
 
@@ -223,13 +262,18 @@ def _block(table: bytes, handle: io.BytesIO) -> bytes:
     """The content of a block, its checksum checked."""
     place, size = _varint(handle), _varint(handle)
     end = place + size
-    if masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little") or table[end]:
+    if (
+        masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little")
+        or table[end]
+    ):
         raise ValueError("a block is compressed, or its checksum is wrong")
     return table[place:end]
 
 
 def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    size = len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")  # behind: places to restart, their number
+    size = (
+        len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
+    )  # behind: places to restart, their number
     stream, key = io.BytesIO(block[:size]), b""
     while stream.tell() < size:
         shared, fresh, length = _varint(stream), _varint(stream), _varint(stream)
@@ -262,7 +306,13 @@ def crc32c(data: bytes) -> int:
         moved = _TABLE[moved & 255] ^ (moved >> 8)
     register, (a, b, c, d) = 0, moved.tolist()
     for lane in registers.tolist():
-        register = lane ^ a[register & 255] ^ b[register >> 8 & 255] ^ c[register >> 16 & 255] ^ d[register >> 24]
+        register = (
+            lane
+            ^ a[register & 255]
+            ^ b[register >> 8 & 255]
+            ^ c[register >> 16 & 255]
+            ^ d[register >> 24]
+        )
     return register ^ 0xFFFFFFFF
 
 

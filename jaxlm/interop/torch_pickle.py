@@ -20,11 +20,20 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.foreign import quote
 
-MOST_STEPS = 2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
+MOST_STEPS = (
+    2_000_000  # instructions of a pickle; a module takes thousands, a vocabulary beside it 6 a word
+)
 MOST_NAME = 1000  # letters of a class's name or of a key
 MOST_ARGUMENTS = 16
 MOST_DIMENSIONS = 16
-_REFUSED = {"INST", "OBJ", "PERSID", "EXT1", "EXT2", "EXT4"}  # of old classes, and of what this process registered
+_REFUSED = {
+    "INST",
+    "OBJ",
+    "PERSID",
+    "EXT1",
+    "EXT2",
+    "EXT4",
+}  # of old classes, and of what this process registered
 
 
 class Global(str):
@@ -52,10 +61,14 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
     argument: Any
     for step, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if step == MOST_STEPS:
-            raise JaxlmError(f"its pickle takes over {MOST_STEPS:,} steps, more than any model needs")
+            raise JaxlmError(
+                f"its pickle takes over {MOST_STEPS:,} steps, more than any model needs"
+            )
         if opcode.name in _REFUSED or opcode.proto > 4:
             what = f"{opcode.name} {'' if argument is None else quote(argument)}".rstrip()
-            raise JaxlmError(f"its pickle has the instruction {what}, which no model needs; nothing was run")
+            raise JaxlmError(
+                f"its pickle has the instruction {what}, which no model needs; nothing was run"
+            )
         items, operands = [], opcode.stack_before
         if pickletools.markobject in operands:
             items, stack, operands = stack, below.pop(), operands[:-2]
@@ -87,7 +100,10 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
                 value += one or items
             case ("SETITEM" | "SETITEMS", [dict() as value, *pair]):
                 _with_entries(value, pair or items)
-            case ("APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS", [Instance() as value, *_]):
+            case (
+                "APPEND" | "APPENDS" | "ADDITEMS" | "SETITEM" | "SETITEMS",
+                [Instance() as value, *_],
+            ):
                 pass
             case ("GLOBAL", _):
                 value = _named(*argument.split(" ", 1))
@@ -96,7 +112,9 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
             case ("REDUCE", [function, arguments]):
                 value = _call(function, arguments)
             case ("NEWOBJ" | "NEWOBJ_EX", [kind, arguments, *_]):
-                inert = isinstance(kind, Global) and kind not in _CALLS  # (a tensor's class is ours to make)
+                inert = (
+                    isinstance(kind, Global) and kind not in _CALLS
+                )  # (a tensor's class is ours to make)
                 value = Instance(kind) if inert else _call(kind, arguments)
             case ("BUILD", [Instance() as value, state]):
                 value.state = state if isinstance(state, dict) else {}
@@ -113,7 +131,14 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
 
 
 # Python's own modules, of Python 2 too.
-_LIBRARY = sys.stdlib_module_names | {"copy_reg", "commands", "popen2", "cPickle", "cStringIO", "imp"}
+_LIBRARY = sys.stdlib_module_names | {
+    "copy_reg",
+    "commands",
+    "popen2",
+    "cPickle",
+    "cStringIO",
+    "imp",
+}
 
 
 def _named(module: str, name: str) -> Global:
@@ -121,7 +146,9 @@ def _named(module: str, name: str) -> Global:
         raise JaxlmError(f"its pickle is damaged: the name of a class has over {MOST_NAME} letters")
     found = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
     if found.split(".")[0] in _LIBRARY and found not in _CALLS:
-        raise JaxlmError(f"it asks for {quote(found)}, which is no part of a model and could run code; nothing was run")
+        raise JaxlmError(
+            f"it asks for {quote(found)}, which is no part of a model and could run code; nothing was run"
+        )
     return found
 
 
@@ -129,16 +156,22 @@ def _call(function: Any, arguments: Any) -> Any:
     if not isinstance(function, Global) or function not in _CALLS:
         # (The repr of another value may be endless.)
         what = quote(function) if isinstance(function, Global) else f"a {type(function).__name__}"
-        raise JaxlmError(f"it asks to call {what}, which is no part of a model that can be imported; nothing was run")
+        raise JaxlmError(
+            f"it asks to call {what}, which is no part of a model that can be imported; nothing was run"
+        )
     if not isinstance(arguments, tuple) or len(arguments) > MOST_ARGUMENTS:
-        raise JaxlmError(f"its pickle is damaged: expected a tuple of at most {MOST_ARGUMENTS} arguments of a call")
+        raise JaxlmError(
+            f"its pickle is damaged: expected a tuple of at most {MOST_ARGUMENTS} arguments of a call"
+        )
     return _CALLS[function](*arguments)
 
 
 def _with_entries(target: dict[str, Any], items: list[Any]) -> dict[str, Any]:
     """The dict with keys and values in turn, without those whose key is anything but a short string."""
     pairs = zip(items[::2], items[1::2], strict=True)
-    target.update((key, value) for key, value in pairs if isinstance(key, str) and len(key) <= MOST_NAME)
+    target.update(
+        (key, value) for key, value in pairs if isinstance(key, str) and len(key) <= MOST_NAME
+    )
     return target
 
 
@@ -148,17 +181,28 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     They are checked here to stay within the storage, since NumPy's own check is of numbers that wrap around, and passes
     over an empty storage; `check_sharing` checks what strides of 0 claim.
     """
-    few = all(isinstance(sizes, tuple | list) and len(sizes) <= MOST_DIMENSIONS for sizes in (shape, strides))
-    numbers: tuple[Any, ...] = (offset, *shape, *strides) if few and len(shape) == len(strides) else (None,)
+    few = all(
+        isinstance(sizes, tuple | list) and len(sizes) <= MOST_DIMENSIONS
+        for sizes in (shape, strides)
+    )
+    numbers: tuple[Any, ...] = (
+        (offset, *shape, *strides) if few and len(shape) == len(strides) else (None,)
+    )
     whole = all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
     if not isinstance(storage, np.ndarray) or not whole:
-        raise JaxlmError("a tensor of its pickle is not made of a storage, an offset, a shape and strides")
+        raise JaxlmError(
+            "a tensor of its pickle is not made of a storage, an offset, a shape and strides"
+        )
     if any(isinstance(told, dict) and (told.get("neg") or told.get("conj")) for told in rest[2:]):
         what = "a tensor of its pickle is a view that negates or conjugates what is stored"
         raise JaxlmError(f"{what}; save it after resolve_neg() and resolve_conj()")
-    last = offset + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+    last = offset + sum(
+        (extent - 1) * stride for extent, stride in zip(shape, strides, strict=True)
+    )
     if 0 not in shape and last >= storage.size:
-        raise JaxlmError(f"a tensor in a storage of {storage.size:,} elements is damaged: it ends at element {last:,}")
+        raise JaxlmError(
+            f"a tensor in a storage of {storage.size:,} elements is damaged: it ends at element {last:,}"
+        )
     start, *steps = (number * storage.itemsize for number in (offset, *strides))
     return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
@@ -201,7 +245,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     name: function
     for function, names in (
         (lambda *_: Instance(), _INERT),  # calls whose results are never used
-        (_mapping, "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict"),
+        (
+            _mapping,
+            "builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.container.OrderedDict",
+        ),
         (_attribute, "builtins.getattr"),
         (_tensor, "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2"),
         (lambda given, *_: given, _GIVEN),  # a parameter is its tensor, and a size its tuple

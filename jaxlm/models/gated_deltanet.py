@@ -53,7 +53,9 @@ class GatedDeltaNet(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         keys, scale, N = jax.random.split(key, 5), self.layer_scale(inputs), self.heads
-        step = 10 ** jax.random.uniform(keys[0], (N,), minval=-3.0, maxval=-1.0)  # the decay begins as Mamba-2's
+        step = 10 ** jax.random.uniform(
+            keys[0], (N,), minval=-3.0, maxval=-1.0
+        )  # the decay begins as Mamba-2's
         return {
             "kernel": uniform(keys[1], scale, inputs, 4 * width),
             "convolution": uniform(keys[2], TAPS**-0.5, TAPS, 3 * width),  # as PyTorch's
@@ -65,10 +67,18 @@ class GatedDeltaNet(Recurrent):
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> DeltaState:
         D = width // self.heads
-        return DeltaState(jnp.zeros((rows, self.heads, D, D), dtype), jnp.zeros((rows, TAPS - 1, 3 * width), dtype))
+        return DeltaState(
+            jnp.zeros((rows, self.heads, D, D), dtype),
+            jnp.zeros((rows, TAPS - 1, 3 * width), dtype),
+        )
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: DeltaState, noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: DeltaState,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], DeltaState]:
         from jaxlm.ops.activations import rms_norm, unit_norm
         from jaxlm.ops.linear_attention import linear_attention
@@ -76,11 +86,20 @@ class GatedDeltaNet(Recurrent):
         from jaxlm.ops.scans import short_convolution
 
         n = rms_norm(x.astype(state.S.dtype))
-        projected, gate = jnp.split(product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1)
-        mixed, inputs = short_convolution(projected, params["convolution"], 0.0, state.inputs, length)
-        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in jnp.split(jax.nn.silu(mixed), 3, -1))
+        projected, gate = jnp.split(
+            product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1
+        )
+        mixed, inputs = short_convolution(
+            projected, params["convolution"], 0.0, state.inputs, length
+        )
+        q, k, v = (
+            part.reshape(*part.shape[:2], self.heads, -1)
+            for part in jnp.split(jax.nn.silu(mixed), 3, -1)
+        )
         alpha, beta = jnp.split(product(n, params["gate"], x.dtype)[..., None], 2, 2)
-        log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(alpha + params["time_step"][:, None])
+        log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(
+            alpha + params["time_step"][:, None]
+        )
         q, k = unit_norm(q) * q.shape[-1] ** -0.5, unit_norm(k)
         h, S = linear_attention(q, k, v, log_decay, state.S, jax.nn.sigmoid(beta), length, x.dtype)
         y = params["norm"] * rms_norm(h).reshape(gate.shape) * jax.nn.silu(gate)

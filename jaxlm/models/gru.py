@@ -35,26 +35,51 @@ class GRU(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         from_input, from_state = jax.random.split(key)
-        scale, bias, recurrent_bias = self.layer_scale(width), jnp.zeros(3 * width), jnp.zeros(width)
-        if self.torch_init:  # h's bias of the candidate, which the reset gate multiplies, is one of its own
+        scale, bias, recurrent_bias = (
+            self.layer_scale(width),
+            jnp.zeros(3 * width),
+            jnp.zeros(width),
+        )
+        if (
+            self.torch_init
+        ):  # h's bias of the candidate, which the reset gate multiplies, is one of its own
             of_x, of_h = torch_biases(key, scale, 3 * width)
             bias, recurrent_bias = of_x + of_h.at[-width:].set(0), of_h[-width:]
-        x_kernel, h_kernel = uniform(from_input, scale, inputs, 3 * width), uniform(from_state, scale, width, 3 * width)
-        return {"kernel": x_kernel, "bias": bias, "recurrent_kernel": h_kernel, "recurrent_bias": recurrent_bias}
+        x_kernel, h_kernel = (
+            uniform(from_input, scale, inputs, 3 * width),
+            uniform(from_state, scale, width, 3 * width),
+        )
+        return {
+            "kernel": x_kernel,
+            "bias": bias,
+            "recurrent_kernel": h_kernel,
+            "recurrent_bias": recurrent_bias,
+        }
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: Float[Array, "B H"],
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
 
-        z, matrices = product(x, params["kernel"], x.dtype) + params["bias"], {"state": params["recurrent_kernel"]}
+        z, matrices = (
+            product(x, params["kernel"], x.dtype) + params["bias"],
+            {"state": params["recurrent_kernel"]},
+        )
         y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)
         return y.astype(x.dtype), h
 
 
 def _cell(
-    linear: LinearMap, h: Float[Array, "B H"], projected: Float[Array, "B 3*H"], recurrent_bias: Float[Array, " H"]
+    linear: LinearMap,
+    h: Float[Array, "B H"],
+    projected: Float[Array, "B 3*H"],
+    recurrent_bias: Float[Array, " H"],
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
     from jaxlm.ops.activations import sigmoid
 

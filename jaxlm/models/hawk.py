@@ -53,38 +53,72 @@ class Hawk(Recurrent):
         """
         of_decay, *keys = jax.random.split(key, 6)
         N, D = self.heads, width // self.heads
-        shapes: dict[str, tuple[int, ...]] = {"x_kernel": (inputs, width), "y_kernel": (inputs, width)}
-        shapes |= {"output_kernel": (width, width), "convolution": (REACH, width), "gates": (N, D, 2 * D)}
+        shapes: dict[str, tuple[int, ...]] = {
+            "x_kernel": (inputs, width),
+            "y_kernel": (inputs, width),
+        }
+        shapes |= {
+            "output_kernel": (width, width),
+            "convolution": (REACH, width),
+            "gates": (N, D, 2 * D),
+        }
         params = {
             name: uniform(one, self.layer_scale(shape[-2]), *shape)
             for one, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
         biases = {f"{name}_bias": jnp.zeros(width) for name in ("x", "y", "output", "convolution")}
         squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
-        return {**params, **biases, "gates_bias": jnp.zeros((N, 2 * D)), "decay": jnp.log(squares**-0.5 - 1)}
+        return {
+            **params,
+            **biases,
+            "gates_bias": jnp.zeros((N, 2 * D)),
+            "decay": jnp.log(squares**-0.5 - 1),
+        }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
-        return {"h": jnp.zeros((rows, width), dtype), "inputs": jnp.zeros((rows, REACH - 1, width), dtype)}
+        return {
+            "h": jnp.zeros((rows, width), dtype),
+            "inputs": jnp.zeros((rows, REACH - 1, width), dtype),
+        }
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: dict[str, Array], noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: dict[str, Array],
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.product import contraction, product
         from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution
 
-        def linear(a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]) -> Float[Array, "T B H"]:
+        def linear(
+            a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]
+        ) -> Float[Array, "T B H"]:
             return product(a, W, x.dtype) + b
 
         n = rms_norm(x.astype(state["h"].dtype), 1e-6)
         v = linear(n, params["x_kernel"], params["x_bias"])
-        u, inputs = short_convolution(v, params["convolution"], params["convolution_bias"], state["inputs"], length)
-        by_head = jnp.moveaxis(u.reshape(*u.shape[:2], self.heads, -1), 2, 0)  # a product's batch comes first
-        z = contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"]) + params["gates_bias"][:, None, None]
-        i, r = (jnp.moveaxis(part, 0, 2).reshape(u.shape) for part in jnp.split(jax.nn.sigmoid(z), 2, -1))
+        u, inputs = short_convolution(
+            v, params["convolution"], params["convolution_bias"], state["inputs"], length
+        )
+        by_head = jnp.moveaxis(
+            u.reshape(*u.shape[:2], self.heads, -1), 2, 0
+        )  # a product's batch comes first
+        z = (
+            contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"])
+            + params["gates_bias"][:, None, None]
+        )
+        i, r = (
+            jnp.moveaxis(part, 0, 2).reshape(u.shape)
+            for part in jnp.split(jax.nn.sigmoid(z), 2, -1)
+        )
         log_a = -8 * r * jax.nn.softplus(params["decay"])
-        written = jnp.maximum(-jnp.expm1(2 * log_a), 1e-12)  # 1 - a^2, whose root's gradient stays finite
+        written = jnp.maximum(
+            -jnp.expm1(2 * log_a), 1e-12
+        )  # 1 - a^2, whose root's gradient stays finite
         h = linear_recurrence(jnp.exp(log_a), jnp.sqrt(written) * i * u, state["h"])
         gate = jax.nn.gelu(linear(n, params["y_kernel"], params["y_bias"]))
         y = linear(gate * h, params["output_kernel"], params["output_bias"])

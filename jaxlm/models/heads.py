@@ -39,7 +39,10 @@ def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray
         head["latent_bias"] = jnp.zeros(K * D)
     if not model.tied:
         head["kernel"] = uniform(kernel_key, model.init_scale, D, V)
-    return {**head, "bias": jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V)}
+    return {
+        **head,
+        "bias": jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V),
+    }
 
 
 def summed_nats(
@@ -66,7 +69,11 @@ def summed_nats(
 
 
 def token_nats(
-    model: Recurrent, params: Params, features: Float[Array, "*rows H"], targets: Int[Array, "*rows"], kept: Mask = None
+    model: Recurrent,
+    params: Params,
+    features: Float[Array, "*rows H"],
+    targets: Int[Array, "*rows"],
+    kept: Mask = None,
 ) -> Float[Array, "*rows"]:
     """features and targets -> -log p of each target, without gradients; `kept` is `Noise.latents`."""
     op, given, options = _read(model, params, features, kept)
@@ -90,11 +97,24 @@ def _read(
     """The op, `softmax` or `mixture`; what it takes before targets, from features; and its options."""
     head = params["softmax"]
     kernel = params["embedding"].T if model.tied else head["kernel"]
-    layer = kernel[:, : model.vocab_size], head["bias"][: model.vocab_size]  # not the words that make V divide
+    layer = (
+        kernel[:, : model.vocab_size],
+        head["bias"][: model.vocab_size],
+    )  # not the words that make V divide
     if model.experts:
-        latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(x.dtype)
-        latents = apply_mask(latents, kept, model.keep_latent).reshape(*x.shape[:-1], model.experts, -1)
-        return mixture, (latents, product(x, head["prior"], x.dtype), *layer), {"epsilon": model.mixture_epsilon}
+        latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(
+            x.dtype
+        )
+        latents = apply_mask(latents, kept, model.keep_latent).reshape(
+            *x.shape[:-1], model.experts, -1
+        )
+        return (
+            mixture,
+            (latents, product(x, head["prior"], x.dtype), *layer),
+            {"epsilon": model.mixture_epsilon},
+        )
     if model.projection:
-        x = apply_mask(product(x, head["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent)
+        x = apply_mask(
+            product(x, head["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent
+        )
     return softmax, (x, *layer), {}

@@ -32,7 +32,9 @@ class HGRN2(Recurrent):
 
     gates: ClassVar[int] = 3
     heads: int = head_count()
-    lower_bound: float = number(0.0, "least share of the state that each step keeps", low=0, below=1)
+    lower_bound: float = number(
+        0.0, "least share of the state that each step keeps", low=0, below=1
+    )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
@@ -42,7 +44,12 @@ class HGRN2(Recurrent):
         return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B N D D"], noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: Float[Array, "B N D D"],
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
         from jaxlm.ops.activations import rms_norm
         from jaxlm.ops.linear_attention import linear_attention
@@ -50,7 +57,11 @@ class HGRN2(Recurrent):
 
         z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
-        log_a = jnp.logaddexp(jnp.log(self.lower_bound), jnp.log1p(-self.lower_bound) + jax.nn.log_sigmoid(f))
+        log_a = jnp.logaddexp(
+            jnp.log(self.lower_bound), jnp.log1p(-self.lower_bound) + jax.nn.log_sigmoid(f)
+        )
         k = (1 - self.lower_bound) * jax.nn.sigmoid(-f)
-        y, state = linear_attention(jax.nn.silu(q), k, v, log_a, state, length=length, dtype=x.dtype)
+        y, state = linear_attention(
+            jax.nn.silu(q), k, v, log_a, state, length=length, dtype=x.dtype
+        )
         return rms_norm(y.reshape(*x.shape[:2], -1)).astype(x.dtype), state

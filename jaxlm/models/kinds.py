@@ -40,9 +40,14 @@ def register(kind: type) -> None:
     static = [name for name in specs(kind) if name not in numbers]
 
     def flatten(section: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return [getattr(section, name) for name in numbers], (kind, *(getattr(section, name) for name in static))
+        return [getattr(section, name) for name in numbers], (
+            kind,
+            *(getattr(section, name) for name in static),
+        )
 
     def unflatten(rest: tuple[Any, ...], leaves: Any) -> Any:
-        return kind(**dict(zip(static, rest[1:], strict=True)), **dict(zip(numbers, leaves, strict=True)))
+        return kind(
+            **dict(zip(static, rest[1:], strict=True)), **dict(zip(numbers, leaves, strict=True))
+        )
 
     jax.tree_util.register_pytree_node(kind, flatten, unflatten)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 from jaxlm.fields import number
 from jaxlm.late import jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, state_dropout, torch_biases, uniform, weight_drop
+from jaxlm.models.recurrent import (
+    CellNoise,
+    Recurrent,
+    state_dropout,
+    torch_biases,
+    uniform,
+    weight_drop,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, PRNGKeyArray
@@ -31,7 +38,9 @@ class LSTM(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         scale = self.layer_scale(width)
-        bias = sum(torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width))
+        bias = sum(
+            torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width)
+        )
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
@@ -40,8 +49,22 @@ class LSTM(Recurrent):
         return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: LSTMState,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.lstm import lstm
 
-        return lstm(x, params["kernel"], params["bias"], state, self.forget_bias, length, noise.kept, self.keep_state)
+        return lstm(
+            x,
+            params["kernel"],
+            params["bias"],
+            state,
+            self.forget_bias,
+            length,
+            noise.kept,
+            self.keep_state,
+        )

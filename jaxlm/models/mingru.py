@@ -38,13 +38,24 @@ class MinGRU(Recurrent):
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(
-        self, params: Layer, x: Float[Array, "T B E"], state: Float[Array, "B H"], noise: CellNoise, length: Length
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: Float[Array, "B H"],
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
         from jaxlm.ops.product import product
         from jaxlm.ops.scans import last_step, linear_recurrence
 
-        *gates, n = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1)
-        z = gates[0] if len(gates) == 1 else jax.nn.log_sigmoid(gates[1]) - jax.nn.log_sigmoid(gates[0])
+        *gates, n = jnp.split(
+            product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1
+        )
+        z = (
+            gates[0]
+            if len(gates) == 1
+            else jax.nn.log_sigmoid(gates[1]) - jax.nn.log_sigmoid(gates[0])
+        )
         y = linear_recurrence(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, state)
         return y.astype(x.dtype), last_step(y, length)
 

@@ -9,7 +9,15 @@ from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability
 from jaxlm.late import jax, jnp
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, state_dropout, torch_biases, uniform, weight_drop
+from jaxlm.models.recurrent import (
+    CellNoise,
+    Params,
+    Recurrent,
+    state_dropout,
+    torch_biases,
+    uniform,
+    weight_drop,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
@@ -23,7 +31,10 @@ class Mogrifier(Recurrent):
     """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
 
     rounds: int = count(
-        5, "how often input and state gate each other, the input first (0: an LSTM)", "rounds", high=100
+        5,
+        "how often input and state gate each other, the input first (0: an LSTM)",
+        "rounds",
+        high=100,
     )  # (tracing more takes minutes)
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
     input_gate: str = choice(
@@ -33,9 +44,13 @@ class Mogrifier(Recurrent):
     )
     forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
     cell_clip: float | None = number(
-        None, "clips the cell state that is carried to the next step to +-this (none: no clipping)", above=0
+        None,
+        "clips the cell state that is carried to the next step to +-this (none: no clipping)",
+        above=0,
     )
-    layer_norm: bool = flag(False, "normalise the gates and the cell over a layer's units (arXiv:1607.06450)")
+    layer_norm: bool = flag(
+        False, "normalise the gates and the cell over a layer's units (arXiv:1607.06450)"
+    )
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
     keep_update: float | None = probability(
@@ -58,7 +73,9 @@ class Mogrifier(Recurrent):
         if self.rank > min(widths):
             name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
             found = f"rank is {self.rank}, and {name} has {min(widths)}"
-            raise JaxlmError(f"rank must be at most the width of what a round gates: {found}; rank 0 is full matrices")
+            raise JaxlmError(
+                f"rank must be at most the width of what a round gates: {found}; rank 0 is full matrices"
+            )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
@@ -69,37 +86,65 @@ class Mogrifier(Recurrent):
             _init_round(one, scale, self.rank, *((inputs, width) if place % 2 else (width, inputs)))
             for place, one in enumerate(keys)
         ]
-        found = {"kernel": uniform(kernel_key, scale, inputs + width, size), "bias": bias, "rounds": rounds}
+        found = {
+            "kernel": uniform(kernel_key, scale, inputs + width, size),
+            "bias": bias,
+            "rounds": rounds,
+        }
         if self.layer_norm:
             ones, of_cell = jnp.ones(size), jnp.ones(width)
-            found["norms"] = {"input": ones, "state": ones, "cell": of_cell, "cell_bias": jnp.zeros(width)}
+            found["norms"] = {
+                "input": ones,
+                "state": ones,
+                "cell": of_cell,
+                "cell_bias": jnp.zeros(width),
+            }
         return found
 
     zero_state = LSTM.zero_state
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: LSTMState, noise: CellNoise, length: Length
+        self,
+        params: Params,
+        x: Float[Array, "T B E"],
+        state: LSTMState,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
         from jaxlm.ops.mogrifier import Limits, mogrifier
 
-        limits = Limits(self.cell_clip, _scaled(noise.kept, self.keep_state), self.update_scale(noise.updated), length)
+        limits = Limits(
+            self.cell_clip,
+            _scaled(noise.kept, self.keep_state),
+            self.update_scale(noise.updated),
+            length,
+        )
         return mogrifier(x, params, state, self.input_gate, limits)
 
-    def update_scale(self, updated: Bool[Array, "B H"] | None) -> Float[Array, "B H"] | float | None:
+    def update_scale(
+        self, updated: Bool[Array, "B H"] | None
+    ) -> Float[Array, "B H"] | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
         return _scaled(updated, self.keep_update)
 
 
-def _init_round(key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int, outputs: int) -> Params:
+def _init_round(
+    key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int, outputs: int
+) -> Params:
     """One round's weights; a product of two matrices varies as much as the full one would."""
     if not rank:
         return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
     of_left, of_right = jax.random.split(key)
     factor = (3 / (rank * scale**2 + 1e-30)) ** 0.25
-    left, right = factor * uniform(of_left, scale, inputs, rank), factor * uniform(of_right, scale, rank, outputs)
+    left, right = (
+        factor * uniform(of_left, scale, inputs, rank),
+        factor * uniform(of_right, scale, rank, outputs),
+    )
     return {"left": left, "right": right, "bias": jnp.zeros(outputs)}
 
 
-def _scaled(kept: Bool[Array, "B H"] | None, keep: Scalar | float | None) -> Float[Array, "B H"] | None:
+def _scaled(
+    kept: Bool[Array, "B H"] | None, keep: Scalar | float | None
+) -> Float[Array, "B H"] | None:
     """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
     return None if kept is None or keep is None else jnp.where(kept, 1 / keep, 0)

@@ -27,15 +27,25 @@ _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(
 class Noise:
     """What a window keeps; as it is by default, everything. Where a tuple is empty nothing is dropped in any layer."""
 
-    embedding: Bool[Array, "_ B E"] | None = None  # units of the embedded input; locked, [1, B, E] for all steps
+    embedding: Bool[Array, "_ B E"] | None = (
+        None  # units of the embedded input; locked, [1, B, E] for all steps
+    )
     outputs: tuple[Mask, ...] = ()  # for each layer, units of its output [T, B, H] or [1, B, H]
     words: Bool[Array, "V 1"] | None = None  # words that an input may read
-    recurrent_weights: tuple[Mask, ...] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
-    states: tuple[Mask, ...] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
-    latents: Bool[Array, "_ B KD"] | None = None  # units of a mixture's latent vectors or of a projection's output
+    recurrent_weights: tuple[
+        Mask, ...
+    ] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
+    states: tuple[
+        Mask, ...
+    ] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
+    latents: Bool[Array, "_ B KD"] | None = (
+        None  # units of a mixture's latent vectors or of a projection's output
+    )
     updates: tuple[Mask, ...] = ()  # for each layer, units of what is written to its cell [B, H]
     carry: Bool[Array, "B 1"] | None = None  # rows whose carry goes on
-    drawn: Drawn | None = None  # the words that the softmax's sum is estimated from; None: all of them count
+    drawn: Drawn | None = (
+        None  # the words that the softmax's sum is estimated from; None: all of them count
+    )
 
 
 def is_random(model: Recurrent) -> bool:
@@ -50,7 +60,9 @@ def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
     grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
     start = 0 if model.dropout_start is None else model.dropout_start
     share = start + (1 - start) * grown
-    return replace(model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing})
+    return replace(
+        model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing}
+    )
 
 
 def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
@@ -69,7 +81,8 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
         return Noise()
     steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
     keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
-        getattr(model, name, None) for name in ("keep_recurrent_weights", "keep_state", "keep_update")
+        getattr(model, name, None)
+        for name in ("keep_recurrent_weights", "keep_state", "keep_update")
     )
 
     def folded(*places: int) -> PRNGKeyArray:
@@ -87,10 +100,14 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
 
     drawn = None
     if model.sampled_words:
-        drawn = draw_words(jax.random.uniform(folded(_DRAWN)), model.vocab_size, model.sampled_words)
+        drawn = draw_words(
+            jax.random.uniform(folded(_DRAWN)), model.vocab_size, model.sampled_words
+        )
     return Noise(
         embedding=units(model.keep_embedding, model.embedding_size, 0),
-        outputs=tuple(units(keep_of_output(model, layer), width, layer + 1) for layer, width in layers),
+        outputs=tuple(
+            units(keep_of_output(model, layer), width, layer + 1) for layer, width in layers
+        ),
         words=for_all_rows(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
         recurrent_weights=tuple(
             for_all_rows(keep_weights, (width, model.gates * width), _RECURRENT_WEIGHTS, layer)
@@ -98,7 +115,9 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
         ),
         states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in layers),
         latents=units(model.keep_latent, max(model.experts, 1) * model.kernel_width, _LATENTS),
-        updates=tuple(for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in layers),
+        updates=tuple(
+            for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in layers
+        ),
         carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,
     )
@@ -107,7 +126,9 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
     """The probability that a unit of a layer's output is kept."""
     last = layer == len(model.hidden_sizes) - 1
-    return model.keep_last_output if last and model.keep_last_output is not None else model.keep_output
+    return (
+        model.keep_last_output if last and model.keep_last_output is not None else model.keep_output
+    )
 
 
 def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
@@ -138,7 +159,9 @@ def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
     if noise.carry is None:
         return carry
     kept = noise.carry[:, 0]
-    return jax.tree.map(lambda leaf: jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry)
+    return jax.tree.map(
+        lambda leaf: jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry
+    )
 
 
 def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
@@ -146,5 +169,7 @@ def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
     if noise.words is None or not model.drops_output_words:
         return params
     table = params["embedding"]
-    kept = jnp.pad(noise.words, ((0, len(table) - len(noise.words)), (0, 0)))  # words that make V divide over devices
+    kept = jnp.pad(
+        noise.words, ((0, len(table) - len(noise.words)), (0, 0))
+    )  # words that make V divide over devices
     return {**params, "embedding": apply_mask(table, kept, model.keep_words)}

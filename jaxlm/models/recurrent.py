@@ -27,32 +27,60 @@ class CellNoise:
     """What a window keeps within one layer, the same at all steps. None: everything."""
 
     kept: Bool[Array, "B H"] | None = None  # units of h that the gates read (the field keep_state)
-    updated: Bool[Array, "B H"] | None = None  # units of the cell that are written (the field keep_update)
+    updated: Bool[Array, "B H"] | None = (
+        None  # units of the cell that are written (the field keep_update)
+    )
 
 
 @dataclass(frozen=True)
 class Recurrent:
     """An embedding, a stack of recurrent layers of one kind, and a softmax."""
 
-    gates: ClassVar[int]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
+    gates: ClassVar[
+        int
+    ]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
     head_units: ClassVar[int] = 1  # the fewest of a head; 2 where it is normalised
-    drops_output_words: ClassVar[bool] = False  # whether a word that is dropped as an input is no output either
+    drops_output_words: ClassVar[bool] = (
+        False  # whether a word that is dropped as an input is no output either
+    )
     vocab_size: int = count(
-        10_000, "most words to keep; the model takes the corpus's own number if smaller", "words", low=2, high=2**24
+        10_000,
+        "most words to keep; the model takes the corpus's own number if smaller",
+        "words",
+        low=2,
+        high=2**24,
     )  # (up to there ids are exact as float32)
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
-    hidden_sizes: tuple[int, ...] = count((256, 128), "width H of each recurrent layer, first to last", "units", low=1)
-    tied: bool = flag(False, "use the embedding as the softmax kernel, equally wide (arXiv:1608.05859)")
+    hidden_sizes: tuple[int, ...] = count(
+        (256, 128), "width H of each recurrent layer, first to last", "units", low=1
+    )
+    tied: bool = flag(
+        False, "use the embedding as the softmax kernel, equally wide (arXiv:1608.05859)"
+    )
     skip: bool = flag(
-        False, "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide"
+        False,
+        "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide",
     )
-    scale_embedding: bool = flag(False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)")
+    scale_embedding: bool = flag(
+        False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)"
+    )
     projection: bool = flag(
-        False, "project the last layer's output to the embedding's width", needs=("tied",), excludes=("experts",)
+        False,
+        "project the last layer's output to the embedding's width",
+        needs=("tied",),
+        excludes=("experts",),
     )
-    experts: int = count(0, "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)", "softmaxes", high=2**20)
+    experts: int = count(
+        0,
+        "softmaxes K in a mixture (arXiv:1711.03953; 0: a plain softmax)",
+        "softmaxes",
+        high=2**20,
+    )
     latent_size: int = count(
-        0, "width that each softmax of the mixture reads (0: the embedding's)", "units", needs=("experts",)
+        0,
+        "width that each softmax of the mixture reads (0: the embedding's)",
+        "units",
+        needs=("experts",),
     )
     mixture_epsilon: float | None = number(
         None,
@@ -83,13 +111,21 @@ class Recurrent:
         "layers begin as PyTorch's, uniform in +-1/sqrt(H) (kinds without a product of the state: +-1/sqrt(inputs)), "
         "and the softmax's bias at zero; else kernels begin in +-init_scale",
     )
-    keep_embedding: float | None = probability("a unit of an embedded input is kept (none: no dropout there)")
-    keep_output: float | None = probability("a unit of a layer's output is kept (none: no dropout there)")
-    locked_dropout: bool = flag(False, "one dropout mask for all steps of a window (arXiv:1512.05287)")
+    keep_embedding: float | None = probability(
+        "a unit of an embedded input is kept (none: no dropout there)"
+    )
+    keep_output: float | None = probability(
+        "a unit of a layer's output is kept (none: no dropout there)"
+    )
+    locked_dropout: bool = flag(
+        False, "one dropout mask for all steps of a window (arXiv:1512.05287)"
+    )
     keep_last_output: float | None = probability(
         "a unit of the last layer's output (with skip: of the sum) is kept (none: as keep_output)"
     )
-    keep_words: float | None = probability("a word is kept as an input of the window (none: no dropout)")
+    keep_words: float | None = probability(
+        "a word is kept as an input of the window (none: no dropout)"
+    )
     keep_carry: float | None = probability(
         "a row's carry is passed to the next window, not zeroed (none: all are passed; arXiv:1909.01792)"
     )
@@ -105,7 +141,11 @@ class Recurrent:
         high=1,
     )
     dropout_start: float | None = number(
-        None, "part of the full share that is dropped at first (none: nothing)", low=0, high=1, needs=("dropout_ramp",)
+        None,
+        "part of the full share that is dropped at first (none: nothing)",
+        low=0,
+        high=1,
+        needs=("dropout_ramp",),
     )
     compute_dtype: str = choice(
         "float32",
@@ -129,7 +169,12 @@ class Recurrent:
         return jnp.zeros((rows, width), dtype)
 
     def apply_layer(
-        self, params: Params, x: Float[Array, "T B E"], state: State, noise: CellNoise, length: Length
+        self,
+        params: Params,
+        x: Float[Array, "T B E"],
+        state: State,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], State]:
         """Runs a layer over a whole sequence: the outputs, and the carry after the last step that counts.
 
@@ -145,7 +190,11 @@ class Recurrent:
     @property
     def growing(self) -> list[str]:
         """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
-        names = [item.name for item in fields(self) if item.name.startswith("keep_") and item.name != "keep_carry"]
+        names = [
+            item.name
+            for item in fields(self)
+            if item.name.startswith("keep_") and item.name != "keep_carry"
+        ]
         return [name for name in names if getattr(self, name) is not None]
 
     @property
@@ -157,7 +206,11 @@ class Recurrent:
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        widths, heads, read = setting_text(self.hidden_sizes), getattr(self, "heads", 1), self.kernel_width
+        widths, heads, read = (
+            setting_text(self.hidden_sizes),
+            getattr(self, "heads", 1),
+            self.kernel_width,
+        )
         if self.tied and read != self.embedding_size:
             layer = "the last of hidden_sizes", "set projection, or make them equal"
             name, cure = ("latent_size", "leave latent_size at 0") if self.experts else layer
@@ -168,9 +221,13 @@ class Recurrent:
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another keep_..., or leave it out"
             )
         if self.skip and len(set(self.hidden_sizes)) > 1:
-            raise JaxlmError(f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is {widths}")
+            raise JaxlmError(
+                f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is {widths}"
+            )
         if any(width % heads for width in self.hidden_sizes):
-            raise JaxlmError(f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths")
+            raise JaxlmError(
+                f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths"
+            )
         if any(width < heads * self.head_units for width in self.hidden_sizes):
             found, cure = (f" and heads is {heads}", "fewer heads or ") if heads > 1 else ("", "")
             why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths}{found}"

@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
 from jaxlm.models.kinds import MODELS, register
-from jaxlm.models.noise import Noise, drop_carry, drop_rows, drop_weights, drop_words, keep_of_output
+from jaxlm.models.noise import (
+    Noise,
+    drop_carry,
+    drop_rows,
+    drop_weights,
+    drop_words,
+    keep_of_output,
+)
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
@@ -34,9 +41,13 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
     """
     widths = (model.embedding_size, *model.hidden_sizes)
-    embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(key, len(model.hidden_sizes) + 3)
+    embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(
+        key, len(model.hidden_sizes) + 3
+    )
     return {
-        "embedding": uniform(embedding_key, model.init_scale, model.vocab_size, model.embedding_size),
+        "embedding": uniform(
+            embedding_key, model.init_scale, model.vocab_size, model.embedding_size
+        ),
         "layers": [*map(model.init_layer, layer_keys, widths, model.hidden_sizes)],
         "softmax": init_head(model, kernel_key, bias_key),
     }
@@ -54,7 +65,12 @@ def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
 
 
 def read(
-    model: Recurrent, params: Params, noise: Noise, tokens: Int[Array, "T B"], carry: Carry, length: Length = None
+    model: Recurrent,
+    params: Params,
+    noise: Noise,
+    tokens: Int[Array, "T B"],
+    carry: Carry,
+    length: Length = None,
 ) -> tuple[Params, Units, Units, Carry]:
     """tokens and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
     kept = drop_rows(model, noise, params)
@@ -79,7 +95,9 @@ def last_outputs(
 ) -> tuple[Units, Units, Carry]:
     """The head's input before dropout falls on it; then what `features` returns."""
     if model.scale_embedding:  # (by the exact root, also of what is bfloat16)
-        x = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * model.embedding_size**0.5).astype(x.dtype)
+        x = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * model.embedding_size**0.5).astype(
+            x.dtype
+        )
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry, outputs = [], []
     masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs

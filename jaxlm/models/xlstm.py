@@ -71,7 +71,10 @@ class SLSTM(Recurrent):
         return {
             "kernel": uniform(from_input, self.layer_scale(inputs), inputs, 4 * width),
             "recurrent_kernel": uniform(from_state, self.layer_scale(width), D, 4 * width),
-            "bias": jnp.zeros((4, self.heads, D)).at[1].set(jnp.linspace(3, 6, D)).ravel(),  # the authors' small_init
+            "bias": jnp.zeros((4, self.heads, D))
+            .at[1]
+            .set(jnp.linspace(3, 6, D))
+            .ravel(),  # the authors' small_init
             "norm": jnp.ones(width),
         }
 
@@ -79,17 +82,26 @@ class SLSTM(Recurrent):
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
-        self, params: SLSTMLayer, x: Float[Array, "T B E"], state: SLSTMState, noise: CellNoise, length: Length
+        self,
+        params: SLSTMLayer,
+        x: Float[Array, "T B E"],
+        state: SLSTMState,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], SLSTMState]:
         from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
 
         D = len(params["recurrent_kernel"])
-        of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(-1, D, 4 * D)
+        of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
+            -1, D, 4 * D
+        )
         matrices = {str(head): matrix for head, matrix in enumerate(of_heads)}
         z = product(x, params["kernel"], x.dtype) + params["bias"]
-        h, state = recurrence(partial(_slstm_cell, self.heads), z, matrices, None, state, length, x.dtype)
+        h, state = recurrence(
+            partial(_slstm_cell, self.heads), z, matrices, None, state, length, x.dtype
+        )
         heads = layer_norm(h.reshape(*h.shape[:2], self.heads, -1))
         return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
 
@@ -101,10 +113,19 @@ def _slstm_cell(
 
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
-    recurrent = jnp.stack(of_heads, 1).reshape(h.shape[0], heads, 4, -1).swapaxes(1, 2).reshape(projected.shape)
+    recurrent = (
+        jnp.stack(of_heads, 1)
+        .reshape(h.shape[0], heads, 4, -1)
+        .swapaxes(1, 2)
+        .reshape(projected.shape)
+    )
     i, f, z, o = jnp.split(projected + recurrent, 4, -1)
-    f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)  # before the first step there is nothing to keep
-    m = jax.lax.stop_gradient(jnp.maximum(i, f))  # it scales both sides of c / n, so that it has no gradient
+    f = jnp.where(
+        n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m
+    )  # before the first step there is nothing to keep
+    m = jax.lax.stop_gradient(
+        jnp.maximum(i, f)
+    )  # it scales both sides of c / n, so that it has no gradient
     i, f = jnp.exp(i - m), jnp.exp(f - m)
     c, n = f * c + i * jnp.tanh(z), f * n + i
     h = sigmoid(o) * c / n
@@ -140,16 +161,25 @@ class MLSTM(Recurrent):
             "kernel": uniform(of_kernel, scale, inputs, 4 * width),
             "bias": jnp.zeros(4 * width),
             "gate": uniform(of_gate, scale, inputs, 2 * N),
-            "gate_bias": jnp.concatenate([jnp.zeros(N), jnp.linspace(3, 6, N)]),  # as the authors begin f
+            "gate_bias": jnp.concatenate(
+                [jnp.zeros(N), jnp.linspace(3, 6, N)]
+            ),  # as the authors begin f
             "norm": jnp.ones(width),
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
         shape, D = (rows, self.heads), width // self.heads
-        return MLSTMState(jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype))
+        return MLSTMState(
+            jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype)
+        )
 
     def apply_layer(
-        self, params: MLSTMLayer, x: Float[Array, "T B E"], state: MLSTMState, noise: CellNoise, length: Length
+        self,
+        params: MLSTMLayer,
+        x: Float[Array, "T B E"],
+        state: MLSTMState,
+        noise: CellNoise,
+        length: Length,
     ) -> tuple[Float[Array, "T B H"], MLSTMState]:
         from jaxlm.ops.activations import layer_norm
         from jaxlm.ops.linear_attention import linear_attention
@@ -169,7 +199,9 @@ class MLSTM(Recurrent):
         q, k = q * q.shape[-1] ** -0.5, k * jnp.exp(i - m)[..., None]
         one = jnp.ones((*v.shape[:-1], 1), v.dtype)  # n is C's column of a value that is always 1
         S = jnp.concatenate([state.C, state.n[..., None]], -1)
-        h, S = linear_attention(q, k, jnp.concatenate([v, one], -1), decay[..., None], S, None, length, x.dtype)
+        h, S = linear_attention(
+            q, k, jnp.concatenate([v, one], -1), decay[..., None], S, None, length, x.dtype
+        )
         h = h[..., :-1] / (jnp.maximum(jnp.abs(h[..., -1:]), jnp.exp(-m)[..., None]) + 1e-6)
         y = jax.nn.sigmoid(z[3]) * params["norm"] * layer_norm(h).reshape(z[3].shape)
         return y.astype(x.dtype), MLSTMState(S[..., :-1], S[..., -1], last_step(m, length))

@@ -16,7 +16,9 @@ def by_platform(function: Callable[..., T], *arguments: object) -> T:
     The platform is the one that the program is lowered for, which need not be the platform of this process's devices.
     The arguments are pytrees of arrays; results of both calls have the same shapes.
     """
-    return lax.platform_dependent(*arguments, cpu=partial(function, True), default=partial(function, False))
+    return lax.platform_dependent(
+        *arguments, cpu=partial(function, True), default=partial(function, False)
+    )
 
 
 def batch_devices() -> int:

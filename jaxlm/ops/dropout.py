@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 
-def draw_mask(key: PRNGKeyArray, keep: Scalar | float, shape: tuple[int, int, int]) -> Bool[Array, "T B D"]:
+def draw_mask(
+    key: PRNGKeyArray, keep: Scalar | float, shape: tuple[int, int, int]
+) -> Bool[Array, "T B D"]:
     """Which units are kept, each with the probability `keep`; the shape is (T, B, D).
 
     Each row draws from a key of its own, folded with the row's index: devices that share a batch each draw their rows.

@@ -20,7 +20,9 @@ from jaxlm.ops.scans import Length, scan
 
 Keys = Float[Array, "T B N D"]
 Values = Float[Array, "T B N F"]
-Decay = Float[Array, "T B N _"]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
+Decay = Float[
+    Array, "T B N _"
+]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
 KeyValues = Float[Array, "B N D F"]
 
 CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
@@ -73,7 +75,9 @@ def linear_attention(
     ) -> tuple[KeyValues, Float[Array, "B N steps F"]]:
         q, k, u, log_decay, beta = inputs
         decay = _summed(log_decay)
-        if beta is not None:  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
+        if (
+            beta is not None
+        ):  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
             written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(sum(decay)), state)
             inverse = _inverse(beta * _scores(k, k, decay, dtype), dtype)
             u = contraction("bnts,bnsf->bntf", dtype, inverse, beta * written)
@@ -95,14 +99,19 @@ def _summed(log_decay: Float[Array, "B N t _"]) -> list[Float[Array, "B N t _"]]
     return [jnp.cumsum(part, 2) for part in (coarse, log_decay - coarse)]
 
 
-def _between(later: list[Float[Array, "..."]], earlier: list[Float[Array, "..."]]) -> Float[Array, "..."]:
+def _between(
+    later: list[Float[Array, "..."]], earlier: list[Float[Array, "..."]]
+) -> Float[Array, "..."]:
     """The log of the decay from earlier steps to later ones, both as `_summed` gives them."""
     coarse, small = (a - b for a, b in zip(later, earlier, strict=True))
     return coarse + small
 
 
 def _scores(
-    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: list[Float[Array, "B N t _"]], dtype: Any
+    q: Float[Array, "B N t D"],
+    k: Float[Array, "B N t D"],
+    decay: list[Float[Array, "B N t _"]],
+    dtype: Any,
 ) -> Float[Array, "B N t t"]:
     """How much of what step s writes step t reads, given the summed logarithms of the decay."""
     steps = np.arange(q.shape[2])
@@ -111,7 +120,9 @@ def _scores(
         kept = jnp.where(steps[:, None] >= steps, between, -jnp.inf)
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept)
     scores, size = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0), 1
-    while size < len(steps):  # the later half of each block reads the earlier one, over the last step of that
+    while size < len(
+        steps
+    ):  # the later half of each block reads the earlier one, over the last step of that
         middle = np.minimum(steps // (2 * size) * (2 * size) + size - 1, steps[-1])
         over = _between(decay, [part[:, :, middle] for part in decay])
         kept = jnp.exp(jnp.where((steps > middle)[:, None], over, -over))
@@ -126,7 +137,9 @@ def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t 
     steps, size = lower.shape[-1], 1
     inverse = jnp.broadcast_to(jnp.eye(steps, dtype=lower.dtype), lower.shape)
     while size < steps:
-        right = contraction("bnts,bnsr->bntr", dtype, jnp.where(_across(steps, size), lower, 0), inverse)
+        right = contraction(
+            "bnts,bnsr->bntr", dtype, jnp.where(_across(steps, size), lower, 0), inverse
+        )
         inverse -= contraction("bnts,bnsr->bntr", dtype, inverse, right)
         size *= 2
     return inverse

@@ -43,7 +43,9 @@ def lstm_reference(
     """`lstm` written plainly: a scan of the cell, differentiated by JAX; it counts all steps."""
 
     def cell(state: LSTMState, x: Float[Array, "B E"]) -> tuple[LSTMState, Float[Array, "B H"]]:
-        i, j, f, o = jnp.split(jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1) @ kernel + bias, 4, -1)
+        i, j, f, o = jnp.split(
+            jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1) @ kernel + bias, 4, -1
+        )
         c = state.c * jax.nn.sigmoid(f + forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
         return LSTMState(c, h), h
@@ -103,15 +105,21 @@ def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
         h = jnp.tanh(c) * o
         return LSTMState(c, h), (h, c, gates)
 
-    if len(x) == 1:  # the whole kernel at once: to split it is to copy it, which costs more than such a step
+    if (
+        len(x) == 1
+    ):  # the whole kernel at once: to split it is to copy it, which costs more than such a step
         inputs = jnp.concatenate([x[0], apply_mask(state.h, kept, keep).astype(x.dtype)], -1)
         final, found = activate(state, product(inputs, kernel, x.dtype) + gate_bias)
         h, c, gates = (part[None] for part in found)
     else:
-        kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])  # cast once, not at each step
+        kernel_x, kernel_h = jnp.split(
+            kernel.astype(x.dtype), [x.shape[-1]]
+        )  # cast once, not at each step
 
         def cell(state, projected):
-            return activate(state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype))
+            return activate(
+                state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype)
+            )
 
         final, (h, c, gates) = scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
@@ -130,7 +138,9 @@ def _backward(saved, cotangents):
 
     i, j, f, o = jnp.split(gates, 4, -1)
     tanh_c = jnp.tanh(c)
-    of_gates = jnp.concatenate([j * i * (1 - i), i * (1 - j * j), c_before * f * (1 - f), tanh_c * o * (1 - o)], -1)
+    of_gates = jnp.concatenate(
+        [j * i * (1 - i), i * (1 - j * j), c_before * f * (1 - f), tanh_c * o * (1 - o)], -1
+    )
     of_cell = o * (1 - tanh_c * tanh_c)
 
     def cell(carry, step):
@@ -141,7 +151,9 @@ def _backward(saved, cotangents):
         dz = jnp.concatenate([dc, dc, dc, dh], -1) * of_gates
         return (dc * f, apply_mask(product(dz, kernel_h, x.dtype, transposed=True), kept, keep)), dz
 
-    (dc, dh), dz = scan(cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True)
+    (dc, dh), dz = scan(
+        cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True
+    )
 
     # The concatenation writes the transposes out, as the fast product wants its first factor.
     inputs = jnp.concatenate([jnp.moveaxis(a, -1, 0).astype(x.dtype) for a in (x, h_read)])
@@ -158,9 +170,15 @@ _lstm.defvjp(_forward, _backward)
 
 def _check_shapes(x, kernel, bias, state):
     if x.ndim != 3 or state.h.ndim != 2:
-        raise ValueError(f"x should be [T, B, E] and state.h [B, H]; their shapes are {x.shape} and {state.h.shape}")
+        raise ValueError(
+            f"x should be [T, B, E] and state.h [B, H]; their shapes are {x.shape} and {state.h.shape}"
+        )
     (_, B, E), H = x.shape, state.h.shape[-1]
-    expected = {"state.c": (state.c, (B, H)), "state.h": (state.h, (B, H)), "kernel": (kernel, (E + H, 4 * H))}
+    expected = {
+        "state.c": (state.c, (B, H)),
+        "state.h": (state.h, (B, H)),
+        "kernel": (kernel, (E + H, 4 * H)),
+    }
     for name, (array, shape) in {"x": (x, x.shape), **expected, "bias": (bias, (4 * H,))}.items():
         if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
             wanted = f"floating-point numbers of the shape {shape} (x is {x.shape}, state.h {state.h.shape})"

@@ -20,7 +20,15 @@ from jaxtyping import Array, Float, Scalar
 from jaxlm.ops import softmax
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import Bias, Row, Targets, chunking, gradients_from_odds, odds_and_pick, with_bias
+from jaxlm.ops.softmax import (
+    Bias,
+    Row,
+    Targets,
+    chunking,
+    gradients_from_odds,
+    odds_and_pick,
+    with_bias,
+)
 
 Latent = Float[Array, "*rows K D"]
 Choice = Float[Array, "*rows K"]  # logits of the prior
@@ -35,25 +43,41 @@ def log_probs(
 
     def add(total, expert):
         latent, log_prior = expert
-        log_p = log_prior[..., None] + jax.nn.log_softmax(product(latent, kernel, latent.dtype) + bias)
+        log_p = log_prior[..., None] + jax.nn.log_softmax(
+            product(latent, kernel, latent.dtype) + bias
+        )
         return jnp.logaddexp(total, log_p), None
 
     experts = jnp.moveaxis(latents, -2, 0), jnp.moveaxis(jax.nn.log_softmax(choice), -1, 0)
-    nothing = jnp.full((*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype))
+    nothing = jnp.full(
+        (*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype)
+    )
     return _log_of_sum(lax.scan(add, nothing, experts)[0], epsilon)
 
 
 def token_nats_reference(
-    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+    latents: Latent,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    epsilon: Epsilon = None,
 ) -> Row:
     """`token_nats` written plainly: all probabilities of all experts at once; `summed_nats` is its weighted sum."""
     experts = jax.nn.softmax(latents @ kernel + bias)
     p = jnp.einsum("...k,...kv->...v", jax.nn.softmax(choice), experts)
-    return -jnp.log(jnp.take_along_axis(p, targets[..., None], -1)[..., 0] + (0 if epsilon is None else epsilon))
+    return -jnp.log(
+        jnp.take_along_axis(p, targets[..., None], -1)[..., 0] + (0 if epsilon is None else epsilon)
+    )
 
 
 def token_nats(
-    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon = None
+    latents: Latent,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    epsilon: Epsilon = None,
 ) -> Row:
     """-log p of each target in nats, for evaluation.
 
@@ -65,7 +89,13 @@ def token_nats(
 
 
 def _token_nats(
-    on_cpu: bool, latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, epsilon: Epsilon
+    on_cpu: bool,
+    latents: Latent,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    epsilon: Epsilon,
 ) -> Row:
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
@@ -78,7 +108,13 @@ def _token_nats(
 
 
 def summed_nats(
-    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, epsilon: Epsilon = None
+    latents: Latent,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
+    epsilon: Epsilon = None,
 ) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
 
@@ -103,7 +139,9 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
         weights = (weights * jnp.exp(log_p - log_sum))[..., None]  # times p / (p + epsilon)
         share = jnp.exp(log_joint - log_p[..., None])
         odds -= softmax.is_target(targets[..., None], odds) * total[..., None]
-        dlatents, dchunk = gradients_from_odds(odds, weights * share / total, narrow, jnp.moveaxis(x, -1, 0))
+        dlatents, dchunk = gradients_from_odds(
+            odds, weights * share / total, narrow, jnp.moveaxis(x, -1, 0)
+        )
         dchoice = weights * (jax.nn.softmax(choice) - share)
         return (nats, dlayer + dchunk), (dlatents.astype(x.dtype), dchoice)
 
@@ -123,9 +161,15 @@ def _experts(
 ) -> tuple[Float[Array, "*rows K V"], Float[Array, "*rows K"], Float[Array, "*rows K"]]:
     """Odds, their sums, and log(prior_k softmax_k(target))."""
     logits = product(x, layer, x.dtype)
-    odds, total, top, picked = odds_and_pick(logits, jnp.broadcast_to(targets[..., None], choice.shape))
+    odds, total, top, picked = odds_and_pick(
+        logits, jnp.broadcast_to(targets[..., None], choice.shape)
+    )
     return odds, total, jax.nn.log_softmax(choice) + picked - top - jnp.log(total)
 
 
 def _log_of_sum(log_p: Float[Array, "*shape"], epsilon: Epsilon) -> Float[Array, "*shape"]:
-    return log_p if epsilon is None else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
+    return (
+        log_p
+        if epsilon is None
+        else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
+    )

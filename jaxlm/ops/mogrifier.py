@@ -36,24 +36,40 @@ Weights = dict[str, Any]
 class Limits:
     """What a layer's state is held to, each absent where None."""
 
-    cell_clip: Scalar | float | None = None  # of the c that is carried on; a step's output reads c unclipped
-    state: Float[Array, "B H"] | None = None  # a factor on h before anything else sees it, the same at all steps
-    update: Float[Array, "B H"] | Scalar | float | None = None  # a factor on tanh(j), the same at all steps
+    cell_clip: Scalar | float | None = (
+        None  # of the c that is carried on; a step's output reads c unclipped
+    )
+    state: Float[Array, "B H"] | None = (
+        None  # a factor on h before anything else sees it, the same at all steps
+    )
+    update: Float[Array, "B H"] | Scalar | float | None = (
+        None  # a factor on tanh(j), the same at all steps
+    )
     length: Length = None
 
 
 def mogrifier_reference(
-    x: Inputs, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+    x: Inputs,
+    weights: Weights,
+    state: LSTMState,
+    input_gate: str = "free",
+    limits: Limits = Limits(),
 ) -> tuple[Units, LSTMState]:
     """`mogrifier` written plainly: a scan of the cell, differentiated by JAX."""
     matrices, others = _apart(weights, x.shape[-1])
     if not others["rounds"]:
         x = _from_input(lambda name, a: a @ matrices[name], x, others)
-    return recurrence_reference(partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length)
+    return recurrence_reference(
+        partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length
+    )
 
 
 def mogrifier(
-    x: Inputs, weights: Weights, state: LSTMState, input_gate: str = "free", limits: Limits = Limits()
+    x: Inputs,
+    weights: Weights,
+    state: LSTMState,
+    input_gate: str = "free",
+    limits: Limits = Limits(),
 ) -> tuple[Units, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
@@ -66,12 +82,18 @@ def mogrifier(
     if not others["rounds"]:
         x = _from_input(lambda name, a: product(a, matrices[name], dtype), x, others)
         matrices = {"state": matrices["state"]}
-    y, final = recurrence(partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length, dtype)
+    y, final = recurrence(
+        partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length, dtype
+    )
     return y.astype(dtype), final
 
 
 def _cell(
-    input_gate: str, linear: LinearMap, state: LSTMState, x: Float[Array, "B _"], rest: tuple[Weights, Limits]
+    input_gate: str,
+    linear: LinearMap,
+    state: LSTMState,
+    x: Float[Array, "B _"],
+    rest: tuple[Weights, Limits],
 ) -> tuple[LSTMState, Float[Array, "B H"]]:
     """One step: the new carry and the output. x is [B, E]; without rounds its part of the gates [B, 4H]."""
     others, limits = rest
@@ -97,7 +119,9 @@ def _cell(
     return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
 
 
-def _from_input(linear: LinearMap, x: Float[Array, "*rows E"], others: Weights) -> Float[Array, "*rows gates"]:
+def _from_input(
+    linear: LinearMap, x: Float[Array, "*rows E"], others: Weights
+) -> Float[Array, "*rows gates"]:
     """The input's part of the gates, with the bias."""
     z, norms = linear("input", x), others["norms"]
     return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]

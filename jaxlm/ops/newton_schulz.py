@@ -11,7 +11,9 @@ from jaxlm.ops.product import product
 
 Quintic = tuple[float, float, float]  # a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x
 JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # steepest at zero
-SMALLEST = 0.01  # the singular value from which on `polar_express` aims at one; the largest is at most one
+SMALLEST = (
+    0.01  # the singular value from which on `polar_express` aims at one; the largest is at most one
+)
 
 
 def polar_express(steps: int) -> list[Quintic]:
@@ -53,10 +55,14 @@ def orthogonalized(
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
 
-    def each(first: Float[Array, "G _ _"], second: Float[Array, "G _ _"], transposed: bool = False) -> Array:
+    def each(
+        first: Float[Array, "G _ _"], second: Float[Array, "G _ _"], transposed: bool = False
+    ) -> Array:
         return jax.vmap(lambda a, b: product(a, b, dtype, transposed))(first, second)
 
-    for place, (a, b, c) in enumerate(polar_express(steps) if rule == "polar-express" else [JORDAN] * steps):
+    for place, (a, b, c) in enumerate(
+        polar_express(steps) if rule == "polar-express" else [JORDAN] * steps
+    ):
         gram = each(x, x, transposed=True)
         if rule == "polar-express" and place == 0:
             square = jnp.linalg.norm(gram, axis=(1, 2), keepdims=True) + 1e-7

@@ -28,10 +28,14 @@ def product(
     return _product(dtype, transposed, a, b)
 
 
-def product_over_rows(a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any) -> Float[Array, "K N"]:
+def product_over_rows(
+    a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any
+) -> Float[Array, "K N"]:
     """The gradient of a matrix between a and b: the sum over rows of their outer products."""
     columns = jnp.moveaxis(a, -1, 0).astype(dtype)
-    if jnp.finfo(dtype).bits < 32:  # a concatenation, which XLA may not take apart again, writes the transpose out
+    if (
+        jnp.finfo(dtype).bits < 32
+    ):  # a concatenation, which XLA may not take apart again, writes the transpose out
         columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
     return columns_times_rows(columns, b, dtype)
 
@@ -46,7 +50,9 @@ def columns_times_rows(
     return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
 
 
-def _dot(dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."], summed: Any) -> Float[Array, "..."]:
+def _dot(
+    dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."], summed: Any
+) -> Float[Array, "..."]:
     return lax.dot_general(a.astype(dtype), b.astype(dtype), (summed, ((), ())), **_digits(dtype))
 
 
@@ -59,7 +65,9 @@ def _digits(dtype: Any) -> dict[str, Any]:
     return {"precision": precision, "preferred_element_type": wide}
 
 
-def contraction(spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def contraction(
+    spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
 
     Every letter of a factor is one of the other factor or of the result too, as in "tbk,kn->tbn".
@@ -78,7 +86,9 @@ def _backward(dtype, transposed, factors, dz):
     return product(dz, b, dtype, not transposed).astype(a.dtype), db.astype(b.dtype)
 
 
-_product.defvjp(lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward)
+_product.defvjp(
+    lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward
+)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -92,4 +102,6 @@ def _contraction_backward(spec, dtype, factors, dz):
     return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
 
 
-_contraction.defvjp(lambda spec, dtype, a, b: (_contraction(spec, dtype, a, b), (a, b)), _contraction_backward)
+_contraction.defvjp(
+    lambda spec, dtype, a, b: (_contraction(spec, dtype, a, b), (a, b)), _contraction_backward
+)

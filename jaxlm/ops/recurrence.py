@@ -34,7 +34,13 @@ def recurrence_reference(
 
 
 def recurrence(
-    cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length, dtype: Any
+    cell: LinearCell,
+    x: Inputs,
+    matrices: Matrices,
+    others: Any,
+    state: Any,
+    length: Length,
+    dtype: Any,
 ) -> tuple[Units, Any]:
     """Runs a cell over time: its outputs, and the new carry.
 
@@ -53,7 +59,9 @@ def _forward(cell, dtype, x, matrices, others, state, length):
     # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
     (T, B), wide = x.shape[:2], jnp.promote_types(dtype, jnp.float32)
     zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), wide) for name, matrix in matrices.items()}
-    done, back, operands = jax.vjp(partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True)
+    done, back, operands = jax.vjp(
+        partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True
+    )
     return done, (back, operands, matrices)
 
 
@@ -71,10 +79,19 @@ _run.defvjp(_forward, _backward)
 
 
 def _scan(
-    cell: LinearCell, dtype: Any, matrices: Matrices, added: Any, x: Inputs, others: Any, state: Any, length: Length
+    cell: LinearCell,
+    dtype: Any,
+    matrices: Matrices,
+    added: Any,
+    x: Inputs,
+    others: Any,
+    state: Any,
+    length: Length,
 ) -> tuple[tuple[Units, Any], dict[str, Float[Array, "T B _"]]]:
     """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
-    matrices = {name: matrix.astype(dtype) for name, matrix in matrices.items()}  # cast once, not at each step
+    matrices = {
+        name: matrix.astype(dtype) for name, matrix in matrices.items()
+    }  # cast once, not at each step
 
     def step(state, inputs):
         x, added = inputs
@@ -89,6 +106,8 @@ def _scan(
         return state, (y, operands)
 
     # The backward scan computes again what follows from the products: keeping it would be slower.
-    step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False)
+    step = jax.checkpoint(
+        step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False
+    )
     final, (y, operands) = scan(step, state, (x, added), length)
     return (y, final), operands

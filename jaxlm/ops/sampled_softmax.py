@@ -19,7 +19,16 @@ from jaxtyping import Array, Float, Int, Scalar
 from jaxlm.ops import softmax
 from jaxlm.ops.devices import by_platform
 from jaxlm.ops.product import product
-from jaxlm.ops.softmax import Bias, Features, Kernel, Row, Targets, chunking, gradients_from_odds, with_bias
+from jaxlm.ops.softmax import (
+    Bias,
+    Features,
+    Kernel,
+    Row,
+    Targets,
+    chunking,
+    gradients_from_odds,
+    with_bias,
+)
 
 FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
@@ -50,7 +59,9 @@ def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
 def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
     """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
     odds, count = inclusion(vocabulary, count), min(count, vocabulary)
-    edges = np.cumsum(odds)[:-1]  # whole and fraction apart: a float32 of the sum would lose the fraction
+    edges = np.cumsum(odds)[
+        :-1
+    ]  # whole and fraction apart: a float32 of the sum would lose the fraction
     past = jnp.asarray(edges, jnp.int32) + (jnp.asarray(edges % 1, jnp.float32) > offset)
     ids = jnp.searchsorted(past, jnp.arange(count), side="right")
     return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
@@ -63,12 +74,20 @@ def summed_nats_reference(
     logits = x @ kernel + bias
     stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
     is_target = jnp.arange(len(bias)) == targets[..., None]
-    log_p = logits - jax.nn.logsumexp(logits, -1, keepdims=True, b=jnp.where(is_target, 1, stands_for))
+    log_p = logits - jax.nn.logsumexp(
+        logits, -1, keepdims=True, b=jnp.where(is_target, 1, stands_for)
+    )
     return -jnp.vdot(jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0], weights)
 
 
 def summed_nats(
-    x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, drawn: Drawn, exact: Scalar | bool = False
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
+    drawn: Drawn,
+    exact: Scalar | bool = False,
 ) -> Scalar:
     """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
 
@@ -79,7 +98,9 @@ def summed_nats(
 
 def _forward(x, kernel, bias, targets, weights, drawn, exact):
     given = x, kernel, bias, targets, weights
-    nats, gradients = lax.cond(exact, lambda: softmax.nats_and_gradients(*given), lambda: _estimate(*given, drawn))
+    nats, gradients = lax.cond(
+        exact, lambda: softmax.nats_and_gradients(*given), lambda: _estimate(*given, drawn)
+    )
     return nats, (*gradients, None, None)
 
 
@@ -91,8 +112,13 @@ def _estimate(x, kernel, bias, targets, weights, drawn):
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
     few, few_bias = table[drawn.ids].T, bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
-    hit = jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype) + bias[targets]
-    nats, dfew, dfew_bias, dx, dhit = by_platform(_chunks, x, few, few_bias, targets, weights, drawn.ids, hit)
+    hit = (
+        jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype)
+        + bias[targets]
+    )
+    nats, dfew, dfew_bias, dx, dhit = by_platform(
+        _chunks, x, few, few_bias, targets, weights, drawn.ids, hit
+    )
     dx += dhit[..., None] * rows
     dkernel = jnp.zeros_like(table).at[drawn.ids].add(dfew.T)
     dkernel = dkernel.at[targets].add(dhit[..., None] * x.astype(table.dtype))

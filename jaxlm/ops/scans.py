@@ -14,11 +14,17 @@ from jaxlm.ops.devices import by_platform
 UNROLLED = 5
 
 Units = Float[Array, "T B H"]
-Length = Scalar | None  # how many steps count, at least 1; the new carry is the one after them. None: all
+Length = (
+    Scalar | None
+)  # how many steps count, at least 1; the new carry is the one after them. None: all
 
 
 def scan(
-    cell: Callable[[Any, Any], tuple[Any, Any]], carry: Any, steps: Any, length: Length = None, reverse: bool = False
+    cell: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    steps: Any,
+    length: Length = None,
+    reverse: bool = False,
 ) -> tuple[Any, Any]:
     """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators.
 
@@ -29,7 +35,10 @@ def scan(
         def bounded(state: tuple[Scalar, Any], step: Any) -> tuple[tuple[Scalar, Any], Any]:
             done, carry = state
             new, output = cell(carry, step)
-            return (done + 1, jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)), output
+            return (
+                done + 1,
+                jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry),
+            ), output
 
         (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps, reverse=reverse)
         return carry, outputs

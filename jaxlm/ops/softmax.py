@@ -94,7 +94,12 @@ def with_gradients(forward: Callable[..., tuple[Scalar, Any]]) -> Callable[..., 
     gradient of each argument, None for constants.
     """
     loss = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
-    loss.defvjp(forward, lambda grads, cotangent: jax.tree.map(lambda one: (cotangent * one).astype(one.dtype), grads))
+    loss.defvjp(
+        forward,
+        lambda grads, cotangent: jax.tree.map(
+            lambda one: (cotangent * one).astype(one.dtype), grads
+        ),
+    )
     return loss
 
 
@@ -103,7 +108,9 @@ def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
     narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(on_cpu, x, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape)
     inputs = cut(inputs)
-    columns = jnp.moveaxis(inputs, -1, 1)  # written out here: a transpose that XLA folds into the product makes it slow
+    columns = jnp.moveaxis(
+        inputs, -1, 1
+    )  # written out here: a transpose that XLA folds into the product makes it slow
 
     def chunk(carry, rows):
         nats, dlayer = carry
@@ -125,7 +132,9 @@ nats_and_gradients = partial(by_platform, _nats_and_gradients)
 _summed_nats = with_gradients(nats_and_gradients)
 
 
-def odds_and_pick(logits: Float[Array, "*rows V"], targets: Targets) -> tuple[Float[Array, "*rows V"], Row, Row, Row]:
+def odds_and_pick(
+    logits: Float[Array, "*rows V"], targets: Targets
+) -> tuple[Float[Array, "*rows V"], Row, Row, Row]:
     """exp(logits - top); their sum, the largest logit (top), and the target's logit."""
     top = logits.max(-1)
     odds = jnp.exp(logits - top[..., None])
@@ -182,7 +191,9 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
         wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
     else:
         wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-    wanted *= batch_devices()  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
+    wanted *= (
+        batch_devices()
+    )  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
     parts, rows = 1, logits * math.prod(batch)
     if batch and rows > 2 * wanted:
         divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
@@ -208,14 +219,29 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
     return cut, join
 
 
-def check_shapes(x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None) -> None:
+def check_shapes(
+    x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None
+) -> None:
     """Raises ValueError where the arguments of a loss do not fit each other."""
     if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
         found = f"{x.shape}, {targets.shape} and {kernel.shape}"
-        raise ValueError(f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {found}")
+        raise ValueError(
+            f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {found}"
+        )
     (*rows, H), V = x.shape, kernel.shape[1]
-    expected = {"x": (x, (*rows, H)), "kernel": (kernel, (H, V)), "bias": (bias, (V,)), "targets": (targets, (*rows,))}
+    expected = {
+        "x": (x, (*rows, H)),
+        "kernel": (kernel, (H, V)),
+        "bias": (bias, (V,)),
+        "targets": (targets, (*rows,)),
+    }
     for name, (array, shape) in {**expected, "weights": (weights, (*rows,))}.items():
-        kind, numbers = (jnp.integer, "integers") if name == "targets" else (jnp.floating, "floating-point numbers")
+        kind, numbers = (
+            (jnp.integer, "integers")
+            if name == "targets"
+            else (jnp.floating, "floating-point numbers")
+        )
         if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, kind)):
-            raise ValueError(f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}")
+            raise ValueError(
+                f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}"
+            )

@@ -27,11 +27,19 @@ class Adaptive(Optimizer):
     )
     average_latest: int | None = average_latest(needs=("nonmonotone",))
     clip_norm: float | None = number(
-        1.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
+        1.0,
+        "largest global norm of the gradient (none: no clipping)",
+        above=0,
+        optional=True,
+        own=True,
     )
     beta1: float = number(0.9, "Adam's decay of the gradient's mean", low=0, below=1, own=True)
-    beta2: float = number(0.999, "Adam's decay of the squared gradient's mean", low=0, below=1, own=True)
-    epsilon: float = number(1e-8, "Adam's addition to the root of the squared gradient's mean", above=0, own=True)
+    beta2: float = number(
+        0.999, "Adam's decay of the squared gradient's mean", low=0, below=1, own=True
+    )
+    epsilon: float = number(
+        1e-8, "Adam's addition to the root of the squared gradient's mean", above=0, own=True
+    )
 
     def adam(self) -> optax.GradientTransformation:
         """Adam's direction, before the rate."""

@@ -19,7 +19,9 @@ class Descent(Optimizer):
     """What SGD and ASGD share."""
 
     weight_decay: float | None = number(
-        None, "decay of all parameters, times the learning rate, after clipping (none: absent)", low=0
+        None,
+        "decay of all parameters, times the learning rate, after clipping (none: absent)",
+        low=0,
     )
 
     def keeps_rows(self, tied: bool) -> bool:
@@ -34,14 +36,18 @@ class Descent(Optimizer):
 class SGD(Descent):
     """Stochastic gradient descent."""
 
-    momentum: float | None = number(None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1)
+    momentum: float | None = number(
+        None, "decay of the accumulated gradient (none: no momentum)", low=0, below=1
+    )
     nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
 
     def keeps_rows(self, tied: bool) -> bool:
         return super().keeps_rows(tied) and self.momentum is None
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
-        return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov))
+        return optax.chain(
+            *self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
+        )
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class ASGD(Descent):
 
     def check(self) -> None:
         if self.average_decay is not None:
-            raise JaxlmError("average_decay and the optimizer asgd both average the parameters: leave one of them out")
+            raise JaxlmError(
+                "average_decay and the optimizer asgd both average the parameters: leave one of them out"
+            )
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

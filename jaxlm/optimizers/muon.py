@@ -19,18 +19,30 @@ if TYPE_CHECKING:
 class Muon(Adaptive):
     """Muon on the layers' kernels, gate by gate; Adam on the rest (Jordan et al. 2024)."""
 
-    learning_rate: float = number(0.02, "rate of the layers' kernels before the schedule's factor", above=0, own=True)
-    momentum: float = number(0.95, "decay of the accumulated gradient of the layers' kernels", low=0, below=1)
+    learning_rate: float = number(
+        0.02, "rate of the layers' kernels before the schedule's factor", above=0, own=True
+    )
+    momentum: float = number(
+        0.95, "decay of the accumulated gradient of the layers' kernels", low=0, below=1
+    )
     nesterov: bool = flag(True, "Nesterov's momentum")
-    newton_schulz_steps: int = count(5, "iterations that orthogonalise an update", "iterations", low=1, high=100)
+    newton_schulz_steps: int = count(
+        5, "iterations that orthogonalise an update", "iterations", low=1, high=100
+    )
     newton_schulz_rule: str = choice(
         "jordan",
         "polynomials of the iterations: jordan, one for all, or polar-express, the best for each (arXiv:2505.16932)",
         ("jordan", "polar-express"),
     )
-    weight_decay: float = number(0.0, "decay of the layers' kernels, times their learning rate", low=0)
-    adam_learning_rate: float = number(0.002, "rate of Adam for the embedding, the softmax and all else", above=0)
-    adam_weight_decay: float | None = number(None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0)
+    weight_decay: float = number(
+        0.0, "decay of the layers' kernels, times their learning rate", low=0
+    )
+    adam_learning_rate: float = number(
+        0.002, "rate of Adam for the embedding, the softmax and all else", above=0
+    )
+    adam_weight_decay: float | None = number(
+        None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0
+    )
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         muon = optax.chain(
@@ -54,7 +66,9 @@ class Muon(Adaptive):
 
         def orthogonal(kernel: jax.Array) -> jax.Array:
             gates = jnp.stack(jnp.split(kernel, model.gates, 1))
-            found = orthogonalized(gates, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule)
+            found = orthogonalized(
+                gates, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule
+            )
             return jnp.concatenate(list(found), 1)
 
         return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))

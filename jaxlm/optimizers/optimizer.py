@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 class Optimizer:
     """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
 
-    updates_rows: ClassVar[bool] = True  # whether the embedding's update stays in rows where its gradient does
-    averages_once_stale: ClassVar[bool] = False  # whether a Polyak average starts once the best validation is stale
+    updates_rows: ClassVar[bool] = (
+        True  # whether the embedding's update stays in rows where its gradient does
+    )
+    averages_once_stale: ClassVar[bool] = (
+        False  # whether a Polyak average starts once the best validation is stale
+    )
     forgotten_iterates: ClassVar[int] = 0  # how many first iterates a Polyak average leaves out
-    windows_as_published: ClassVar[bool] = False  # whether epochs of random windows end as AWD-LSTM's code ends them
+    windows_as_published: ClassVar[bool] = (
+        False  # whether epochs of random windows end as AWD-LSTM's code ends them
+    )
 
     learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
     clip_norm: float | None = number(
-        5.0, "largest global norm of the gradient (none: no clipping)", above=0, optional=True, own=True
+        5.0,
+        "largest global norm of the gradient (none: no clipping)",
+        above=0,
+        optional=True,
+        own=True,
     )
     average_decay: float | None = number(
         None,
@@ -87,7 +97,9 @@ class Optimizer:
         """The global norm of a gradient, as the optimiser clips by it."""
         return optax.tree.norm(grads)
 
-    def transformation(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self, model: Recurrent, factor: jax.Array | float
+    ) -> optax.GradientTransformationExtraArgs:
         """Clipping, then the rule at `factor` times the learning rate.
 
         Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
@@ -112,12 +124,16 @@ def average_latest(**relations: Any) -> Any:
     )
 
 
-def clip_by_given_norm(max_norm: jax.Array | float, added: float = 0.0) -> optax.GradientTransformationExtraArgs:
+def clip_by_given_norm(
+    max_norm: jax.Array | float, added: float = 0.0
+) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm`, by the `grad_norm` that `update` is given plus a number."""
 
     def update(updates, state, params=None, **given):
         norm = given["grad_norm"] + added
-        return jax.tree.map(lambda g: jax.lax.select(norm < max_norm, g, g / norm * max_norm), updates), state
+        return jax.tree.map(
+            lambda g: jax.lax.select(norm < max_norm, g, g / norm * max_norm), updates
+        ), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

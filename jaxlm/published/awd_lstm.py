@@ -35,7 +35,9 @@ class PublishedASGD(ASGD):
 
     def check_model(self, model: Recurrent) -> None:
         if type(model) is not LSTM:
-            raise JaxlmError(f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: take asgd")
+            raise JaxlmError(
+                f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: take asgd"
+            )
 
     def counted(self, predictions: int, rows: int) -> int:
         return predictions + rows
@@ -46,10 +48,14 @@ class PublishedASGD(ASGD):
     def norm(self, grads: Params) -> jax.Array:
         return super().norm(_with_biases_times(grads, 2**0.5))
 
-    def transformation(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformationExtraArgs:
+    def transformation(
+        self, model: Recurrent, factor: jax.Array | float
+    ) -> optax.GradientTransformationExtraArgs:
         clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
         twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
-        return optax.chain(*clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor))
+        return optax.chain(
+            *clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor)
+        )
 
 
 class Lag(NamedTuple):
@@ -75,4 +81,7 @@ def _by_lagging_rate(rate: jax.Array | float) -> optax.GradientTransformationExt
 
 def _with_biases_times(grads: Any, by: float) -> Any:
     """A gradient with the biases of the layers times a number."""
-    return {**grads, "layers": jax.tree.map(lambda grad: grad * by if grad.ndim == 1 else grad, grads["layers"])}
+    return {
+        **grads,
+        "layers": jax.tree.map(lambda grad: grad * by if grad.ndim == 1 else grad, grads["layers"]),
+    }

@@ -37,7 +37,9 @@ class LambAdam(AdamW):
     def adam(self) -> optax.GradientTransformation:
         def update(updates, state, params=None):
             corrected = jnp.sqrt(1 - self.beta2 ** (state.count + 1))
-            return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(updates, state, params)
+            return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(
+                updates, state, params
+            )
 
         return optax.GradientTransformation(super().adam().init, update)
 
@@ -50,7 +52,9 @@ class LambMogrifier(Mogrifier):
     def drops_output_words(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.tied
 
-    def update_scale(self, updated: Bool[Array, "B H"] | None) -> Float[Array, "B H"] | float | None:
+    def update_scale(
+        self, updated: Bool[Array, "B H"] | None
+    ) -> Float[Array, "B H"] | float | None:
         if self.keep_update is None or self.input_gate == "free":
             return super().update_scale(updated)
         return UPDATE_SCALE if updated is None else jnp.where(updated, UPDATE_SCALE, 0)

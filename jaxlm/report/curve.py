@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 
 from jaxlm.errors import JaxlmError
-from jaxlm.report.figure import INK, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
+from jaxlm.report.figure import (
+    INK,
+    PALETTE,
+    drawable,
+    figure,
+    label,
+    log_axis,
+    marks,
+    perplexity_axis,
+    save,
+)
 from jaxlm.report.units import perplexity_text
 
 Row = dict[str, Any]  # a line of the metrics or of the timing
@@ -43,7 +53,9 @@ class Results:
     def window_ends(self) -> np.ndarray:
         """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
         epoch = np.array([row["epoch"] for row in self.windows], float)
-        own, first, which, sizes = np.unique(epoch, return_index=True, return_inverse=True, return_counts=True)
+        own, first, which, sizes = np.unique(
+            epoch, return_index=True, return_inverse=True, return_counts=True
+        )
         within = np.arange(1, len(epoch) + 1) - first[which]
         finished = np.isin(own, [row["epoch"] for row in self.epochs])
         return epoch - 1 + within / np.where(finished, sizes, max(sizes, default=1))[which]
@@ -51,7 +63,9 @@ class Results:
 
 def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     """The windows, epochs and tests among the lines of a run's metrics."""
-    windows, epochs, tests = ([row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test"))
+    windows, epochs, tests = (
+        [row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test")
+    )
     return windows, epochs, tests
 
 
@@ -63,7 +77,9 @@ def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
     run = Results("", *by_kind(rows), bptt_length)
     if not run.epochs:
         found = f"there are {len(run.windows)} windows without one"
-        raise JaxlmError(f"a learning curve needs a finished epoch, and {found}: train one epoch first")
+        raise JaxlmError(
+            f"a learning curve needs a finished epoch, and {found}: train one epoch first"
+        )
     with figure(8, 5.2) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[5, 1])
         draw_perplexities(upper, [run])
@@ -80,7 +96,9 @@ def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
         return save(drawn, path)
 
 
-def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple[str, float]] = ()) -> None:
+def draw_perplexities(
+    axes: Any, runs: Sequence[Results], levels: Sequence[tuple[str, float]] = ()
+) -> None:
     """Draws each run's training (dashed, triangles), validation (solid, circles) and test (a diamond).
 
     A run alone has a colour for each split, and the perplexity of its windows behind them; several have a colour each.
@@ -92,28 +110,52 @@ def draw_perplexities(axes: Any, runs: Sequence[Results], levels: Sequence[tuple
         at = np.array([row["epoch"] for row in run.epochs], float)
         estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
         train, valid = (
-            drawable([row.get(f"{split}_perplexity", math.nan) for row in run.epochs]) for split in ("train", "valid")
+            drawable([row.get(f"{split}_perplexity", math.nan) for row in run.epochs])
+            for split in ("train", "valid")
         )
         if alone:
             axes.plot(*window_series(run, "perplexity"), color=PALETTE[0], alpha=0.3, linewidth=1)
-        splits = [("train", at, train), ("validation", at, valid), ("test", at[-1:], drawable([run.test_perplexity()]))]
+        splits = [
+            ("train", at, train),
+            ("validation", at, valid),
+            ("test", at[-1:], drawable([run.test_perplexity()])),
+        ]
         for (split, x, y), colour, style in zip(splits, colours, ("^--", "o-", "D"), strict=True):
             known = np.isfinite(y)
             points = zip(x[known], y[known], strict=True)
-            titles = [f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip() for epoch, value in points]
-            (line,) = axes.plot(x[known], y[known], style, color=colour, markersize=5, gid=marks(titles))
+            titles = [
+                f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
+                for epoch, value in points
+            ]
+            (line,) = axes.plot(
+                x[known], y[known], style, color=colour, markersize=5, gid=marks(titles)
+            )
             if known.any() and (alone or split == "validation"):
                 line.set_label(f"{split} {perplexity_text(y[-1])}" if alone else label(run.name))
             shown.append(y)
         if estimated.any():
             name = "train, estimated from the words drawn" if alone else None
-            axes.plot(at[estimated], train[estimated], "^", color=colours[0], mfc="white", markersize=5, label=name)
+            axes.plot(
+                at[estimated],
+                train[estimated],
+                "^",
+                color=colours[0],
+                mfc="white",
+                markersize=5,
+                label=name,
+            )
     rows = [row for run in runs for row in (*run.epochs, *run.tests)]
-    floors = {name: value for row in rows for name, value in row.items() if name.startswith("floor_")}
-    floor = [(f"floor of {name[6:]}", floors[name], ":") for name in sorted(floors, reverse=True)[:1]]
+    floors = {
+        name: value for row in rows for name, value in row.items() if name.startswith("floor_")
+    }
+    floor = [
+        (f"floor of {name[6:]}", floors[name], ":") for name in sorted(floors, reverse=True)[:1]
+    ]
     for name, level, style in [*floor, *((name, level, "--") for name, level in levels)]:
         if level >= 1:
-            axes.axhline(level, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {level:.2f}")
+            axes.axhline(
+                level, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {level:.2f}"
+            )
             shown.append(drawable([level]))
     perplexity_axis(axes, np.concatenate(shown))
     axes.set(ylabel="perplexity")
@@ -125,7 +167,13 @@ def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
     for place, run in enumerate(runs):
         style = "steps-pre" if name == "learning_rate" else "default"
         colour = PALETTE[place % len(PALETTE)]
-        axes.plot(*window_series(run, name), color=colour, drawstyle=style, linewidth=1.2, gid=marks([run.name]))
+        axes.plot(
+            *window_series(run, name),
+            color=colour,
+            drawstyle=style,
+            linewidth=1.2,
+            gid=marks([run.name]),
+        )
     axes.set(ylabel=name.replace("_", " ").replace("grad ", "gradient "))
     log_axis(axes, "y")
     epoch_axis(axes, runs)
@@ -133,7 +181,11 @@ def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
 
 def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
     """Makes x the epochs, from 0 to the last window, with ticks at whole numbers."""
-    ends = [end for run in runs for end in (*run.window_ends()[-1:], *(row["epoch"] for row in run.epochs))]
+    ends = [
+        end
+        for run in runs
+        for end in (*run.window_ends()[-1:], *(row["epoch"] for row in run.epochs))
+    ]
     axes.set(xlim=(0, max([1.0, *ends]) * 1.02), xlabel="epoch")
     axes.locator_params("x", integer=True)
 
@@ -148,12 +200,23 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
     starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
     values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)
-    steps = [row.get("steps", run.bptt_length) if name == "perplexity" else 1 for row in run.windows]
-    weights = np.where(np.isfinite(values), np.array(steps, float), 0)  # (a cost is summed over the window's steps)
+    steps = [
+        row.get("steps", run.bptt_length) if name == "perplexity" else 1 for row in run.windows
+    ]
+    weights = np.where(
+        np.isfinite(values), np.array(steps, float), 0
+    )  # (a cost is summed over the window's steps)
     if not count:
         return x, values
     with np.errstate(all="ignore"):
-        sums, totals = (np.add.reduceat(part, starts) for part in (np.where(np.isfinite(values), values, 0), weights))
+        sums, totals = (
+            np.add.reduceat(part, starts)
+            for part in (np.where(np.isfinite(values), values, 0), weights)
+        )
         means = values[starts] if name == "learning_rate" else sums / totals
-        means = drawable(np.exp(means)) if name == "perplexity" else np.where(abs(np.log(means)) < 70, means, np.nan)
+        means = (
+            drawable(np.exp(means))
+            if name == "perplexity"
+            else np.where(abs(np.log(means)) < 70, means, np.nan)
+        )
     return x[np.append(starts[1:], count) - 1], means

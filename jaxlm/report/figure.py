@@ -21,7 +21,18 @@ from jaxlm.terminal import printable
 
 INK, PALE, RULE, GRID = "#374151", "#9ca3af", "#d1d5db", "#eceef1"
 BLUE, ORANGE, GREEN = "#2563eb", "#ea580c", "#059669"
-PALETTE = (BLUE, ORANGE, GREEN, "#dc2626", "#7c3aed", "#854d0e", "#db2777", "#0891b2", "#65a30d", "#475569")
+PALETTE = (
+    BLUE,
+    ORANGE,
+    GREEN,
+    "#dc2626",
+    "#7c3aed",
+    "#854d0e",
+    "#db2777",
+    "#0891b2",
+    "#65a30d",
+    "#475569",
+)
 # The page's style sheet gives each colour a value for white and for black paper.
 _VARIABLES = {
     **{colour: f"var(--c{place})" for place, colour in enumerate(PALETTE)},
@@ -45,14 +56,20 @@ def figure(width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # a letter that the font lacks is drawn as a box
         yield Figure((width, height), dpi=150, layout="constrained")
 
 
 def save(drawn: Any, path: Path) -> Path:
     """Writes a figure whole or not at all, replacing a link; its path's ending is its format. Raises RunDirError."""
     what = f"cannot write {path}"
-    with explained(RunDirError, what), Folder.open(path.parent) as folder, folder.replacing(path.name) as file:
+    with (
+        explained(RunDirError, what),
+        Folder.open(path.parent) as folder,
+        folder.replacing(path.name) as file,
+    ):
         drawn.savefig(file, format=path.suffix[1:] or "png")
     return path
 
@@ -75,7 +92,9 @@ def svg(drawn: Any, name: str) -> str:
             element.remove(child)
         element.tag = element.tag.rpartition("}")[2]  # (HTML needs no namespaces)
         element.attrib = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        gid = element.attrib.pop("id", "") if element.tag == "g" else ""  # (the ids of shapes alone are referred to)
+        gid = (
+            element.attrib.pop("id", "") if element.tag == "g" else ""
+        )  # (the ids of shapes alone are referred to)
         if gid.startswith("["):
             titles, key = json.loads(gid)
             # A picture's points are <use> elements, in the order in which they were drawn.

@@ -21,7 +21,14 @@ from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.fields import setting_text
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
-from jaxlm.report.sweep_plots import PERPLEXITY, TrialRecord, draw_epochs, draw_parallel, draw_slice, value_text
+from jaxlm.report.sweep_plots import (
+    PERPLEXITY,
+    TrialRecord,
+    draw_epochs,
+    draw_parallel,
+    draw_slice,
+    value_text,
+)
 from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.sealed import finite
@@ -38,21 +45,34 @@ class RunRecord(Results):
     path: str
     config: Config
     corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
-    sessions: Sequence[Mapping[str, Any]]  # command, versions, devices and platform of each process that trained it
-    checkpoints: Sequence[tuple[int, int, float | None]]  # (windows trained, epoch, validation perplexity)
+    sessions: Sequence[
+        Mapping[str, Any]
+    ]  # command, versions, devices and platform of each process that trained it
+    checkpoints: Sequence[
+        tuple[int, int, float | None]
+    ]  # (windows trained, epoch, validation perplexity)
     timing: Mapping[int, Row]  # seconds and words_per_second of each epoch
 
     @property
     def settings(self) -> dict[str, str]:
         """The config without its seed: runs of equal settings differ by chance alone."""
-        fields = {name: setting_text(value) for _, name, _, value in self.config.every_field() if name != "seed"}
+        fields = {
+            name: setting_text(value)
+            for _, name, _, value in self.config.every_field()
+            if name != "seed"
+        }
         return {**self.config.kinds, **fields}
 
     @property
     def unknown(self) -> dict[str, float]:
         """The share of `<unk>` among the tokens of each split that the metrics name."""
         rows = [*self.epochs[-1:], *self.tests[-1:]]
-        return {name[8:]: value for row in rows for name, value in row.items() if name.startswith("unknown_")}
+        return {
+            name[8:]: value
+            for row in rows
+            for name, value in row.items()
+            if name.startswith("unknown_")
+        }
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,9 @@ class ModelView:
     run: str
     checkpoint: str
     word_map: WordMap | None
-    texts: Mapping[str, Sequence[tuple[str, float]]]  # title -> words, `<eos>` at a line's end, with bits of surprisal
+    texts: Mapping[
+        str, Sequence[tuple[str, float]]
+    ]  # title -> words, `<eos>` at a line's end, with bits of surprisal
     samples: Sequence[str]
     notes: Sequence[str]
 
@@ -78,7 +100,9 @@ class SweepRecord:
     model: ModelView | None = None
 
 
-def _together(runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]) -> list[list[RunRecord]]:
+def _together(
+    runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]
+) -> list[list[RunRecord]]:
     found: dict[Hashable, list[RunRecord]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)
@@ -96,7 +120,10 @@ class Seeds:
 
 
 def render(
-    title: str, runs: Sequence[RunRecord] = (), models: Sequence[ModelView] = (), sweeps: Sequence[SweepRecord] = ()
+    title: str,
+    runs: Sequence[RunRecord] = (),
+    models: Sequence[ModelView] = (),
+    sweeps: Sequence[SweepRecord] = (),
 ) -> str:
     """The page as HTML: a section for each corpus's runs, each sweep and each model, which is one of a run."""
     from jinja2 import Environment, StrictUndefined
@@ -109,10 +136,14 @@ def render(
         words, name, picture = model.word_map, f"map-{len(payload['maps'])}", None
         if words is not None:
             near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
-            payload["maps"].append({"id": name, "words": [*map(printable, words.words)], "neighbors": near})
+            payload["maps"].append(
+                {"id": name, "words": [*map(printable, words.words)], "neighbors": near}
+            )
             with drawn_map(words) as drawn:
                 picture = svg(drawn, name)
-        sections.append({"kind": "model", "title": title, "model": model, "map": picture, "map_id": name})
+        sections.append(
+            {"kind": "model", "title": title, "model": model, "map": picture, "map_id": name}
+        )
 
     together = _together(runs, lambda run: str(run.corpus.get("sha256")))
     for place, some in enumerate(together):
@@ -120,7 +151,15 @@ def render(
         name = some[0].corpus.get("name", "its corpus")
         estimated = any(row.get("train_estimated") for run in some for row in run.epochs)
         facts = {"groups": groups(some), "published": published(some), "estimated": estimated}
-        sections.append({"kind": "runs", "title": f"Runs on {name}", "runs": some, "pictures": pictures, **facts})
+        sections.append(
+            {
+                "kind": "runs",
+                "title": f"Runs on {name}",
+                "runs": some,
+                "pictures": pictures,
+                **facts,
+            }
+        )
         for model in models:
             if model.run in [run.name for run in some]:
                 add_model(f"Model of {model.run}", model)
@@ -137,15 +176,30 @@ def render(
     def text(value: Any) -> Any:
         return value if isinstance(value, Markup) else printable(str(value))
 
-    jinja = Environment(autoescape=True, finalize=text, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja = Environment(
+        autoescape=True,
+        finalize=text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     jinja.tests["finite"] = math.isfinite
     own = files("jaxlm.report")
-    page, style, script = ((own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    page, style, script = (
+        (own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values: dict[str, Any] = {one.__name__: one for one in (colour, rounded, setting_text, speeds, spread, value_text)}
+    values: dict[str, Any] = {
+        one.__name__: one for one in (colour, rounded, setting_text, speeds, spread, value_text)
+    }
     values |= {"most_lines": MOST_LINES, "most_unknown": MOST_UNKNOWN, "nan": math.nan}
-    values |= {"title": title, "sections": sections, "corpora": len(together), "payload": finite(payload)}
+    values |= {
+        "title": title,
+        "sections": sections,
+        "corpora": len(together),
+        "payload": finite(payload),
+    }
     return jinja.from_string(page).render(values, style=style, script=script, digest=digest)
 
 
@@ -159,7 +213,14 @@ def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
         if several_ends:
             settings["finished"] = _finished(members[0])
         valid = mean_and_deviation([run.valid_perplexity for run in members])
-        found.append(Seeds(members, settings, valid, mean_and_deviation([run.test_perplexity() for run in members])))
+        found.append(
+            Seeds(
+                members,
+                settings,
+                valid,
+                mean_and_deviation([run.test_perplexity() for run in members]),
+            )
+        )
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
 
 
@@ -183,7 +244,12 @@ def speeds(run: RunRecord) -> list[dict[str, Any]]:
     for epoch, windows in groupby(run.windows, lambda row: row["epoch"]):
         own = list(windows)
         norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
-        row = {"epoch": epoch, "windows": len(own), "mean": float(np.mean(norms)), "largest": max(norms)}
+        row = {
+            "epoch": epoch,
+            "windows": len(own),
+            "mean": float(np.mean(norms)),
+            "largest": max(norms),
+        }
         found.append({**row, "learning_rate": own[0]["learning_rate"], **run.timing.get(epoch, {})})
     return found
 
@@ -200,7 +266,9 @@ def rounded(value: float | None, digits: int = 4) -> str:
     return f"{float(f'{value:.{digits}g}'):,g}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _picture(name: str, draw: Callable[[Any], object], width: float = 5.6, height: float = 3.6) -> str:
+def _picture(
+    name: str, draw: Callable[[Any], object], width: float = 5.6, height: float = 3.6
+) -> str:
     """One plot as SVG; `draw` is given its axes."""
     with figure(width, height) as drawn:
         draw(drawn.subplots())
@@ -224,8 +292,12 @@ def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
 
     found = {
         "Learning curves": _picture(f"curves {place}", perplexities, height=3.6 + 0.1 * len(runs)),
-        "Gradient norm": _picture(f"norms {place}", lambda axes: draw_windows(axes, runs, "grad_norm"), height=2.4),
-        "Learning rate": _picture(f"rates {place}", lambda axes: draw_windows(axes, runs, "learning_rate"), height=2.4),
+        "Gradient norm": _picture(
+            f"norms {place}", lambda axes: draw_windows(axes, runs, "grad_norm"), height=2.4
+        ),
+        "Learning rate": _picture(
+            f"rates {place}", lambda axes: draw_windows(axes, runs, "learning_rate"), height=2.4
+        ),
     }
     if any(run.timing for run in runs):
         found["Words per second"] = _picture(f"speed {place}", speed, height=2.4)
@@ -240,7 +312,9 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
     fields = list(trials[0].values)
     wide = max(5.6, 1.6 * len(fields) + 2)
     found = {
-        "Parallel coordinates": _picture(f"{name} all", lambda axes: draw_parallel(axes, trials), wide),
+        "Parallel coordinates": _picture(
+            f"{name} all", lambda axes: draw_parallel(axes, trials), wide
+        ),
         "Learning curves": _picture(f"{name} epochs", lambda axes: draw_epochs(axes, trials)),
     }
     for place, field in enumerate(fields):
@@ -252,5 +326,12 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
         numeric = all(type(value) in (int, float) for value in values)
         texts = values if numeric else [printable(value_text(value)) for value in values]
         choices, ends = ([], (min(values), max(values))) if numeric else (sorted(set(texts)), ())
-        axes.append({"name": field, "choices": choices, "values": dict(zip(keys, texts, strict=True)), "ends": ends})
+        axes.append(
+            {
+                "name": field,
+                "choices": choices,
+                "values": dict(zip(keys, texts, strict=True)),
+                "ends": ends,
+            }
+        )
     return found, axes

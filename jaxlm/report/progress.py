@@ -49,7 +49,9 @@ def lasting_console(quiet: bool = False) -> "Console":
                 self.on_broken_pipe()
 
         def on_broken_pipe(self) -> None:
-            with suppress(SystemExit, OSError):  # Rich's own sends what follows nowhere, and then exits
+            with suppress(
+                SystemExit, OSError
+            ):  # Rich's own sends what follows nowhere, and then exits
                 super().on_broken_pipe()
 
     return Lasting(quiet=quiet)
@@ -63,12 +65,21 @@ class Progress:
     seconds. Each finished epoch has a line. The words of a window are counted over all rows.
     """
 
-    def __init__(self, epochs: int, windows: int, words_per_window: int, corpus: str, console: "Console | None" = None):
+    def __init__(
+        self,
+        epochs: int,
+        windows: int,
+        words_per_window: int,
+        corpus: str,
+        console: "Console | None" = None,
+    ):
         from rich import progress
 
         self._epochs, self._words = epochs, words_per_window
         self._corpus, self.console = printable(corpus), console or lasting_console()
-        self._live = self.console.is_terminal and not self.console.is_dumb_terminal  # so it can move its cursor
+        self._live = (
+            self.console.is_terminal and not self.console.is_dumb_terminal
+        )  # so it can move its cursor
         self._bar = progress.Progress(
             "{task.description}",
             progress.BarColumn(bar_width=None),
@@ -96,7 +107,9 @@ class Progress:
 
         self._said = monotonic()
         text = "!! " + text.replace("\n", "\n!! ") if loud else text
-        shown = Text(printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold")
+        shown = Text(
+            printable(text, keep_newlines=True, encoding=self.console.encoding), overflow="fold"
+        )
         self.console.print(shown, style="bold yellow" * loud, soft_wrap=not (self._live and wrap))
 
     def advance(self, so_far: EpochResult, windows: int, of: int, in_all: int) -> None:
@@ -120,9 +133,17 @@ class Progress:
     def doing(self, task: str) -> None:
         """Names on the bar, at once, the task between windows, such as "validating"."""
         self._line(self._place, task)
-        self._bar.update(self._task, description=f"{self._place} {task}".strip(), numbers="", refresh=True)
+        self._bar.update(
+            self._task, description=f"{self._place} {task}".strip(), numbers="", refresh=True
+        )
 
-    def epoch(self, ended: EpochResult, words_per_second: float, seconds: float, floor: float | None = None) -> None:
+    def epoch(
+        self,
+        ended: EpochResult,
+        words_per_second: float,
+        seconds: float,
+        floor: float | None = None,
+    ) -> None:
         """Prints the line of a finished epoch; `floor` is the validation perplexity of the text's true source."""
         known = "" if floor is None else f" (floor {perplexity_text(floor)})"
         found = f"train perplexity {ended.train_text}, valid {perplexity_text(ended.valid_perplexity)}{known}"
@@ -133,7 +154,11 @@ class Progress:
         """Prints (name, value) of each result as a table under a title."""
         rows = [(printable(name), printable(value)) for name, value in rows]
         width = max((len(name) for name, _ in rows), default=0)
-        self.say("\n".join([title, *(f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows)]))
+        self.say(
+            "\n".join(
+                [title, *(f"  {self._corpus}  {name:<{width}}  {value}" for name, value in rows)]
+            )
+        )
 
     def _line(self, *parts: str | None) -> None:
         """Without a terminal, prints a line of these parts if there was none for `LINE_SECONDS`."""

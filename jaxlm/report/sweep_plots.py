@@ -7,7 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.report.figure import ORANGE, PALE, PALETTE, drawable, figure, label, log_axis, marks, perplexity_axis, save
+from jaxlm.report.figure import (
+    ORANGE,
+    PALE,
+    PALETTE,
+    drawable,
+    figure,
+    label,
+    log_axis,
+    marks,
+    perplexity_axis,
+    save,
+)
 from jaxlm.report.units import perplexity_text
 
 PERPLEXITY = "validation perplexity"
@@ -61,7 +72,10 @@ def draw_slice(axes: Any, trials: Trials, field: str) -> None:
     """Draws validation perplexity against one field; each mark has its trial's number as its key."""
     scale = scale_of([trial.values[field] for trial in trials])
     y = drawable([trial.valid[0] for trial in trials])
-    titles = [f"{field} {name}, {PERPLEXITY} {value:.2f}" for name, value in zip(scale.names, y, strict=True)]
+    titles = [
+        f"{field} {name}, {PERPLEXITY} {value:.2f}"
+        for name, value in zip(scale.names, y, strict=True)
+    ]
     for at in map(int, np.flatnonzero(np.isfinite(y))[::-1]):  # (the best one last, on top)
         gid, size = marks([titles[at]], str(trials[at].number)), 7 if at == 0 else 5
         axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=size, gid=gid)
@@ -83,9 +97,13 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
     heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
     names = [*map(label, fields), PERPLEXITY]
     for at, trial in reversed([*enumerate(trials)]):
-        title = ", ".join(f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True))
+        title = ", ".join(
+            f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True)
+        )
         gid, width = marks([title], str(trial.number)), 2.5 if at == 0 else 1.2
-        axes.plot(heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid)
+        axes.plot(
+            heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid
+        )
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])
     axes.grid(False)
@@ -119,7 +137,13 @@ def scale_of(values: Sequence[Any]) -> Scale:
 
 def value_text(value: Any) -> str:
     """A field's value as `--set` takes it: `16x8` for (16, 8)."""
-    return "x".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    return (
+        "x".join(map(str, value))
+        if isinstance(value, tuple)
+        else "none"
+        if value is None
+        else str(value)
+    )
 
 
 def _colour(rank: int, count: int) -> Any:

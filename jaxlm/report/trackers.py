@@ -11,7 +11,9 @@ from typing import Any
 
 from jaxlm.errors import JaxlmError
 
-OnMetrics = Callable[[int, Mapping[str, float]], object]  # (step, values by tag such as "train/cost")
+OnMetrics = Callable[
+    [int, Mapping[str, float]], object
+]  # (step, values by tag such as "train/cost")
 PROJECT, FLUSH_SECONDS = "jaxlm", 10
 Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]]  # log and close
 
@@ -29,8 +31,13 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
     try:
         log, close = TRACKERS[name](Path(run_dir).absolute(), dict(config))
     except Exception as error:  # (a tracker's code may raise anything, also where it is imported)
-        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in (name, "tensorboardX"):
-            raise JaxlmError(f"--track {name} needs {name}: pip install {_PACKAGES.get(name, name)}") from None
+        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in (
+            name,
+            "tensorboardX",
+        ):
+            raise JaxlmError(
+                f"--track {name} needs {name}: pip install {_PACKAGES.get(name, name)}"
+            ) from None
         raise JaxlmError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
     failed = False
 
@@ -41,10 +48,16 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
                 call(*arguments)
         except Exception as error:
             failed = True
-            warnings.warn(f"{name}'s tracking ends here, the run continues: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{name}'s tracking ends here, the run continues: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     try:
-        yield lambda step, values: quietly(log, step, {tag: float(value) for tag, value in values.items()})
+        yield lambda step, values: quietly(
+            log, step, {tag: float(value) for tag, value in values.items()}
+        )
     finally:
         failed = False  # close it even after a failure
         quietly(close)
@@ -63,10 +76,17 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
             folder.mkdir(exist_ok=True)
             writer = files.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
             # TensorBoard then hides what an interrupted run logged from this step on.
-            start, first = events.SessionLog(status=events.SessionLog.START), step + ("train/cost" not in values)
+            start, first = (
+                events.SessionLog(status=events.SessionLog.START),
+                step + ("train/cost" not in values),
+            )
             writer.write_event(events.Event(wall_time=now, step=first, session_log=start))
-        scalars = [summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        writer.write_event(events.Event(wall_time=now, step=step, summary=summaries.Summary(value=scalars)))
+        scalars = [
+            summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()
+        ]
+        writer.write_event(
+            events.Event(wall_time=now, step=step, summary=summaries.Summary(value=scalars))
+        )
         if now >= next_flush:
             writer.flush()
             next_flush = now + FLUSH_SECONDS
@@ -88,5 +108,10 @@ def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
     return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
 
 
-TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": partial(_wandb, name="trackio"), "mlflow": _mlflow}
+TRACKERS = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": partial(_wandb, name="trackio"),
+    "mlflow": _mlflow,
+}
 _PACKAGES = {"tensorboard": "'jaxlm[tensorboard]'"}

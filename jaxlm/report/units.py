@@ -50,7 +50,9 @@ def comparable_text(found: Mapping[str, float]) -> str:
     >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without white space
     '0.3333 bits per byte, 1.0000 per character'
     """
-    byte, character, word = (found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity"))
+    byte, character, word = (
+        found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity")
+    )
     per_word = "" if math.isnan(word) else f", perplexity {perplexity_text(word)} per word"
     return f"{byte:.4f} bits per byte, {character:.4f} per character{per_word}"
 
@@ -76,7 +78,9 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.hypot(*deviations) / math.sqrt(len(known) - 1) if len(known) > 1 else math.nan
 
 
-def spread(mean: float, deviation: float = math.nan, shown: Callable[[float], str] = perplexity_text) -> str:
+def spread(
+    mean: float, deviation: float = math.nan, shown: Callable[[float], str] = perplexity_text
+) -> str:
     """A perplexity, or what is `shown` otherwise, as mean ± standard deviation; empty for nan.
 
     >>> spread(116.4512, 0.5), spread(math.nan)

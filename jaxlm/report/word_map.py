@@ -13,7 +13,9 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import PALETTE, figure, label, marks, save
 
 _WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units too
-_BYTES = {f"<0x{byte:02X}>" for byte in range(256)}  # beside the pieces of SentencePiece, first and in no order
+_BYTES = {
+    f"<0x{byte:02X}>" for byte in range(256)
+}  # beside the pieces of SentencePiece, first and in no order
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,9 @@ class WordMap:
     words: Sequence[str]  # n
     places: np.ndarray  # [n, 2]
     clusters: np.ndarray  # [n], from 0; all 0 without scikit-learn
-    neighbors: Sequence[Sequence[tuple[str, float]]]  # of each word, in the whole vocabulary, with their cosines
+    neighbors: Sequence[
+        Sequence[tuple[str, float]]
+    ]  # of each word, in the whole vocabulary, with their cosines
     method: str  # t-SNE or PCA
 
     @property
@@ -31,7 +35,9 @@ class WordMap:
         """What the picture shows, its colours included."""
         clusters = len(np.unique(self.clusters))
         colours = f"; colours: {clusters} clusters of the vectors (k-means)" if clusters > 1 else ""
-        return f"The {len(self.words)} most frequent words in the embedding ({self.method}){colours}"
+        return (
+            f"The {len(self.words)} most frequent words in the embedding ({self.method}){colours}"
+        )
 
 
 def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, **options: Any) -> Path:
@@ -63,10 +69,16 @@ def map_words(
         vectors, words = vectors[kept], [words[place] for place in kept]
     head = vectors[:count]
     if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):
-        needed = "a map needs at least 5 words with vectors of at least 2 numbers, and a word for each"
-        raise JaxlmError(f"{needed}; it has {len(words)} words and the vectors' shape is {head.shape}")
+        needed = (
+            "a map needs at least 5 words with vectors of at least 2 numbers, and a word for each"
+        )
+        raise JaxlmError(
+            f"{needed}; it has {len(words)} words and the vectors' shape is {head.shape}"
+        )
     if not np.isfinite(vectors).all() or (np.ptp(head, axis=0) == 0).all():
-        raise JaxlmError("the embedding's vectors are not finite, or all equal: map one that was trained")
+        raise JaxlmError(
+            "the embedding's vectors are not finite, or all equal: map one that was trained"
+        )
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     places, clusters, used = _project(unit[:count].astype(np.float64), method)
     near, most = [], min(neighbors, len(unit) - 1)
@@ -91,9 +103,14 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
         axes.set_axis_off()
         style: dict[str, Any] = {"fontsize": 7.5, "ha": "center", "va": "center"}
         rows = zip(places, words.words, words.clusters, strict=True)
-        labels = [axes.text(*place, label(word), color=PALETTE[cluster], **style) for place, word, cluster in rows]
+        labels = [
+            axes.text(*place, label(word), color=PALETTE[cluster], **style)
+            for place, word, cluster in rows
+        ]
         sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
-        for key, (text, place) in enumerate(zip(labels, moved_apart(places, sizes, area), strict=True)):
+        for key, (text, place) in enumerate(
+            zip(labels, moved_apart(places, sizes, area), strict=True)
+        ):
             text.set_position(place)
             text.set_gid(marks([], str(key)))
         yield drawn
@@ -105,13 +122,18 @@ def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.n
     places = np.clip(places, low, high)
     for _ in range(200):
         apart = [np.subtract.outer(column, column) for column in places.T]
-        close = [np.abs(gap) < np.add.outer(size, size) / 2 for gap, size in zip(apart, sizes.T, strict=True)]
+        close = [
+            np.abs(gap) < np.add.outer(size, size) / 2
+            for gap, size in zip(apart, sizes.T, strict=True)
+        ]
         i, j = np.nonzero(np.triu(close[0] & close[1], 1))
         if not len(i):
             break
         gap = places[i] - places[j]
         overlap = (sizes[i] + sizes[j]) / 2 - np.abs(gap)
-        push = np.where(gap < 0, -0.5, 0.5) * overlap * (overlap == overlap.min(axis=1, keepdims=True))
+        push = (
+            np.where(gap < 0, -0.5, 0.5) * overlap * (overlap == overlap.min(axis=1, keepdims=True))
+        )
         np.add.at(places, i, push)
         np.add.at(places, j, -push)
         places = np.clip(places, low, high)
@@ -128,7 +150,10 @@ def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, 
         from threadpoolctl import threadpool_limits
     except ModuleNotFoundError:
         return widest, np.zeros(len(vectors), int), "PCA"
-    with warnings.catch_warnings(), threadpool_limits(1):  # with few words, threads take longer than one
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1),
+    ):  # with few words, threads take longer than one
         warnings.simplefilter("ignore")  # such as fewer distinct vectors than clusters
         clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=0).fit_predict(vectors)
         if method == "pca":

@@ -38,9 +38,13 @@ _STEP = re.compile("[0-9]{8,10}")
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a run's results depend on."""
-    found: dict[str, str] = dict.fromkeys(("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown")
+    found: dict[str, str] = dict.fromkeys(
+        ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown"
+    )
     for name in found:
-        with suppress(PackageNotFoundError):  # a source tree that is imported without being installed
+        with suppress(
+            PackageNotFoundError
+        ):  # a source tree that is imported without being installed
             found[name] = version(name)
     return found
 
@@ -96,7 +100,10 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
     remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
     what = f"cannot save {run.path / FOLDER / name}"
     with explained(RunDirError, what, remedy), run.folder(FOLDER, create=True) as folder:
-        contents = {"config.json": config.to_json().encode(), "vocab.json": vocab.to_json().encode()}
+        contents = {
+            "config.json": config.to_json().encode(),
+            "vocab.json": vocab.to_json().encode(),
+        }
         contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes))).encode()
@@ -107,7 +114,10 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
             if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                 folder.discard(name)
         found = manifests(run)
-        kept, every = {*[*found][-config.train.keep_last :], best_step(found)}, config.train.keep_every
+        kept, every = (
+            {*[*found][-config.train.keep_last :], best_step(found)},
+            config.train.keep_every,
+        )
         for step, saved in found.items():  # (one that cannot be read may have been kept for good)
             due = every and saved.valid_perplexity is not None and saved.epoch % every == 0
             if not (step in kept or saved.words or due):
@@ -139,27 +149,37 @@ def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> di
             with _sound(path), Folder.open(path, follow=False) as folder:
                 found[step] = _manifest(folder)
         except CheckpointError as error:
-            if problems is not None and step in _listed(run):  # (else a run that trains has just removed it)
+            if problems is not None and step in _listed(
+                run
+            ):  # (else a run that trains has just removed it)
                 problems.append(str(error))
     return found
 
 
 def best_step(found: Mapping[int, Manifest]) -> int | None:
     """The step with the lowest validation perplexity."""
-    measured = {step: valid for step, one in found.items() if math.isfinite(valid := one.valid_perplexity or math.nan)}
+    measured = {
+        step: valid
+        for step, one in found.items()
+        if math.isfinite(valid := one.valid_perplexity or math.nan)
+    }
     return min(measured, key=measured.__getitem__, default=None)
 
 
 def find(run: str | Path | Folder, which: str | int = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
     if not (found := _listed(run)):
-        raise CheckpointError(f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained")
+        raise CheckpointError(
+            f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained"
+        )
     if which in ("last", "best"):
         step = max(found) if which == "last" else best_step(manifests(run))
     else:
         step = int(which) if re.fullmatch("[0-9]{1,10}", str(which)) else None
     if step not in found:
-        raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}")
+        raise CheckpointError(
+            f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}"
+        )
     return found[step]
 
 
@@ -174,7 +194,9 @@ def load(run: str | Path | Folder, which: str | int = "last") -> Checkpoint:
         intact, _ = newest_intact(run)
         offer = "none of this run's is intact"
         if intact:
-            offer = f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
+            offer = (
+                f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
+            )
         raise CheckpointError(f"{error}; {offer}") from None
 
 
@@ -207,10 +229,14 @@ def read(path: str | Path) -> Checkpoint:
             most = state_arrays.most_bytes(template, "its config")
         for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
             raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
-        state = state_arrays.decoded(_verified(folder, manifest, STATE, most), template, path / STATE)
+        state = state_arrays.decoded(
+            _verified(folder, manifest, STATE, most), template, path / STATE
+        )
         vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
         if (words := config.model.vocab_size) != len(vocab):
-            raise ValueError(f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's")
+            raise ValueError(
+                f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's"
+            )
         return Checkpoint(manifest, config, vocab, state)
 
 
@@ -229,8 +255,12 @@ def _manifest(folder: Folder) -> Manifest:
     with _sound(folder.path / MANIFEST):
         tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         if tree.get("format") != FORMAT:
-            raise ValueError(f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}")
-        if {*tree, "words"} != {*Manifest.__dataclass_fields__} or not _well_formed(manifest := Manifest(**tree)):
+            raise ValueError(
+                f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}"
+            )
+        if {*tree, "words"} != {*Manifest.__dataclass_fields__} or not _well_formed(
+            manifest := Manifest(**tree)
+        ):
             raise ValueError("it holds something else than a manifest does")
         if _STEP.fullmatch(folder.path.name) and int(folder.path.name) != manifest.step:
             raise ValueError(f"it is that of window {manifest.step}")
@@ -246,7 +276,9 @@ def _well_formed(manifest: Manifest) -> bool:
         and type(manifest.valid_perplexity) in (float, type(None))
         and type(manifest.words) in (int, type(None))
         and all(isinstance(table, dict) for table in tables)
-        and all(isinstance(word, str) for table in tables for item in table.items() for word in item)
+        and all(
+            isinstance(word, str) for table in tables for item in table.items() for word in item
+        )
         and manifest.corpus.keys() >= {"name", "sha256"}
     )
 
@@ -264,6 +296,10 @@ def _listed(run: str | Path | Folder) -> dict[int, Path]:
     """{step: directory} of a run's checkpoints, by step. Raises CheckpointError where they are behind a link."""
     path, names = Path(run) / FOLDER, []
     what = f"{path} cannot be read"
-    with explained(CheckpointError, what), suppress(FileNotFoundError), Folder.open(path, follow=False) as folder:
+    with (
+        explained(CheckpointError, what),
+        suppress(FileNotFoundError),
+        Folder.open(path, follow=False) as folder,
+    ):
         names = sorted(filter(_STEP.fullmatch, folder.names()), key=int)
     return {int(name): path / name for name in names if name == f"{int(name):08d}"}

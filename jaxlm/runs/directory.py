@@ -38,7 +38,11 @@ def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
     where, names = Path(run), []
     what = f"{where} cannot be used"
-    with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), Folder.open(run) as folder:
+    with (
+        explained(RunDirError, what, ELSEWHERE),
+        suppress(FileNotFoundError),
+        Folder.open(run) as folder,
+    ):
         names = folder.names()
     if resume and CONFIG not in names:
         remedy = "check the path, or train one there, without --resume"
@@ -51,7 +55,11 @@ def check(run: str | Path | Folder, resume: bool) -> None:
 
 
 def begin(
-    run: Folder, config: Config, corpus: Corpus, given_params: bool = False, devices: tuple[int, int] = (1, 1)
+    run: Folder,
+    config: Config,
+    corpus: Corpus,
+    given_params: bool = False,
+    devices: tuple[int, int] = (1, 1),
 ) -> None:
     """Writes a new run's config and surroundings into an empty directory, which the caller holds (`lock.lock`).
 
@@ -63,7 +71,9 @@ def begin(
     check(run, resume=False)
     if (size := len(corpus.vocab.to_json())) > MAX_VOCAB_BYTES:  # (which is ASCII)
         most = f"one of at most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
-        raise RunDirError(f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and {most}")
+        raise RunDirError(
+            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and {most}"
+        )
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
         record = {"corpus": _described(corpus), "params": "given" if given_params else DRAWN}
         _write(run, record, config, devices)
@@ -116,7 +126,9 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
     with explained(RunDirError, f"{Path(run) / RECORD} cannot be read"), Folder.open(run) as folder:
         record = strict_json(folder.read(RECORD, MOST_BYTES))
         match record:
-            case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(isinstance(one, dict) for one in sessions):
+            case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(
+                isinstance(one, dict) for one in sessions
+            ):
                 return record
         raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
 
@@ -129,7 +141,11 @@ def drew_params(run: str | Path | Folder) -> bool:
 
 
 def resume(
-    run: Folder, config: Config, corpus: Corpus, given_params: bool = False, devices: tuple[int, int] = (1, 1)
+    run: Folder,
+    config: Config,
+    corpus: Corpus,
+    given_params: bool = False,
+    devices: tuple[int, int] = (1, 1),
 ) -> tuple[Checkpoint | None, list[str]]:
     """Finds the checkpoint from which a run is resumed, and records the new session.
 
@@ -145,7 +161,11 @@ def resume(
         CheckpointError: there are checkpoints, and none is intact.
     """
     what = f"{run.path} cannot be resumed"
-    with explained(RunDirError, what, ELSEWHERE), suppress(FileNotFoundError), run.folder(checkpoint.FOLDER) as inner:
+    with (
+        explained(RunDirError, what, ELSEWHERE),
+        suppress(FileNotFoundError),
+        run.folder(checkpoint.FOLDER) as inner,
+    ):
         inner.clean()
     found, problems = checkpoint.newest_intact(run)
     if found is None and problems:
@@ -154,7 +174,11 @@ def resume(
     with suppress(RunDirError):
         record = saved_record(run)
     changed = conflicts(found.config if found else saved_config(run), config)
-    began = found.manifest.corpus if found else {name: record["corpus"].get(name) for name in named(corpus)}
+    began = (
+        found.manifest.corpus
+        if found
+        else {name: record["corpus"].get(name) for name in named(corpus)}
+    )
     changed += [f"corpus {line}" for line in different(began, named(corpus))]
     if found:
         read_prefix(run, found.manifest.metrics)
@@ -163,11 +187,15 @@ def resume(
             changed.append(f"train.epochs: {begun} are begun -> {config.train.epochs}")
         if found.vocab != corpus.vocab:
             pairs = enumerate(zip_longest(found.vocab.words, corpus.vocab.words))
-            first = next((f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), "")
+            first = next(
+                (f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), ""
+            )
             changed.append(f"vocabulary: {len(found.vocab)} -> {len(corpus.vocab)} words{first}")
     if changed:
         remedy = "resume it with its own, or choose another --run-dir"
-        raise RunDirError(f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): {remedy}")
+        raise RunDirError(
+            f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): {remedy}"
+        )
     with explained(RunDirError, what, ELSEWHERE):
         if found is None and record.get("params") == "given" and not given_params:
             why = "began from given parameters, and was stopped before it saved them"
@@ -242,9 +270,18 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
 
 def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`name: old -> new` of each value that differs."""
-    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in old | new if old.get(name) != new.get(name)]
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in old | new
+        if old.get(name) != new.get(name)
+    ]
 
 
 def _described(corpus: Corpus) -> dict[str, Any]:
     tokens = {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")}
-    return {**named(corpus), "description": corpus.description, "notes": list(corpus.notes), "tokens": tokens}
+    return {
+        **named(corpus),
+        "description": corpus.description,
+        "notes": list(corpus.notes),
+        "tokens": tokens,
+    }

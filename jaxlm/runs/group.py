@@ -32,7 +32,9 @@ class SingleGroup:
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
         """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
         counts = self._run.config.train
-        windows = self._run.plan.windows(self._run.step + ahead, count, counts.windows_per_call, first_row)
+        windows = self._run.plan.windows(
+            self._run.step + ahead, count, counts.windows_per_call, first_row
+        )
         self._state, metrics = train_windows(
             self._recipe,
             self._state,
@@ -61,9 +63,13 @@ class SingleGroup:
         """A run's state, whole. Every process must call it."""
         return fetch(self.mesh, self._state, self._recipe.model.vocab_size)
 
-    def nats(self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
+    def nats(
+        self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+    ) -> tuple[float, int]:
         """`stream_nats` of a run's parameters."""
-        return stream_nats(self._recipe.model, self._state.evaluated, ids, batch_size, bptt_length, self.mesh)
+        return stream_nats(
+            self._recipe.model, self._state.evaluated, ids, batch_size, bptt_length, self.mesh
+        )
 
 
 class MemberGroup:
@@ -93,7 +99,9 @@ class MemberGroup:
         size = some.config.train.windows_per_call
         there = [run or some for run in self.runs]
         each = [run.plan.windows(run.step + ahead, count, size, first_row) for run in there]
-        counts = np.array([count if run is not None or self._vmapped else 0 for run in self.runs], np.int32)
+        counts = np.array(
+            [count if run is not None or self._vmapped else 0 for run in self.runs], np.int32
+        )
         recipes, states = self._members
         states, metrics = members.train_members(
             recipes,
@@ -119,9 +127,14 @@ class MemberGroup:
             found = [some.perplexity(one, predictions, rows) for one in nats]
         else:
             each = enumerate(self.runs)
-            found = [run.perplexity(*self.nats(slot, *what), rows) if run else np.nan for slot, run in each]
+            found = [
+                run.perplexity(*self.nats(slot, *what), rows) if run else np.nan
+                for slot, run in each
+            ]
         if states.validations is not None:
-            record = jax.device_get(_all_validated(recipes, states.validations, np.array([*map(_loss, found)])))
+            record = jax.device_get(
+                _all_validated(recipes, states.validations, np.array([*map(_loss, found)]))
+            )
             placed = place(self.mesh, jax.device_put(record), MEMBER)
             self._members = recipes, replace(states, validations=placed)
             for slot, run in enumerate(self.runs):
@@ -132,7 +145,9 @@ class MemberGroup:
     def state(self, slot: int) -> TrainState:
         return jax.device_put(members.taken(self._members[1], slot), jax.local_devices()[0])
 
-    def nats(self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1) -> tuple[float, int]:
+    def nats(
+        self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+    ) -> tuple[float, int]:
         recipe = jax.device_put(members.taken(self._members[0], slot), jax.local_devices()[0])
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
 

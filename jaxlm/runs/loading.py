@@ -47,7 +47,9 @@ def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel
     if not isinstance(run, LanguageModel):
         return load(run, str(which))
     if which != "last":
-        raise JaxlmError(f"{which!r} is a checkpoint of a run's directory, and a model is given: leave it out")
+        raise JaxlmError(
+            f"{which!r} is a checkpoint of a run's directory, and a model is given: leave it out"
+        )
     return run
 
 
@@ -84,10 +86,14 @@ def tune_protocol(
 def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str = UNKNOWN) -> Corpus:
     """The corpus of a model whose text is not read; an imported model's has the hash of its file."""
     none = np.zeros(0, np.int32)
-    return Corpus(name, "a text that was not read", vocab, none, none, none, sha256, notes=notes, spec=spec)
+    return Corpus(
+        name, "a text that was not read", vocab, none, none, none, sha256, notes=notes, spec=spec
+    )
 
 
-def keep_model(run_dir: str | Path | Folder, config: Config, params: Params, corpus: Corpus) -> None:
+def keep_model(
+    run_dir: str | Path | Folder, config: Config, params: Params, corpus: Corpus
+) -> None:
     """Makes the directory of a run whose only checkpoint is of step 0; it appears whole or not at all.
 
     Args:
@@ -104,11 +110,15 @@ def keep_model(run_dir: str | Path | Folder, config: Config, params: Params, cor
     with explained(RunDirError, f"cannot make the run {Path(run_dir)}"), made as folder:
         directory.begin(folder, config, corpus, given_params=True)
         folder.write("metrics.jsonl", b"")
-        manifest = checkpoint.Manifest(step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus))
+        manifest = checkpoint.Manifest(
+            step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)
+        )
         checkpoint.save(folder, state, config, corpus.vocab, manifest)
 
 
-def init_config(model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False) -> Config:
+def init_config(
+    model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False
+) -> Config:
     """The config of a run that begins from a model's parameters, on its text unless `changes` names another.
 
     Args:
@@ -120,22 +130,36 @@ def init_config(model: LanguageModel, start: Config, changes: Mapping[str, Any],
         JaxlmError: a field of the model contradicts the parameters, or cannot be set.
     """
     section = start.model if own_model else model.config.model
-    config = start.replace(model=section, data=model.config.data).replace(vocab_size=len(model.vocab))
+    config = start.replace(model=section, data=model.config.data).replace(
+        vocab_size=len(model.vocab)
+    )
     config = config.replace(**changes)
     fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
-    if contradicted := [line for line in differences(model.config, config) if line.split(":")[0] in fixed]:
+    if contradicted := [
+        line for line in differences(model.config, config) if line.split(":")[0] in fixed
+    ]:
         what = "the parameters to begin from are fixed in these fields of the model"
-        raise JaxlmError(f"{what}: {'; '.join(contradicted)}; leave them out, or train a new model without --init")
+        raise JaxlmError(
+            f"{what}: {'; '.join(contradicted)}; leave them out, or train a new model without --init"
+        )
     return config
 
 
-def init_corpus(model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None) -> Corpus:
+def init_corpus(
+    model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None
+) -> Corpus:
     """The config's text, encoded with a model's vocabulary; `source` says in the run's directory what the model is.
 
     Raises:
         DataError: the text cannot be used, or has a word that the vocabulary lacks while it has no `<unk>`.
     """
     data = config.data
-    corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=len(model.vocab), vocab=model.vocab, **data.options)
+    corpus = load_corpus(
+        data.corpus,
+        data_dir=data_dir,
+        max_vocab=len(model.vocab),
+        vocab=model.vocab,
+        **data.options,
+    )
     note = f"begins from the parameters and the vocabulary of {source}, trained on {model.corpus.get('name')}"
     return replace(corpus, notes=(*corpus.notes, note))

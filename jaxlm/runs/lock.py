@@ -17,7 +17,10 @@ from jaxlm.terminal import printable, say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"
-BEAT, SILENCE = 5.0, 30.0  # seconds between two signs of life of a holder; and how long another host waits for one
+BEAT, SILENCE = (
+    5.0,
+    30.0,
+)  # seconds between two signs of life of a holder; and how long another host waits for one
 
 
 class InUse(RunDirError):
@@ -38,9 +41,14 @@ class Held(NamedTuple):
     def check(self) -> None:
         """Raises RunDirError once the directory was removed, replaced or taken over."""
         with suppress(OSError):
-            if os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME)) and self.is_named():
+            if (
+                os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME))
+                and self.is_named()
+            ):
                 return  # its lock is found at its path
-        what = f"{self.folder.path} was removed or replaced, or taken over, while this run was in it"
+        what = (
+            f"{self.folder.path} was removed or replaced, or taken over, while this run was in it"
+        )
         raise RunDirError(f"{what}: nothing can be saved")
 
 
@@ -65,7 +73,9 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
             folder = stack.enter_context(Folder.open(run_dir, create=True))
             if strange := folder.strange():
                 why = "only regular files and directories belong in a run's directory; remove the rest"
-                raise RunDirError(f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir")
+                raise RunDirError(
+                    f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir"
+                )
             file = stack.enter_context(folder.append(NAME))
             line = _take(file, folder)
             folder.clean()
@@ -99,7 +109,9 @@ def _take(file: BinaryIO, folder: Folder) -> bytes:
         say_line(f"{folder.path} was left by {who}: {wait}", sys.stderr)
         free = not _touched(folder)
     if not free:
-        raise InUse(f"{folder.path} is in use by {who or 'another process'}: wait for it, or choose another --run-dir")
+        raise InUse(
+            f"{folder.path} is in use by {who or 'another process'}: wait for it, or choose another --run-dir"
+        )
     os.ftruncate(file.fileno(), 0)
     os.write(file.fileno(), line := f"process {os.getpid()} on {host}\n".encode())
     return line

@@ -19,7 +19,9 @@ from jaxlm.runs.run import Run
 from jaxlm.training.members import taken
 from jaxlm.training.step import Metrics
 
-Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]  # (row, then) -> tokens, and the row they begin with
+Take = Callable[
+    [int, int], tuple[Integer[Array, "R B"], int]
+]  # (row, then) -> tokens, and the row they begin with
 
 
 class Observer:
@@ -63,7 +65,9 @@ def fit(group: Group, observer: Observer) -> int | None:
             edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
             count = min(edge, some.config.train.windows_per_call)
             epoch, index = plan.locate(step)
-            tokens, first_row = take(plan.row(index, epoch), plan.row(*reversed(plan.locate(step + count))))
+            tokens, first_row = take(
+                plan.row(index, epoch), plan.row(*reversed(plan.locate(step + count)))
+            )
             metrics = group.train(tokens, first_row, count, ahead)
             if done:
                 _log(group, observer, *done)
@@ -80,7 +84,9 @@ def fit(group: Group, observer: Observer) -> int | None:
 def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None:
     """Logs a call's windows, and ends each run of which a window was not finite."""
     columns = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, W], also of a run alone
-    for slot, run in enumerate(group.runs):  # (some may have ended since the call began, and none has come)
+    for slot, run in enumerate(
+        group.runs
+    ):  # (some may have ended since the call began, and none has come)
         if run is not None and (problem := run.trained(taken(columns, slot), count)):
             observer.diverged(group, slot, problem)
     observer.trained(group)
@@ -111,7 +117,9 @@ def _unfinished(group: Group) -> list[Run]:
 
 
 @contextmanager
-def feed(ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None) -> Iterator[Take]:
+def feed(
+    ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None
+) -> Iterator[Take]:
     """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
 
     Of ids in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are

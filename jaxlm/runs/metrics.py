@@ -96,11 +96,18 @@ class MetricsLog:
         kept: Prefix | None = None,
         on_metrics: OnMetrics | None = None,
     ):
-        self._folder, self._corpus, self._bptt_length, self._on_metrics = folder, corpus, bptt_length, on_metrics
+        self._folder, self._corpus, self._bptt_length, self._on_metrics = (
+            folder,
+            corpus,
+            bptt_length,
+            on_metrics,
+        )
         lines = read_prefix(folder, kept or Prefix())
         self._digest, self._step = hashlib.sha256(lines), 0
         self.skipped: Counter[int] = Counter()
-        self._cost: defaultdict[int, float] = defaultdict(float)  # of each epoch, summed in order of the windows
+        self._cost: defaultdict[int, float] = defaultdict(
+            float
+        )  # of each epoch, summed in order of the windows
         self._steps: Counter[int] = Counter()
         rows = _rows(lines, folder.path / NAME)
         self._count([row for row in rows if row["kind"] == "window"])
@@ -109,15 +116,22 @@ class MetricsLog:
             self._file = files.enter_context(folder.append(NAME, buffering=0))
             self._file.truncate(len(lines))
 
-    def windows(self, first_step: int, epoch: int, *series: ArrayLike, steps: ArrayLike | None = None) -> None:
+    def windows(
+        self, first_step: int, epoch: int, *series: ArrayLike, steps: ArrayLike | None = None
+    ) -> None:
         """Writes a line for each of n windows of an epoch, from `first_step` on (both from 1).
 
         The three `SERIES` are float32 [n]; `steps` [n] is each window's length (default: bptt_length for all).
         """
         columns = zip(*(np.asarray(column, np.float32) for column in series), strict=True)
         values = (dict(zip(SERIES, one, strict=True)) for one in columns)
-        rows = [{"kind": "window", "step": step, "epoch": epoch, **one} for step, one in enumerate(values, first_step)]
-        for row, length in zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ():
+        rows = [
+            {"kind": "window", "step": step, "epoch": epoch, **one}
+            for step, one in enumerate(values, first_step)
+        ]
+        for row, length in (
+            zip(rows, np.asarray(steps).tolist(), strict=True) if steps is not None else ()
+        ):
             if length != self._bptt_length:
                 row["steps"] = length
         self._write(*rows)
@@ -131,8 +145,14 @@ class MetricsLog:
         values = {name: value for name, value in values.items() if value is not None}
         self._write({"kind": kind, "corpus": self._corpus, **values})
         if self._on_metrics:
-            tag = "best" if values.get("checkpoint") == "best" else kind  # (the test of the last has the step too)
-            tags = {f"{tag}/{name}": value for name, value in values.items() if "perplexity" in name or "bits" in name}
+            tag = (
+                "best" if values.get("checkpoint") == "best" else kind
+            )  # (the test of the last has the step too)
+            tags = {
+                f"{tag}/{name}": value
+                for name, value in values.items()
+                if "perplexity" in name or "bits" in name
+            }
             self._on_metrics(self._step, tags)
 
     def timing(self, **values: Any) -> None:
@@ -152,7 +172,9 @@ class MetricsLog:
 
     def _count(self, windows: Sequence[Mapping[str, Any]]) -> None:
         with np.errstate(over="ignore"):
-            pairs = np.array([(row["cost"], row["grad_norm"]) for row in windows], np.float32).tolist()
+            pairs = np.array(
+                [(row["cost"], row["grad_norm"]) for row in windows], np.float32
+            ).tolist()
         for row, (cost, norm) in zip(windows, pairs, strict=True):
             epoch = row["epoch"]
             self._step = max(self._step, row["step"])
@@ -169,7 +191,9 @@ class MetricsLog:
                 rest = rest[self._file.write(rest) :]
 
     def _disk(self) -> AbstractContextManager[None]:
-        return explained(RunDirError, f"cannot write {self._folder.path / NAME}", "fix that, then resume")
+        return explained(
+            RunDirError, f"cannot write {self._folder.path / NAME}", "fix that, then resume"
+        )
 
 
 def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
@@ -189,7 +213,10 @@ def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
 
 
 def _read(run: str | Path | Folder) -> bytes:
-    what, remedy = f"expected a run's metrics in {Path(run) / NAME}", "give the directory of a run that has started"
+    what, remedy = (
+        f"expected a run's metrics in {Path(run) / NAME}",
+        "give the directory of a run that has started",
+    )
     with explained(RunDirError, what, remedy), Folder.open(run) as folder:
         return folder.read(NAME, MOST_BYTES)
 
@@ -202,7 +229,9 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             what = f"expected a window or a result as JSON, found {line[:60]!r}"
-            raise JaxlmError(f"{path}, line {number}: {what}; the file is damaged, restore it from a copy") from None
+            raise JaxlmError(
+                f"{path}, line {number}: {what}; the file is damaged, restore it from a copy"
+            ) from None
     return rows
 
 

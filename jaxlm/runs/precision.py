@@ -40,10 +40,16 @@ def notes(asked: str, config: Config) -> list[str]:
         return []
     found = rates(config)
     plain, narrow = found["float32"], found["bfloat16"]
-    speed = f"this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in"
+    speed = (
+        f"this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in"
+    )
     if asked == "auto":
         return [f"compute_dtype auto: {config.model.compute_dtype}; {speed} float32"]
-    return [f"compute_dtype bfloat16 is slower than float32: {speed} float32"] if narrow < plain else []
+    return (
+        [f"compute_dtype bfloat16 is slower than float32: {speed} float32"]
+        if narrow < plain
+        else []
+    )
 
 
 def rates(config: Config) -> dict[str, float]:
@@ -69,8 +75,13 @@ def known(config: Config) -> dict[str, float] | None:
 def shapes(config: Config) -> list[tuple[int, int, int]]:
     """(M, K, N) of products as a window has them: the widest layer's of its inputs and of its state, and the head's."""
     model, counts = config.model, config.train
-    rows, widths = counts.longest * counts.rows_of_gradient, (model.embedding_size, *model.hidden_sizes)
-    inputs, width = max(zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1])
+    rows, widths = (
+        counts.longest * counts.rows_of_gradient,
+        (model.embedding_size, *model.hidden_sizes),
+    )
+    inputs, width = max(
+        zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1]
+    )
     found = (
         (rows, inputs, model.gates * width),
         (counts.rows_of_gradient, width, model.gates * width),
@@ -91,7 +102,10 @@ def _measured(config: Config) -> dict[str, float]:
     """Takes the products in turns, in each dtype as often as fits into TURN; the best turn counts."""
     products = shapes(config)
     factors = {  # The second factors leave the first as they are, however often they multiply.
-        dtype: [(np.ones((M, K)).astype(dtype), np.full((K, N), (K * N) ** -0.5).astype(dtype)) for M, K, N in products]
+        dtype: [
+            (np.ones((M, K)).astype(dtype), np.full((K, N), (K * N) ** -0.5).astype(dtype))
+            for M, K, N in products
+        ]
         for dtype in DTYPES
     }
     factors = jax.device_put(factors)
@@ -104,7 +118,9 @@ def _measured(config: Config) -> dict[str, float]:
     with jax.default_matmul_precision(config.model.matmul_precision):
         once = {dtype: min(seconds(1, dtype) for _ in range(2)) for dtype in DTYPES}
         counts = {dtype: max(1, int(TURN / taken)) for dtype, taken in once.items()}
-        turns = [{dtype: seconds(count, dtype) for dtype, count in counts.items()} for _ in range(TURNS)]
+        turns = [
+            {dtype: seconds(count, dtype) for dtype, count in counts.items()} for _ in range(TURNS)
+        ]
     operations = 4e-9 * sum(M * K * N for M, K, N in products)
     return {dtype: operations / min(turn[dtype] for turn in turns) for dtype in counts}
 
@@ -115,6 +131,9 @@ def _steps(count, factors, *, dtype):
 
     def step(_, first):
         z = [product(a, b, dtype).astype(dtype) for a, (_, b) in zip(first, factors, strict=True)]
-        return [product(one, b, dtype, True).astype(dtype) for one, (_, b) in zip(z, factors, strict=True)]
+        return [
+            product(one, b, dtype, True).astype(dtype)
+            for one, (_, b) in zip(z, factors, strict=True)
+        ]
 
     return lax.fori_loop(0, count, step, [a for a, _ in factors])

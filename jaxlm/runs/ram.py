@@ -14,7 +14,10 @@ def limit() -> int:
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     limits += [bytes for bytes in soft if bytes != resource.RLIM_INFINITY]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of a container
+    for path in (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ):  # of a container
         with suppress(OSError, ValueError), files.reader(path) as file:  # ("max": there is none)
             limits.append(int(file.read(100)))
     return min(limits)
@@ -40,4 +43,6 @@ def check(needed: int, what: str, remedy: str, there: int | None = None) -> None
     """Raises OutOfMemory, with both numbers, for more than `there` bytes; None: than this process can have now."""
     if needed > (room := available() if there is None else there):
         found = f"{room / 1e9:,.1f} GB {'for this process' if there is None else 'on this device'}"
-        raise OutOfMemory(f"{what} needs at least {needed / 1e9:,.1f} GB of memory, and there is {found}: {remedy}")
+        raise OutOfMemory(
+            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, and there is {found}: {remedy}"
+        )

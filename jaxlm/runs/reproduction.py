@@ -24,7 +24,11 @@ class Reproduction:
 
 
 def reproduce(
-    run_dir: str | Path, again: str | Path | None = None, *, data_dir: str | Path | None = None, quiet: bool = False
+    run_dir: str | Path,
+    again: str | Path | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
 ) -> Reproduction:
     """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
 
@@ -39,16 +43,26 @@ def reproduce(
     run_dir = Path(run_dir)
     again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
     record, found = rundir.saved_record(run_dir), checkpoint.load(run_dir)
-    old, config, vocab = found.manifest, found.config, found.vocab if found.config.data.tokenizer_file else None
+    old, config, vocab = (
+        found.manifest,
+        found.config,
+        found.vocab if found.config.data.tokenizer_file else None,
+    )
     del found  # its state would stay in memory while the run is trained again
     if record.get("params") != rundir.DRAWN:
         why = "parameters were given, and only their owner can train it again"
         raise JaxlmError(f"{run_dir} did not begin from its seed alone: {why}")
-    config, corpus = with_corpus(config, None, data_dir, vocab)  # (a tokenizer's file is not needed again)
+    config, corpus = with_corpus(
+        config, None, data_dir, vocab
+    )  # (a tokenizer's file is not needed again)
     if changed := rundir.different(old.corpus, rundir.named(corpus)):
         remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
-        raise JaxlmError(f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}")
-    read_prefix(run_dir, old.metrics)  # raises before hours of training where the metrics are damaged
+        raise JaxlmError(
+            f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}"
+        )
+    read_prefix(
+        run_dir, old.metrics
+    )  # raises before hours of training where the metrics are damaged
     windows = (row for row in read_metrics(run_dir) if row["kind"] == "window")
     if not all(math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]) for row in windows):
         config = config.replace(on_nonfinite="skip")  # (as the run did before it was told to stop)
@@ -57,9 +71,13 @@ def reproduce(
             pass
         case _:
             rows = words = 1
-    result = train(config, corpus, again, steps=old.step, quiet=quiet, devices=rows, model_devices=words)
+    result = train(
+        config, corpus, again, steps=old.step, quiet=quiet, devices=rows, model_devices=words
+    )
     now = _flat(rundir.session((rows, words)))
-    lines = [line for session in record["sessions"] for line in rundir.different(_flat(session), now)]
+    lines = [
+        line for session in record["sessions"] for line in rundir.different(_flat(session), now)
+    ]
     surroundings = list(dict.fromkeys(lines))
     results = _differences(run_dir, old, again) if result.stopped_by is None else []
     return Reproduction(again, results, surroundings, result.stopped_by)
@@ -69,7 +87,11 @@ def _differences(run_dir: Path, old: checkpoint.Manifest, again: Path) -> list[s
     new = checkpoint.load(again).manifest
     files = old.files, new.files
     same = (checkpoint.STATE, "vocab.json")
-    found = [f"{name} of the last checkpoint differs" for name in same if files[0][name] != files[1][name]]
+    found = [
+        f"{name} of the last checkpoint differs"
+        for name in same
+        if files[0][name] != files[1][name]
+    ]
     if old.metrics != new.metrics:
         sealed = read_prefix(run_dir, old.metrics), read_prefix(again, new.metrics)
         lines = [data.decode(errors="replace").splitlines() for data in sealed]
@@ -77,9 +99,14 @@ def _differences(run_dir: Path, old: checkpoint.Manifest, again: Path) -> list[s
             if was != now:
                 found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
                 break
-    tests = [[row for row in read_metrics(folder) if row["kind"] == "test"] for folder in (run_dir, again)]
+    tests = [
+        [row for row in read_metrics(folder) if row["kind"] == "test"]
+        for folder in (run_dir, again)
+    ]
     again_tested = tests[1][: len(tests[0])]  # (a sweep's member is tested once)
-    if str(tests[0]) != str(again_tested):  # (nan, as per word of a text without words, is not itself)
+    if str(tests[0]) != str(
+        again_tested
+    ):  # (nan, as per word of a text without words, is not itself)
         found.append(f"the test's results differ: {tests[0]} -> {again_tested}")
     return found
 
@@ -87,5 +114,14 @@ def _differences(run_dir: Path, old: checkpoint.Manifest, again: Path) -> list[s
 def _flat(session: dict) -> dict[str, str]:
     """A session's versions, platform, devices and flags under one name each; its command aside."""
     tables = {name: session.get(name) for name in ("versions", "platform")}
-    flat = {key: str(value) for table in tables.values() if isinstance(table, dict) for key, value in table.items()}
-    return {**flat, "spread over": str(session.get("devices", [1, 1])), "xla_flags": str(session.get("xla_flags"))}
+    flat = {
+        key: str(value)
+        for table in tables.values()
+        if isinstance(table, dict)
+        for key, value in table.items()
+    }
+    return {
+        **flat,
+        "spread over": str(session.get("devices", [1, 1])),
+        "xla_flags": str(session.get("xla_flags")),
+    }

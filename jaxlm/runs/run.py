@@ -62,18 +62,28 @@ class Run:
         `given_params` and `devices` are recorded (`directory.begin`); `steps` and `on_metrics` are those of `train`.
         Raises JaxlmError where another run is there, or none, or it cannot be read.
         """
-        self.config, self.corpus, self.folder, self.kept, self._held = config, corpus, held.folder, kept, held
+        self.config, self.corpus, self.folder, self.kept, self._held = (
+            config,
+            corpus,
+            held.folder,
+            kept,
+            held,
+        )
         counts = config.train
         self.plan = window_plan(config, len(corpus.train) // counts.batch_size)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
         self.found: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
         if resume:
-            self.found, self.notes = directory.resume(self.folder, config, corpus, given_params, devices)
+            self.found, self.notes = directory.resume(
+                self.folder, config, corpus, given_params, devices
+            )
         else:
             directory.begin(self.folder, config, corpus, given_params, devices)
         lines = self.found.manifest.metrics if self.found else None
-        self.log = MetricsLog(self.folder, files, corpus.name, counts.bptt_length, kept=lines, on_metrics=on_metrics)
+        self.log = MetricsLog(
+            self.folder, files, corpus.name, counts.bptt_length, kept=lines, on_metrics=on_metrics
+        )
         self.step = self._saved = self.found.manifest.step if self.found else 0
         self.learning_rate = math.nan
         self._validations = self.found.state.validations if self.found else None
@@ -82,7 +92,10 @@ class Run:
             done = f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows)"
             self.notes.append(f"{done}: nothing is left to train, and it is tested again")
         names = EpochResult.__dataclass_fields__
-        self.epochs = [EpochResult(**{name: row[name] for name in names if name in row}) for row in self.log.epochs]
+        self.epochs = [
+            EpochResult(**{name: row[name] for name in names if name in row})
+            for row in self.log.epochs
+        ]
         self.start_clock()
 
     @property
@@ -122,9 +135,15 @@ class Run:
         """
         train, found, steps = self.corpus.train, {}, range(self.plan.total + 1)
         if milestones := word_milestones(self.config.train.keep_checkpoints):
-            row = self.config.train.batch_size * word_count(self.corpus.vocab, train) / max(1, len(train) - 1)
+            row = (
+                self.config.train.batch_size
+                * word_count(self.corpus.vocab, train)
+                / max(1, len(train) - 1)
+            )
             for words in milestones:
-                step = bisect_left(steps, words, key=lambda step: int(self.plan.rows_read(step) * row))
+                step = bisect_left(
+                    steps, words, key=lambda step: int(self.plan.rows_read(step) * row)
+                )
                 if step in steps:
                     found[step] = words
         return found
@@ -137,7 +156,9 @@ class Run:
         total: Any = np.float32(self.plan.total)  # as the step computes it
         sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, total)
         cost, steps = self.log.epoch_cost(epoch + 1)
-        return EpochResult(epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled)
+        return EpochResult(
+            epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled
+        )
 
     @cached_property
     def unknown(self) -> dict[str, float]:
@@ -168,12 +189,16 @@ class Run:
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
         """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
-        cost, norm, rate, finite = (np.asarray(column)[:count] for column in jax.tree.leaves(metrics))
+        cost, norm, rate, finite = (
+            np.asarray(column)[:count] for column in jax.tree.leaves(metrics)
+        )
         stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
         done = int(finite.argmin()) if stopping else count
         lengths = self.plan.windows(self.step, done, done).length
         self._held.check()  # else lines of two processes would mix
-        self.log.windows(self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths)
+        self.log.windows(
+            self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths
+        )
         if stopping:
             where = f"window {self.step + done + 1} (epoch {self.epoch + 1})"
             return f"{where} has cost {cost[done]} and gradient norm {norm[done]} at learning rate {rate[done]:g}"
@@ -198,13 +223,21 @@ class Run:
             skipped_windows=self.log.skipped[result.epoch] or None,
             **floors(self.corpus, "train", "valid"),
         )
-        self.log.timing(epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second)
+        self.log.timing(
+            epoch=result.epoch, seconds=self.epoch_seconds, words_per_second=self.words_per_second
+        )
         self.epochs.append(result)
 
     def remember(self, record: Validations | None) -> None:
         """Takes over the state's record of validations, whole in the host's memory."""
         before, self._validations = self._validations, record
-        if record and record.switch and before and before.switch and record.switch.averaging > before.switch.averaging:
+        if (
+            record
+            and record.switch
+            and before
+            and before.switch
+            and record.switch.averaging > before.switch.averaging
+        ):
             self.averages_from = self.step
 
     def perplexity(self, nats: float, predictions: int, rows: int = 1) -> float:
@@ -216,23 +249,34 @@ class Run:
         if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
-        valid = self.epochs[-1].valid_perplexity if self.epochs and self.index == 0 else None  # at an epoch's end
+        valid = (
+            self.epochs[-1].valid_perplexity if self.epochs and self.index == 0 else None
+        )  # at an epoch's end
         named, words = directory.named(self.corpus), self._milestones.get(self.step)
-        manifest = checkpoint.Manifest(self.step, self.epoch, valid, named, *self.log.sync(), words=words)
+        manifest = checkpoint.Manifest(
+            self.step, self.epoch, valid, named, *self.log.sync(), words=words
+        )
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
     def comparable(self, split: str, value: float) -> dict[str, float]:
         """`SPLIT_bits_per_byte` and so on, of valid or test, from its perplexity."""
         size, rows = self._sizes[split], self.config.train.batch_size if split == "valid" else 1
-        nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(size.tokens, rows)
+        nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(
+            size.tokens, rows
+        )
         return {f"{split}_{name}": found for name, found in comparable(nats, size).items()}
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint, and returns its perplexity."""
         value = self.perplexity(nats, predictions)
         floor, unknown = floors(self.corpus, "test"), self.unknown["test"]
-        found = {"test_perplexity": value, **self.comparable("test", value), "unknown_test": unknown, **floor}
+        found = {
+            "test_perplexity": value,
+            **self.comparable("test", value),
+            "unknown_test": unknown,
+            **floor,
+        }
         self.log.result("test", checkpoint=which, step=step, **found)
         self.log.sync()
         return value
@@ -243,15 +287,26 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
     counts = config.train
     if counts.length_deviation is None:
         return WindowPlan(rows, counts.bptt_length, counts.epochs)
-    lengths = counts.bptt_length, counts.short_probability, counts.length_deviation, counts.shortest_window
-    random = RandomLengths(*lengths, counts.longest, counts.length_seed, config.optimizer.windows_as_published)
+    lengths = (
+        counts.bptt_length,
+        counts.short_probability,
+        counts.length_deviation,
+        counts.shortest_window,
+    )
+    random = RandomLengths(
+        *lengths, counts.longest, counts.length_seed, config.optimizer.windows_as_published
+    )
     return WindowPlan(rows, counts.longest, counts.epochs, random)
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
     """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
     nats = corpus.floor or {}
-    return {f"floor_{part}": perplexity(nats[part], len(getattr(corpus, part)) - 1) for part in splits if part in nats}
+    return {
+        f"floor_{part}": perplexity(nats[part], len(getattr(corpus, part)) - 1)
+        for part in splits
+        if part in nats
+    }
 
 
 def word_count(vocab: Vocab, ids: np.ndarray) -> int:
@@ -263,7 +318,9 @@ def word_count(vocab: Vocab, ids: np.ndarray) -> int:
         return len(ids) - 1
     texts = [data.decode("utf-8", "replace") for data in vocab.token_bytes]
     words = np.array([len(text.split()) + text.count("\n") for text in texts])
-    begins, ends = (np.array([text != "" and not text[at].isspace() for text in texts]) for at in (0, -1))
+    begins, ends = (
+        np.array([text != "" and not text[at].isspace() for text in texts]) for at in (0, -1)
+    )
     count = 0
     for start in range(0, len(ids) - 1, BLOCK):
         block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]

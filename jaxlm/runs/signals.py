@@ -56,6 +56,8 @@ def _listen(ear: int, stop: Stop, together: float) -> None:
             if stop.signal is None:
                 stop.signal, since = number[0], time.monotonic()
             elif number[0] != stop.signal or time.monotonic() - since > together:
-                with suppress(OSError):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
+                with suppress(
+                    OSError
+                ):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
                     os.write(2, b"stopped at once; what was saved is whole\n")
                 os._exit(128 + number[0])

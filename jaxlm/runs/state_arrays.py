@@ -15,12 +15,22 @@ from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state
 
 MOST_LAYERS = 1000  # tracing more takes minutes
-_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "I32": "int32", "U32": "uint32", "BOOL": "bool"}
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "BOOL": "bool",
+}
 
 
 def encoded(state: Any) -> bytes:
     """A pytree of arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
-    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flat(jax.device_get(_without_keys(state))).items()}
+    arrays = {
+        name: np.asarray(leaf, order="C")
+        for name, leaf in flat(jax.device_get(_without_keys(state))).items()
+    }
     return safetensors.numpy.save(arrays)
 
 
@@ -36,13 +46,20 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
     expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in leaves.items()}
-    present = {name: f"{_DTYPES.get(one['dtype'], one['dtype'])} {one['shape']}" for name, one in found.items()}
+    present = {
+        name: f"{_DTYPES.get(one['dtype'], one['dtype'])} {one['shape']}"
+        for name, one in found.items()
+    }
     for name in sorted({*expected, *present}):
         if (wanted := expected.get(name, "none")) != (there := present.get(name, "none")):
-            raise CheckpointError(f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}")
+            raise CheckpointError(
+                f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}"
+            )
 
     def array(name: str, leaf: Any) -> jax.Array:
-        value = jax.device_put(np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape))
+        value = jax.device_put(
+            np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape)
+        )
         return jax.random.wrap_key_data(value) if _is_key(leaf) else value
 
     arrays = [array(name, leaf) for name, leaf in flat(template).items()]
@@ -65,7 +82,9 @@ def shapes_of_state(config: Config) -> Any:
     if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
     try:
-        return fresh_state.eval_shape(config.recipe, np.uint32(0), config.train.batch_size, config.train.patience)
+        return fresh_state.eval_shape(
+            config.recipe, np.uint32(0), config.train.batch_size, config.train.patience
+        )
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
 
@@ -86,7 +105,12 @@ def check_memory(config: Config, devices: int = 1) -> None:
     Devices with memory of their own share this; the first device makes the whole state.
     """
     template, counts, model = shapes_of_state(config), config.train, config.model
-    saved = 4 * counts.longest * counts.rows_of_gradient * (model.embedding_size + 6 * sum(model.hidden_sizes))
+    saved = (
+        4
+        * counts.longest
+        * counts.rows_of_gradient
+        * (model.embedding_size + 6 * sum(model.hidden_sizes))
+    )
     needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
     if (there := ram.of_device()) is not None:
         needed = max(_nbytes(template), needed // devices)

@@ -46,7 +46,9 @@ class TrainResult:
     epochs: list[EpochResult] = field(default_factory=list)
     test_perplexity: float | None = None  # of the last parameters; None if a signal ended the run
     stopped_by: int | None = None  # that signal's number
-    skipped_windows: int = 0  # whose cost or gradient was not finite, dropped because on_nonfinite is "skip"
+    skipped_windows: int = (
+        0  # whose cost or gradient was not finite, dropped because on_nonfinite is "skip"
+    )
 
     @property
     def params(self) -> Params:
@@ -96,7 +98,9 @@ def train(
         JaxlmError: a mistake in the arguments, a run directory or corpus that cannot be used, or a run that diverged.
     """
     if not isinstance(config, Config):
-        raise JaxlmError(f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}")
+        raise JaxlmError(
+            f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}"
+        )
     steps = checked_value("steps", steps, int, low=0, optional=True)
     run_dir = checked_value("run_dir", run_dir, Path, optional=True)
     mesh, note = make_mesh(config.train.batch_size, devices, model_devices)
@@ -106,18 +110,26 @@ def train(
             raise JaxlmError("resume continues a run in its directory: give run_dir")
         if config.data.corpus == UNKNOWN:
             remedy = f"train it further in another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
-            raise RunDirError(f"{run_dir} holds an imported model, which has no run to resume: {remedy}")
+            raise RunDirError(
+                f"{run_dir} holds an imported model, which has no run to resume: {remedy}"
+            )
         with suppress(RunDirError, CheckpointError):
             config = directory.with_saved_dtype(config, run_dir)
             if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
-                vocab = getattr(checkpoint.newest_intact(run_dir)[0], "vocab", None)  # it may differ from its text's
+                vocab = getattr(
+                    checkpoint.newest_intact(run_dir)[0], "vocab", None
+                )  # it may differ from its text's
     asked = config.model.compute_dtype
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])  # for the rows and for the words
+    spread = (
+        (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
+    )  # for the rows and for the words
     sharing = 1 if mesh is None else mesh.size
     state_arrays.check_memory(config, sharing)
     state = None if resume else new_state(config, params, sharing)
-    of_dtype = precision.notes(asked, config)  # (measured before the run's record, which has the rates, is written)
+    of_dtype = precision.notes(
+        asked, config
+    )  # (measured before the run's record, which has the rates, is written)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
         # (Of many processes, all but the first write into a temporary directory of their own.)
@@ -149,7 +161,9 @@ def train(
         run.found = state = None  # the group's are copies
         counts, console = config.train, lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size
-        progress = held.enter_context(Progress(counts.epochs, run.last, per_window, corpus.name, console))
+        progress = held.enter_context(
+            Progress(counts.epochs, run.last, per_window, corpus.name, console)
+        )
         for line in (*corpus.notes, *([note] if note else []), *of_dtype, *run.notes):
             progress.say(line, loud=True)
         progress.say(f"{corpus.name}: {corpus.description}")
@@ -160,12 +174,17 @@ def train(
         progress.doing("compiling")
         with signals.noted() as stop:
             reporter = _Reporter(run, progress, stop)
-            stopped_by = fit(group, reporter) or reporter.stopped()  # (one may come in the last validation)
+            stopped_by = (
+                fit(group, reporter) or reporter.stopped()
+            )  # (one may come in the last validation)
         return _finish(run, group, shared, progress, stopped_by, data_dir)
 
 
 def with_corpus(
-    config: Config, corpus: str | Path | Corpus | None, data_dir: str | Path | None = None, vocab: Vocab | None = None
+    config: Config,
+    corpus: str | Path | Corpus | None,
+    data_dir: str | Path | None = None,
+    vocab: Vocab | None = None,
 ) -> tuple[Config, Corpus]:
     """The corpus, and the config with its vocabulary size, where it was found, and a dtype in place of `auto`.
 
@@ -178,14 +197,26 @@ def with_corpus(
         if vocab:
             corpus = reload_corpus(data, vocab, data_dir)
         else:
-            corpus = load_corpus(data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **data.options)
+            corpus = load_corpus(
+                data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **data.options
+            )
     if len(corpus.vocab) > (most := config.model.vocab_size) and not corpus.vocab.tokens.names:
         remedy = f"raise it, or load the corpus with max_vocab={most}"
-        raise JaxlmError(f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: {remedy}")
+        raise JaxlmError(
+            f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: {remedy}"
+        )
     for split, epochs in (("train", config.train.epochs), ("valid", 0)):
-        check_fits(split, len(getattr(corpus, split)), config.train.batch_size, config.train.bptt_length, epochs)
+        check_fits(
+            split,
+            len(getattr(corpus, split)),
+            config.train.batch_size,
+            config.train.bptt_length,
+            epochs,
+        )
     if (count := len(corpus.test)) < 2:
-        raise DataError(f"the test split has {count} tokens, and a test reads at least 2: use more text")
+        raise DataError(
+            f"the test split has {count} tokens, and a test reads at least 2: use more text"
+        )
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options)
     return precision.resolved(config), corpus
 
@@ -199,10 +230,14 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
     state_arrays.check_memory(config, devices)
     counts = config.train
     if params is None:
-        return fresh_state(config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience)
+        return fresh_state(
+            config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience
+        )
     expected = state_arrays.shapes(state_arrays.shapes_of_state(config).params)
     if wrong := directory.different(expected, state_arrays.shapes(params)):
-        raise JaxlmError(f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}")
+        raise JaxlmError(
+            f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
+        )
     params, key = jax.tree.map(np.float32, params), jax.random.key(counts.seed)
     return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
@@ -228,24 +263,42 @@ class _Reporter(Observer):
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         remedy = "try a lower learning_rate or clip_norm, or resume from the last checkpoint without such windows"
-        raise Diverged(f"{problem}: stopped before its update; {remedy} (--resume --on-nonfinite skip)")
+        raise Diverged(
+            f"{problem}: stopped before its update; {remedy} (--resume --on-nonfinite skip)"
+        )
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
         run, floor = self._run, floors(self._run.corpus, "valid").get("floor_valid")
         self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
         if run.averages_from == run.step and not run.finished:
-            self._progress.say(f"by its validations so far, averaging starts with window {run.step + 1}")
+            self._progress.say(
+                f"by its validations so far, averaging starts with window {run.step + 1}"
+            )
 
 
 def _finish(
-    run: Run, group: SingleGroup, shared: Path, progress: Progress, stopped_by: int | None, data_dir: str | Path | None
+    run: Run,
+    group: SingleGroup,
+    shared: Path,
+    progress: Progress,
+    stopped_by: int | None,
+    data_dir: str | Path | None,
 ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
-    result = TrainResult(run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped)
+    result = TrainResult(
+        run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped
+    )
     if stopped_by is not None:
-        how = f"saved; resume with {flag_text('--run-dir', run.folder.path)} --resume" if kept_in else "nothing is kept"
-        progress.say(f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}", wrap=False)
+        how = (
+            f"saved; resume with {flag_text('--run-dir', run.folder.path)} --resume"
+            if kept_in
+            else "nothing is kept"
+        )
+        progress.say(
+            f"stopped by {signal.Signals(stopped_by).name} after window {run.step}: {how}",
+            wrap=False,
+        )
         return result
     progress.doing("testing")
     tested = {"last": (run.step, *group.nats(0, run.corpus.test))}
@@ -258,19 +311,36 @@ def _finish(
         except JaxlmError as error:  # (also of another process)
             progress.say(f"the best checkpoint is not tested: {error}", loud=True)
         else:
-            nats = stream_nats(run.config.model, place(group.mesh, saved), run.corpus.test, mesh=group.mesh)
+            nats = stream_nats(
+                run.config.model, place(group.mesh, saved), run.corpus.test, mesh=group.mesh
+            )
             tested["best"] = best, *nats
     # (All are written at once: a run that is stopped in between has no test, and can be resumed.)
     tests = {which: run.log_test(which, *found) for which, found in tested.items()}
     rows = []
     for one in run.epochs:
-        rows.append((f"epoch {one.epoch}", f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}"))
-    rows += [(f"test, {which} checkpoint", perplexity_text(value)) for which, value in tests.items()]
-    found = {name.removeprefix("test_"): value for name, value in run.comparable("test", tests["last"]).items()}
+        rows.append(
+            (
+                f"epoch {one.epoch}",
+                f"train {one.train_text}  valid {perplexity_text(one.valid_perplexity)}",
+            )
+        )
+    rows += [
+        (f"test, {which} checkpoint", perplexity_text(value)) for which, value in tests.items()
+    ]
+    found = {
+        name.removeprefix("test_"): value
+        for name, value in run.comparable("test", tests["last"]).items()
+    }
     rows.append(("comparable with any tokens", comparable_text(found)))
     for name, value in floors(run.corpus, "train", "valid", "test").items():
         rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
-    rows.append(("unknown tokens", "  ".join(f"{split} {share:.1%}" for split, share in run.unknown.items())))
+    rows.append(
+        (
+            "unknown tokens",
+            "  ".join(f"{split} {share:.1%}" for split, share in run.unknown.items()),
+        )
+    )
     if run.ended_early and run.step < run.last:
         rows.append(("ended early", f"validations without a new best: {run.config.train.patience}"))
     if skipped:
@@ -279,7 +349,12 @@ def _finish(
         progress.doing("drawing the curve")
         try:
             steps = run.config.train.bptt_length
-            rows.append(("learning curve", str(learning_curve(read_metrics(kept_in), steps, kept_in / "curve.png"))))
+            rows.append(
+                (
+                    "learning curve",
+                    str(learning_curve(read_metrics(kept_in), steps, kept_in / "curve.png")),
+                )
+            )
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.preset)

@@ -69,7 +69,10 @@ class DynamicReader(Reader):
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
-        network, column = self.network._replace(params=params), jax.tree.map(lambda ids: ids[:, None], tokens)
+        network, column = (
+            self.network._replace(params=params),
+            jax.tree.map(lambda ids: ids[:, None], tokens),
+        )
         grads, (found, carry) = text_gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, found, column, detail)
         return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
@@ -79,21 +82,34 @@ class DynamicReader(Reader):
         trained, protocol = self.network.params, self.protocol
         rms, rate, lambda_ = self.rms, protocol.learning_rate, protocol.lambda_
         if rms is None:
-            return jax.tree.map(lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads)
+            return jax.tree.map(
+                lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads
+            )
         tensors, times = jax.tree.leaves(rms), jax.tree.map(lambda leaf: 1, params)
         if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
             times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
             tensors = jax.tree.leaves({**rms, "layers": []})
             for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
-                tensors += [layer["kernel"][:-width], layer["kernel"][-width:], layer["bias"], layer["bias"]]
+                tensors += [
+                    layer["kernel"][:-width],
+                    layer["kernel"][-width:],
+                    layer["bias"],
+                    layer["bias"],
+                ]
         if protocol.compatibility == "lamb":
-            mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(tensor.size for tensor in tensors)
+            mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(
+                tensor.size for tensor in tensors
+            )
         else:  # (oldhyper divides lambda by the number of tensors)
             means = jnp.stack([tensor.mean() for tensor in tensors])
             mean = means.sum() if protocol.compatibility == "krause-oldhyper" else means.mean()
 
         def step(p, p0, g, times, rms):
-            return p + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p) - times * rate * g / (rms + protocol.epsilon)
+            return (
+                p
+                + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
+                - times * rate * g / (rms + protocol.epsilon)
+            )
 
         return jax.tree.map(step, params, trained, grads, times, rms)
 
@@ -119,7 +135,9 @@ def gradient_statistics(
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
-        squares, carry = _add_squares(network, optimizer, squares, tokens, jnp.int32(count), carry, length=T)
+        squares, carry = _add_squares(
+            network, optimizer, squares, tokens, jnp.int32(count), carry, length=T
+        )
     # The option --oldhyper divides rate and epsilon by sqrt(windows): as if RMS were the root of the sum of squares.
     divisor = 1 if protocol.compatibility == "krause-oldhyper" else windows
     return jax.tree.map(lambda total: jnp.sqrt(total / divisor), squares)
@@ -141,7 +159,11 @@ def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
 
 
 def text_gradient(
-    network: Network, tokens: Tokens, carry: Carry, optimizer: Optimizer | None = None, length: jax.Array | None = None
+    network: Network,
+    tokens: Tokens,
+    carry: Carry,
+    optimizer: Optimizer | None = None,
+    length: jax.Array | None = None,
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
     """The gradient of the mean nats of the counted targets [T, B], with the features [T, B, H] and the new carry.
 
@@ -154,7 +176,10 @@ def text_gradient(
 
     def nats(params):
         found, after = Network(model, params).features(inputs, carry, length=length)
-        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (found, after)
+        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (
+            found,
+            after,
+        )
 
     grads, kept = jax.grad(nats, has_aux=True)(params)
     if (l2_penalty := getattr(optimizer, "l2_penalty", None)) is not None:
@@ -186,14 +211,20 @@ class AdaptiveScoring:
 
     def _one(self, ids: np.ndarray) -> TokenScores:
         count = len(ids) - 1
-        room = max(8, 1 << (count - 1).bit_length())  # a power of two, so that few lengths are compiled
+        room = max(
+            8, 1 << (count - 1).bit_length()
+        )  # a power of two, so that few lengths are compiled
         tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
         learnt = self.params, self._momentum
-        scores, (self.params, self._momentum), carry, finite = self._adapt(learnt, tokens, self._carry)
+        scores, (self.params, self._momentum), carry, finite = self._adapt(
+            learnt, tokens, self._carry
+        )
         self._carry = carry if self._stream else self._carry
         self._done += 1
         if not finite:
-            raise Diverged(f"the gradient of sentence {self._done} is not finite: use a lower rate than {self._rate:g}")
+            raise Diverged(
+                f"the gradient of sentence {self._done} is not finite: use a lower rate than {self._rate:g}"
+            )
         return scores.rows((slice(count), 0))
 
 

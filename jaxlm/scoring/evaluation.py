@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Plain, Temperature, name_of, protocol_of
+from jaxlm.config.protocols import (
+    Cache,
+    Dynamic,
+    MCDropout,
+    Plain,
+    Temperature,
+    name_of,
+    protocol_of,
+)
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.encoding import as_read
 from jaxlm.data.text import SPLITS, read_string
@@ -105,7 +113,9 @@ class TrainedModel:
     config: Config
     vocab: Vocab
     corpus: dict[str, str]
-    _statistics: dict = field(default_factory=dict, init=False, compare=False)  # of a training text, once read
+    _statistics: dict = field(
+        default_factory=dict, init=False, compare=False
+    )  # of a training text, once read
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
@@ -122,7 +132,11 @@ class TrainedModel:
     def _tokenizers(self) -> dict[str, Tokenizer]:
         """Functions from a line to the pieces of each displayed word, by name; "" is the training text's."""
         ptb = PTBTokenizer(self.vocab)
-        return {"": ptb if is_tokenised(self.vocab) else at_white_space, "ptb": ptb, "none": at_white_space}
+        return {
+            "": ptb if is_tokenised(self.vocab) else at_white_space,
+            "ptb": ptb,
+            "none": at_white_space,
+        }
 
     def tokenizer(self, name: str | None = None) -> Tokenizer:
         """The tokenizer of a name, or that of the training text."""
@@ -148,7 +162,9 @@ class TrainedModel:
             return self.vocab.tokenize(self.cased(text))
         pieces, lines = self.tokenizer(tokenizer), normalize_newlines(self.cased(text)).split("\n")
         words = (word for line in lines for word in (*pieces(line), [EOS]))
-        tokens = [sys.intern(piece) for word in words for piece in word]  # one object a word, however long the text
+        tokens = [
+            sys.intern(piece) for word in words for piece in word
+        ]  # one object a word, however long the text
         return tokens[:-1]  # n newlines make n + 1 lines
 
     def perplexity(self, text: str, *, tokenizer: str | None = None) -> float:
@@ -156,7 +172,9 @@ class TrainedModel:
 
         Raises DataError where the text has fewer than two words.
         """
-        ids, count = _read_and_counted(self.vocab.encode(self.tokens(text, tokenizer)), "the text", Plain())
+        ids, count = _read_and_counted(
+            self.vocab.encode(self.tokens(text, tokenizer)), "the text", Plain()
+        )
         return perplexity(float(reader_nats(self.reader_of(Plain()), ids)), count)
 
     def evaluate(
@@ -188,7 +206,9 @@ class TrainedModel:
             Diverged: dynamic evaluation learnt at too high a rate.
         """
         found, train = protocol_of(protocol), self.config.train
-        name, ids, tokens, source = self.read(split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer)
+        name, ids, tokens, source = self.read(
+            split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer
+        )
         in_rows = source is not None and not isinstance(corpus, str | Path) and split != "test"
         shape = (train.batch_size, train.bptt_length) if in_rows else (1, 1)
         return self._evaluated(ids, name, found, source, data_dir, shape, tokens)
@@ -213,15 +233,22 @@ class TrainedModel:
             Diverged: every combination diverged.
         """
         source, protocol = self.find_corpus(corpus, data_dir), protocol_of(protocol)
-        grid = {name: np.ravel(values).tolist() for name, values in (protocol.grid if grid is None else grid).items()}
+        grid = {
+            name: np.ravel(values).tolist()
+            for name, values in (protocol.grid if grid is None else grid).items()
+        }
         if not grid or not all(map(len, grid.values())):
-            raise JaxlmError(f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning")
+            raise JaxlmError(
+                f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning"
+            )
         points = product(*grid.values())
         every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
         text, found, failed = f"{source.name} valid", [], None
         for one in every:  # before hours of valid
             _read_and_counted(source.test, f"{source.name} test", one)
-        if isinstance(protocol, READ_ONCE) and all(specs(type(protocol))[name].type is float for name in grid):
+        if isinstance(protocol, READ_ONCE) and all(
+            specs(type(protocol))[name].type is float for name in grid
+        ):
             ids, count = _read_and_counted(source.valid, text, protocol)
             values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
             nats = reader_nats(GridReader(self.reader_of(protocol), tuple(grid), values), ids)
@@ -235,9 +262,14 @@ class TrainedModel:
                     failed = error
         if failed and all(map(math.isnan, found)):
             raise failed
-        tried = sorted(zip(every, found, strict=True), key=lambda one: math.inf if math.isnan(one[1]) else one[1])
+        tried = sorted(
+            zip(every, found, strict=True),
+            key=lambda one: math.inf if math.isnan(one[1]) else one[1],
+        )
         best, valid = tried[0]
-        return Tuned(best, valid, tried, self._evaluated(source.test, f"{source.name} test", best, source))
+        return Tuned(
+            best, valid, tried, self._evaluated(source.test, f"{source.name} test", best, source)
+        )
 
     def read(
         self,
@@ -250,18 +282,26 @@ class TrainedModel:
     ) -> tuple[str, np.ndarray, Sequence[str], Corpus | None]:
         """A text as `evaluate` takes it: its name and ids [N]; of a file its tokens too, of a split its corpus."""
         if (tokenizer if text is None else corpus) is not None:
-            raise JaxlmError("a text stands in place of a corpus, and a tokenizer splits a text: leave one out")
+            raise JaxlmError(
+                "a text stands in place of a corpus, and a tokenizer splits a text: leave one out"
+            )
         if text is not None:
-            tokens = self.tokens(read_string(checked_value("text", text, Path), self.vocab.tokens.errors), tokenizer)
+            tokens = self.tokens(
+                read_string(checked_value("text", text, Path), self.vocab.tokens.errors), tokenizer
+            )
             return str(text), self.vocab.encode(tokens), tokens, None
         checked_value("split", split, str, choices=SPLITS)
         source = self.find_corpus(corpus, data_dir)
         return f"{source.name} {split}", getattr(source, split), (), source
 
-    def find_corpus(self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None) -> Corpus:
+    def find_corpus(
+        self, corpus: Corpus | str | Path | None = None, data_dir: str | Path | None = None
+    ) -> Corpus:
         """A corpus by its name, or the run's own, which must be the training corpus (else DataError)."""
         if not isinstance(corpus, Corpus | None):
-            return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options)
+            return load_corpus(
+                corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options
+            )
         found = reload_corpus(self.config.data, self.vocab, data_dir) if corpus is None else corpus
         if found.sha256 != self.corpus["sha256"]:
             raise DataError(
@@ -290,7 +330,9 @@ class TrainedModel:
             return ModelReader(network, protocol)
         if protocol.as_krause and type(config.model) is not LSTM:
             what = f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM"
-            raise JaxlmError(f"{what}, and the model is {config.kinds['model']}: leave compatibility out")
+            raise JaxlmError(
+                f"{what}, and the model is {config.kinds['model']}: leave compatibility out"
+            )
         if protocol.rule == "sgd":
             return DynamicReader(network, protocol, None)
         if corpus is None and config.data.corpus == UNKNOWN:
@@ -298,9 +340,14 @@ class TrainedModel:
             raise DataError(f"dynamic evaluation by the rule rms reads {text}: take the rule sgd")
         optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         train = self.find_corpus(None, data_dir) if corpus is None else corpus
-        key = train.sha256, replace(protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0)  # RMS depends on neither
+        key = (
+            train.sha256,
+            replace(protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0),
+        )  # RMS depends on neither
         if key not in self._statistics:
-            self._statistics[key] = gradient_statistics(self.network, train.train, protocol, optimizer)
+            self._statistics[key] = gradient_statistics(
+                self.network, train.train, protocol, optimizer
+            )
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
     def _evaluated(
@@ -343,13 +390,19 @@ def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
     """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
     scoring, total = OneStream(reader, Detail(full=False)), np.zeros(())
     for start in range(0, len(ids) - 1, BLOCK):
-        total = total + scoring([batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]]).nats.sum(0, dtype=float)
+        total = total + scoring(
+            [batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]]
+        ).nats.sum(0, dtype=float)
     return total
 
 
 def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
     """The tokens that a protocol reads of a stream called `text`, and by how many its nats are divided."""
-    if isinstance(protocol, Dynamic) and protocol.as_krause and (len(ids) - 2) % protocol.segment_length == 0:
+    if (
+        isinstance(protocol, Dynamic)
+        and protocol.as_krause
+        and (len(ids) - 2) % protocol.segment_length == 0
+    ):
         ids = ids[:-1]  # that code leaves a last segment of one prediction out
     if (count := len(ids) - 1) < 1:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
@@ -386,7 +439,9 @@ def compare(
         Diverged: dynamic evaluation learnt at too high a rate.
     """
     if wrong := [one for one in (model, other) if not isinstance(one, TrainedModel)]:
-        raise JaxlmError(f"compare takes models, as jaxlm.load returns them; one is {shown(wrong[0])}")
+        raise JaxlmError(
+            f"compare takes models, as jaxlm.load returns them; one is {shown(wrong[0])}"
+        )
     how = protocol_of(protocol)
 
     def line_nats(lm: TrainedModel) -> tuple[str, list[str], np.ndarray]:
@@ -395,10 +450,16 @@ def compare(
         ids = np.append(lm.vocab.eos, batch(ids, 1)[:, 0])
         starts = np.flatnonzero(ids[:-1] == lm.vocab.newline_id)
         if len(starts) < 2:
-            raise DataError(f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it")
-        nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))([ids]).nats.astype(np.float64)
+            raise DataError(
+                f"expected at least 2 lines to draw from, found {len(starts)} in {name}: add lines to it"
+            )
+        nats = OneStream(lm.reader_of(how, data_dir=data_dir), Detail(full=False))(
+            [ids]
+        ).nats.astype(np.float64)
         check_converged(how, name, nats.sum(), len(nats))
-        texts = (normalize("NFC", lm.vocab.decode_text(line)) for line in np.split(ids[1:], starts[1:]))
+        texts = (
+            normalize("NFC", lm.vocab.decode_text(line)) for line in np.split(ids[1:], starts[1:])
+        )
         return name, ["".join(line.split()) for line in texts], np.add.reduceat(nats, starts)
 
     (name, lines, nats), (_, others, other_nats) = line_nats(model), line_nats(other)
@@ -414,4 +475,6 @@ def compare(
     difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
     means = [difference[rng.integers(L, size=L)].mean() for _ in range(BOOTSTRAPS)]
     interval = np.quantile(means, (0.025, 0.975))
-    return Comparison(name, L, *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval)))
+    return Comparison(
+        name, L, *map(float, (nats.mean(), other_nats.mean(), difference.mean(), *interval))
+    )

@@ -57,17 +57,28 @@ class Position(NamedTuple):
     token: jax.Array  # the last word of each, which is read next, [S]
     step: jax.Array  # words drawn
     done: jax.Array  # which have ended, [S]
-    seen: jax.Array | None  # words that were there already, bool [S, V]; only for a repetition penalty
+    seen: (
+        jax.Array | None
+    )  # words that were there already, bool [S, V]; only for a repetition penalty
 
 
 def texts_of(vocab: Vocab, ids: np.ndarray, log_probs: np.ndarray) -> list[Text]:
     """The text of each sample, from ids [n, S], -1 after a text's end, and their log-probabilities [n, S]."""
     samples = zip(ids.T, log_probs.T.astype(float), strict=True)
-    return [Text(vocab.decode(one[one >= 0]), log_p[one >= 0], vocab.tokens) for one, log_p in samples]
+    return [
+        Text(vocab.decode(one[one >= 0]), log_p[one >= 0], vocab.tokens) for one, log_p in samples
+    ]
 
 
 def drawn(
-    network: Network, sampling: Sampling, prompt: np.ndarray, *, words: int | None, end: int, samples: int, seed: int
+    network: Network,
+    sampling: Sampling,
+    prompt: np.ndarray,
+    *,
+    words: int | None,
+    end: int,
+    samples: int,
+    seed: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draws S texts after a prompt's ids, all at once: the first word, then more and more words together.
 
@@ -83,7 +94,9 @@ def drawn(
     left = math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
-        position, tokens, log_probs = advance(network, sampling, position, key, jnp.int32(count), jnp.int32(end))
+        position, tokens, log_probs = advance(
+            network, sampling, position, key, jnp.int32(count), jnp.int32(end)
+        )
         yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
         left -= count
         count = min(2 * count, CHUNK)
@@ -96,7 +109,9 @@ def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -
     if sampling.repetition_penalty is not None:
         seen = jnp.zeros((samples, network.model.vocab_size), bool).at[:, ids[1:]].set(True)
     carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
-    return Position(carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen)
+    return Position(
+        carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen
+    )
 
 
 def carry_after(network: Network, ids: np.ndarray) -> Carry:
@@ -130,7 +145,9 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
     found: dict[str, float] = {}
     if boundaries is None or not boundaries.begins.any():
         p = next_word(network, ids)
-        return [(vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]]
+        return [
+            (vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]
+        ]
     heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1]))]
     while heap and len(found) < k:
         minus_p, _, pieces, carry = heappop(heap)
@@ -145,9 +162,17 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
         total = p[begins].sum()
         if pieces and total:
             heappush(heap, (-total, len(heap), pieces, None))
-        p = np.where(begins, 0, p) if pieces else np.where(begins, p, 0) / total if begins.any() else p
+        p = (
+            np.where(begins, 0, p)
+            if pieces
+            else np.where(begins, p, 0) / total
+            if begins.any()
+            else p
+        )
         for piece in np.flatnonzero(p > UNLIKELY).tolist():
-            heappush(heap, (-p[piece], len(heap), [*pieces, piece], None if piece == end else after))
+            heappush(
+                heap, (-p[piece], len(heap), [*pieces, piece], None if piece == end else after)
+            )
     return sorted(found.items(), key=lambda one: -one[1])
 
 
@@ -180,11 +205,18 @@ def advance(network, sampling, position, key, count, end):
     def draw_word(loop):
         place, position, words, log_probs = loop
         logits, carry = next_logits(network, position.token, position.carry)
-        uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(keys)
+        uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(
+            keys
+        )
         word, log_p = draw(sampling, logits, position.seen, uniform)
         seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)
         new = Position(carry, word, position.step + 1, position.done | (word == end), seen)
-        return (place + 1, new, words.at[place].set(jnp.where(position.done, -1, word)), log_probs.at[place].set(log_p))
+        return (
+            place + 1,
+            new,
+            words.at[place].set(jnp.where(position.done, -1, word)),
+            log_probs.at[place].set(log_p),
+        )
 
     start: Any = (0, position, jnp.full((CHUNK, S), -1, jnp.int32), jnp.zeros((CHUNK, S)))
     _, position, words, log_probs = lax.while_loop(unfinished, draw_word, start)
@@ -192,7 +224,14 @@ def advance(network, sampling, position, key, count, end):
 
 
 def beam_search(
-    network: Network, vocab: Vocab, sampling: Sampling, prompt: np.ndarray, *, words: int, beam: int, end: int
+    network: Network,
+    vocab: Vocab,
+    sampling: Sampling,
+    prompt: np.ndarray,
+    *,
+    words: int,
+    beam: int,
+    end: int,
 ) -> Text:
     """The most probable text of at most `words` words after a prompt's ids, `beam` texts kept at each word.
 
@@ -201,13 +240,22 @@ def beam_search(
     """
     checked_value("beam", beam, int, low=1)
     if beam > len(vocab):
-        raise JaxlmError(f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}")
+        raise JaxlmError(
+            f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}"
+        )
     position = begin(network, Sampling(), prompt, beam)
-    totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(np.float32)  # all begin alike: one goes on at first
+    totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(
+        np.float32
+    )  # all begin alike: one goes on at first
     texts, nats = np.zeros((beam, 0), np.int32), np.zeros((beam, 0))
     while texts.shape[1] < words and not position.done.all():
-        position, totals, parents, found = _extended(network, sampling.banned, position, totals, end)
-        texts, nats = (np.column_stack([old[parents], new]) for old, new in zip((texts, nats), found, strict=True))
+        position, totals, parents, found = _extended(
+            network, sampling.banned, position, totals, end
+        )
+        texts, nats = (
+            np.column_stack([old[parents], new])
+            for old, new in zip((texts, nats), found, strict=True)
+        )
     return texts_of(vocab, texts.T, nats.T)[int(np.argmax(totals))]
 
 
@@ -222,10 +270,17 @@ def _extended(network, banned, position, totals, end):
     logits, carry = next_logits(network, position.token, position.carry)
     log_p = jax.nn.log_softmax(logits)
     allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
-    stay = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)  # a text that has ended goes on in one way only
+    stay = jnp.where(
+        jnp.arange(V) == 0, 0.0, -jnp.inf
+    )  # a text that has ended goes on in one way only
     candidates = totals[:, None] + jnp.where(position.done[:, None], stay, allowed)
     totals, places = lax.top_k(candidates.reshape(-1), B)
     parents, word = places // V, (places % V).astype(jnp.int32)
     ended, carry = position.done[parents], jax.tree.map(lambda leaf: leaf[parents], carry)
     found = jnp.where(ended, -1, word), jnp.where(ended, 0, log_p[parents, word])
-    return Position(carry, word, position.step + 1, ended | (word == end), None), totals, parents, found
+    return (
+        Position(carry, word, position.step + 1, ended | (word == end), None),
+        totals,
+        parents,
+        found,
+    )

@@ -20,8 +20,22 @@ from jaxlm.scoring.generation import Text
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.reading import FREE, OneStream, carries, each_sentence
 from jaxlm.scoring.sampling import sampling_of
-from jaxlm.scoring.sentences import BLOCK, Encoded, Sentence, SentenceReader, blocks, encode, in_regions
-from jaxlm.scoring.surprisal import SurprisalOptions, Surprisals, WordSurprisals, by_word, surprisals
+from jaxlm.scoring.sentences import (
+    BLOCK,
+    Encoded,
+    Sentence,
+    SentenceReader,
+    blocks,
+    encode,
+    in_regions,
+)
+from jaxlm.scoring.surprisal import (
+    SurprisalOptions,
+    Surprisals,
+    WordSurprisals,
+    by_word,
+    surprisals,
+)
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
 
@@ -29,7 +43,9 @@ from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
 class LanguageModel(TrainedModel):
     """A trained model: what `TrainedModel` has, the scores of sentences, and text."""
 
-    def predict(self, text: str, k: int = 10, *, tokenizer: str | None = None) -> list[tuple[str, float]]:
+    def predict(
+        self, text: str, k: int = 10, *, tokenizer: str | None = None
+    ) -> list[tuple[str, float]]:
         """The k most probable next words after the text, with their probabilities."""
         checked_value("k", k, int, low=1)
         ids = self.vocab.encode(self.tokens(text, tokenizer))
@@ -42,7 +58,9 @@ class LanguageModel(TrainedModel):
         checked_value("k", k, int, low=1)
         word = self._as_known(word)
         if word not in self.vocab.ids:
-            raise DataError(f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary")
+            raise DataError(
+                f"{word!r} is not among the {len(self.vocab):,} words of this model's vocabulary"
+            )
         embedding = np.asarray(self.params["embedding"])
         unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
         cosine = unit @ unit[self.vocab.ids[word]]
@@ -67,11 +85,17 @@ class LanguageModel(TrainedModel):
         how = SurprisalOptions(context=context, **options)
         protocol, detail = protocol_of(how.protocol), Detail(how.top_k, full)
         reader = self.reader_of(protocol, None, how.data_dir, self._network(how))
-        read = OneStream(reader, detail) if context == "stream" else partial(each_sentence, reader, detail)
+        read = (
+            OneStream(reader, detail)
+            if context == "stream"
+            else partial(each_sentence, reader, detail)
+        )
 
         def scoring(sentences: Sequence[np.ndarray]) -> TokenScores:
             scores = read(sentences)
-            check_converged(protocol, "the sentences", scores.nats.sum(dtype=float), len(scores.nats))
+            check_converged(
+                protocol, "the sentences", scores.nats.sum(dtype=float), len(scores.nats)
+            )
             return scores
 
         return scoring
@@ -115,7 +139,9 @@ class LanguageModel(TrainedModel):
         """
         return Surprisals.joined(self.surprisal_stream(sentences, **options))
 
-    def surprisal_stream(self, sentences: Iterable[Sentence], **options: Any) -> Iterator[Surprisals]:
+    def surprisal_stream(
+        self, sentences: Iterable[Sentence], **options: Any
+    ) -> Iterator[Surprisals]:
         """`surprisal` of an iterator of any length in constant memory: a table for each block of sentences.
 
         Options are also what `scored` takes. With the context "stream" sentences may be empty.
@@ -136,16 +162,29 @@ class LanguageModel(TrainedModel):
         return WordSurprisals.joined(self.word_surprisal_stream(sentences, **options))
 
     def word_surprisal_stream(
-        self, sentences: Iterable[Sentence], *, regions: Sequence[Sequence[str]] | None = None, **options: Any
+        self,
+        sentences: Iterable[Sentence],
+        *,
+        regions: Sequence[Sequence[str]] | None = None,
+        **options: Any,
     ) -> Iterator[WordSurprisals]:
         """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
-        where, eos, left = options.get("where", "sentence {}".format), options.get("eos", False), iter(regions or ())
+        where, eos, left = (
+            options.get("where", "sentence {}".format),
+            options.get("eos", False),
+            iter(regions or ()),
+        )
         for first, encoded, table in self.scored(sentences, **options):
             if regions is not None:
-                encoded = [in_regions(one, next(left, ()), where(at)) for at, one in enumerate(encoded, first)]
+                encoded = [
+                    in_regions(one, next(left, ()), where(at))
+                    for at, one in enumerate(encoded, first)
+                ]
             yield by_word(table, encoded, first, eos)
         if more := [*left]:
-            raise DataError(f"regions has {len(more)} lists more than sentences has lines: give one for each line")
+            raise DataError(
+                f"regions has {len(more)} lists more than sentences has lines: give one for each line"
+            )
 
     def scored(
         self,
@@ -177,15 +216,30 @@ class LanguageModel(TrainedModel):
                 found = read(sentence, how.oov, where(number))
                 if len(found.words) == len(found.tokens):  # (in the case as given)
                     pairs = zip(found.words, found.tokens, strict=True)
-                    found = replace(found, tokens=tuple(one if one.lower() == token else token for one, token in pairs))
+                    found = replace(
+                        found,
+                        tokens=tuple(
+                            one if one.lower() == token else token for one, token in pairs
+                        ),
+                    )
                 encoded.append(found)
-            yield first, encoded, surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first)
+            yield (
+                first,
+                encoded,
+                surprisals(scoring([one.ids for one in encoded]), self.vocab, encoded, how, first),
+            )
             first += len(part)
 
     def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
-        lowercase, blank, split = self.config.data.lowercase, how.context == "stream", self.tokenizer(how.tokenizer)
-        return SentenceReader(self.vocab, lowercase, self.line_as_read, split, how.punctuation, blank)
+        lowercase, blank, split = (
+            self.config.data.lowercase,
+            how.context == "stream",
+            self.tokenizer(how.tokenizer),
+        )
+        return SentenceReader(
+            self.vocab, lowercase, self.line_as_read, split, how.punctuation, blank
+        )
 
     def states(
         self, words: Sentence, *, tokenizer: str | None = None, where: str = "the sentence"
@@ -197,7 +251,9 @@ class LanguageModel(TrainedModel):
         """
         found = self.sentence_reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
         kind, ids, arrays = self.config.kinds["model"], found.ids[:-1], {}
-        after = carries(self.network, np.pad(ids, (0, -len(ids) % FREE)))  # so that few lengths are compiled
+        after = carries(
+            self.network, np.pad(ids, (0, -len(ids) % FREE))
+        )  # so that few lengths are compiled
         for path, leaf in jax.tree_util.tree_leaves_with_path(after):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             name = name if "." in name else f"{name}.h"  # of a layer whose carry is one array
@@ -205,7 +261,12 @@ class LanguageModel(TrainedModel):
         return arrays
 
     def minimal_pairs(
-        self, pairs: str | Path | Iterable[str | Path | Pair], *, oov: str = "unk", eos: bool = False, **options: Any
+        self,
+        pairs: str | Path | Iterable[str | Path | Pair],
+        *,
+        oov: str = "unk",
+        eos: bool = False,
+        **options: Any,
     ) -> MinimalPairs:
         """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
 
@@ -223,7 +284,9 @@ class LanguageModel(TrainedModel):
         read = self.sentence_reader(SurprisalOptions(**options))
         return score_pairs(self.scorer("sentence", full=False, **options), read, found, oov, eos)
 
-    def syntaxgym(self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any) -> SuiteResult:
+    def syntaxgym(
+        self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any
+    ) -> SuiteResult:
         """Results of a SyntaxGym test suite.
 
         Args:
@@ -274,18 +337,34 @@ class LanguageModel(TrainedModel):
         checked_value("words", words, int, low=1)
         how, ids, end = self._begun(prompt, stop, **sampling)
         if beam is None:
-            parts = generation.drawn(self.network, how, ids, words=words, end=end, samples=samples, seed=seed)
+            parts = generation.drawn(
+                self.network, how, ids, words=words, end=end, samples=samples, seed=seed
+            )
             return generation.texts_of(self.vocab, *map(np.concatenate, zip(*parts, strict=True)))
         neutral = {"samples": 1, "seed": 0, "temperature": 1.0}
         drawing = {"samples": samples, "seed": seed, **sampling}.items()
-        if wrong := [name for name, value in drawing if name not in ("ban", "no_unk") and value != neutral.get(name)]:
+        if wrong := [
+            name
+            for name, value in drawing
+            if name not in ("ban", "no_unk") and value != neutral.get(name)
+        ]:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
-        return [generation.beam_search(self.network, self.vocab, how, ids, words=words, beam=beam, end=end)]
+        return [
+            generation.beam_search(
+                self.network, self.vocab, how, ids, words=words, beam=beam, end=end
+            )
+        ]
 
     def stream(
-        self, prompt: Sentence = (), *, words: int | None = None, seed: int = 0, stop: str = "none", **sampling: Any
+        self,
+        prompt: Sentence = (),
+        *,
+        words: int | None = None,
+        seed: int = 0,
+        stop: str = "none",
+        **sampling: Any,
     ) -> Iterator[tuple[str, float]]:
         """The first text of `generate`, word by word with log-probabilities in nats; without `words` it has no end."""
         how, ids, end = self._begun(prompt, stop, **sampling)
@@ -299,8 +378,17 @@ class LanguageModel(TrainedModel):
         """How to sample, the ids of `<eos>` and the prompt, and the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))
         if stop == "eos" and self.vocab.newline_id < 0:
-            raise JaxlmError("stop eos ends a text at a newline, and this model's training text had none: leave it out")
+            raise JaxlmError(
+                "stop eos ends a text at a newline, and this model's training text had none: leave it out"
+            )
         ban = [ban] if isinstance(ban, str) else ban
         how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
-        found = encode(self.vocab, self.tokens(prompt), "unk", "the prompt", self.config.data.lowercase, blank=True)
+        found = encode(
+            self.vocab,
+            self.tokens(prompt),
+            "unk",
+            "the prompt",
+            self.config.data.lowercase,
+            blank=True,
+        )
         return how, found.ids[:-1], end if stop == "eos" else -1

@@ -15,7 +15,14 @@ from jaxlm.config.protocols import MCDropout
 from jaxlm.models.noise import draw_noise, drop_rows
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, nats_alone, score_logits
+from jaxlm.scoring.token_scores import (
+    Detail,
+    Network,
+    Tokens,
+    TokenScores,
+    nats_alone,
+    score_logits,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -25,11 +32,15 @@ class MCReader(Reader):
 
     network: Network
     protocol: MCDropout
-    segment: int = field(metadata={"static": True})  # T of the windows, in each of which dropout is drawn anew
+    segment: int = field(
+        metadata={"static": True}
+    )  # T of the windows, in each of which dropout is drawn anew
 
     def start(self) -> tuple[jax.Array, Carry]:
         carry = self.network.carry()
-        return jnp.int32(0), jax.tree.map(lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry)
+        return jnp.int32(0), jax.tree.map(
+            lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry
+        )
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         (window, carries), (inputs, targets, _) = state, tokens
@@ -48,7 +59,9 @@ class MCReader(Reader):
                 log_p = jax.nn.log_softmax(network.logits(found, noise)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full((len(inputs),) if nats_only else (len(inputs), model.vocab_size), -jnp.inf)
+        nothing = jnp.full(
+            (len(inputs),) if nats_only else (len(inputs), model.vocab_size), -jnp.inf
+        )
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
         if nats_only:
             return nats_alone(jnp.log(samples) - total), (window + 1, carries)

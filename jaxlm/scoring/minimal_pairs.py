@@ -104,11 +104,15 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
             good, bad = (tree.get(name, "") for name in ("sentence_good", "sentence_bad"))
             if not all(isinstance(text, str) and text.split() for text in (good, bad)):
                 found = f"{good!r:.40} and {bad!r:.40}"
-                raise DataError(f"{where}: expected text in 'sentence_good' and 'sentence_bad', found {found}")
+                raise DataError(
+                    f"{where}: expected text in 'sentence_good' and 'sentence_bad', found {found}"
+                )
             uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
-        raise DataError("there are no pairs: give at least one, or a file that has more than blank lines")
+        raise DataError(
+            "there are no pairs: give at least one, or a file that has more than blank lines"
+        )
     return pairs
 
 
@@ -117,10 +121,14 @@ def _accuracy(name: str, term: str, results: Sequence[PairResult], oov: str) -> 
     correct, ties = sum(one.correct for one in counted), sum(one.good == one.bad for one in counted)
     n, alike = len(counted), sum(one.alike for one in results)
     share = correct / n if n else math.nan
-    return Accuracy(name, term, n, share, *wilson_interval(correct, n), ties, alike, len(results) - n)
+    return Accuracy(
+        name, term, n, share, *wilson_interval(correct, n), ties, alike, len(results) - n
+    )
 
 
-def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool) -> MinimalPairs:
+def score_pairs(
+    scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool
+) -> MinimalPairs:
     """Scores pairs, each sentence by itself, and counts; `oov` and `eos` as in `LanguageModel.minimal_pairs`.
 
     Raises DataError where an unknown word is refused, or a sentence has no words.
@@ -128,9 +136,15 @@ def score_pairs(scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], o
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
-        texts = [(text, f"{pair.where}, {text!r:.80}") for pair in block for text in (pair.good, pair.bad)]
+        texts = [
+            (text, f"{pair.where}, {text!r:.80}")
+            for pair in block
+            for text in (pair.good, pair.bad)
+        ]
         sentences = [read(text, oov, where) for text, where in texts]
-        unique = {one.ids.tobytes(): one for one in sentences}  # equal sentences get equal numbers: a tie is one
+        unique = {
+            one.ids.tobytes(): one for one in sentences
+        }  # equal sentences get equal numbers: a tie is one
         nats = sentence_nats(scoring, [*unique.values()], eos)
         log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
         for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from jaxlm.config.protocols import Cache
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, nats_alone, score_logits
+from jaxlm.scoring.token_scores import (
+    Detail,
+    Network,
+    Tokens,
+    TokenScores,
+    nats_alone,
+    score_logits,
+)
 
 
 class CacheState(NamedTuple):
@@ -46,13 +53,20 @@ class CacheReader(Reader):
         keys = jnp.zeros((W, H), self.network.params["embedding"].dtype)
         return CacheState(self.network.carry(), keys, jnp.zeros(W, jnp.int32), jnp.int32(0))
 
-    def read(self, state: CacheState, tokens: Tokens, detail: Detail) -> tuple[TokenScores, CacheState]:
+    def read(
+        self, state: CacheState, tokens: Tokens, detail: Detail
+    ) -> tuple[TokenScores, CacheState]:
         inputs, targets, counted = tokens
         W, T = self.protocol.cache_window, len(inputs)
         found, carry = self.network.features(inputs[:, None], state.carry)
-        keys, words = jnp.concatenate([state.keys, found[:, 0]]), jnp.concatenate([state.words, targets])
+        keys, words = (
+            jnp.concatenate([state.keys, found[:, 0]]),
+            jnp.concatenate([state.words, targets]),
+        )
         row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
-        seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)  # the W pairs before row t, if so many
+        seen = (
+            (pair >= row) & (pair < row + W) & (pair >= W - state.position)
+        )  # the W pairs before row t, if so many
         alike = self.protocol.theta * jnp.matmul(found[:, 0], keys.T, precision="highest")
         alike = jnp.where(seen, alike, -jnp.inf)
         position = state.position + jnp.arange(T)  # of each prediction, from 0
@@ -68,7 +82,13 @@ class CacheReader(Reader):
             scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
             log_p = jax.nn.log_softmax(self.network.logits(found[:, 0]))
-            cached = jnp.zeros_like(log_p).at[row, words].add(jnp.where(speaks[:, None], jnp.exp(log_odds), 0))
+            cached = (
+                jnp.zeros_like(log_p)
+                .at[row, words]
+                .add(jnp.where(speaks[:, None], jnp.exp(log_odds), 0))
+            )
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
             scores = score_logits(mixed, targets, detail, self.network.begins)
-        return scores, CacheState(carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32))
+        return scores, CacheState(
+            carry, keys[T:], words[T:], state.position + counted.sum(dtype=jnp.int32)
+        )

@@ -21,7 +21,15 @@ from jax import lax
 
 from jaxlm.config.protocols import Plain
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, merged, nats_alone, own_scores
+from jaxlm.scoring.token_scores import (
+    Detail,
+    Network,
+    Tokens,
+    TokenScores,
+    merged,
+    nats_alone,
+    own_scores,
+)
 
 FREE = 128  # tokens of a segment, where the protocol leaves the choice
 SHORT = 8  # tokens of a segment of short sentences: few, so that little is read beyond the longest
@@ -55,14 +63,18 @@ class Reader:
 
     def start_all(self, texts: int) -> Any:
         """The state of B texts; every leaf has a first axis B."""
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start())
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start()
+        )
 
     def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         """The scores [T, B, ...] of a segment [T, B] of B texts, and the state after it."""
         if tokens.inputs.shape[1] == 1:
             state = jax.tree.map(lambda leaf: leaf[0], state)
             scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
-            return jax.tree.map(lambda one: one[:, None], scores), jax.tree.map(lambda leaf: leaf[None], state)
+            return jax.tree.map(lambda one: one[:, None], scores), jax.tree.map(
+                lambda leaf: leaf[None], state
+            )
         return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
 
 
@@ -79,7 +91,9 @@ class ModelReader(Reader):
 
     def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
         found, state = self.network.features(tokens.inputs, state)
-        return own_scores(self.network, found, tokens, detail, getattr(self.protocol, "temperature", None)), state
+        return own_scores(
+            self.network, found, tokens, detail, getattr(self.protocol, "temperature", None)
+        ), state
 
 
 @jax.tree_util.register_dataclass
@@ -100,10 +114,14 @@ class GridReader(Reader):
     def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         def one(*numbers):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, numbers, strict=True)))
-            scores, after = replace(self.reader, protocol=protocol).read_all(state, tokens, Detail(full=False))
+            scores, after = replace(self.reader, protocol=protocol).read_all(
+                state, tokens, Detail(full=False)
+            )
             return scores.nats, after
 
-        for place in reversed(range(len(self.values))):  # vmap refuses a state that depends on a setting
+        for place in reversed(
+            range(len(self.values))
+        ):  # vmap refuses a state that depends on a setting
             axes = [0 if at == place else None for at in range(len(self.values))]
             one = jax.vmap(one, in_axes=axes, out_axes=(2, None))
         nats, state = one(*self.values)
@@ -126,7 +144,9 @@ class OneStream:
         tokens = np.concatenate([self._pending, *map(read_and_predicted, sentences)], 1)
         N = tokens.shape[1]
         whole = N // T * T
-        found, self.state = _read_segments(self._reader, self.state, tokens[:, :whole, None], T, self._detail)
+        found, self.state = _read_segments(
+            self._reader, self.state, tokens[:, :whole, None], T, self._detail
+        )
         self._pending = tokens[:, whole:]
         if whole < N:
             padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))
@@ -158,7 +178,9 @@ def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray
         tokens = np.zeros((3, steps, B), np.int32)
         for row, place in enumerate(group):
             tokens[:, : lengths[row], row] = read_and_predicted(sentences[place])
-        own = reader.within(1 << (steps - 1).bit_length())  # a power of two, so that few sizes are compiled
+        own = reader.within(
+            1 << (steps - 1).bit_length()
+        )  # a power of two, so that few sizes are compiled
         scores = TokenScores.joined(_read_segments(own, own.start_all(B), tokens, T, detail)[0])
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 

@@ -41,10 +41,14 @@ def span_surprisal(
     table, vocab = Surprisals.joined(part for _, _, part in found), lm.vocab
     rows, offset, unit = [], 0, UNITS[options.get("unit", "bits")]
     encoded = (one for _, part, _ in found for one in part)
-    for number, (text, (start, end), one) in enumerate(zip(sentences, spans, encoded, strict=True), 1):
+    for number, (text, (start, end), one) in enumerate(
+        zip(sentences, spans, encoded, strict=True), 1
+    ):
         given = text = text if vocab.kind == "words" else text.rstrip()
         if not 0 <= start < end <= len(text):
-            raise DataError(f"{where(number)}: the span {start} to {end} is not within the {len(text)} characters")
+            raise DataError(
+                f"{where(number)}: the span {start} to {end} is not within the {len(text)} characters"
+            )
         places = start, end
         if vocab.kind != "words":  # (a letter and its combining mark may be read as one character)
             text, *read = (_as_read(lm, part) for part in (text, text[:start], text[:end]))
@@ -53,13 +57,17 @@ def span_surprisal(
         for place in places:
             token = max(k for k, at in enumerate(ends) if at <= place)
             part = text[ends[token] : place] if token < len(one.tokens) else ""
-            if vocab.kind == "words" and any(word.start() < place < word.end() for word in re.finditer(r"\S+", text)):
+            if vocab.kind == "words" and any(
+                word.start() < place < word.end() for word in re.finditer(r"\S+", text)
+            ):
                 cut = f"the span {start} to {end} cuts a word of {text!r:.80}"
                 raise DataError(f"{where(number)}: {cut}: give whole words")
             p = 1.0
             if vocab.kind != "words" and part:  # that the next token begins with the part
                 alike = np.array([data.startswith(part.encode()) for data in vocab.token_bytes])
-                alike[one.ids[token + 1]] = True  # (which of unknown letters, or half a letter, the bytes do not say)
+                alike[one.ids[token + 1]] = (
+                    True  # (which of unknown letters, or half a letter, the bytes do not say)
+                )
                 p = max(float(next_word(lm.network, one.ids[: token + 1])[alike].sum()), TINY)
             cuts.append((token, -math.log(p) / unit))
         (first, before), (last, after) = cuts
@@ -68,9 +76,13 @@ def span_surprisal(
         surprisal = table.surprisal[offset + first : offset + last].sum() + after - before
         numbers = surprisal, table.entropy[piece.start], table.entropy_reduction[piece].sum()
         words = given[start:end], " ".join(table.token[piece])
-        rows.append((number, 1, *words, table.oov[piece].any(), *(numbers if some else [math.nan] * 3)))
+        rows.append(
+            (number, 1, *words, table.oov[piece].any(), *(numbers if some else [math.nan] * 3))
+        )
         offset += len(one.tokens) + 1
-    columns: list[Any] = [[*one] if isinstance(one[0], str) else np.array(one) for one in zip(*rows, strict=True)]
+    columns: list[Any] = [
+        [*one] if isinstance(one[0], str) else np.array(one) for one in zip(*rows, strict=True)
+    ]
     return WordSurprisals(*columns)
 
 
@@ -113,7 +125,10 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
     blocks = (batch(ids, 1, start=at, stop=at + BLOCK)[:, 0] for at in range(0, len(ids), BLOCK))
     found = Counter[str]()
     if vocab.kind == "words":
-        totals = sum((np.bincount(block, minlength=len(vocab)) for block in blocks), np.zeros(len(vocab), int))
+        totals = sum(
+            (np.bincount(block, minlength=len(vocab)) for block in blocks),
+            np.zeros(len(vocab), int),
+        )
         for word, count in zip(vocab.words, totals.tolist(), strict=True):
             found[bare(word)] += count
         return found
@@ -125,7 +140,9 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
         rest = words.pop() if words and not data[-1:].isspace() else b""
         counts.update(words)
     for word, count in (counts + Counter(rest.split())).items():
-        for part in word.decode(errors="replace").split():  # (bytes have no white space beyond ASCII's)
+        for part in word.decode(
+            errors="replace"
+        ).split():  # (bytes have no white space beyond ASCII's)
             found[bare(part)] += count
     return found
 

@@ -30,15 +30,27 @@ class Sampling:
     Keskar et al. 2019, arXiv:1909.05858; it divides positive logits, and multiplies negative ones.
     """
 
-    temperature: float | None = number(1.0, "divides the logits; None: always the likeliest word", low=0, optional=True)
-    top_k: int | None = count(None, "only the k likeliest words, and those that tie with them", low=1, high=math.inf)
-    top_p: float | None = number(None, "only the likeliest words that together have this probability", above=0, high=1)
-    min_p: float | None = number(None, "only words at least this share as probable as the likeliest", low=0, high=1)
-    repetition_penalty: float | None = number(None, "above 1 makes words that were there less likely", low=1e-6)
+    temperature: float | None = number(
+        1.0, "divides the logits; None: always the likeliest word", low=0, optional=True
+    )
+    top_k: int | None = count(
+        None, "only the k likeliest words, and those that tie with them", low=1, high=math.inf
+    )
+    top_p: float | None = number(
+        None, "only the likeliest words that together have this probability", above=0, high=1
+    )
+    min_p: float | None = number(
+        None, "only words at least this share as probable as the likeliest", low=0, high=1
+    )
+    repetition_penalty: float | None = number(
+        None, "above 1 makes words that were there less likely", low=1e-6
+    )
     banned: jax.Array | None = None
 
 
-def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any) -> Sampling:
+def sampling_of(
+    vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any
+) -> Sampling:
     """Sampling by some fields of `Sampling`, by which the words of `ban` and, if `no_unk`, `<unk>` never come.
 
     A temperature of 0 becomes None. Raises JaxlmError where a number is outside its limits, two contradict each other,
@@ -46,15 +58,21 @@ def sampling_of(vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, 
     """
     words = [*ban, *([vocab.tokens.unknown] if no_unk and vocab.unknown_id >= 0 else [])]
     if unknown := [word for word in words if word not in vocab.ids]:
-        raise JaxlmError(f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary")
+        raise JaxlmError(
+            f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary"
+        )
     mask = np.isin(np.arange(len(vocab)), [vocab.ids[word] for word in words])
     if mask.all():
         raise JaxlmError("every word of the vocabulary is banned: leave at least one")
     found = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
-    greedy = not found.temperature or not float32(found.temperature)  # which rounds the smallest numbers to 0
+    greedy = not found.temperature or not float32(
+        found.temperature
+    )  # which rounds the smallest numbers to 0
     for name in ("top_k", "top_p", "min_p"):
         if greedy and getattr(found, name) is not None:
-            raise JaxlmError(f"temperature 0 always takes the likeliest word, and {name} is given: leave one out")
+            raise JaxlmError(
+                f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
+            )
     top_k = found.top_k and min(found.top_k, len(vocab))
     return replace(found, temperature=None if greedy else found.temperature, top_k=top_k)
 
@@ -77,7 +95,9 @@ def draw(
     if len(jax.tree.leaves(sampling)) > 1:  # more than the temperature
         return ids, _log_prob(logits, ids)
     # At a temperature of 1 the sum of the odds is there already.
-    return ids, lax.cond(sampling.temperature == 1, lambda: jnp.log(share), lambda: _log_prob(logits, ids))
+    return ids, lax.cond(
+        sampling.temperature == 1, lambda: jnp.log(share), lambda: _log_prob(logits, ids)
+    )
 
 
 def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
@@ -88,7 +108,9 @@ def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
 def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> jax.Array:
     """Logits [S, V] after the penalty and the ban."""
     if sampling.repetition_penalty is not None and seen is not None:
-        penalised = jnp.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
+        penalised = jnp.where(
+            logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
+        )
         logits = jnp.where(seen, penalised, logits)
     return logits if sampling.banned is None else jnp.where(sampling.banned, -jnp.inf, logits)
 
@@ -121,7 +143,9 @@ def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
 
     odds = odds.astype(jnp.float32)
     one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
-    low, _ = lax.fori_loop(0, 31, halve, (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), one)))
+    low, _ = lax.fori_loop(
+        0, 31, halve, (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), one))
+    )
     return jnp.where(odds >= lax.bitcast_convert_type(low, jnp.float32)[:, None], odds, 0)
 
 
@@ -133,7 +157,9 @@ def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     S, V = odds.shape
     blocks = jnp.pad(odds, ((0, 0), (0, -V % LANES))).reshape(S, -1, LANES)
-    blocks = lax.optimization_barrier(blocks)  # one pass makes them; XLA would make them again for each use
+    blocks = lax.optimization_barrier(
+        blocks
+    )  # one pass makes them; XLA would make them again for each use
     sums = jnp.cumsum(blocks.sum(-1), -1)
     total = sums[:, -1]
     target = uniform * total

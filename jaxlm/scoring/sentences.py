@@ -54,10 +54,14 @@ class Boundaries(NamedTuple):
             return None
         texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
         own = punctuation == "own"
-        begins = np.array([text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts])
+        begins = np.array(
+            [text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts]
+        )
         begins[vocab.newline_id] |= vocab.newline_id >= 0
         blank = np.array([text.isspace() for text in texts])
-        return Boundaries(begins, blank, np.array([own and is_punctuation(text[-1:]) for text in texts]))
+        return Boundaries(
+            begins, blank, np.array([own and is_punctuation(text[-1:]) for text in texts])
+        )
 
     def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after them."""
@@ -99,14 +103,26 @@ class SentenceReader:
                 shown, pieces = _apart(shown, pieces)
             tokens = [piece for word in pieces for piece in word]
             found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
-            return replace(found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))]))
-        tokens = self.vocab.tokenize(self.cased(line).rstrip()) if isinstance(sentence, str) else check_words(sentence)
+            return replace(
+                found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))])
+            )
+        tokens = (
+            self.vocab.tokenize(self.cased(line).rstrip())
+            if isinstance(sentence, str)
+            else check_words(sentence)
+        )
         found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
         starts, cuts = self.boundaries.split(found.ids[1:])
-        words = ["".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
-        ascii_alone = re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG  # as bytes have white space
+        words = [
+            "".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)
+        ]
+        ascii_alone = (
+            re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG
+        )  # as bytes have white space
         given = re.findall(r"\S+", sentence, ascii_alone) if isinstance(sentence, str) else words
-        alike = len(given) == len(words) and (self.punctuation == "word" or [*map(len, given)] == [*map(len, words)])
+        alike = len(given) == len(words) and (
+            self.punctuation == "word" or [*map(len, given)] == [*map(len, words)]
+        )
         return replace(found, words=tuple(given if alike else words), starts=starts, cuts=cuts)
 
 
@@ -127,7 +143,9 @@ def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str]
 def _cut(word: str, texts: list[str]) -> list[str]:
     """The parts of a displayed word that texts were read from; or the texts, if two of them are written otherwise."""
     for other in reversed(range(len(texts))):
-        parts = ("(.+)" if place == other else f"({re.escape(text)})" for place, text in enumerate(texts))
+        parts = (
+            "(.+)" if place == other else f"({re.escape(text)})" for place, text in enumerate(texts)
+        )
         if found := re.fullmatch("".join(parts), word, re.IGNORECASE | re.DOTALL):
             return [*found.groups()]
     return texts
@@ -155,7 +173,9 @@ def _plain(text: str) -> str:
     return "".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
-def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]) -> np.ndarray:
+def word_nats(
+    scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]
+) -> np.ndarray:
     """The nats of every token that was predicted, float64, with the P(B) of words: those of a word sum to the word's.
 
     The scores are of sentences one after the other, of so many (`lengths`) predictions each.
@@ -167,7 +187,9 @@ def word_nats(scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequen
     return nats
 
 
-def sentence_nats(scoring: Scoring, sentences: Sequence[Encoded], eos: bool = False) -> list[np.ndarray]:
+def sentence_nats(
+    scoring: Scoring, sentences: Sequence[Encoded], eos: bool = False
+) -> list[np.ndarray]:
     """`word_nats` of the tokens [n] of each sentence; with `eos` also of the `<eos>` after them."""
     read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in sentences]
     lengths = [len(ids) - 1 for ids in read]
@@ -175,7 +197,9 @@ def sentence_nats(scoring: Scoring, sentences: Sequence[Encoded], eos: bool = Fa
     return [part[: len(one.tokens) + eos] for part, one in zip(parts, sentences, strict=True)]
 
 
-def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool, blank: bool) -> Encoded:
+def encode(
+    vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool, blank: bool
+) -> Encoded:
     """The sentence of some tokens, which `where` names in an error, as in "stimuli.txt, line 3".
 
     Tokens outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a
@@ -184,12 +208,23 @@ def encode(vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase:
     if not tokens and not blank:
         raise DataError(f"{where} has no words: give at least one, or remove it")
     if vocab.kind == "words" and EOS not in vocab.ids:
-        raise DataError(f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it")
-    read = [word.lower() for word in tokens] if lowercase and vocab.kind == "words" else tokens  # (names have capitals)
-    unknown = [word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown) for word in read]
+        raise DataError(
+            f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it"
+        )
+    read = (
+        [word.lower() for word in tokens] if lowercase and vocab.kind == "words" else tokens
+    )  # (names have capitals)
+    unknown = [
+        word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown)
+        for word in read
+    ]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
         word, kind, has_none = tokens[unknown.index(True)], vocab.kind, vocab.unknown_id < 0
-        why = f"the vocabulary has no {UNK} to stand for it" if has_none else f"read it as {UNK} with oov=unk"
+        why = (
+            f"the vocabulary has no {UNK} to stand for it"
+            if has_none
+            else f"read it as {UNK} with oov=unk"
+        )
         raise DataError(
             f"{where}: the {kind[:-1]} {word!r} is not among the {len(vocab):,} {kind} of the vocabulary; {why}"
         )
@@ -202,7 +237,9 @@ def check_words(sentence: object) -> list[str]:
     """A sentence given as words. Raises JaxlmError where it is anything else."""
     words: list = list(sentence) if isinstance(sentence, Iterable) else [sentence]
     if isinstance(sentence, bytes) or not all(isinstance(word, str) for word in words):
-        raise JaxlmError(f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}")
+        raise JaxlmError(
+            f"a sentence must be a line of text or a list of words; one is {sentence!r:.80}"
+        )
     return words
 
 

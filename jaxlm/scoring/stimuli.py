@@ -40,7 +40,9 @@ class StimulusTable:
         """The cells of another column. Raises DataError where there is none."""
         if column not in self.columns:
             known = ", ".join(map(repr, self.columns)) or "none"
-            raise DataError(f"{self.name} has no column {column!r} beside that of sentences: it has {known}")
+            raise DataError(
+                f"{self.name} has no column {column!r} beside that of sentences: it has {known}"
+            )
         return self.columns[column]
 
     def numbers(self, column: str) -> list[int]:
@@ -71,20 +73,33 @@ def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str
         raise DataError("standard input is closed: name a file, or use a pipe")
     if str(path) == "-" and is_terminal(sys.stdin):
         say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
-    with read_errors(name), nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file:
+    with (
+        read_errors(name),
+        nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file,
+    ):
         read = getattr(file, "read1", file.read)  # what can be read now, at most
         while chunk := read(READ):
             rest += chunk
-            if b"\n" in chunk or (len(rest) > READ and b"\r" in chunk[:-1]):  # a text without LF is cut too
+            if b"\n" in chunk or (
+                len(rest) > READ and b"\r" in chunk[:-1]
+            ):  # a text without LF is cut too
                 lines = rest.splitlines(keepends=True)
                 rest = bytearray() if lines[-1].endswith(b"\n") else lines.pop()
-                yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
+                yield [
+                    decode(bytes(line), f"{name}, line {number}")
+                    for number, line in enumerate(lines, done + 1)
+                ]
                 done += len(lines)
             if len(rest) > longest:
-                raise DataError(f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text")
+                raise DataError(
+                    f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text"
+                )
     if rest.strip():
         lines = rest.splitlines(keepends=True)
-        yield [decode(bytes(line), f"{name}, line {number}") for number, line in enumerate(lines, done + 1)]
+        yield [
+            decode(bytes(line), f"{name}, line {number}")
+            for number, line in enumerate(lines, done + 1)
+        ]
     elif not done:
         raise DataError(f"{name} is empty: expected lines of text")
 
@@ -94,7 +109,9 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     try:
         tree = strict_json(text.rstrip())
         if "\\u" in text:
-            json.dumps(tree, ensure_ascii=False).encode()  # half of a surrogate pair could be written nowhere
+            json.dumps(
+                tree, ensure_ascii=False
+            ).encode()  # half of a surrogate pair could be written nowhere
     except (ValueError, RecursionError) as error:
         why = str(error).replace(": line 1 column", ": column")
         raise DataError(f"{where} is not JSON to be read: {why}") from None
@@ -113,19 +130,25 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     header = next(lines)
     if not header.strip():
         raise DataError(f"{name} is empty: expected a header with a column {column!r}")
-    reader = csv.reader(chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count))
+    reader = csv.reader(
+        chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count)
+    )
     try:
         (_, names), *body = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
     if column not in names:
-        raise DataError(f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}")
+        raise DataError(
+            f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}"
+        )
     if len(set(names)) < len(names):
         raise DataError(f"{name}, line 1 names a column twice: {', '.join(map(repr, names))}")
     place = names.index(column)
     for line, row in body:
         if len(row) != len(names):
-            raise DataError(f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}")
+            raise DataError(
+                f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}"
+            )
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
     columns = {title: [row[at] for _, row in body] for at, title in enumerate(names)}

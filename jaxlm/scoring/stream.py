@@ -65,7 +65,9 @@ def stream_nats(
 
         tokens = put_rows(mesh, (height + 1, batch_size), read)
         count = np.int32(min(predictions - start, height))
-        carry, nats = _nats_per_window(model, params, tokens, count, carry, length=length, members=members)
+        carry, nats = _nats_per_window(
+            model, params, tokens, count, carry, length=length, members=members
+        )
         sums.append(np.asarray(nats, np.float64))
     nats = np.concatenate(sums, -1).sum(-1)
     return nats if members else float(nats), predictions * batch_size
@@ -85,6 +87,8 @@ def _nats_per_window(model, params, tokens, predictions, carry, *, length, membe
             return carry, jnp.where(counted, nats, 0).sum()
 
         starts = jnp.arange(0, tokens.shape[0] - 1, length)
-        return lax.scan(step, Network(model, params).carry(tokens.shape[1]) if carry is None else carry, starts)
+        return lax.scan(
+            step, Network(model, params).carry(tokens.shape[1]) if carry is None else carry, starts
+        )
 
     return (jax.vmap(read) if members else read)(model, params, carry)

@@ -39,18 +39,26 @@ class SurprisalOptions:
     """
 
     context: str = choice(
-        "sentence", "sentence begins each anew (state, cache and parameters), stream goes on", ("sentence", "stream")
+        "sentence",
+        "sentence begins each anew (state, cache and parameters), stream goes on",
+        ("sentence", "stream"),
     )
     oov: str = choice(
-        "unk", "unknown words are read as <unk>, refused (error), or have no surprisal (nan)", ("unk", "error", "nan")
+        "unk",
+        "unknown words are read as <unk>, refused (error), or have no surprisal (nan)",
+        ("unk", "error", "nan"),
     )
     top_k: int = count(0, "likeliest words that are found in each word's place")
     unit: str = choice("bits", "of surprisal and entropy", ("bits", "nats"))
     tokenizer: str | None = None
     eos: bool = flag(False, "whether the <eos> that ends each sentence has a row too")
-    punctuation: str = choice("word", "word counts punctuation to its word, own makes it a word", ("word", "own"))
+    punctuation: str = choice(
+        "word", "word counts punctuation to its word, own makes it a word", ("word", "own")
+    )
     boundary: str = choice(
-        "corrected", "of words made of pieces (see sentences.py), or of the pieces alone", ("corrected", "published")
+        "corrected",
+        "of words made of pieces (see sentences.py), or of the pieces alone",
+        ("corrected", "published"),
     )
     protocol: str | Plain | None = None
     data_dir: str | Path | None = None
@@ -78,7 +86,11 @@ class Table:
         columns: dict[str, Any] = {}
         for name, first in vars(parts[0]).items():
             values = [getattr(part, name) for part in parts]
-            columns[name] = np.concatenate(values) if isinstance(first, np.ndarray) else [*chain.from_iterable(values)]
+            columns[name] = (
+                np.concatenate(values)
+                if isinstance(first, np.ndarray)
+                else [*chain.from_iterable(values)]
+            )
         return cls(**columns)
 
     def columns(self) -> dict[str, Sequence[Any]]:
@@ -90,7 +102,9 @@ class Table:
         try:
             pandas = import_module("pandas")
         except ImportError:
-            raise JaxlmError("a data frame needs pandas: pip install pandas (or take the table's columns())") from None
+            raise JaxlmError(
+                "a data frame needs pandas: pip install pandas (or take the table's columns())"
+            ) from None
         return pandas.DataFrame(self.columns())
 
 
@@ -134,10 +148,16 @@ class Surprisals(Table):
 
 
 def surprisals(
-    scores: TokenScores, vocab: Vocab, sentences: Sequence[Encoded], options: SurprisalOptions, first: int
+    scores: TokenScores,
+    vocab: Vocab,
+    sentences: Sequence[Encoded],
+    options: SurprisalOptions,
+    first: int,
 ) -> Surprisals:
     """The table of sentences, numbered from `first` on, by the scores of every token but the first of each sentence."""
-    lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])  # tokens predicted, `<eos>` among them
+    lengths = np.array(
+        [len(sentence.ids) - 1 for sentence in sentences]
+    )  # tokens predicted, `<eos>` among them
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
     token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
@@ -182,9 +202,13 @@ class WordSurprisals(Table):
     entropy_reduction: np.ndarray
 
 
-def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool) -> WordSurprisals:
+def by_word(
+    table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool
+) -> WordSurprisals:
     """The table of sentences' tokens, numbered from `first` on, summed over words; with `eos` an `<eos>` is a word."""
-    counts = np.concatenate([[*np.diff(sentence.starts), *[1] * eos] for sentence in sentences]).astype(int)
+    counts = np.concatenate(
+        [[*np.diff(sentence.starts), *[1] * eos] for sentence in sentences]
+    ).astype(int)
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
     lengths, ends = [*map(len, displayed)], np.cumsum(counts)
     owner, starts = np.repeat(np.arange(len(counts)), counts), ends - counts

@@ -30,8 +30,12 @@ TOKEN = re.compile(
     re.DOTALL,
 )
 CLOSING = {"(": ")", "[": "]"}
-COMPARISON = 2  # the level of comparisons: looser operators take truth values, tighter ones give numbers
-OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {  # the higher a level, the tighter its operators bind
+COMPARISON = (
+    2  # the level of comparisons: looser operators take truth values, tighter ones give numbers
+)
+OPERATORS: dict[
+    str, tuple[int, Callable[[Any, Any], Any]]
+] = {  # the higher a level, the tighter its operators bind
     "|": (0, operator.or_),
     "&": (1, operator.and_),
     "<": (COMPARISON, operator.lt),
@@ -49,11 +53,15 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
     Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool. Raises DataError, with
     the column of what is wrong; also where the item lacks a region.
     """
-    tokens = [found for found in TOKEN.finditer(formula) if found.lastgroup != "space"][::-1]  # the next one is last
+    tokens = [found for found in TOKEN.finditer(formula) if found.lastgroup != "space"][
+        ::-1
+    ]  # the next one is last
 
     def error(expected: str, found: re.Match[str]) -> DataError:
         start = found.start()
-        return DataError(f"{where}, column {start + 1}: {expected}, found {formula[start : start + 20]!r}")
+        return DataError(
+            f"{where}, column {start + 1}: {expected}, found {formula[start : start + 20]!r}"
+        )
 
     def expression(loosest: int, depth: int) -> float | bool:
         """The value of operators of the level `loosest` or tighter ones."""
@@ -79,7 +87,10 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
         if found.lastgroup == "literal":
             return float(found[0])
         if found.lastgroup == "region":
-            region = found["condition"].strip(), 0 if found["number"] == "*" else int(found["number"][:18])
+            region = (
+                found["condition"].strip(),
+                0 if found["number"] == "*" else int(found["number"][:18]),
+            )
             if region not in surprisals:
                 raise error("expected a region that the item has", found)
             return surprisals[region]
@@ -140,7 +151,10 @@ class SuiteResult(NamedTuple):
     @property
     def by_prediction(self) -> list[float]:
         """The share of items of which each prediction holds."""
-        return [sum(held) / len(self.items) for held in zip(*(item.predictions for item in self.items), strict=True)]
+        return [
+            sum(held) / len(self.items)
+            for held in zip(*(item.predictions for item in self.items), strict=True)
+        ]
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -149,13 +163,19 @@ def read_suite(path: str | Path) -> Suite:
     tree = json_object("".join(chain.from_iterable(lines_of(path))), where)
     meta = tree.get("meta")
     if not isinstance(meta, dict) or meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
-        raise DataError(f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}")
+        raise DataError(
+            f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}"
+        )
     predictions, items = [], [_item(item, at) for at, item in _objects(tree, "items", where)]
     for at, prediction in _objects(tree, "predictions", where):
         if not isinstance(formula := prediction.get("formula"), str):
             raise DataError(f"{at}: expected an object with a formula")
         for item in items:
-            known = {(name, number): 0.0 for name, regions in item.conditions.items() for number in (0, *regions)}
+            known = {
+                (name, number): 0.0
+                for name, regions in item.conditions.items()
+                for number in (0, *regions)
+            }
             holds(formula, known, f"{at}, item {item.number}")
         predictions.append(formula)
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
@@ -168,7 +188,9 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) 
     for item in suite.items:
         for name, regions in item.conditions.items():
             where = f"{suite.path}, item {item.number}, condition {name!r}"
-            content = " ".join(filter(None, map(str.strip, regions.values())))  # (a region may be empty)
+            content = " ".join(
+                filter(None, map(str.strip, regions.values()))
+            )  # (a region may be empty)
             sentence = read(content, oov, where)
             sentences.append(in_regions(sentence, [*regions.values()], where))
     scored, results = zip(sentences, sentence_nats(scoring, sentences), strict=True), []
@@ -201,12 +223,16 @@ def _item(tree: dict[str, Any], where: str) -> Item:
     for _, condition in _objects(tree, "conditions", where):
         name = condition.get("condition_name")
         if not isinstance(name, str) or name in conditions:
-            raise DataError(f"{where}: expected a condition_name for each condition, none of them twice")
+            raise DataError(
+                f"{where}: expected a condition_name for each condition, none of them twice"
+            )
         at, regions = f"{where}, condition {name!r}", {}
         for _, region in _objects(condition, "regions", at):
             number = _whole(region.get("region_number"))
             if not number or number in regions or not isinstance(region.get("content"), str):
-                raise DataError(f"{at}: expected a region_number from 1, not twice, and a content for each region")
+                raise DataError(
+                    f"{at}: expected a region_number from 1, not twice, and a content for each region"
+                )
             regions[number] = region["content"]
         conditions[name] = regions
     return Item(_whole(tree.get("item_number")), conditions)

@@ -20,7 +20,10 @@ from jaxlm.ops.devices import by_platform
 
 TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
-ROWS, ACCELERATOR_ROWS = 128, 1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
+ROWS, ACCELERATOR_ROWS = (
+    128,
+    1024,
+)  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
 
 
 class Network(NamedTuple):
@@ -35,7 +38,11 @@ class Network(NamedTuple):
         return stack.zero_carry(self.model, rows, self.params["embedding"].dtype)
 
     def features(
-        self, tokens: jax.Array, carry: Carry, noise: Noise | None = None, length: jax.Array | None = None
+        self,
+        tokens: jax.Array,
+        carry: Carry,
+        noise: Noise | None = None,
+        length: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, after `length` steps."""
         model, noise = stack.exact(self.model), noise or Noise()
@@ -46,7 +53,9 @@ class Network(NamedTuple):
         """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows at a time."""
         return heads.logits(self.model, self.params, features, noise and noise.latents)
 
-    def token_nats(self, features: jax.Array, targets: jax.Array, noise: Noise | None = None) -> jax.Array:
+    def token_nats(
+        self, features: jax.Array, targets: jax.Array, noise: Noise | None = None
+    ) -> jax.Array:
         """The nats of targets [T, B] after features [T, B, H]."""
         return heads.token_nats(self.model, self.params, features, targets, noise and noise.latents)
 
@@ -115,16 +124,22 @@ def own_scores(
     """
     shape, N = tokens.targets.shape, tokens.targets.size
 
-    def in_chunks(on_cpu: bool, network: Network, temperature: Any, *columns: jax.Array) -> TokenScores:
+    def in_chunks(
+        on_cpu: bool, network: Network, temperature: Any, *columns: jax.Array
+    ) -> TokenScores:
         R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
         def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
             logits = network.logits(rows)
-            return score_logits(logits if temperature is None else logits / temperature, ids, detail, network.begins)
+            return score_logits(
+                logits if temperature is None else logits / temperature, ids, detail, network.begins
+            )
 
         def score_chunk(chunk: tuple[jax.Array, ...]) -> TokenScores:
             rows, ids, counted = chunk
-            zeros = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids))
+            zeros = jax.tree.map(
+                lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids)
+            )
             return lax.cond(counted.any(), score, lambda *_: zeros, rows, ids)
 
         rows = (jnp.pad(merged(one), ((0, -N % R), *((0, 0),) * (one.ndim - 2))) for one in columns)
@@ -139,23 +154,33 @@ def merged(array: jax.Array) -> jax.Array:
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
-def score_logits(logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None) -> TokenScores:
+def score_logits(
+    logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None
+) -> TokenScores:
     """The scores of targets [R], given logits [R, V], which need not be normalised, and which tokens begin a word."""
     picked, odds = jnp.take_along_axis(logits, targets[:, None], 1), jnp.exp(logits)
     total = odds.sum(1)
 
-    def scores(logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array) -> TokenScores:
+    def scores(
+        logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array
+    ) -> TokenScores:
         log_total = jnp.log(total)
         entropy = rank = boundary = jnp.zeros(len(targets))
         if detail.full:
             entropy = log_total - (odds * logits).sum(1) / total
-            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)  # (whole numbers are summed more slowly)
+            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(
+                1
+            )  # (whole numbers are summed more slowly)
         if begins is not None:
             boundary = log_total - jnp.log(jnp.maximum(jnp.where(begins, odds, 0).sum(1), TINY))
         none = jnp.zeros((len(targets), 0))
-        values, ids = lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
+        values, ids = (
+            lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
+        )
         nats, top_nats = log_total - picked[:, 0], log_total[:, None] - values
-        return TokenScores(nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats, boundary)
+        return TokenScores(
+            nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats, boundary
+        )
 
     def far_from_zero() -> TokenScores:
         highest = logits.max(1, keepdims=True)

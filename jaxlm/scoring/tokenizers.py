@@ -11,23 +11,47 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jaxlm.data.vocab import EOS, Vocab
 
-NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")  # also 1/2, 7:30 and 10/19/87
+NUMBER = re.compile(
+    r"[+-]?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*"
+)  # also 1/2, 7:30 and 10/19/87
 DECADE = re.compile(r"'\d0s")
 CLITICS = ("n't", "'re", "'ve", "'ll", "'s", "'m", "'d")
 PAIRS = ("can", "not"), ("gon", "na"), ("got", "ta"), ("wan", "na"), ("gim", "me"), ("lem", "me")
-JOINED = {**{"".join(pair): pair for pair in PAIRS}, "s.p.a.": ("s.p", "a.")}  # one word, as people write the pieces
+JOINED = {
+    **{"".join(pair): pair for pair in PAIRS},
+    "s.p.a.": ("s.p", "a."),
+}  # one word, as people write the pieces
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 WRITTEN = {**BRACKETS, "£": "#", "*": "\\*", "\u2014": "--", "\u2013": "--", "…": "..."}
 ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
-DOUBLE, SINGLE, DASHES = '"\u201c\u201d', "'\u2018\u2019", "\u2014\u2013"  # as people type quotes and dashes
+DOUBLE, SINGLE, DASHES = (
+    '"\u201c\u201d',
+    "'\u2018\u2019",
+    "\u2014\u2013",
+)  # as people type quotes and dashes
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%.:*…{ENDS}])\Z")
 CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z".replace("'", "['\u2019]"), re.IGNORECASE)
 LONGEST_NUMBER = 40  # characters
-ATTACHED = {*CLITICS, "'", *".:%)]}", *ENDS, "''", "-rrb-", "-rsb-", "-rcb-", "..."}  # joined to the word before them
+ATTACHED = {
+    *CLITICS,
+    "'",
+    *".:%)]}",
+    *ENDS,
+    "''",
+    "-rrb-",
+    "-rsb-",
+    "-rcb-",
+    "...",
+}  # joined to the word before them
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
-READABLE = {**{code: bracket for bracket, code in BRACKETS.items()}, "``": '"', "''": '"', EOS: "\n"}
+READABLE = {
+    **{code: bracket for bracket, code in BRACKETS.items()},
+    "``": '"',
+    "''": '"',
+    EOS: "\n",
+}
 
 Tokenizer = Callable[[str], list[list[str]]]  # from a line to the pieces of each displayed word
 
@@ -53,9 +77,15 @@ class PTBTokenizer:
     def __init__(self, vocab: Vocab):
         self._known = vocab.ids
         self._longest = max(LONGEST_NUMBER, *map(len, vocab.words))
-        self._lower = all(word == word.lower() for word in (known.replace("N", "") for known in vocab.words))
+        self._lower = all(
+            word == word.lower() for word in (known.replace("N", "") for known in vocab.words)
+        )
         self._number = "N" if "N" in vocab.ids else None
-        typed = [] if "'s" in vocab.ids else [mark for mark in SINGLE if any(mark in word for word in vocab.words)]
+        typed = (
+            []
+            if "'s" in vocab.ids
+            else [mark for mark in SINGLE if any(mark in word for word in vocab.words)]
+        )
         self._quotes = {ord(mark): "'" for mark in SINGLE if mark not in typed}
 
     def __call__(self, line: str) -> list[list[str]]:
@@ -73,10 +103,14 @@ class PTBTokenizer:
             word = word.lower()
         start, end = 0, len(word)
         before, after = [], []
-        while not self._stands(word, start, end) and (mark := TRAILING.search(word, max(start, end - 3), end)):
+        while not self._stands(word, start, end) and (
+            mark := TRAILING.search(word, max(start, end - 3), end)
+        ):
             after += self._mark(mark[0], opening=False)
             end = mark.start()
-        if marks := end == 0 and LEADING.match(word):  # nothing but marks, of which the first ones open
+        if marks := end == 0 and LEADING.match(
+            word
+        ):  # nothing but marks, of which the first ones open
             end, after = len(word), []
         while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
             before += self._mark(mark[0], opening=True)
@@ -86,7 +120,9 @@ class PTBTokenizer:
         if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
             end -= 1  # "inc." ends a sentence as "inc"
             after += self._mark(".", opening=False)
-        while not self._stands(word, start, end) and (found := CLITIC.search(word, max(start + 1, end - 3), end)):
+        while not self._stands(word, start, end) and (
+            found := CLITIC.search(word, max(start + 1, end - 3), end)
+        ):
             if found[0] not in self._known:
                 break
             after.append(found[0])
@@ -98,7 +134,11 @@ class PTBTokenizer:
         if not 0 < end - start <= self._longest:
             return False
         part = word[start:end]
-        return part in self._known or part in JOINED or bool(NUMBER.fullmatch(part) or DECADE.fullmatch(part))
+        return (
+            part in self._known
+            or part in JOINED
+            or bool(NUMBER.fullmatch(part) or DECADE.fullmatch(part))
+        )
 
     def _mark(self, mark: str, opening: bool) -> list[str]:
         """The mark in the vocabulary's own writing, if it has any."""
@@ -109,7 +149,9 @@ class PTBTokenizer:
             names = ["`"]
         if mark in DOUBLE:
             names += ["``" if opening else "''", '"']
-        return [name for name in names if name in self._known][:1] or ([mark] if mark[1:] == "$" else [])
+        return [name for name in names if name in self._known][:1] or (
+            [mark] if mark[1:] == "$" else []
+        )
 
     def _whole(self, part: str) -> list[str]:
         """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary writes them."""

@@ -49,24 +49,37 @@ def write_report(
     if not directories:
         raise JaxlmError("a report needs at least one directory of a run or a sweep: name one")
     if out is None and len(directories) > 1:
-        raise JaxlmError(f"a report of {len(directories)} directories needs a place: name it with -o FILE")
+        raise JaxlmError(
+            f"a report of {len(directories)} directories needs a place: name it with -o FILE"
+        )
     target = Path(out) if out is not None else directories[0] / "report.html"
     if target.is_dir():
-        raise JaxlmError(f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}")
+        raise JaxlmError(
+            f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}"
+        )
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
     runs, sweeps = [], []
     for path, name in zip(directories, names, strict=True):
         # (Of machines that share a sweep's database, one may have none of the trials.)
-        if any((path / one).exists() for one in ("trials", RESULTS)) and not (path / "config.json").exists():
+        if (
+            any((path / one).exists() for one in ("trials", RESULTS))
+            and not (path / "config.json").exists()
+        ):
             sweeps.append(_sweep_record(path, name, which, texts, data_dir))
         else:
             runs.append(run_record(path, name))
     ranked = sorted(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
     best = {str(run.corpus.get("sha256")): run for run in reversed(ranked)}
-    models = [_model_view(Path(run.path), run.name, which, texts, data_dir) for run in best.values()]
-    counts = [f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((runs, "run"), (sweeps, "sweep")) if some]
+    models = [
+        _model_view(Path(run.path), run.name, which, texts, data_dir) for run in best.values()
+    ]
+    counts = [
+        f"{len(some)} {what}{'s' * (len(some) > 1)}"
+        for some, what in ((runs, "run"), (sweeps, "sweep"))
+        if some
+    ]
     title = names[0] if len(names) == 1 else " and ".join(counts)
     page = render(f"Report: {title}", runs, models, sweeps)
     with explained(RunDirError, f"cannot write {target}"), output(target) as file:
@@ -74,12 +87,16 @@ def write_report(
     return target
 
 
-def _sweep_record(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> SweepRecord:
+def _sweep_record(
+    path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None
+) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
     sweep, corpus = read_sweep(path)
     if (best := sweep.best) is None:
         return SweepRecord(name, corpus, sweep.trials)
-    own = member_dir(path, best.number, best.seed, sweep.trials[0].seeds)  # (the sweep may be moved)
+    own = member_dir(
+        path, best.number, best.seed, sweep.trials[0].seeds
+    )  # (the sweep may be moved)
     if kept := own.exists():  # (else it is on another machine)
         check_below(path, own, "name the run itself")
     title = f"trial {best.number}, seed {best.seed}"
@@ -109,12 +126,17 @@ def run_record(path: Path, name: str) -> RunRecord:
         config=config,
         corpus=record["corpus"],
         sessions=record["sessions"],
-        checkpoints=[(step, found.epoch, found.valid_perplexity) for step, found in checkpoint.manifests(path).items()],
+        checkpoints=[
+            (step, found.epoch, found.valid_perplexity)
+            for step, found in checkpoint.manifests(path).items()
+        ],
         timing=read_timing(path),
     )
 
 
-def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None) -> ModelView:
+def _model_view(
+    path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None
+) -> ModelView:
     """A model's map of its words, surprisals of texts, and samples; notes name what cannot be computed."""
     lm = load(path, which)
     notes: list[str] = []
@@ -126,14 +148,23 @@ def _model_view(path: Path, name: str, which: str, texts: Sequence[str], data_di
             notes.append(f"There is no {what}: {error}.")
             return None
 
-    words = part("map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words))
+    words = part(
+        "map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words)
+    )
     scored = part("text of the test split", lambda: _test_text(lm, data_dir)) or {}
-    scored |= {f"Text {at}": _scored(lm, [*filter(str.strip, text.splitlines())]) for at, text in enumerate(texts, 1)}
-    samples = part("sample", lambda: [*map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))])
+    scored |= {
+        f"Text {at}": _scored(lm, [*filter(str.strip, text.splitlines())])
+        for at, text in enumerate(texts, 1)
+    }
+    samples = part(
+        "sample", lambda: [*map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))]
+    )
     return ModelView(name, which, words, scored, samples or [], notes)
 
 
-def _test_text(lm: LanguageModel, data_dir: str | Path | None) -> dict[str, list[tuple[str, float]]]:
+def _test_text(
+    lm: LanguageModel, data_dir: str | Path | None
+) -> dict[str, list[tuple[str, float]]]:
     """The scored beginning of the run's own test split, by its title."""
     corpus = lm.find_corpus(data_dir=data_dir)
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
@@ -149,4 +180,7 @@ def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[s
     """Words of lines with their surprisals in bits, nan where unknown; the state is passed on from line to line."""
     score = lm.surprisal if lm.vocab.kind == "words" else lm.word_surprisal
     found = score(lines, context="stream", eos=True)
-    return [(word, round(float(bits), 4)) for word, bits in zip(found.word, found.surprisal, strict=True)]
+    return [
+        (word, round(float(bits), 4))
+        for word, bits in zip(found.word, found.surprisal, strict=True)
+    ]

@@ -44,8 +44,13 @@ class MemberResult:
 
     def __post_init__(self) -> None:
         numbers = *self.valid_perplexities, self.seconds, self.test_perplexity or 0.0
-        if not (type(self.number) is type(self.seed) is int and all(isinstance(one, int | float) for one in numbers)):
-            raise ValueError(f"trial {self.number!r} seed {self.seed!r} is not what a sweep records")
+        if not (
+            type(self.number) is type(self.seed) is int
+            and all(isinstance(one, int | float) for one in numbers)
+        ):
+            raise ValueError(
+                f"trial {self.number!r} seed {self.seed!r} is not what a sweep records"
+            )
 
     @property
     def valid_perplexity(self) -> float:
@@ -82,12 +87,18 @@ class Sweep:
         for number, group in groupby(self.members, lambda member: member.number):
             members = [*group]
             first, counts = members[0], Counter(one.status for one in members)
-            status = first.status if len(counts) == 1 else ", ".join(f"{n} {one}" for one, n in counts.items())
+            status = (
+                first.status
+                if len(counts) == 1
+                else ", ".join(f"{n} {one}" for one, n in counts.items())
+            )
             valid = mean_and_deviation([one.valid_perplexity for one in members])
             test = mean_and_deviation([one.test_perplexity or math.nan for one in members])
             rest = len(members), valid, test, first.valid_perplexities, members
             found.append(Trial(number, first.values, status, *rest))
-        return sorted(found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0]))
+        return sorted(
+            found, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0])
+        )
 
     @property
     def best(self) -> MemberResult | None:
@@ -109,23 +120,52 @@ class Sweep:
         words += [f"--data-dir={self.data_dir}"] * bool(self.data_dir)
         usual = {name: value for _, name, _, value in base.every_field()}
         for slot, kind in kinds.items():  # (the preset with these kinds alone may be refused)
-            usual |= vars(KINDS[slot][kind](**taken_over(getattr(base, slot), KINDS[slot][kind])[0]))
-        changed = {name.replace("_", "-"): value for _, name, _, value in config.every_field() if value != usual[name]}
+            usual |= vars(
+                KINDS[slot][kind](**taken_over(getattr(base, slot), KINDS[slot][kind])[0])
+            )
+        changed = {
+            name.replace("_", "-"): value
+            for _, name, _, value in config.every_field()
+            if value != usual[name]
+        }
         for name, value in changed.items():
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no-{name}")
             else:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else value
+                text = (
+                    ",".join(map(str, value))
+                    if isinstance(value, tuple)
+                    else "none"
+                    if value is None
+                    else value
+                )
                 words.append(f"--{name}={text}")
         return shlex.join(["jaxlm", "train", *words])
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
-        rows, epochs = [], max((len(member.valid_perplexities) for member in self.members), default=0)
-        names = ("seed", "status", "valid_perplexity", "test_perplexity", "seconds", "run_dir", "note")
+        rows, epochs = (
+            [],
+            max((len(member.valid_perplexities) for member in self.members), default=0),
+        )
+        names = (
+            "seed",
+            "status",
+            "valid_perplexity",
+            "test_perplexity",
+            "seconds",
+            "run_dir",
+            "note",
+        )
         for member in self.members:
-            values = {name: value_text(one) if isinstance(one, tuple) else one for name, one in member.values.items()}
-            results = {name: str(one) if isinstance(one := getattr(member, name), Path) else one for name in names}
+            values = {
+                name: value_text(one) if isinstance(one, tuple) else one
+                for name, one in member.values.items()
+            }
+            results = {
+                name: str(one) if isinstance(one := getattr(member, name), Path) else one
+                for name in names
+            }
             by_epoch = zip_longest(range(1, epochs + 1), member.valid_perplexities)
             each = {f"valid_perplexity_{epoch}": value for epoch, value in by_epoch}
             rows.append({"trial": member.number, **values, **results, **each})
@@ -139,9 +179,20 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     table.writeheader()
     table.writerows(rows)
     members = [{**asdict(member), "run_dir": str(member.run_dir)} for member in sweep.members]
-    tree: dict[str, Any] = {"config": json.loads(sweep.config.to_json()), "corpus": corpus, "data_dir": sweep.data_dir}
-    tree |= {"best": best and best.number, "command": best and sweep.command(best), "members": members}
-    written, done = [path / "sweep.csv", path / RESULTS], [trial for trial in sweep.trials if trial.done]
+    tree: dict[str, Any] = {
+        "config": json.loads(sweep.config.to_json()),
+        "corpus": corpus,
+        "data_dir": sweep.data_dir,
+    }
+    tree |= {
+        "best": best and best.number,
+        "command": best and sweep.command(best),
+        "members": members,
+    }
+    written, done = (
+        [path / "sweep.csv", path / RESULTS],
+        [trial for trial in sweep.trials if trial.done],
+    )
     writing = explained(RunDirError, f"{path} cannot be written", "the runs under it are whole")
     with writing, Folder.open(path) as folder, folder.append(".claim") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time
@@ -149,19 +200,32 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
         folder.write(RESULTS, seal(finite(tree)).encode())
         if len(done) > 1:
-            written += [slice_plot(done, path / "slices.png"), parallel_plot(done, path / "parallel.png")]
+            written += [
+                slice_plot(done, path / "slices.png"),
+                parallel_plot(done, path / "parallel.png"),
+            ]
     return written
 
 
 def read_sweep(path: Path) -> tuple[Sweep, dict[str, str]]:
     """A sweep and its corpus, from its sweep.json. Raises RunDirError if the file is missing or damaged."""
-    remedy = f"`jaxlm sweep {flag_text('--run-dir', path)} --resume` writes it at the end of the sweep"
-    with explained(RunDirError, f"{path / RESULTS} cannot be read", remedy), Folder.open(path) as folder:
+    remedy = (
+        f"`jaxlm sweep {flag_text('--run-dir', path)} --resume` writes it at the end of the sweep"
+    )
+    with (
+        explained(RunDirError, f"{path / RESULTS} cannot be read", remedy),
+        Folder.open(path) as folder,
+    ):
         tree = unseal(folder.read(RESULTS, MOST_BYTES))
         try:
             for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
-                one["values"] = {name: tuple(to) if isinstance(to, list) else to for name, to in one["values"].items()}
-                known = (math.nan if value is None else value for value in one["valid_perplexities"])
+                one["values"] = {
+                    name: tuple(to) if isinstance(to, list) else to
+                    for name, to in one["values"].items()
+                }
+                known = (
+                    math.nan if value is None else value for value in one["valid_perplexities"]
+                )
                 one |= {"valid_perplexities": tuple(known), "run_dir": None}
             config = Config.from_json(json.dumps(tree["config"]))
             members = [MemberResult(**one) for one in tree["members"]]

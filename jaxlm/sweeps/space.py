@@ -60,7 +60,11 @@ class Plan:
         """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it (tpe)."""
         if self.strategy == "grid":
             return grid_point(self.space, number)
-        return None if self.strategy == "tpe" else random_point(self.space, self.config.train.seed, number)
+        return (
+            None
+            if self.strategy == "tpe"
+            else random_point(self.space, self.config.train.seed, number)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, which `from_json` reads."""
@@ -77,7 +81,11 @@ class Plan:
     def differences(self, other: "Plan") -> list[str]:
         """`name: this plan's value -> the other's` for all that differs, except the number of trials."""
         fixed = MAY_CHANGE - {"train.epochs"}
-        found = [line for line in differences(self.config, other.config) if line.split(":")[0] not in fixed]
+        found = [
+            line
+            for line in differences(self.config, other.config)
+            if line.split(":")[0] not in fixed
+        ]
         own, others = (
             {f"space.{name}": to_json(distribution) for name, distribution in plan.space.items()}
             | {"strategy": plan.strategy, "seeds": plan.seeds, "prune": plan.prune, **plan.corpus}
@@ -100,12 +108,18 @@ def make_plan(
     seeds = checked_value("seeds", seeds, int, low=1, high=MOST_POINTS)
     checked_value("strategy", strategy, str, choices=STRATEGIES)
     if not isinstance(config, Config) or not isinstance(space, Mapping):
-        raise JaxlmError("a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their values")
+        raise JaxlmError(
+            "a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their values"
+        )
     read = read_space(space, config)
     if "seed" in read and seeds > 1:
-        raise JaxlmError("seed is in the space, and seeds asks for several of each point: leave one of them out")
+        raise JaxlmError(
+            "seed is in the space, and seeds asks for several of each point: leave one of them out"
+        )
     if (config.train.epochs if "epochs" not in read else min(extremes(read["epochs"]))) < 1:
-        raise JaxlmError("a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0")
+        raise JaxlmError(
+            "a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0"
+        )
     if strategy == "grid":
         points = grid_size(read)
         if trials not in (None, points):
@@ -114,9 +128,13 @@ def make_plan(
             )
         trials = points
     if trials is None:
-        raise JaxlmError(f"the strategy {strategy} has no end of its own: give trials, the number of points to try")
+        raise JaxlmError(
+            f"the strategy {strategy} has no end of its own: give trials, the number of points to try"
+        )
     config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
-    return Plan(config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus)
+    return Plan(
+        config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus
+    )
 
 
 def read_space(space: Mapping[str, Any], config: Config) -> Space:
@@ -127,7 +145,9 @@ def read_space(space: Mapping[str, Any], config: Config) -> Space:
     does not take its values.
     """
     if not space:
-        raise JaxlmError("the space is empty: name at least one field with its values, as in learning_rate=0.5,1,2")
+        raise JaxlmError(
+            "the space is empty: name at least one field with its values, as in learning_rate=0.5,1,2"
+        )
     read = {name: _distribution(name, given) for name, given in space.items()}
     for name in read:
         _check(name, read, config)
@@ -141,7 +161,9 @@ def with_settings(space: Mapping[str, Any], settings: Sequence[str]) -> dict[str
         name, equals, value = setting.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
-            raise JaxlmError(f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}")
+            raise JaxlmError(
+                f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}"
+            )
         if name in found:
             raise JaxlmError(f"{name} is in the space twice: leave one of them out")
         found[name] = value
@@ -162,14 +184,23 @@ def to_json(distribution: Any) -> list[Any] | str:
     ends = f"{distribution.low!r}:{distribution.high!r}"
     if distribution.log:
         return f"log:{ends}"
-    every = isinstance(distribution, optuna.distributions.IntDistribution) and distribution.step == 1
-    return f"uniform:{ends}" if every or distribution.step is None else f"range:{ends}:{distribution.step!r}"
+    every = (
+        isinstance(distribution, optuna.distributions.IntDistribution) and distribution.step == 1
+    )
+    return (
+        f"uniform:{ends}"
+        if every or distribution.step is None
+        else f"range:{ends}:{distribution.step!r}"
+    )
 
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a config takes them, from values as a study keeps them. Raises JaxlmError for an unknown field."""
     kinds = {name: spec_of_field(name).type for name in params}
-    return {name: tuple(map(int, one.split("x"))) if kinds[name] is tuple else one for name, one in params.items()}
+    return {
+        name: tuple(map(int, one.split("x"))) if kinds[name] is tuple else one
+        for name, one in params.items()
+    }
 
 
 def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +208,9 @@ def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
     return decoded({name: extremes(_distribution(name, given))[0] for name, given in space.items()})
 
 
-def with_flags(space: Mapping[str, Any], given: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def with_flags(
+    space: Mapping[str, Any], given: Mapping[str, Any], config: Config
+) -> dict[str, Any]:
     """The space with the given fields of the config that its kinds do not take over: they are meant for all kinds.
 
     Raises JaxlmError as `read_space`, and for a field that would not reach each kind that has it.
@@ -187,7 +220,11 @@ def with_flags(space: Mapping[str, Any], given: Mapping[str, Any], config: Confi
         named = {KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])}
         kinds = {type(getattr(config, slot)), *named}
         for name, value in given.items():
-            meant = {kind: (specs(kind)[name], getattr(kind, name)) for kind in kinds if name in specs(kind)}
+            meant = {
+                kind: (specs(kind)[name], getattr(kind, name))
+                for kind in kinds
+                if name in specs(kind)
+            }
             apart = len({*meant.values()}) > 1 or any(spec.own for spec, _ in meant.values())
             if len(meant) == len(kinds) and apart:
                 found.setdefault(name, [value])
@@ -199,24 +236,32 @@ def with_flags(space: Mapping[str, Any], given: Mapping[str, Any], config: Confi
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
     """All listed values, or both ends of an interval: within a field's limits only if every value is."""
-    return distribution.choices if _is_listed(distribution) else (distribution.low, distribution.high)
+    return (
+        distribution.choices if _is_listed(distribution) else (distribution.low, distribution.high)
+    )
 
 
 def grid_size(space: Space) -> int:
     """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
-    if interval := next((name for name, distribution in space.items() if not _is_listed(distribution)), None):
+    if interval := next(
+        (name for name, distribution in space.items() if not _is_listed(distribution)), None
+    ):
         remedy = "list them or give a range, or choose --strategy random or tpe"
         raise JaxlmError(f"{interval} is a distribution, and a grid needs values: {remedy}")
     points = math.prod(len(extremes(distribution)) for distribution in space.values())
     if points > MOST_POINTS:
-        raise JaxlmError(f"the grid has {points:,} points: use --strategy random with --trials, or fewer values")
+        raise JaxlmError(
+            f"the grid has {points:,} points: use --strategy random with --trials, or fewer values"
+        )
     return points
 
 
 def grid_point(space: Space, number: int) -> dict[str, Any]:
     """A point of the grid by its number, from 0. Points of equal array shapes are neighbours."""
     point = {}
-    for name in sorted(space, key=lambda name: (not _is_float(name), name)):  # the first changes fastest
+    for name in sorted(
+        space, key=lambda name: (not _is_float(name), name)
+    ):  # the first changes fastest
         number, place = divmod(number, len(extremes(space[name])))
         point[name] = extremes(space[name])[place]
     return {name: point[name] for name in space}
@@ -224,12 +269,19 @@ def grid_point(space: Space, number: int) -> dict[str, Any]:
 
 def random_point(space: Space, seed: int, number: int) -> dict[str, Any]:
     """A random point by its number, from 0. It depends on the space, the seed and the number alone."""
-    sampler = optuna.samplers.RandomSampler(seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
+    sampler = optuna.samplers.RandomSampler(
+        seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    )
     study: Any = None  # which this sampler does not read
     point = {}
     for name, distribution in sorted(space.items()):
-        value, ends = sampler.sample_independent(study, study, name, distribution), extremes(distribution)
-        point[name] = value if _is_listed(distribution) else max(ends[0], min(ends[1], value))  # a logarithm is rounded
+        value, ends = (
+            sampler.sample_independent(study, study, name, distribution),
+            extremes(distribution),
+        )
+        point[name] = (
+            value if _is_listed(distribution) else max(ends[0], min(ends[1], value))
+        )  # a logarithm is rounded
     return {name: point[name] for name in space}
 
 
@@ -244,12 +296,25 @@ def _is_float(name: str) -> bool:
 
 def _check(name: str, space: Space, config: Config) -> None:
     """Raises JaxlmError unless the config takes each value alone or with others of the space, such as an optimizer."""
-    others = {other: extremes(found) for other, found in space.items() if other != name and not _is_float(other)}
-    others = dict(sorted(others.items(), key=lambda item: -len(item[1])))  # short lists vary fastest
+    others = {
+        other: extremes(found)
+        for other, found in space.items()
+        if other != name and not _is_float(other)
+    }
+    others = dict(
+        sorted(others.items(), key=lambda item: -len(item[1]))
+    )  # short lists vary fastest
     combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
     static = [dict(zip(others, combination, strict=True)) for combination in combinations]
-    floats = {other: extremes(found) for other, found in space.items() if other != name and _is_float(other)}
-    numbers = {other: next((one for one in values if one is not None), None) for other, values in floats.items()}
+    floats = {
+        other: extremes(found)
+        for other, found in space.items()
+        if other != name and _is_float(other)
+    }
+    numbers = {
+        other: next((one for one in values if one is not None), None)
+        for other, values in floats.items()
+    }
     beside = [{}, *static, *({**numbers, **one} for one in static)]
     for value in extremes(space[name]):
         errors = []
@@ -265,7 +330,11 @@ def _check(name: str, space: Space, config: Config) -> None:
 
 def _distribution(name: str, given: Any) -> Any:
     kind = spec_of_field(str(name)).type
-    given = to_json(given) if isinstance(given, optuna.distributions.BaseDistribution) else _plain(given)
+    given = (
+        to_json(given)
+        if isinstance(given, optuna.distributions.BaseDistribution)
+        else _plain(given)
+    )
     if isinstance(given, str):
         word, *ends = given.split(":")
         if word in ("range", "uniform", "log") and len(ends) == (3 if word == "range" else 2):
@@ -276,29 +345,43 @@ def _distribution(name: str, given: Any) -> Any:
                 try:
                     return make(low, high, word == "log")
                 except ValueError as error:
-                    raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
+                    raise JaxlmError(
+                        f"{name} cannot be drawn from {low} to {high}: {error}"
+                    ) from None
             given = _range(name, low, high, step[0])
         elif ":" in given and kind is not str:
             forms = "range:LOW:HIGH:STEP, uniform:LOW:HIGH or log:LOW:HIGH"
-            raise JaxlmError(f"{name} takes values, as in 0.5,1,2, or {forms}; it is {shown(given)}")
+            raise JaxlmError(
+                f"{name} takes values, as in 0.5,1,2, or {forms}; it is {shown(given)}"
+            )
         else:
             given = [part.strip() for part in given.split(",") if part.strip()]
     if not isinstance(given, list | range):
-        raise JaxlmError(f"{name} takes a list of values, a range or a distribution; it is {shown(given)}")
+        raise JaxlmError(
+            f"{name} takes a list of values, a range or a distribution; it is {shown(given)}"
+        )
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
     if not 1 <= len(values) <= MOST_VALUES:
-        raise JaxlmError(f"{name} has {'too many values' if values else 'no value'} to try: name 1 to {MOST_VALUES:,}")
+        raise JaxlmError(
+            f"{name} has {'too many values' if values else 'no value'} to try: name 1 to {MOST_VALUES:,}"
+        )
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
-        raise JaxlmError(f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)")
+        raise JaxlmError(
+            f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)"
+        )
     return optuna.distributions.CategoricalDistribution(values)
 
 
 def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
     if not (step > 0 and 0 <= (high - low) // step < MOST_VALUES):
-        raise JaxlmError(f"{name} needs range:LOW:HIGH:STEP of 1 to {MOST_VALUES:,} values, with a STEP above 0")
+        raise JaxlmError(
+            f"{name} needs range:LOW:HIGH:STEP of 1 to {MOST_VALUES:,} values, with a STEP above 0"
+        )
     values = [low + place * step for place in range(int((high - low) / step * (1 + 1e-12)) + 1)]
-    return [min(high, float(f"{value:.12g}")) if isinstance(value, float) else value for value in values]
+    return [
+        min(high, float(f"{value:.12g}")) if isinstance(value, float) else value for value in values
+    ]
 
 
 def _number(name: str, kind: type, text: str) -> Any:
@@ -324,14 +407,22 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     """A value as a study keeps it: layer widths become a text as 256x128, the text none (TOML has no null) None."""
     value = _from_text(kind, value) if isinstance(value, str) else _plain(value)
     if kind is tuple:
-        text = "x".join(str(_plain(width)) for width in value) if isinstance(value, list | tuple) else str(value)
+        text = (
+            "x".join(str(_plain(width)) for width in value)
+            if isinstance(value, list | tuple)
+            else str(value)
+        )
         if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
-            raise JaxlmError(f"{name} takes whole numbers with x between, as in 256x128; it is {shown(value)}")
+            raise JaxlmError(
+                f"{name} takes whole numbers with x between, as in 256x128; it is {shown(value)}"
+            )
         return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
     if name == "tokenizer_file" or (name == "corpus" and value not in (*PENN, *EMBEDDED)):
-        return os.path.abspath(value) if value and isinstance(value, str) else value  # resumed from another directory
+        return (
+            os.path.abspath(value) if value and isinstance(value, str) else value
+        )  # resumed from another directory
     return value
 
 

@@ -17,7 +17,10 @@ from jaxlm.files import Folder
 from jaxlm.late import optuna
 from jaxlm.terminal import scrubbed, without_password
 
-BEAT, SILENCE = 60, 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
+BEAT, SILENCE = (
+    60,
+    600,
+)  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
 MOST_LINE = 1 << 24  # bytes
 _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
@@ -27,14 +30,20 @@ def opened(where: str) -> Any:
 
     Raises JaxlmError if the storage cannot be used.
     """
-    with database_errors(where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"):
+    with database_errors(
+        where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"
+    ):
         if "://" not in where:
             return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
         for left in reversed(range(5)):  # another worker may be creating the tables at this moment
             try:
-                return optuna.storages.RDBStorage(where, heartbeat_interval=BEAT, grace_period=SILENCE)
+                return optuna.storages.RDBStorage(
+                    where, heartbeat_interval=BEAT, grace_period=SILENCE
+                )
             except Exception as error:
-                if not left or not re.search("already exists|unique|duplicate|locked", str(error), re.IGNORECASE):
+                if not left or not re.search(
+                    "already exists|unique|duplicate|locked", str(error), re.IGNORECASE
+                ):
                     raise
             time.sleep(1)
 
@@ -57,7 +66,9 @@ def database_errors(
         cause = getattr(cause, "orig", None) or cause  # SQLAlchemy's quotes the whole statement
         text = getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
         reason = scrubbed(" ".join(text.split()), where)[:300]
-        raise JaxlmError(f"the study in {without_password(where)} cannot be used ({reason}): {remedy}") from None
+        raise JaxlmError(
+            f"the study in {without_password(where)} cannot be used ({reason}): {remedy}"
+        ) from None
     finally:
         optuna.logging.set_verbosity(before)
 
@@ -104,7 +115,9 @@ class Journal:
             with folder.append(self._path.name, buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 size = os.fstat(file.fileno()).st_size
-                if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # an unfinished last line
+                if (
+                    size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+                ):  # an unfinished last line
                     last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
                     os.ftruncate(file.fileno(), size - len(last) + last.rfind(b"\n") + 1)
                 while left:

@@ -30,7 +30,13 @@ from jaxlm.sweeps.storage import BEAT, SILENCE, database_errors, opened
 from jaxlm.terminal import without_password
 
 NAME, JOURNAL = "jaxlm", "study.journal"
-KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")  # of a member, beside its trial
+KEPT = (
+    "status",
+    "valid_perplexities",
+    "test_perplexity",
+    "seconds",
+    "note",
+)  # of a member, beside its trial
 
 
 @dataclass(eq=False)
@@ -57,32 +63,47 @@ class Study:
         storage = self._storage = opened(where)
         with database_errors(where):
             pruner = optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner()
-            self._study = optuna.create_study(storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner)
+            self._study = optuna.create_study(
+                storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner
+            )
             self._study_id = self._storage.get_study_id_from_name(NAME)
             found = self._study.user_attrs.get("plan")
             if found is not None and (changed := Plan.from_json(found).differences(plan)):
                 what = f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)})"
                 other = "database: one holds one sweep" if "://" in where else "--run-dir"
-                raise JaxlmError(f"{what}: resume it with its own settings, or take another {other}")
+                raise JaxlmError(
+                    f"{what}: resume it with its own settings, or take another {other}"
+                )
             if found != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
             # (Of the other strategies a new trial has its point.)
-            self._study.sampler = optuna.samplers.TPESampler(seed=None if found else plan.config.train.seed)
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=None if found else plan.config.train.seed
+            )
 
     def claim(self) -> Claim | None:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now."""
-        with explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE), Folder.open(self._folder) as folder:
+        with (
+            explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE),
+            Folder.open(self._folder) as folder,
+        ):
             file = folder.append(".claim")
         with file, database_errors(self._where):
-            fcntl.flock(file, fcntl.LOCK_EX)  # so that one worker of this directory at a time claims a trial
+            fcntl.flock(
+                file, fcntl.LOCK_EX
+            )  # so that one worker of this directory at a time claims a trial
             self.beat()
             for frozen in filter(self._is_ours, self._running()):
                 if frozen.number not in self._damaged:
                     with suppress(InUse):
                         return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
-            optuna.storages.fail_stale_trials(self._study)  # of others: a directory's own go on after any silence
+            optuna.storages.fail_stale_trials(
+                self._study
+            )  # of others: a directory's own go on after any silence
             for frozen in filterfalse(self._is_ours, self._running()):
-                if frozen.number not in self._seen:  # its worker may have died before its first beat
+                if (
+                    frozen.number not in self._seen
+                ):  # its worker may have died before its first beat
                     self._seen.add(frozen.number)
                     self._show_life(frozen.number)
             taken = self._taken()
@@ -93,7 +114,9 @@ class Study:
         """Begins a point; None if another directory begins it right now."""
         point, state = self.plan.point(number), optuna.trial.TrialState.RUNNING
         space = None if point is None else {**self.plan.space}
-        new = optuna.trial.create_trial(state=state, params=point, distributions=space, user_attrs={"point": number})
+        new = optuna.trial.create_trial(
+            state=state, params=point, distributions=space, user_attrs={"point": number}
+        )
         identity = self._storage.create_new_trial(self._study_id, template_trial=new)
         trial = optuna.trial.Trial(self._study, identity)
         if self._taken()[number] != trial.number:  # another directory was quicker
@@ -103,7 +126,10 @@ class Study:
 
     def _taken(self) -> dict[int, int]:
         """The first trial of each point, by the point's number."""
-        return {frozen.user_attrs.get("point", frozen.number): frozen.number for frozen in reversed(self._trials())}
+        return {
+            frozen.user_attrs.get("point", frozen.number): frozen.number
+            for frozen in reversed(self._trials())
+        }
 
     def _take(self, trial: "optuna.trial.Trial") -> Claim:
         self._own_directory(trial.number)
@@ -121,7 +147,9 @@ class Study:
                 dirs[seed] = stack.enter_context(lock(self._own_directory(trial.number, seed)))
             for record in self._records(self._storage.get_trial(self._id(trial.number))):
                 damaged = record.status == "damaged"  # it may have been repaired
-                records[record.seed] = replace(record, status="running", note=None) if damaged else record
+                records[record.seed] = (
+                    replace(record, status="running", note=None) if damaged else record
+                )
             self.held[trial.number] = Claim(trial, records, dirs, stack.pop_all())
             return self.held[trial.number]
 
@@ -136,24 +164,38 @@ class Study:
         claim.records[record.seed] = record
         with database_errors(self._where):
             try:
-                claim.trial.set_user_attr(f"seed {record.seed}", {name: getattr(record, name) for name in KEPT})
+                claim.trial.set_user_attr(
+                    f"seed {record.seed}", {name: getattr(record, name) for name in KEPT}
+                )
             except optuna.exceptions.UpdateFinishedTrialError:
                 why = f"this one had been silent for {SILENCE} s: resume the sweep with --resume"
-                raise JaxlmError(f"trial {record.number} was given to another worker, for {why}") from None
+                raise JaxlmError(
+                    f"trial {record.number} was given to another worker, for {why}"
+                ) from None
 
     def to_prune(self, claim: Claim) -> bool:
         """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
         records = claim.records.values()
         known = [[*filter(math.isfinite, record.valid_perplexities)] for record in records]
-        ended = [len(one) for one, record in zip(known, records, strict=True) if record.status != "diverged"]
+        ended = [
+            len(one)
+            for one, record in zip(known, records, strict=True)
+            if record.status != "diverged"
+        ]
         with database_errors(self._where):
-            for epoch in range(min(ended, default=1 + max(map(len, known)))):  # (Optuna passes over what it knows)
-                claim.trial.report(fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1)
+            for epoch in range(
+                min(ended, default=1 + max(map(len, known)))
+            ):  # (Optuna passes over what it knows)
+                claim.trial.report(
+                    fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1
+                )
             return claim.trial.should_prune()
 
     def beat(self) -> None:
         """Notes in a database that this directory lives, at most every `BEAT` seconds."""
-        if abs(time.time() - self._beat) > BEAT:  # (a monotonic clock stands still while the machine sleeps)
+        if (
+            abs(time.time() - self._beat) > BEAT
+        ):  # (a monotonic clock stands still while the machine sleeps)
             self._beat = time.time()
             with database_errors(self._where):
                 waiting = [one.number for one in filter(self._is_ours, self._running())]
@@ -177,7 +219,10 @@ class Study:
             self._damaged.add(claim.trial.number)
         else:
             self.to_prune(claim)
-            value, state = None, optuna.trial.TrialState.PRUNED  # (Optuna's state FAIL is of lost trials)
+            value, state = (
+                None,
+                optuna.trial.TrialState.PRUNED,
+            )  # (Optuna's state FAIL is of lost trials)
             if statuses == {"done"}:
                 value = fmean(record.valid_perplexity for record in claim.records.values())
                 state = optuna.trial.TrialState.COMPLETE
@@ -194,7 +239,9 @@ class Study:
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
         with database_errors(self._where):
-            left = {frozen.number for frozen in self._running() if not self._is_left(frozen)} - self._damaged
+            left = {
+                frozen.number for frozen in self._running() if not self._is_left(frozen)
+            } - self._damaged
             return not self.held and not left and len(self._taken()) >= self.plan.trials
 
     def _is_left(self, frozen: "optuna.trial.FrozenTrial") -> bool:
@@ -205,7 +252,11 @@ class Study:
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
         with database_errors(self._where):
-            begun = [frozen for frozen in self._trials() if frozen.params.keys() == self.plan.space.keys()]
+            begun = [
+                frozen
+                for frozen in self._trials()
+                if frozen.params.keys() == self.plan.space.keys()
+            ]
             return [record for frozen in begun for record in self._records(frozen)]
 
     def _records(self, frozen: "optuna.trial.FrozenTrial") -> list[MemberResult]:
@@ -215,7 +266,9 @@ class Study:
             kept["valid_perplexities"] = tuple(kept["valid_perplexities"])
             own = member_dir(self._folder, frozen.number, seed, self.plan.seeds)
             run_dir = own if self._is_ours(frozen) else None
-            records.append(MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept))
+            records.append(
+                MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept)
+            )
         return records
 
     def _is_ours(self, frozen: "optuna.trial.FrozenTrial") -> bool:
@@ -229,7 +282,11 @@ class Study:
 
     def _running(self) -> "list[optuna.trial.FrozenTrial]":
         """Trials that have not ended, except those that this worker trains."""
-        return [one for one in self._trials() if not one.state.is_finished() and one.number not in self.held]
+        return [
+            one
+            for one in self._trials()
+            if not one.state.is_finished() and one.number not in self.held
+        ]
 
     def _id(self, number: int) -> int:
         """Optuna's id of a trial in its storage."""
@@ -241,7 +298,11 @@ def read_plan(where: str) -> Plan:
     storage, name = opened(where), without_password(where)
     with database_errors(where):
         begun = NAME in optuna.get_all_study_names(storage)
-        plan = optuna.load_study(study_name=NAME, storage=storage).user_attrs.get("plan") if begun else None
+        plan = (
+            optuna.load_study(study_name=NAME, storage=storage).user_attrs.get("plan")
+            if begun
+            else None
+        )
         if plan is None:
             raise JaxlmError(
                 f"{name} holds no sweep that can be resumed: begin one without --resume, or check --storage"

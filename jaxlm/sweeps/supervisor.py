@@ -97,23 +97,35 @@ def sweep(
     run_dir = checked_value("run_dir", run_dir, Path, optional=True)
     workers = checked_value("workers", workers, int, low=1, high=MOST_POINTS, optional=True)
     group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
-    draft = make_plan(config, space, strategy, trials, seeds, prune, {})  # errors come before a corpus is loaded
+    draft = make_plan(
+        config, space, strategy, trials, seeds, prune, {}
+    )  # errors come before a corpus is loaded
     if in_memory := isinstance(corpus, Corpus):
         if (workers or 1) > 1:
-            raise JaxlmError("workers load the corpus themselves: name it, instead of giving it as an object")
+            raise JaxlmError(
+                "workers load the corpus themselves: name it, instead of giving it as an object"
+            )
         if other := sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"}):
-            raise JaxlmError(f"{other[0]} is in the space, and the corpus is given as an object: name it instead")
+            raise JaxlmError(
+                f"{other[0]} is in the space, and the corpus is given as an object: name it instead"
+            )
     fitting = config
-    with suppress(JaxlmError):  # (the recipe's own value of a field of the space is never trained, and need not fit)
+    with suppress(
+        JaxlmError
+    ):  # (the recipe's own value of a field of the space is never trained, and need not fit)
         fitting = config.replace(**first_values(draft.space))
     loaded, found = with_corpus(fitting, corpus, data_dir)
-    read = {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}  # (else of one text alone)
+    read = (
+        {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}
+    )  # (else of one text alone)
     config = config.replace(compute_dtype=loaded.model.compute_dtype, **read)
     # The sweep may be resumed from another directory. (What is prepared needs the file no more.)
     if config.data.tokenizer_file and not is_prepared(config.data.corpus):
         config = config.replace(tokenizer_file=os.path.abspath(config.data.tokenizer_file))
     plan = replace(draft, config=config, corpus=directory.named(found))
-    chosen = workers or (1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available()))
+    chosen = workers or (
+        1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available())
+    )
     view = View(lasting_console(quiet))
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
@@ -126,13 +138,21 @@ def sweep(
         for note in found.notes:
             view.say(f"!! {note}")
         if plan.space.keys() & TOKEN_FIELDS:
-            view.say("the trials' tokens differ: perplexities are per character (2 to the bits per character)")
+            view.say(
+                "the trials' tokens differ: perplexities are per character (2 to the bits per character)"
+            )
         if plan.space.keys() & ({"corpus", "vocab_size", *config.data.options} - TOKEN_FIELDS):
-            view.say("!! the trials' texts or vocabularies differ: their perplexities do not compare")
+            view.say(
+                "!! the trials' texts or vocabularies differ: their perplexities do not compare"
+            )
         of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
-        view.say(f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}")
+        view.say(
+            f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}"
+        )
         if workers is None and chosen > 1:
-            view.say(f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)")
+            view.say(
+                f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)"
+            )
 
         def show() -> Sweep:
             members = study.records()
@@ -145,39 +165,76 @@ def sweep(
 
         with signals.noted() as stop:
             if chosen > 1:
-                how = {"workers": chosen, "size": group, "vmap": vmap, "quiet": quiet, "parent": os.getpid()}
+                how = {
+                    "workers": chosen,
+                    "size": group,
+                    "vmap": vmap,
+                    "quiet": quiet,
+                    "parent": os.getpid(),
+                }
                 main = "import sys; from jaxlm.cli import main; sys.exit(main())"
-                command = [sys.executable, "-P", "-c", main, "sweep"]  # (-P: no code of the current folder)
+                command = [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    main,
+                    "sweep",
+                ]  # (-P: no code of the current folder)
                 command += [f"--run-dir={folder}", f"--as-worker={json.dumps(how)}"]
                 command += [f"--data-dir={data_dir}"] * (data_dir is not None)
                 # (A database's URL may have a password, and command lines are for all to see.)
                 environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
                 failure = supervise(command, environment, chosen, folder, stop, show, view.say)
-                ended = sum(one.status != "running" for one in study.records())  # (others' damaged ones too)
+                ended = sum(
+                    one.status != "running" for one in study.records()
+                )  # (others' damaged ones too)
                 if stop.signal is None and failure and ended < plan.trials * seeds:
                     remedy = f"resume with {flag_text('--run-dir', folder)} --resume (the last one: {failure})"
-                    raise JaxlmError(f"every worker ended before the sweep did: what was saved is whole; {remedy}")
+                    raise JaxlmError(
+                        f"every worker ended before the sweep did: what was saved is whole; {remedy}"
+                    )
             else:
                 given, kept = found if in_memory else None, run_dir is not None
-                Worker(study, given, data_dir, group, vmap, 1, kept, lambda: stop.signal, show, view.say).run()
+                Worker(
+                    study,
+                    given,
+                    data_dir,
+                    group,
+                    vmap,
+                    1,
+                    kept,
+                    lambda: stop.signal,
+                    show,
+                    view.say,
+                ).run()
         sweep = show()
         if stop.signal is None:
             view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
         else:
-            saved_as = f"saved; resume with {flag_text('--run-dir', folder)} --resume" if run_dir else "nothing is kept"
+            saved_as = (
+                f"saved; resume with {flag_text('--run-dir', folder)} --resume"
+                if run_dir
+                else "nothing is kept"
+            )
             view.say(f"stopped by {signal.Signals(stop.signal).name}: {saved_as}")
         return sweep
 
 
-def join(run_dir: Path, data_dir: str | Path | None, parent: int, quiet: bool, **how: Any) -> int | None:
+def join(
+    run_dir: Path, data_dir: str | Path | None, parent: int, quiet: bool, **how: Any
+) -> int | None:
     """Works on a sweep that the process `parent` began. Returns the signal that stopped it, if one did."""
     where = _where(run_dir, None, resume=True)
     study, view = Study(read_plan(where), run_dir, where), View(lasting_console(quiet))
 
     def stopped() -> int | None:
-        return stop.signal or (None if os.getppid() == parent else signal.SIGTERM)  # or its parent is dead
+        return stop.signal or (
+            None if os.getppid() == parent else signal.SIGTERM
+        )  # or its parent is dead
 
-    with signals.noted(together=2.0) as stop:  # (a batch system sends it to all, and the parent passes it on)
+    with signals.noted(
+        together=2.0
+    ) as stop:  # (a batch system sends it to all, and the parent passes it on)
         Worker(study, None, data_dir, **how, stopped=stopped, say=view.say).run()
         return stopped()
 
@@ -196,11 +253,15 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str:
     """The URL or path of the study. Raises RunDirError if no sweep can begin or be resumed in the directory."""
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:
-            raise RunDirError(f"the sweep in {folder} has its study in its journal: leave --storage out")
+            raise RunDirError(
+                f"the sweep in {folder} has its study in its journal: leave --storage out"
+            )
         return str(folder / JOURNAL)
     found = storage or os.environ.get(STORAGE)
     if found is not None and "://" not in found:
-        raise JaxlmError(f"a storage is a database's URL, as in sqlite:///study.db; it is {found!r}")
+        raise JaxlmError(
+            f"a storage is a database's URL, as in sqlite:///study.db; it is {found!r}"
+        )
     if resume:
         if found is None or not folder.is_dir():
             raise RunDirError(
@@ -208,9 +269,16 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str:
                 f"without --resume, or name its database, with the password, by --storage or $JAXLM_STORAGE"
             )
         return found
-    with explained(RunDirError, f"no sweep can begin in {folder}", ELSEWHERE), Folder.open(folder, create=True) as held:
+    with (
+        explained(RunDirError, f"no sweep can begin in {folder}", ELSEWHERE),
+        Folder.open(folder, create=True) as held,
+    ):
         # (A process that was killed before the first trial may have left a journal.)
-        names = [name for name in held.names() if name[0] != "." and (found or not name.startswith(JOURNAL))]
+        names = [
+            name
+            for name in held.names()
+            if name[0] != "." and (found or not name.startswith(JOURNAL))
+        ]
     if names:
         remedy = "resume the sweep in it with --resume, or choose another --run-dir"
         raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): {remedy}")
@@ -235,7 +303,11 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
 
 def cores() -> list[int]:
     """The cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
 
 
 def pin(process: int, number: int, workers: int) -> None:
@@ -267,7 +339,9 @@ def supervise(
         running: dict[int, subprocess.Popen] = {}
         stack.callback(lambda: [process.terminate() for process in running.values()])
         for number in range(workers):
-            running[number] = subprocess.Popen(command, start_new_session=True, env=environment, stderr=said[number])
+            running[number] = subprocess.Popen(
+                command, start_new_session=True, env=environment, stderr=said[number]
+            )
             pin(running[number].pid, number, workers)
         while running:
             if stop.signal is not None and not told:
@@ -278,7 +352,9 @@ def supervise(
                 if process.poll() is not None:
                     del running[number]
                     if process.returncode and stop.signal is None:
-                        failure = _reason(process.returncode, said[number], folder / f"worker-{number}.log")
+                        failure = _reason(
+                            process.returncode, said[number], folder / f"worker-{number}.log"
+                        )
                         others = "; the others take its trials over" if running else ""
                         say(f"!! worker {number} failed: {failure}{others}")
             show()
@@ -292,7 +368,9 @@ def _reason(code: int, file: IO[bytes], log: Path) -> str:
     said = file.read()
     if own := re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE):
         return printable(own[-1])
-    why = f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
+    why = (
+        f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
+    )
     if said:
         with suppress(OSError), Folder.open(log.parent) as folder:
             folder.write(log.name, said)
@@ -305,7 +383,9 @@ class View:
 
     def __init__(self, console: Console):
         self._console = console
-        self._seen: dict[tuple[int, int], tuple[int, str]] = {}  # epochs and status of each (trial, seed)
+        self._seen: dict[
+            tuple[int, int], tuple[int, str]
+        ] = {}  # epochs and status of each (trial, seed)
 
     def say(self, text: str) -> None:
         """Prints text, which may quote files."""
@@ -355,5 +435,8 @@ def _line(sweep: Sweep, member: MemberResult) -> str:
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    texts = {name: f"{one:.4g}" if isinstance(one, float) else value_text(one) for name, one in values.items()}
+    texts = {
+        name: f"{one:.4g}" if isinstance(one, float) else value_text(one)
+        for name, one in values.items()
+    }
     return " ".join(f"{name}={text}" for name, text in texts.items())

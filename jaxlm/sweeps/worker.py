@@ -33,10 +33,21 @@ from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
 
-POLL, PATIENCE = 1.0, 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
+POLL, PATIENCE = (
+    1.0,
+    5,
+)  # seconds between two looks for a trial whose worker is gone; looks before it is told
 MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
 # The errors that are the machine's, not a trial's.
-MACHINE = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+MACHINE = {
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}
 
 Shape = tuple[Any, ...]  # everything that members of one program share
 
@@ -56,7 +67,9 @@ class Member(Run):
     def shape(self) -> Shape:
         """What members of one program share: the recipe's structure, the counts, the text, the next window."""
         train = replace(self.config.train, seed=0, epochs=0)
-        epoch = 0 if self.plan.random is None else self.epoch  # each epoch has random lengths of its own
+        epoch = (
+            0 if self.plan.random is None else self.epoch
+        )  # each epoch has random lengths of its own
         recipe = jax.tree.structure(self.config.recipe)
         return recipe, train, self.config.data, self.corpus.sha256, epoch, self.index
 
@@ -72,7 +85,9 @@ class Worker(Observer):
     vmap: bool | None  # whether members share each operation; None: on accelerators
     workers: int = 1  # processes that share this machine
     kept: bool = True  # whether members are saved
-    stopped: Callable[[], int | None] = lambda: None  # the signal that asks to stop, if there is one
+    stopped: Callable[[], int | None] = lambda: (
+        None
+    )  # the signal that asks to stop, if there is one
     show: Callable[[], object] = lambda: None  # called after each epoch
     say: Callable[[str], object] = say  # prints a line
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
@@ -85,14 +100,18 @@ class Worker(Observer):
         try:
             while self.stopped() is None:
                 if self._waiting:
-                    self._train(Counter(member.shape for member in self._waiting).most_common(1)[0][0])
+                    self._train(
+                        Counter(member.shape for member in self._waiting).most_common(1)[0][0]
+                    )
                     gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
                 elif not self._claim():  # others train the rest, and one of them may die
                     if self.study.ended:
                         break
                     idle += 1
                     if idle == PATIENCE:
-                        self.say("waiting for trials that other processes train: one of them may end early")
+                        self.say(
+                            "waiting for trials that other processes train: one of them may end early"
+                        )
                     self.show()
                     time.sleep(POLL)
         finally:
@@ -120,13 +139,17 @@ class Worker(Observer):
                 member = self._member(claim, record)
             except (CheckpointError, RunDirError, OutOfMemory) as error:
                 folder = claim.dirs[seed].folder
-                if isinstance(error, RunDirError) and not (folder.exists("config.json") and directory.problems(folder)):
+                if isinstance(error, RunDirError) and not (
+                    folder.exists("config.json") and directory.problems(folder)
+                ):
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # say, a batch too large for the corpus
                 if getattr(cause := error.__context__, "errno", None) in MACHINE:
                     raise  # the machine is at fault, not the trial
-                status = "damaged" if isinstance(cause, MemoryError) else "failed"  # (memory may be free later)
+                status = (
+                    "damaged" if isinstance(cause, MemoryError) else "failed"
+                )  # (memory may be free later)
                 self.study.note(claim, replace(record, status=status, note=str(error)))
             else:
                 for note in member.notes:  # such as a damaged newest checkpoint
@@ -139,7 +162,10 @@ class Worker(Observer):
         return True
 
     def _member(self, claim: Claim, record: MemberResult) -> Member:
-        config, held = self.study.plan.config_of(record.values, record.seed), claim.dirs[record.seed]
+        config, held = (
+            self.study.plan.config_of(record.values, record.seed),
+            claim.dirs[record.seed],
+        )
         key = config.data, config.model.vocab_size
         resume = held.folder.exists("config.json")
         if resume:
@@ -147,18 +173,27 @@ class Worker(Observer):
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
         member = Member(config, corpus, held, claim.held, resume=resume, kept=self.kept)
-        member.claim, member.state = claim, new_state(config) if member.found is None else member.found.state
+        member.claim, member.state = (
+            claim,
+            new_state(config) if member.found is None else member.found.state,
+        )
         member.found = None
         return member
 
     def fill(self, group: Group) -> None:
         """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
         assert isinstance(group, MemberGroup)
-        most = 1 if self.study.plan.strategy == "grid" else len(group.runs)  # members of other shapes that may wait
+        most = (
+            1 if self.study.plan.strategy == "grid" else len(group.runs)
+        )  # members of other shapes that may wait
         if running := next((run for run in group.runs if isinstance(run, Member)), None):
-            self._shape = running.shape  # at an epoch's edge it is at another window than when it came
+            self._shape = (
+                running.shape
+            )  # at an epoch's edge it is at another window than when it came
         free = [slot for slot, run in enumerate(group.runs) if run is None]
-        while len(fitting := [member for member in self._waiting if member.shape == self._shape]) < len(free):
+        while len(
+            fitting := [member for member in self._waiting if member.shape == self._shape]
+        ) < len(free):
             others = len(self._waiting) - len(fitting)
             if self._shape[-2:] != (0, 0) or others >= most or not self._claim():
                 break
@@ -182,11 +217,15 @@ class Worker(Observer):
         for slot, member in members.items():
             self._note(member, seconds=round(member.record.seconds + member.epoch_seconds, 3))
             if not math.isfinite(value := member.record.valid_perplexity):
-                self.diverged(group, slot, f"epoch {member.epoch} has validation perplexity {value}")
+                self.diverged(
+                    group, slot, f"epoch {member.epoch} has validation perplexity {value}"
+                )
             elif member.finished and not stopping:
                 self._finish(member, group, slot)
                 self._free(group, slot)
-        for claim in dict.fromkeys(member.claim for member in members.values() if not member.finished):
+        for claim in dict.fromkeys(
+            member.claim for member in members.values() if not member.finished
+        ):
             if claim in self.study.held.values() and self.study.to_prune(claim):
                 self._prune(group, claim)
         self.show()
@@ -214,7 +253,9 @@ class Worker(Observer):
 
     def _note(self, member: Member, **changes: Any) -> None:
         """Stores a member's epochs so far, and what else has changed; ends its trial with the last member's end."""
-        epochs = tuple(self._compared(member, "valid", epoch.valid_perplexity) for epoch in member.epochs)
+        epochs = tuple(
+            self._compared(member, "valid", epoch.valid_perplexity) for epoch in member.epochs
+        )
         self.study.note(member.claim, replace(member.record, valid_perplexities=epochs, **changes))
         self.study.end(member.claim)
 
@@ -222,7 +263,9 @@ class Worker(Observer):
         """A perplexity, per character where the trials' tokens differ."""
         if self.study.plan.space.keys().isdisjoint(TOKEN_FIELDS):
             return value
-        return perplexity(math.log(2) * run.comparable(split, value)[f"{split}_bits_per_character"], 1)
+        return perplexity(
+            math.log(2) * run.comparable(split, value)[f"{split}_bits_per_character"], 1
+        )
 
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:

@@ -18,7 +18,9 @@ from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
 
-Gradient = tuple[Scalar, Carry, Params]  # the cost, the new carry, and the gradient of what is minimised
+Gradient = tuple[
+    Scalar, Carry, Params
+]  # the cost, the new carry, and the gradient of what is minimised
 
 
 class Part(NamedTuple):
@@ -32,7 +34,12 @@ class Part(NamedTuple):
 
 
 def gradient(
-    recipe: Recipe, params: Params, part: Part, small_batch: int, length: Scalar | None, exact: Scalar | bool
+    recipe: Recipe,
+    params: Params,
+    part: Part,
+    small_batch: int,
+    length: Scalar | None,
+    exact: Scalar | bool,
 ) -> Gradient:
     """The gradient of what a recipe minimises on one window.
 
@@ -44,10 +51,20 @@ def gradient(
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 
     def of_part(part: Part) -> Gradient:
-        noise = draw_noise(recipe.model, part.key, *part.inputs.shape) if part.noise is None else part.noise
-        trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))} if keeps_rows else params
+        noise = (
+            draw_noise(recipe.model, part.key, *part.inputs.shape)
+            if part.noise is None
+            else part.noise
+        )
+        trained = (
+            {**params, "embedding": Rows(stack.embed(params, part.inputs))}
+            if keeps_rows
+            else params
+        )
         given = noise, part.inputs, part.targets, part.carry, length, exact
-        (_, (cost, carry)), grads = jax.value_and_grad(minimised, argnums=1, has_aux=True)(recipe, trained, *given)
+        (_, (cost, carry)), grads = jax.value_and_grad(minimised, argnums=1, has_aux=True)(
+            recipe, trained, *given
+        )
         return cost, carry, grads
 
     return _of_small_batches(of_part, part, small_batch) if small_batch else of_part(part)
@@ -71,14 +88,25 @@ def minimised(
     """
     model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
     steps = T if length is None else length
-    counted = None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
+    counted = (
+        None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
+    )
     kept, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    cost = total = heads.summed_nats(model, kept, features, targets, weights, noise.latents, noise.drawn, exact) / B
+    cost = total = (
+        heads.summed_nats(
+            model, kept, features, targets, weights, noise.latents, noise.drawn, exact
+        )
+        / B
+    )
     if optimizer.activation_penalty is not None:
-        total += optimizer.activation_penalty * _squares(features, counted) / (B * features.shape[-1])
+        total += (
+            optimizer.activation_penalty * _squares(features, counted) / (B * features.shape[-1])
+        )
     if optimizer.temporal_penalty is not None and T > 1:
-        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (B * raw.shape[-1])
+        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (
+            B * raw.shape[-1]
+        )
         total += optimizer.temporal_penalty * between * (steps / jnp.maximum(steps - 1, 1))
     if optimizer.cost == "mean":
         total /= steps
@@ -87,13 +115,17 @@ def minimised(
     return total, (cost, new_carry)
 
 
-def _squares(x: Float[Array, "*rows"], counted: Bool[Array, "T B"] | None = None) -> Float[Array, ""]:
+def _squares(
+    x: Float[Array, "*rows"], counted: Bool[Array, "T B"] | None = None
+) -> Float[Array, ""]:
     """The sum of squares; of x [T, B, H] only at the steps and rows `counted`."""
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     return squares.sum() if counted is None else jnp.where(counted[..., None], squares, 0).sum()
 
 
-def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_batch: int) -> Gradient:
+def _of_small_batches(
+    of_part: Callable[[Part], Gradient], whole: Part, small_batch: int
+) -> Gradient:
     """The mean cost of the small batches, their carries as one, and the mean of their gradients.
 
     Memory is that of one small batch, and masks that all rows of a batch share, such as those of words and weights,
@@ -105,20 +137,30 @@ def _of_small_batches(of_part: Callable[[Part], Gradient], whole: Part, small_ba
     def columns(tokens: Int[Array, "T B"]) -> Int[Array, "S T b"]:
         return jnp.moveaxis(tokens.reshape(T, S, -1), 1, 0)
 
-    def add(total: tuple[Scalar, Params], part: Part) -> tuple[tuple[Scalar, Params], tuple[Carry, Params]]:
+    def add(
+        total: tuple[Scalar, Params], part: Part
+    ) -> tuple[tuple[Scalar, Params], tuple[Carry, Params]]:
         cost, carry, grads = of_part(part)
         rows, others = _apart(grads)
         total = jax.tree.map(lambda a, b: a + b / S, total, (cost, others))
         return total, (carry, jax.tree.map(lambda leaf: leaf / S, rows))
 
     carry = jax.tree.map(lambda leaf: leaf.reshape(S, -1, *leaf.shape[1:]), whole.carry)
-    keys = None if whole.key is None else jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
+    keys = (
+        None
+        if whole.key is None
+        else jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
+    )
     parts = Part(columns(whole.inputs), columns(whole.targets), carry, keys, whole.noise)
     cost, _, grads = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (cost, _apart(grads)[1]))
     (cost, others), (carry, rows) = lax.scan(add, zeros, parts)
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(T, B, -1), rows)
-    return cost, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry), {**others, **rows}
+    return (
+        cost,
+        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry),
+        {**others, **rows},
+    )
 
 
 def _apart(grads: Params) -> tuple[Params, Params]:

@@ -23,7 +23,9 @@ Members = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
 def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Members:
     """`size` equal members, spread over the devices of a mesh."""
-    columns = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state))
+    columns = jax.tree.map(
+        lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state)
+    )
     return place(mesh, columns, MEMBER)
 
 
@@ -44,12 +46,18 @@ def taken(tree: Any, slot: int) -> Any:
         if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
             return leaf[slot]
         shards = ((shard.index[0].start or 0, shard.data) for shard in leaf.addressable_shards)
-        return next(data[slot - first] for first, data in shards if first <= slot < first + len(data))
+        return next(
+            data[slot - first] for first, data in shards if first <= slot < first + len(data)
+        )
 
     return jax.tree.map(one, tree)
 
 
-@partial(jax.jit, static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"), donate_argnames="states")
+@partial(
+    jax.jit,
+    static_argnames=("bptt_length", "small_batch", "vmapped", "mesh"),
+    donate_argnames="states",
+)
 def train_members(
     recipes: Recipe,
     states: TrainState,
@@ -71,9 +79,18 @@ def train_members(
     says how many windows each member trains; with `vmapped` all train as many as the first.
     """
 
-    def one(recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int) -> tuple[TrainState, Metrics]:
+    def one(
+        recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int
+    ) -> tuple[TrainState, Metrics]:
         return train_windows(
-            recipe, state, tokens, windows, count, None, bptt_length=bptt_length, small_batch=small_batch
+            recipe,
+            state,
+            tokens,
+            windows,
+            count,
+            None,
+            bptt_length=bptt_length,
+            small_batch=small_batch,
         )
 
     def all_of_a_device(recipes, states, tokens, windows, counts):
@@ -83,5 +100,7 @@ def train_members(
 
     if mesh is not None:  # each device runs its own members, which share nothing
         where = (MEMBER, MEMBER, P(), MEMBER, MEMBER)
-        all_of_a_device = jax.shard_map(all_of_a_device, mesh=mesh, in_specs=where, out_specs=MEMBER, check_vma=False)
+        all_of_a_device = jax.shard_map(
+            all_of_a_device, mesh=mesh, in_specs=where, out_specs=MEMBER, check_vma=False
+        )
     return all_of_a_device(recipes, states, tokens, windows, counts)

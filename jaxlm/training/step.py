@@ -105,7 +105,12 @@ def traced(recipe: Recipe) -> Recipe:
 
 
 def init_state(
-    recipe: Recipe, key: PRNGKeyArray, batch_size: int, params: Params | None = None, *, patience: int = 0
+    recipe: Recipe,
+    key: PRNGKeyArray,
+    batch_size: int,
+    params: Params | None = None,
+    *,
+    patience: int = 0,
 ) -> TrainState:
     """The state before the first step.
 
@@ -122,20 +127,26 @@ def init_state(
     model = recipe.model
     stack.check_dtype(model)
     params_key, noise_key = jax.random.split(key)
-    start: Params = jax.tree.map(jnp.array, stack.init_params(model, params_key) if params is None else params)
+    start: Params = jax.tree.map(
+        jnp.array, stack.init_params(model, params_key) if params is None else params
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=start,
         opt_state=recipe.optimizer.transformation(model, 0.0).init(start),
         carry=stack.zero_carry(model, batch_size, start["embedding"].dtype),
         key=noise_key if is_random(model) else None,
-        average=Average(jax.tree.map(jnp.copy, start), jnp.int32(0)) if recipe.optimizer.averages else None,
+        average=Average(jax.tree.map(jnp.copy, start), jnp.int32(0))
+        if recipe.optimizer.averages
+        else None,
         validations=first_validations(recipe, patience),
     )
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def fresh_state(recipe: Recipe, seed: Scalar | np.uint32, batch_size: int, patience: int) -> TrainState:
+def fresh_state(
+    recipe: Recipe, seed: Scalar | np.uint32, batch_size: int, patience: int
+) -> TrainState:
     """`init_state` as one program, its key made within, and traced once for the state, its shapes and other seeds."""
     return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
 
@@ -162,9 +173,15 @@ def train_step(
         JaxlmError: the schedule depends on the number of all windows, and the window does not tell it.
     """
     if window.total is None and recipe.schedule.depends_on_total:
-        raise JaxlmError("the schedule depends on the number of all windows: give Window(total=...)")
+        raise JaxlmError(
+            "the schedule depends on the number of all windows: give Window(total=...)"
+        )
     total = 1 if window.total is None else window.total
-    model, optimizer, tokens = growing(recipe.model, state.step, total), recipe.optimizer, window.inputs
+    model, optimizer, tokens = (
+        growing(recipe.model, state.step, total),
+        recipe.optimizer,
+        window.inputs,
+    )
     carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     exact = sums_all_words(model, state.step, total)
@@ -174,29 +191,50 @@ def train_step(
     factor = recipe.schedule.factor(state.step, window.epoch, total, lowered)
     rule = optimizer.transformation(model, factor * window.rate)
     with jax.default_matmul_precision(model.matmul_precision):
-        cost, new_carry, grads = gradient(grown, state.params, part, window.small_batch, window.length, exact)
+        cost, new_carry, grads = gradient(
+            grown, state.params, part, window.small_batch, window.length, exact
+        )
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
-            grads = apply_updates(jax.tree.map(jnp.zeros_like, state.params), grads, tokens)  # rows as a table
-        updates, opt_state = rule.update(grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging)
+            grads = apply_updates(
+                jax.tree.map(jnp.zeros_like, state.params), grads, tokens
+            )  # rows as a table
+        updates, opt_state = rule.update(
+            grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging
+        )
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
     # Zero updates: a choice between the old and the new parameters would copy a large table.
-    params = apply_updates(state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens)
+    params = apply_updates(
+        state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens
+    )
     average = averaged(optimizer, state.average, params, averaging)
     old = replace(state, params=params, carry=carry)
     new = replace(old, opt_state=opt_state, carry=new_carry, average=average)
     kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
-    return replace(kept, step=state.step + 1), Metrics(cost, norm, optimizer.learning_rate * factor, finite)
+    return replace(kept, step=state.step + 1), Metrics(
+        cost, norm, optimizer.learning_rate * factor, finite
+    )
 
 
-def read_window(tokens: Int[Array, "R B"], windows: Windows, bptt_length: int, small_batch: int = 0) -> Window:
+def read_window(
+    tokens: Int[Array, "R B"], windows: Windows, bptt_length: int, small_batch: int = 0
+) -> Window:
     """The window that one entry of `windows` names."""
     if windows.length is None:
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
     else:  # what is padded may lie behind the last token
         rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")
     rate = 1.0 if windows.rate is None else windows.rate
-    return Window(rows[:-1], rows[1:], windows.epoch, windows.first, windows.total, windows.length, rate, small_batch)
+    return Window(
+        rows[:-1],
+        rows[1:],
+        windows.epoch,
+        windows.first,
+        windows.total,
+        windows.length,
+        rate,
+        small_batch,
+    )
 
 
 @partial(jax.jit, static_argnames=("bptt_length", "small_batch", "mesh"), donate_argnames="state")
@@ -228,14 +266,24 @@ def train_windows(
 
     def body(loop):
         done, state, metrics = loop
-        window = read_window(tokens, jax.tree.map(lambda column: column[done], windows), bptt_length, small_batch)
+        window = read_window(
+            tokens, jax.tree.map(lambda column: column[done], windows), bptt_length, small_batch
+        )
         state, new = train_step(recipe, state, window)
-        return done + 1, state, jax.tree.map(lambda column, one: column.at[done].set(one), metrics, new)
+        return (
+            done + 1,
+            state,
+            jax.tree.map(lambda column, one: column.at[done].set(one), metrics, new),
+        )
 
     def unfinished(loop):
         done, _, metrics = loop
         more = done < count
-        return more if skip_nonfinite is None else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
+        return (
+            more
+            if skip_nonfinite is None
+            else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
+        )
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)

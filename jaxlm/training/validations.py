@@ -65,14 +65,18 @@ def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
     better = loss < record.best
-    new = record._replace(best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1))
+    new = record._replace(
+        best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1)
+    )
     if record.switch is not None and len(record.switch.recent):
         new = new._replace(switch=_switched(recipe.optimizer, record.switch, loss, new.stale))
     if record.lowered is not None:
         assert isinstance(recipe.schedule, Plateau)
         waited = jnp.where(better, 0, record.lowered.waited + 1)
         lower = waited > recipe.schedule.plateau_patience
-        factor = jnp.where(lower, record.lowered.factor * recipe.schedule.plateau_factor, record.lowered.factor)
+        factor = jnp.where(
+            lower, record.lowered.factor * recipe.schedule.plateau_factor, record.lowered.factor
+        )
         new = new._replace(lowered=Lowered(factor, jnp.where(lower, 0, waited)))
     return new
 
@@ -96,7 +100,12 @@ def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) ->
     made = None if old.made is None else old.made + 1
     if made is not None and optimizer.averages_latest is not None:
         starts |= made >= optimizer.averages_latest
-    return Switch(jnp.append(old.recent[1:], loss), jnp.minimum(old.older, old.recent[0]), old.averaging | starts, made)
+    return Switch(
+        jnp.append(old.recent[1:], loss),
+        jnp.minimum(old.older, old.recent[0]),
+        old.averaging | starts,
+        made,
+    )
 
 
 def _never(*shape: int) -> Float[Array, "..."]:
@@ -111,7 +120,9 @@ class Average(NamedTuple):
     iterates: Int[Array, "*M"]
 
 
-def averaged(optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]) -> Average | None:
+def averaged(
+    optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]
+) -> Average | None:
     """The average after one more update, to `params`.
 
     An exponential average weighs recent iterates more; its weights add up to one from the first iterate on (Adam's bias
@@ -123,7 +134,9 @@ def averaged(optimizer: Optimizer, average: Average | None, params: Params, star
         return None
     if optimizer.average_decay is not None:
         iterates = average.iterates + 1
-        weight = (1 - optimizer.average_decay) / (1 - optimizer.average_decay ** iterates.astype(jnp.float32))
+        weight = (1 - optimizer.average_decay) / (
+            1 - optimizer.average_decay ** iterates.astype(jnp.float32)
+        )
     else:
         iterates = average.iterates + started
         weight = 1 / jnp.maximum(iterates - optimizer.forgotten_iterates, 1).astype(jnp.float32)

@@ -118,7 +118,9 @@ def run(case: dict) -> dict:
             embedding = tf1.get_variable("embedding_vocab", [V, case["E"]])
             cell = tf1.nn.rnn_cell.MultiRNNCell(
                 [
-                    tf1.nn.rnn_cell.BasicLSTMCell(h, forget_bias=case["forget_bias"], state_is_tuple=True, reuse=None)
+                    tf1.nn.rnn_cell.BasicLSTMCell(
+                        h, forget_bias=case["forget_bias"], state_is_tuple=True, reuse=None
+                    )
                     for h in hidden
                 ]
             )
@@ -132,9 +134,13 @@ def run(case: dict) -> dict:
                     outputs.append(output)
             output = tf.reshape(tf.concat(outputs, 1), [-1, hidden[-1]])
             logits = tf1.nn.xw_plus_b(
-                output, tf1.get_variable("softmax_w", [hidden[-1], V]), tf1.get_variable("softmax_b", [V])
+                output,
+                tf1.get_variable("softmax_w", [hidden[-1], V]),
+                tf1.get_variable("softmax_b", [V]),
             )
-            nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(y, [-1]), logits=logits)
+            nats = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=tf.reshape(y, [-1]), logits=logits
+            )
             cost = tf.reduce_sum(tf.reduce_mean(tf.reshape(nats, [B, T]), 0))
         return x, y, zero, state, cost
 
@@ -142,7 +148,9 @@ def run(case: dict) -> dict:
     variables = tf1.trainable_variables()
     grads, norm = tf.clip_by_global_norm(tf.gradients(cost, variables), case["clip"])
     rate = tf1.placeholder(tf.float32, [])
-    update = tf1.train.GradientDescentOptimizer(rate).apply_gradients(zip(grads, variables, strict=True))
+    update = tf1.train.GradientDescentOptimizer(rate).apply_gradients(
+        zip(grads, variables, strict=True)
+    )
     test_x, test_y, test_zero, test_final, test_cost = graph(1, 1)
 
     stream = tokens(case)
@@ -152,7 +160,9 @@ def run(case: dict) -> dict:
         fresh = iter(weights(case))
         for variable in variables:
             bias = variable.name.endswith("bias:0")
-            session.run(variable.assign(np.zeros(variable.shape, np.float32) if bias else next(fresh)))
+            session.run(
+                variable.assign(np.zeros(variable.shape, np.float32) if bias else next(fresh))
+            )
 
         def over(ids, B, T, graph, epochs_from=None, steps=None):
             x, y, zero, final, cost = graph
@@ -162,19 +172,27 @@ def run(case: dict) -> dict:
             for step in range(windows if steps is None else steps):
                 epoch, k = divmod(step, windows)
                 state = session.run(zero) if k == 0 else state
-                feed = {x: rows[:, k * T : (k + 1) * T], y: rows[:, k * T + 1 : (k + 1) * T + 1], zero: state}
+                feed = {
+                    x: rows[:, k * T : (k + 1) * T],
+                    y: rows[:, k * T + 1 : (k + 1) * T + 1],
+                    zero: state,
+                }
                 if steps is None:
                     value, state = session.run([cost, final], feed)
                     told.append(float(value))
                 else:
                     lr = case["lr"] * case["decay"] ** max(epoch + case["offset"] - case["hold"], 0)
-                    value, n, state, _ = session.run([cost, norm, final, update], {**feed, rate: lr})
+                    value, n, state, _ = session.run(
+                        [cost, norm, final, update], {**feed, rate: lr}
+                    )
                     told.append([float(value), float(n), lr])
             return told
 
         result = {
             "case": case,
-            "train_cost_norm_rate": over(train, B, T, (x, y, zero, final, cost), steps=case["steps"]),
+            "train_cost_norm_rate": over(
+                train, B, T, (x, y, zero, final, cost), steps=case["steps"]
+            ),
             "valid_cost": over(valid, B, T, (x, y, zero, final, cost)),
             "test_cost": sum(over(valid, 1, 1, (test_x, test_y, test_zero, test_final, test_cost))),
             "variables": [[v.name, list(v.shape)] for v in variables],
