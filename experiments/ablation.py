@@ -37,13 +37,15 @@ RUNGS = {
     "+ variational": {"locked_dropout": True},
     "+ averaging": {"average_decay": 0.999},
 }
-START, END = "<!-- the table -->\n", "<!-- its end -->\n"  # around the table in a page
+START = "<!-- the table -->\n"
+END = "<!-- its end -->\n"  # around the table in a page
 Scores = list[tuple[float, float]]  # of each seed, on validation and test
 
 
 def climb(args: argparse.Namespace) -> dict[str, Scores]:
     """Trains every rung with every seed; each keeps the changes of those before it."""
-    config, found = jaxlm.preset("zaremba-small"), {}
+    config = jaxlm.preset("zaremba-small")
+    found = {}
     config = config.replace(
         hidden_sizes=(args.width, args.width),
         embedding_size=args.width,
@@ -51,7 +53,8 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
         compute_dtype=args.compute_dtype,
     )
     for place, (rung, changes) in enumerate(RUNGS.items()):
-        config, found[rung] = config.replace(**changes), []
+        config = config.replace(**changes)
+        found[rung] = []
         for seed in range(args.seeds):
             found[rung].append(
                 trained(
@@ -119,7 +122,8 @@ def tell(
     if args.markdown:  # raises before hours of training
         into_page(args.markdown, None)
     for path in sorted(args.run_dir.glob("*/config.json")):
-        if (epochs := saved_config(path.parent).train.epochs) != args.epochs:
+        epochs = saved_config(path.parent).train.epochs
+        if epochs != args.epochs:
             raise JaxlmError(
                 f"{path.parent} holds a run of {epochs} epochs, and this is to be a table of "
                 f"{args.epochs}: choose another --run-dir"

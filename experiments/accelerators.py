@@ -113,7 +113,8 @@ def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = Non
     """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
 
     def one(path: Any, leaf: Any) -> Any:
-        shape, lies = [*jnp.shape(leaf)], jax.sharding.SingleDeviceSharding(devices(target)[0])
+        shape = [*jnp.shape(leaf)]
+        lies = jax.sharding.SingleDeviceSharding(devices(target)[0])
         if mesh is not None:
             where = spec_of(path) if spec is None else spec
             if MODEL in where:
@@ -126,12 +127,14 @@ def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = Non
 
 def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     """`train_windows` of a config, lowered for a target."""
-    counts, height = config.train, 40 * config.train.longest
+    counts = config.train
+    height = 40 * config.train.longest
     if counts.batch_size % rows:
         raise JaxlmError(
             f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others"
         )
-    mesh, there = None, devices(target)
+    mesh = None
+    there = devices(target)
     if len(there) < rows * words:
         raise JaxlmError(
             f"{target} has {len(there)} devices, and {rows} x {words} were asked for: ask for fewer"
@@ -176,9 +179,11 @@ FREE = {
 def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
     """{name: [(opcode, line)]} of a compiled program's computations, and the entry's name."""
     found: dict[str, list[tuple[str, str]]] = {}
-    inside, entry = [], ""
+    inside = []
+    entry = ""
     for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
             inside = found.setdefault(head[2], [])
             entry = head[2] if head[1] else entry
         elif part := re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (?:\([^=]*?\)|\S+) ([\w\-]+)\(", line):
@@ -196,13 +201,17 @@ def per_window(text: str, weight: Callable[[str, str], int]) -> int:
 
     def named(attribute: str, line: str) -> str:
         match = re.search(rf"{attribute}=%?([\w.\-]+)", line)
-        return match[1] if match else ""
+        if match:
+            return match[1]
+        return ""
 
     def turns(line: str) -> int:
         noted = re.search(r"known_trip_count\W+n\W+(\d+)", line)
         condition = "\n".join(line for _, line in found[named("condition", line)])
         constants = re.findall(r"s32\[\]\S* constant\((\d+)\)", condition)
-        return int(noted[1]) if noted else max(map(int, constants), default=1)
+        if noted:
+            return int(noted[1])
+        return max(map(int, constants), default=1)
 
     def total(name: str) -> int:
         added = 0
@@ -245,7 +254,9 @@ def sent(opcode: str, line: str) -> int:
         WIDTHS[dtype] * math.prod(map(int, filter(None, shape.split(","))))
         for dtype, shape in arrays
     ]
-    return max(sizes, default=0) if opcode.endswith("-start") else sum(sizes)
+    if opcode.endswith("-start"):
+        return max(sizes, default=0)
+    return sum(sizes)
 
 
 def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
@@ -253,7 +264,8 @@ def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
 
     Devices that share the words compute all layers, and all words that are drawn.
     """
-    model, tokens = config.model, config.train.longest * config.train.batch_size / rows
+    model = config.model
+    tokens = config.train.longest * config.train.batch_size / rows
     params = shapes_of_state(config).params
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 2)
     kernel = model.kernel_width * (model.sampled_words or model.vocab_size / words)
@@ -292,11 +304,14 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
 def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, Any]:
     """Compiles a program for a target, and tells what is known of it."""
     preset, fields = PROGRAMS[name]
-    config, one = jaxlm.preset(preset).replace(**fields), TARGETS[target]
-    lowered, start = training(config, target, rows, words), time.perf_counter()
+    config = jaxlm.preset(preset).replace(**fields)
+    one = TARGETS[target]
+    lowered = training(config, target, rows, words)
+    start = time.perf_counter()
     program = compiled(lowered, target)
     seconds = time.perf_counter() - start
-    memory, text = program.memory_analysis(), program.as_text()
+    memory = program.memory_analysis()
+    text = program.as_text()
     launches = per_window(text, launched)
     operations, moved = work(config, rows, words)
     rate = one.float32 if config.model.compute_dtype == "float32" else one.bfloat16
@@ -335,7 +350,8 @@ def main() -> None:
     args = parser.parse_args()
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
-    if unknown := [name for name in args.programs if name not in PROGRAMS]:
+    unknown = [name for name in args.programs if name not in PROGRAMS]
+    if unknown:
         parser.error(f"there is no program {unknown[0]!r}; expected one of {'; '.join(PROGRAMS)}")
     for name in args.programs or PROGRAMS:
         for target in args.target or ("h100", "v5e"):

@@ -178,7 +178,8 @@ def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
         "50 characters": {"vocab_size": 50},
         "256 bytes, T 400": {"vocab_size": 256, "bptt_length": 400},
     }
-    kinds, optimizers = ("lstm", "gru", "mingru"), ("sgd", "adamw", "muon")
+    kinds = ("lstm", "gru", "mingru")
+    optimizers = ("sgd", "adamw", "muon")
     return {
         "steps": [steps(name) for name in presets],
         "kinds": [
@@ -234,7 +235,8 @@ def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: i
                 raise SystemExit(f"error: git knows no commit {name} here")
             subprocess.run(["tar", "x", "-C", place], input=archive.stdout, check=True)
         for preset, dtype in product(presets, DTYPES):
-            changes, most = {"compute_dtype": dtype}, SHORT.get(preset, windows)
+            changes = {"compute_dtype": dtype}
+            most = SHORT.get(preset, windows)
             group = [
                 Contender(f"{name} {dtype}", "jaxlm", preset, changes, place)
                 for name, place in places.items()
@@ -277,7 +279,8 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
             "JAXLM_CACHE": str(cache / "jaxlm"),
             "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
         }
-        environment, seconds = {**os.environ, "PYTHONPATH": str(HERE.parent), **caches}, 0.0
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent), **caches}
+        seconds = 0.0
         with contextlib.closing(watched(given, environment, 0.005)) as clock:
             for seconds in clock:
                 if metrics.exists() and metrics.read_bytes().count(b"\n") >= windows:
@@ -387,7 +390,8 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     args = parser.parse_args()
-    if unknown := set(args.what) - {*SECTIONS, "start-up", "growth"}:
+    unknown = set(args.what) - {*SECTIONS, "start-up", "growth"}
+    if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     if args.commits and (other := [one for one in args.what if one != "steps"]):
         parser.error(f"--commits compares steps: leave {other[0]} out")

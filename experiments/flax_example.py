@@ -18,7 +18,13 @@ import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.linen import LanguageModel
 
-RATE, CLIP, HOLD, DECAY, EPOCHS, ROWS, STEPS = 1.0, 5.0, 4, 0.5, 15, 60, 20
+RATE = 1.0
+CLIP = 5.0
+HOLD = 4
+DECAY = 0.5
+EPOCHS = 15
+ROWS = 60
+STEPS = 20
 MODEL = partial(jaxlm.LSTM, embedding_size=200, hidden_sizes=(256, 200), tied=True)
 
 
@@ -57,7 +63,8 @@ def train(model, params, ids, epochs=EPOCHS):
 def perplexity(model, params, ids):
     """exp of the mean nats of all tokens but the first, read as one stream."""
     score = jax.jit(partial(LanguageModel(model).apply, {"params": params}, deterministic=True))
-    carry, total = None, 0.0
+    carry = None
+    total = 0.0
     for start in range(0, len(ids) - 1, 500):
         part = ids[None, start : start + 501]
         carry, nats = score(part[:, :-1], part[:, 1:], initial_carry=carry)
@@ -71,7 +78,9 @@ def main():
         model, params, (name, ids, *_) = run.config.model, run.params, run.read("test")
     else:
         corpus = jaxlm.load_corpus()
-        model, name, ids = MODEL(vocab_size=len(corpus.vocab)), f"{corpus.name} test", corpus.test
+        model = MODEL(vocab_size=len(corpus.vocab))
+        name = f"{corpus.name} test"
+        ids = corpus.test
         params = LanguageModel(model).init(jax.random.key(0), ids[None, :2])["params"]
         for window, (state, nats) in enumerate(train(model, params, corpus.train), 1):
             params = state.params

@@ -28,14 +28,16 @@ WINDOWS = 64  # in a turn
 def write_text(path: Path, tokens: int) -> None:
     """Text of at least so many tokens; a sentence a line."""
     source = embedded.Source(embedded.Size.of("embedded"))
-    words, stream = np.array([*("\n", *source.words[1:])], object), 10
+    words = np.array([*("\n", *source.words[1:])], object)
+    stream = 10
     with open(path, "w", encoding="utf-8") as file:
         while tokens > 0:
             ids = source.draw(min(tokens, 929_589), stream)
             file.write(
                 " ".join(words[ids].tolist()).replace(" \n", "\n").replace("\n ", "\n") + "\n"
             )
-            tokens, stream = tokens - len(ids), stream + 1
+            tokens = tokens - len(ids)
+            stream = stream + 1
 
 
 def main() -> None:
@@ -46,13 +48,13 @@ def main() -> None:
     parser.add_argument("--turns", type=whole(1), default=7)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jaxlm-") as scratch:
-        text, out = Path(scratch, "text.txt"), Path(scratch, "out")
+        text = Path(scratch, "text.txt")
+        out = Path(scratch, "out")
         write_text(text, args.tokens)
-        command, started = (
-            [sys.executable, "-m", "jaxlm", "prepare", text, out],
-            time.perf_counter(),
-        )
-        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:  # it has said why
+        command = [sys.executable, "-m", "jaxlm", "prepare", text, out]
+        started = time.perf_counter()
+        code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+        if code:  # it has said why
             raise SystemExit(code)
         seconds = time.perf_counter() - started
         ids = sum(path.stat().st_size for path in out.glob("*.ids"))

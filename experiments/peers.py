@@ -46,11 +46,9 @@ def _trained(config: Config, rows: int, take: Take) -> Run:
     from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
-    T, recipe, state = (
-        config.train.bptt_length,
-        jax.tree.map(jnp.float32, config.recipe),
-        new_state(config),
-    )
+    T = config.train.bptt_length
+    recipe = jax.tree.map(jnp.float32, config.recipe)
+    state = new_state(config)
 
     def call(tokens: Any, where: Any, count: int) -> None:
         nonlocal state
@@ -66,7 +64,9 @@ def _in_calls(config: Config, rows: int, take: Take, call: Callable[[Any, Any, i
     """Epoch after epoch, as many windows in a call as the config has; `call` gets tokens, where they lie, how many."""
     from jaxlm.data.windows import WindowPlan
 
-    T, most, done = config.train.bptt_length, config.train.windows_per_call, 0
+    T = config.train.bptt_length
+    most = config.train.windows_per_call
+    done = 0
     plan = WindowPlan(rows, T, 1)
 
     def run(windows: int) -> None:
@@ -76,7 +76,8 @@ def _in_calls(config: Config, rows: int, take: Take, call: Callable[[Any, Any, i
             count = min(windows, most, plan.per_epoch - at)
             tokens, first_row = take(at * T, (at + count) % plan.per_epoch * T)
             call(tokens, plan.windows(at, count, most, first_row), count)
-            windows, done = windows - count, done + count
+            windows = windows - count
+            done = done + count
 
     return run
 
@@ -125,7 +126,8 @@ def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Ru
     from jaxlm.data.corpora import load_corpus
     from jaxlm.runs.loop import feed
 
-    corpus, opened = load_corpus(config.data.corpus), ExitStack()
+    corpus = load_corpus(config.data.corpus)
+    opened = ExitStack()
     ids = np.asarray(corpus.train, np.int32) if in_memory else corpus.train
     atexit.register(opened.close)
     take = opened.enter_context(feed(ids, config.train))
@@ -167,7 +169,8 @@ def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
     from jaxlm.runs.trainer import new_state
     from jaxlm.scoring.stream import stream_nats
 
-    model, params = jax.tree.map(jnp.float32, config.recipe).model, new_state(config).params
+    model = jax.tree.map(jnp.float32, config.recipe).model
+    params = new_state(config).params
     ids = np.random.default_rng(1).integers(
         0, config.model.vocab_size, EVALUATED[split] + 1, np.int32
     )
@@ -190,18 +193,22 @@ def flax(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
 
     def rnn(size: int) -> Any:
         options: dict[str, Any] = {"time_major": True, "return_carry": True}
-        return LSTM(size, **options) if ours else nn.RNN(nn.OptimizedLSTMCell(size), **options)
+        if ours:
+            return LSTM(size, **options)
+        return nn.RNN(nn.OptimizedLSTMCell(size), **options)
 
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x, carries):
-            x, new = nn.Embed(config.model.vocab_size, config.model.embedding_size)(x), []
+            x = nn.Embed(config.model.vocab_size, config.model.embedding_size)(x)
+            new = []
             for size, carry in zip(config.model.hidden_sizes, carries, strict=True):
                 carry, x = rnn(size)(x, initial_carry=carry)
                 new.append(carry)
             return nn.Dense(config.model.vocab_size)(x), new
 
-    B, model = config.train.batch_size, Model()
+    B = config.train.batch_size
+    model = Model()
     carries = [(jnp.zeros((B, h)), jnp.zeros((B, h))) for h in config.model.hidden_sizes]
     params = model.init(jax.random.key(0), jnp.zeros((1, B), jnp.int32), carries)
     return _flax_run(config, tokens, model.apply, params, carries)
@@ -214,11 +221,9 @@ def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
 
     from jaxlm.nnx import LSTM
 
-    widths, B, rngs = (
-        (config.model.embedding_size, *config.model.hidden_sizes),
-        config.train.batch_size,
-        nnx.Rngs(0),
-    )
+    widths = (config.model.embedding_size, *config.model.hidden_sizes)
+    B = config.train.batch_size
+    rngs = nnx.Rngs(0)
 
     def rnn(inputs: int, size: int) -> Any:
         options: dict[str, Any] = {"time_major": True, "return_carry": True}
@@ -233,7 +238,8 @@ def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
             self.head = nnx.Linear(widths[-1], config.model.vocab_size, rngs=rngs)
 
         def __call__(self, window, carries):
-            x, new = self.embedding(window), []
+            x = self.embedding(window)
+            new = []
             for one, carry in zip(self.layers, carries, strict=True):
                 carry, x = one(x, initial_carry=carry)
                 new.append(carry)
@@ -299,13 +305,15 @@ def pytorch(config: Config, tokens: np.ndarray) -> Run:
     for parameter in parameters:
         nn.init.uniform_(parameter, -0.1, 0.1)
     optimiser = torch.optim.SGD(parameters, 1.0)
-    carries, windows = [None] * len(layers), _windows(config, tokens)
+    carries = [None] * len(layers)
+    windows = _windows(config, tokens)
 
     def run(count: int) -> None:
         nonlocal carries
         for _ in range(count):
             window = torch.from_numpy(next(windows)).long()
-            x, new = embedding(window[:-1]), []
+            x = embedding(window[:-1])
+            new = []
             for layer, carry in zip(layers, carries, strict=True):
                 x, carry = layer(x, carry)
                 new.append(tuple(part.detach() for part in carry))
@@ -326,7 +334,9 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
 
     tf1 = tf.compat.v1
     tf1.disable_eager_execution()
-    B, T, V = config.train.batch_size, config.train.bptt_length, config.model.vocab_size
+    B = config.train.batch_size
+    T = config.train.bptt_length
+    V = config.model.vocab_size
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
     init = tf1.random_uniform_initializer(-0.1, 0.1)
     window = tf1.placeholder(tf.int32, [T + 1, B])
@@ -335,7 +345,8 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
         for h in widths[1:]
     ]
     embedding = tf1.get_variable("embedding", [V, widths[0]], initializer=init)
-    x, after = tf.unstack(tf.nn.embedding_lookup(embedding, window[:-1])), []
+    x = tf.unstack(tf.nn.embedding_lookup(embedding, window[:-1]))
+    after = []
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
         kernel = tf1.get_variable(f"kernel{i}", [a + b, 4 * b], initializer=init)
         bias = tf1.get_variable(f"bias{i}", [4 * b], initializer=tf1.zeros_initializer())
@@ -385,8 +396,10 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
     import jax.numpy as jnp
 
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-    rows, dtype = round(flops(config) / (2 * 2048**2)), config.model.compute_dtype
-    a, b = jnp.ones((rows, 2048), dtype), jnp.ones((2048, 2048), dtype)
+    rows = round(flops(config) / (2 * 2048**2))
+    dtype = config.model.compute_dtype
+    a = jnp.ones((rows, 2048), dtype)
+    b = jnp.ones((2048, 2048), dtype)
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -404,11 +417,11 @@ def products(config: Config, tokens: np.ndarray) -> Run:
     from jaxlm.ops.product import product
     from jaxlm.ops.softmax import chunking
 
-    T, B, V = config.train.bptt_length, config.train.batch_size, config.model.vocab_size
-    dtype, widths = (
-        config.model.compute_dtype,
-        (config.model.embedding_size, *config.model.hidden_sizes),
-    )
+    T = config.train.bptt_length
+    B = config.train.batch_size
+    V = config.model.vocab_size
+    dtype = config.model.compute_dtype
+    widths = (config.model.embedding_size, *config.model.hidden_sizes)
     chunks, steps, _ = chunking(True, (T, B), (widths[-1], V))[0](jnp.zeros((T, B))).shape
     rows = steps * B
     shapes = [
@@ -430,11 +443,12 @@ def products(config: Config, tokens: np.ndarray) -> Run:
         def one(rows):
             return product(rows, b, dtype, transposed)
 
-        return (
-            lax.map(one, a) if a.ndim == 3 else one(a)
-        )  # one product a step, as in the recurrence
+        if a.ndim == 3:
+            return lax.map(one, a)
+        return one(a)  # one product a step, as in the recurrence
 
-    results, factors = {}, {}
+    results = {}
+    factors = {}
     for key in dict.fromkeys(shapes):
         shape, columns, transposed = key
         other = (columns, shape[-1]) if transposed else (shape[-1], columns)
@@ -515,7 +529,8 @@ def main() -> None:
     parser.add_argument("members", type=int, nargs="?", help="of one-program (8)")
     args = parser.parse_args()
     config = preset(args.preset).replace(**args.changes)
-    B, V = config.train.batch_size, config.model.vocab_size
+    B = config.train.batch_size
+    V = config.model.vocab_size
     skewed = (
         np.random.default_rng(0).uniform(size=B * 2001) ** 4
     )  # most tokens are frequent words, as in text

@@ -22,7 +22,9 @@ from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
 
 # Runs, of which the fastest counts; words of a generated text; sentences that the loop in PyTorch scores.
-REPEATS, WORDS, SENTENCES = 3, 200, 200
+REPEATS = 3
+WORDS = 200
+SENTENCES = 200
 
 
 def main() -> None:
@@ -86,7 +88,9 @@ def torch_model(torch, lm: LanguageModel):
         )
         return module
 
-    embedding, softmax, layers = lm.params["embedding"], lm.params["softmax"], []
+    embedding = lm.params["embedding"]
+    softmax = lm.params["softmax"]
+    layers = []
     for layer in torch_layers(lm.config.model, lm.params):
         sizes = layer["weight_ih"].shape[1], layer["weight_hh"].shape[1]
         layers.append(
@@ -100,7 +104,8 @@ def torch_model(torch, lm: LanguageModel):
 
 def torch_logits(model, ids, states):
     embedding, layers, linear = model
-    x, new = embedding(ids), []
+    x = embedding(ids)
+    new = []
     for layer, state in zip(layers, states, strict=True):
         x, state = layer(x, state)
         new.append(state)
@@ -129,7 +134,8 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
     for ids in sentences:
         ids = torch.from_numpy(ids.astype(np.int64))
         logits, _ = torch_logits(model, ids[:-1, None], [None] * len(model[1]))
-        rows, targets = torch.unbind(logits), ids[1:]
+        rows = torch.unbind(logits)
+        targets = ids[1:]
         functional.cross_entropy(logits, targets, reduction="none").sum().item()
         entropies = torch.log2(torch.exp(torch.cat([entropy(row) for row in rows])))
         surprisals = torch.log2(
@@ -144,7 +150,9 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
 
 def word_language_model_loop(torch, model, words: int) -> list[int]:
     """One word drawn after the other, as its `generate.py` does it."""
-    word, states, found = torch.randint(len(model[0].weight), (1, 1)), [None] * len(model[1]), []
+    word = torch.randint(len(model[0].weight), (1, 1))
+    states = [None] * len(model[1])
+    found = []
     with torch.no_grad():
         for _ in range(words):
             logits, states = torch_logits(model, word, states)

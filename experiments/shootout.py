@@ -91,7 +91,9 @@ def text_and_preset(given: str, preset: str) -> tuple[str, str]:
     """The parts of TEXT[:PRESET]; a path may have colons of its own."""
     place, _, own = given.rpartition(":")
     is_path = own not in PRESETS and (Path(given).exists() or set(own) & set("./"))
-    return (place, own) if place and not is_path else (given, preset)
+    if place and not is_path:
+        return (place, own)
+    return (given, preset)
 
 
 def parameters_of(config: jaxlm.Config) -> int:
@@ -128,9 +130,11 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
 
 def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float]:
     """How long compilation, and an epoch with its validation, take on this machine: by the median of three calls."""
-    model, counts = config.model, config.train
+    model = config.model
+    counts = config.train
     plan = window_plan(config, len(corpus.train) // counts.batch_size)
-    size, tokens = min(4, plan.windows_in(0)), jnp.asarray(batch(corpus.train, counts.batch_size))
+    size = min(4, plan.windows_in(0))
+    tokens = jnp.asarray(batch(corpus.train, counts.batch_size))
     given = tokens, plan.windows(0, size, size), jnp.int32(size)
     state = new_state(config)
 
@@ -166,7 +170,9 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     os.environ.pop(
         "JAXLM_STORAGE", None
     )  # a database holds one sweep, and each cell's tuning is one
-    settings, shared, cells = args.run_dir / "settings.json", shared_settings(args), []
+    settings = args.run_dir / "settings.json"
+    shared = shared_settings(args)
+    cells = []
     if settings.exists() and (kept := json.loads(settings.read_text())) != shared:
         raise JaxlmError(
             f"{args.run_dir} holds a shoot-out of {kept}, not of {shared}: name another --run-dir"
@@ -177,7 +183,8 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     loaded = [with_corpus(jaxlm.preset(preset), place) for _, place, preset in texts]
     for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
         for name in dict.fromkeys(args.cells):
-            config, took = sized(base, name, args.parameters or parameters_of(base)), None
+            config = sized(base, name, args.parameters or parameters_of(base))
+            took = None
             read_space(space_of(args, config), config)
             for minutes in dict.fromkeys(args.minutes):
                 named = (
@@ -186,7 +193,8 @@ def planned(args: argparse.Namespace) -> list[Cell]:
                 folder = (
                     args.run_dir / quote(named, safe="") / f"{minutes:g}min" / name
                 )  # (of its preset too)
-                if (kept := folder / "epochs.json").exists():
+                kept = folder / "epochs.json"
+                if kept.exists():
                     epochs = json.loads(kept.read_text())
                 else:
                     compiling, epoch = took = took or seconds_of(config, corpus)
@@ -221,9 +229,10 @@ def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
     if args.set:
         space = with_settings({}, args.set)
-        if own := sorted(
+        own = sorted(
             space.keys() & {"seed", "epochs", "model", "corpus", "hidden_sizes", "embedding_size"}
-        ):
+        )
+        if own:
             raise JaxlmError(
                 f"{own[0]} is the shoot-out's own, not to be tuned: leave it out of --set"
             )
@@ -241,7 +250,8 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
 
     Where no trial was trained to its end, the preset's own: no values.
     """
-    config, folder = cell.config, cell.folder / "tuning"
+    config = cell.config
+    folder = cell.folder / "tuning"
     if (folder / results.RESULTS).exists():
         found, _ = results.read_sweep(folder)
     else:
@@ -263,8 +273,10 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
 
 def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
     """Trains a seed, and keeps its row beside its run; what a run that diverges has not is nan."""
-    config, folder = cell.config.replace(**point, seed=seed), cell.folder / f"seed{seed}"
-    if (row := folder.with_suffix(".json")).exists():
+    config = cell.config.replace(**point, seed=seed)
+    folder = cell.folder / f"seed{seed}"
+    row = folder.with_suffix(".json")
+    if row.exists():
         return
     valid, test = trained(config, config.data.corpus, folder)
     timing, (_, _, tests) = [*read_timing(folder).values()], by_kind(read_metrics(folder))
@@ -348,7 +360,8 @@ def table(rows: list[Row]) -> str:
     ]
     chosen = []
     for text, minutes in dict.fromkeys((row["text"], row["minutes"]) for row in rows):
-        cells, lost = dict[str, dict[str, tuple[float, float]]](), dict[str, int]()
+        cells = dict[str, dict[str, tuple[float, float]]]()
+        lost = dict[str, int]()
         some = [row for row in rows if (row["text"], row["minutes"]) == (text, minutes)]
         for cell in dict.fromkeys(row["cell"] for row in some):
             its = [row for row in some if row["cell"] == cell]

@@ -43,10 +43,8 @@ from jaxlm.cli.parsing import whole
 from jaxlm.report.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
-TENSORFLOW_STEPS, TENSORFLOW_TEST = (
-    11_610,
-    118.4,
-)  # of `small`: its 15 epochs, and what they reach on the test split
+TENSORFLOW_STEPS = 11_610
+TENSORFLOW_TEST = 118.4  # of `small`: its 15 epochs, and what they reach on the test split
 
 
 class Rung(NamedTuple):
@@ -109,32 +107,36 @@ def run(
     logs.mkdir(exist_ok=True)
     code = commit()  # (what it is as the run begins)
     with tempfile.TemporaryDirectory() as folder:
-        place, valid = Path(folder) / "run", f"valid_{rung.measure}"
+        place = Path(folder) / "run"
+        valid = f"valid_{rung.measure}"
         environment = {
             **os.environ,
             "PYTHONPATH": str(HERE.parent),
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
         }
-        metrics, size = place / "metrics.jsonl", 0
-        reached, epoch, seconds = None, None, 0.0
+        metrics = place / "metrics.jsonl"
+        size = 0
+        reached = None
+        epoch = None
+        seconds = 0.0
         with closing(
             watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)
         ) as clock:
             for seconds in clock:
                 size, before = metrics.stat().st_size if metrics.exists() else 0, size
                 epochs = _rows(metrics, "epoch") if reached is None and size != before else []
-                if found := [row["epoch"] for row in epochs if row[valid] <= rung.target]:
-                    reached, epoch = seconds, found[0]
+                found = [row["epoch"] for row in epochs if row[valid] <= rung.target]
+                if found:
+                    reached = seconds
+                    epoch = found[0]
         epochs, (test, *_) = (
             _rows(metrics, kind) for kind in ("epoch", "test")
         )  # (last, then best)
         cached, cached_seconds = (
             evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
         )
-        today, log = (
-            date.today().isoformat(),
-            logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl",
-        )
+        today = date.today().isoformat()
+        log = logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
         log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
         return Record(
             *(today, code, machine(), preset, rung.target, seed, reached, epoch),
@@ -286,7 +288,8 @@ def main() -> None:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
         return
     begin_history(args.out)
-    tensorflow, records = None, []
+    tensorflow = None
+    records = []
     if importlib.util.find_spec("tensorflow"):
         tensorflow = Worker(Contender("tensorflow", "tensorflow"))
         tensorflow.turn(4, counted=False)

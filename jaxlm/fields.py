@@ -127,8 +127,11 @@ def _check_relations(section: Any) -> None:
     """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
 
     def is_set(name: str) -> bool:
-        value, default = getattr(section, name), getattr(type(section), name)
-        return value is not None if default is None else value != default
+        value = getattr(section, name)
+        default = getattr(type(section), name)
+        if default is None:
+            return value is not None
+        return value != default
 
     def told(names: Sequence[str]) -> str:
         return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
@@ -139,9 +142,8 @@ def _check_relations(section: Any) -> None:
             raise JaxlmError(
                 f"{name} needs {needed}, and {told(spec.needs)}: set {needed}, or leave {name} out"
             )
-        if other := next(
-            (other for other in spec.excludes if is_set(name) and is_set(other)), None
-        ):
+        other = next((other for other in spec.excludes if is_set(name) and is_set(other)), None)
+        if other:
             raise JaxlmError(
                 f"{name} and {other} exclude each other, and {told([name, other])}: leave one out"
             )
@@ -182,7 +184,9 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """Scalars of NumPy and JAX as Python's; any other value, a tracer too, as it is."""
     arrays = type(value).__module__.split(".")[0] in ("numpy", "jaxlib")
-    return value.item() if arrays and getattr(value, "shape", None) == () else value
+    if arrays and getattr(value, "shape", None) == ():
+        return value.item()
+    return value
 
 
 _WORDS = {
@@ -198,7 +202,9 @@ _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 def float32(value: float) -> float:
     """The number that a program computes with: rounded to float32; 0 where that is subnormal, as processors have it."""
     rounded = array("f", [value])[0]
-    return 0.0 if abs(rounded) < 2**-126 else rounded
+    if abs(rounded) < 2**-126:
+        return 0.0
+    return rounded
 
 
 def shown(value: Any) -> str:
@@ -207,18 +213,24 @@ def shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
         return "a number with thousands of digits"
-    return text if len(text) <= MOST_DIGITS else f"{text[:40]}... ({len(text):,} characters)"
+    if len(text) <= MOST_DIGITS:
+        return text
+    return f"{text[:40]}... ({len(text):,} characters)"
 
 
 def either(names: Sequence[str]) -> str:
     """`a, b or c`."""
-    return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else "".join(names)
+    if len(names) > 1:
+        return f"{', '.join(names[:-1])} or {names[-1]}"
+    return "".join(names)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` or the known names, to end a message with."""
     close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}"
 
 
 def setting_text(value: Any) -> str:
@@ -227,4 +239,6 @@ def setting_text(value: Any) -> str:
         return ",".join(map(str, value))
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)

@@ -43,7 +43,8 @@ class Folder:
     """
 
     def __init__(self, descriptor: int, path: Path):
-        self._descriptor, self.path = descriptor, path
+        self._descriptor = descriptor
+        self.path = path
 
     @staticmethod
     def open(path: "str | Path | Folder", create: bool = False, follow: bool = True) -> "Folder":
@@ -88,7 +89,8 @@ class Folder:
 
     def folder(self, name: str, create: bool = False) -> "Folder":
         """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
-        path, flags = self.path / _entry(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        path = self.path / _entry(name)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         if create:
             with _naming(path), suppress(FileExistsError):
                 os.mkdir(name, dir_fd=self._descriptor)
@@ -114,7 +116,8 @@ class Folder:
         """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         descriptor = _open(_entry(name), self.path / name, flags, self._descriptor)
-        if (links := os.fstat(descriptor).st_nlink) > 1:
+        links = os.fstat(descriptor).st_nlink
+        if links > 1:
             os.close(descriptor)
             why = f"a file with {links} names (hard links): put a copy in its place"
             raise OSError(errno.EMLINK, why, str(self.path / name))
@@ -281,9 +284,8 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
 def _check_owner(path: Path) -> None:
     """Raises OSError where a path belongs to a run, a sweep or a corpus, or leads out of the directory of one."""
     for folder in path.parents[:3]:
-        if owner := next(
-            (what for mark, what in OWNERS.items() if (folder / mark).is_file()), None
-        ):
+        owner = next((what for mark, what in OWNERS.items() if (folder / mark).is_file()), None)
+        if owner:
             if path.relative_to(folder).parts[0] in _OWNED:
                 raise OSError(
                     errno.EEXIST,
@@ -359,14 +361,16 @@ def _open(
             if found == expected or error.errno in (errno.EACCES, errno.EPERM):
                 raise
             raise OSError(error.errno, f"expected {expected}, found {found}") from None
-        if (found := kind(os.fstat(descriptor))) != expected:
+        found = kind(os.fstat(descriptor))
+        if found != expected:
             os.close(descriptor)
             raise OSError(errno.EINVAL, f"expected {expected}, found {found}")
         return descriptor
 
 
 def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
-    status, data = os.fstat(file.fileno()), b""
+    status = os.fstat(file.fileno())
+    data = b""
     size = status.st_size  # bytes that a live writer adds from here on are left for the next reader
     with _naming(path):
         if stat.S_ISFIFO(status.st_mode):  # whose size is not known before it ends

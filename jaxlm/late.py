@@ -12,7 +12,8 @@ class _Late:
     """Stands for a module; `extra` names the extra of jaxlm that installs it, if jaxlm alone does not."""
 
     def __init__(self, module: str, extra: str = ""):
-        self._module, self._extra = module, extra
+        self._module = module
+        self._extra = extra
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     import optax
     import optuna
 else:
-    jax, jnp, optax, optuna = (
-        _Late("jax"),
-        _Late("jax.numpy"),
-        _Late("optax"),
-        _Late("optuna", "sweep"),
-    )
+    jax = _Late("jax")
+    jnp = _Late("jax.numpy")
+    optax = _Late("optax")
+    optuna = _Late("optuna", "sweep")

@@ -86,7 +86,9 @@ def run(
     kernel, bias = (
         part.astype(jnp.promote_types(part.dtype, jnp.float32)) for part in (kernel, bias)
     )
-    T, batch, H = len(x), x.shape[1:-1], len(bias) // 4
+    T = len(x)
+    batch = x.shape[1:-1]
+    H = len(bias) // 4
     x = x.reshape(T, -1, x.shape[-1])
     lengths = None if lengths is None else lengths.reshape(-1)
     x = flip_sequences(x, lengths, 1, True) if reverse else x
@@ -94,7 +96,8 @@ def run(
         # One more input, which is 1 in padding, shuts the gate i and opens f: the cell state c stays as it was.
         padding = (jnp.arange(T)[:, None] >= lengths).astype(x.dtype)
         x = jnp.concatenate([padding[..., None], jnp.where(padding[..., None] > 0, 0, x)], -1)
-        i, f = jnp.full(H, -1e4, kernel.dtype), jnp.full(H, 1e4, kernel.dtype)
+        i = jnp.full(H, -1e4, kernel.dtype)
+        f = jnp.full(H, 1e4, kernel.dtype)
         kernel = jnp.concatenate([jnp.concatenate([i, 0 * i, f, 0 * i])[None], kernel])
     state = (jnp.zeros((x.shape[1], H)),) * 2 if carry is None else carry
     state = LSTMState(
@@ -107,7 +110,9 @@ def run(
         )
     y = (flip_sequences(y, lengths, 1, True) if reverse and keep_order else y).reshape(T, *batch, H)
     y = y if time_major else jnp.moveaxis(y, 0, -2)
-    return ((end.c.reshape(*batch, H), end.h.reshape(*batch, H)), y) if return_carry else y
+    if return_carry:
+        return ((end.c.reshape(*batch, H), end.h.reshape(*batch, H)), y)
+    return y
 
 
 class LanguageModel(nn.Module):
@@ -148,7 +153,8 @@ class LanguageModel(nn.Module):
             `sampled_words`, unless deterministic, an estimate), for which no logits are held in memory.
         """
         drops = is_random(self.model) and not deterministic and not self.is_initializing()
-        key, params = self.make_rng("dropout") if drops else None, dict(self.variables["params"])
+        key = self.make_rng("dropout") if drops else None
+        params = dict(self.variables["params"])
         model = stack.exact(self.model) if deterministic else self.model
         return read_rows(model, params, key, tokens, targets, initial_carry, seq_lengths)
 

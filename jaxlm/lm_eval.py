@@ -66,7 +66,9 @@ class JaxLM(TemplateLM):
         """
         vocab = self._lm.vocab
         ids = vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist()
-        return [vocab.unknown_id] if not ids and string.strip() and vocab.unknown_id >= 0 else ids
+        if not ids and string.strip() and vocab.unknown_id >= 0:
+            return [vocab.unknown_id]
+        return ids
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -103,7 +105,8 @@ class JaxLM(TemplateLM):
         stops = options.get("until") or []
         stops = [stops] if isinstance(stops, str) else stops
         lengths = [options[name] for name in LENGTHS if options.get(name) is not None]
-        words, seed = int(lengths[0] if lengths else 256), int(options.get("seed", place))
+        words = int(lengths[0] if lengths else 256)
+        seed = int(options.get("seed", place))
         if words < 1:
             return ""
         sampled = options.get("do_sample")
@@ -113,11 +116,13 @@ class JaxLM(TemplateLM):
         limits = {
             name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)
         }
-        text, prompt = "", self._lm.tokens(context, self._tokenizer)
+        text = ""
+        prompt = self._lm.tokens(context, self._tokenizer)
         drawn = self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits)
         for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):
             text += piece
-            if ends := [text.find(stop) for stop in stops if stop in text]:
+            ends = [text.find(stop) for stop in stops if stop in text]
+            if ends:
                 return text[: min(ends)]
         return text
 

@@ -84,7 +84,8 @@ class LanguageModel(nnx.Module):
     ):
         stack.check_dtype(model)
         params = stack.init_params(model, rngs.params()) if params is None else params
-        self.model, self.deterministic = nnx.static(model), deterministic
+        self.model = nnx.static(model)
+        self.deterministic = deterministic
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
         self.rngs = rngs.dropout.fork() if is_random(model) else None
 

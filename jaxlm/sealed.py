@@ -53,4 +53,6 @@ def finite(tree: Any) -> Any:
         return {str(name): finite(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree

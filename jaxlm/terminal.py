@@ -29,7 +29,9 @@ def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = 
         lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(),
         text,
     )
-    return text.encode(encoding, "backslashreplace").decode(encoding) if encoding else text
+    if encoding:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 def flag_text(name: str, value: object) -> str:

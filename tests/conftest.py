@@ -96,7 +96,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reasons = {
         str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])
     }  # (file, line, reason)
-    if wrong := sorted(reason for reason in reasons if not any(name in reason for name in allowed)):
+    wrong = sorted(reason for reason in reasons if not any(name in reason for name in allowed))
+    if wrong:
         print("\nskipped in CI:", *wrong, sep="\n  ")
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
@@ -136,7 +137,8 @@ def ptb_dir() -> Path:
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path):
     """A file system of two megabytes, or of the size of an indirect parameter; skips where none can be mounted."""
-    folder, size = tmp_path / "disk", getattr(request, "param", "2m")
+    folder = tmp_path / "disk"
+    size = getattr(request, "param", "2m")
     folder.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
@@ -177,7 +179,8 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 
 def _free_programs() -> None:
     """Each program has memory maps, and Linux aborts a process at 65,530 of them."""
-    if jax := sys.modules.get("jax"):
+    jax = sys.modules.get("jax")
+    if jax:
         jax.clear_caches()
         gc.collect()
 
@@ -203,7 +206,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The generated corpus as a folder of text."""
     from jaxlm.data.corpora import load_corpus
 
-    folder, corpus = tmp_path_factory.mktemp("text"), load_corpus("embedded-tiny")
+    folder = tmp_path_factory.mktemp("text")
+    corpus = load_corpus("embedded-tiny")
     for split in ("train", "valid", "test"):
         words = " ".join(corpus.vocab.decode(getattr(corpus, split)))
         (folder / f"{split}.txt").write_text(words.replace(" <eos> ", "\n").replace("<eos>", "\n"))

@@ -37,7 +37,8 @@ def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> floa
         ids: The stream `[N]`.
         across_sentences: Whether a sentence is read after those before it, or alone.
     """
-    spec, starts = source.spec, _starts(ids)
+    spec = source.spec
+    starts = _starts(ids)
     log_word = np.log(source.word_weight / 2.0**BITS)
     evidence = np.stack(
         [np.add.reduceat(topic[ids], starts) for topic in log_word], axis=1
@@ -66,7 +67,8 @@ def floor_nats(source: Source, ids: np.ndarray) -> float:
 
 def states(source: Source, ids: np.ndarray) -> np.ndarray:
     """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
-    classes, found = source.word_class[ids], np.zeros(len(ids), np.int64)
+    classes = source.word_class[ids]
+    found = np.zeros(len(ids), np.int64)
     position = _starts(ids)
     while len(position):
         position = position[(classes[position] != 0) & (position + 1 < len(ids))]
@@ -82,8 +84,10 @@ def _starts(ids: np.ndarray) -> np.ndarray:
 
 def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
     """The probability of each word after all ids of a stream so far [V]: the plain reference of `nats`."""
-    stay, topics = source.spec.stay / 256, source.spec.topics
-    state, belief = 0, np.full(topics, 1 / topics)
+    stay = source.spec.stay / 256
+    topics = source.spec.topics
+    state = 0
+    belief = np.full(topics, 1 / topics)
     for word in history:
         state = source.next_state[state, source.word_class[word]]
         belief = belief * source.word_weight[:, word]
@@ -134,7 +138,8 @@ def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
 
 def perplexities(corpus: Sample, split: str) -> dict[str, float]:
     """The perplexity of a split's predicted tokens (all but the first) under models that know less and less."""
-    source, ids = corpus.source, getattr(corpus, split)
+    source = corpus.source
+    ids = getattr(corpus, split)
     alone = nats(source, ids, across_sentences=False) - nats(source, ids[:1])
     return {
         "floor": float(np.exp(floor_nats(source, ids) / (len(ids) - 1))),

@@ -24,7 +24,10 @@ class Command:
     """A command that was started; `end` waits for it."""
 
     def __init__(self, server: "Server", pid: int, out: Path, err: Path):
-        self._server, self.pid, self._out, self._err = server, pid, out, err
+        self._server = server
+        self.pid = pid
+        self._out = out
+        self._err = err
 
     def kill(self) -> None:
         """SIGKILL to it and to its workers, whether it still lives or not."""
@@ -55,7 +58,8 @@ class Command:
 
 def _threads(pid: int) -> tuple[bool, float]:
     """Whether a thread of a process could run now, and the seconds that they have computed."""
-    states, ticks = set[str](), 0
+    states = set[str]()
+    ticks = 0
     with suppress(OSError):  # it, or one of them, has ended meanwhile
         for path in Path(f"/proc/{pid}/task").glob("*/stat"):
             values = path.read_text().rpartition(")")[2].split()
@@ -77,7 +81,10 @@ class Server:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-        self._folder, self._count, self._ended, self._rest = folder, 0, dict[int, int](), b""
+        self._folder = folder
+        self._count = 0
+        self._ended = dict[int, int]()
+        self._rest = b""
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             env=environment,
@@ -143,13 +150,15 @@ def _serve() -> None:
     rest = b""
     while True:
         if select.select([0], [], [], 0.005)[0]:
-            if not (data := os.read(0, 1 << 16)):
+            data = os.read(0, 1 << 16)
+            if not data:
                 return
             rest += data
         while b"\n" in rest:
             line, _, rest = rest.partition(b"\n")
             arguments, out, err, before = json.loads(line)
-            if not (pid := os.fork()):
+            pid = os.fork()
+            if not pid:
                 os.setpgid(0, 0)
                 _become(arguments, out, err, before)
             with suppress(OSError):
@@ -182,7 +191,8 @@ def _import_all() -> None:
     _ = import_module("optuna").create_study  # (it imports lazily)
     from jaxlm.data import encoding, text
 
-    text.BLOCK, encoding.SEGMENT = 256, 1024
+    text.BLOCK = 256
+    encoding.SEGMENT = 1024
     gc.freeze()  # a child need not walk, and so copy, what was imported
 
 

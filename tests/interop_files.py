@@ -27,7 +27,8 @@ def recorded(name: str, table: str) -> dict[str, dict[str, Any]]:
 
 def log_probabilities(model: Any, tokens: list[int]) -> np.ndarray:
     """float64 [N - 1]: log p(tokens[t + 1] | tokens[..t]) of a ForeignModel from a zero state."""
-    params, answers = model.params, []
+    params = model.params
+    answers = []
     states = [(np.zeros(size), np.zeros(size)) for size in model.config.hidden_sizes]
     output = params["embedding"].T if model.config.tied else params["softmax"]["kernel"]
     for token, target in pairwise(tokens):
@@ -89,7 +90,9 @@ def opcodes(value: Any) -> bytes:
         case None:
             return b"N"
         case bool():
-            return b"\x88" if value else b"\x89"
+            if value:
+                return b"\x88"
+            return b"\x89"
         case int() if -1 << 31 <= value < 1 << 31:
             return b"J" + struct.pack("<i", value)
         case int():
@@ -230,7 +233,8 @@ def weights(
     def draw(*shape: int) -> np.ndarray:
         return random.uniform(-1, 1, shape).astype(np.float32)
 
-    arrays, below = {"encoder.weight": draw(vocab_size, width)}, width
+    arrays = {"encoder.weight": draw(vocab_size, width)}
+    below = width
     for place, size in enumerate(sizes):
         arrays |= {
             f"rnn.weight_ih_l{place}": draw(4 * size, below),
@@ -254,7 +258,8 @@ def torch_answers(arrays: dict[str, np.ndarray], tokens: list[int], layers: int 
     for token, target in pairwise(tokens):
         x = wide["encoder.weight"][token]
         for place in range(layers):
-            inward, across = wide[f"rnn.weight_ih_l{place}"], wide[f"rnn.weight_hh_l{place}"]
+            inward = wide[f"rnn.weight_ih_l{place}"]
+            across = wide[f"rnn.weight_hh_l{place}"]
             h, c = states[place] or (np.zeros(across.shape[1]),) * 2
             gates = (
                 inward @ x

@@ -44,7 +44,8 @@ FIELDS = dict(
     keep_checkpoints="words=15k:75k:30k,100k",
 )
 MILESTONES = {15: 15_000, 45: 45_000, 75: 75_000, 100: 100_000}  # 1,000 words a window
-FLAGS, CONFIG = flags(**FIELDS), jaxlm.preset("small").replace(**FIELDS)
+FLAGS = flags(**FIELDS)
+CONFIG = jaxlm.preset("small").replace(**FIELDS)
 WINDOWS = 39  # in an epoch
 MAIN = "from jaxlm.__main__ import main; main()"
 
@@ -118,7 +119,9 @@ def wait_for(condition: Callable[[], object], process: Process, timeout: float =
 def windows(run_dir: Path) -> int:
     """Lines of the metrics so far."""
     path = run_dir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    if path.exists():
+        return path.read_bytes().count(b"\n")
+    return 0
 
 
 def kept(run_dir: Path) -> dict[str, bytes]:

@@ -16,7 +16,11 @@ from jaxlm.models.kinds import MODELS
 from jaxlm.optimizers import OPTIMIZERS
 from jaxlm.schedules import SCHEDULES
 
-V, E, HIDDEN, B, T = 11, 8, (12, 8), 4, 5
+V = 11
+E = 8
+HIDDEN = (12, 8)
+B = 4
+T = 5
 BASE = jaxlm.preset("small").replace(
     vocab_size=V,
     embedding_size=E,

@@ -29,16 +29,15 @@ def checked(function):
     """
     if function.__name__ == "__init__":
         return function
-    plain, signature = (
-        beartype(conf=BeartypeConf(is_pep484_tower=True))(function),
-        inspect.signature(function),
-    )
+    plain = beartype(conf=BeartypeConf(is_pep484_tower=True))(function)
+    signature = inspect.signature(function)
 
     def check(*args, **kwargs):
         given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             check_fields(value, signature.parameters[name].annotation)
-        result, hint = plain(*args, **kwargs), signature.return_annotation
+        result = plain(*args, **kwargs)
+        hint = signature.return_annotation
         for (
             name,
             value,
@@ -109,7 +108,8 @@ def trace(config):
     from jaxlm.training.step import fresh_state, train_windows
     from jaxlm.training.validations import validated
 
-    counts, B = config.train, config.train.batch_size
+    counts = config.train
+    B = config.train.batch_size
     sizes = {"bptt_length": counts.longest, "small_batch": counts.small_batch}
 
     def run(recipe, seed, tokens, windows):
@@ -123,7 +123,8 @@ def trace(config):
         )
         return validated(recipe, state.validations, nats.mean())
 
-    tokens, windows = np.zeros((97, B), np.int32), window_plan(config, 97).windows(0, 4, 4)
+    tokens = np.zeros((97, B), np.int32)
+    windows = window_plan(config, 97).windows(0, 4, 4)
     jax.eval_shape(run, jax.tree.map(np.float32, config.recipe), np.uint32(0), tokens, windows)
 
 
@@ -140,14 +141,16 @@ def trace_ops():
     )
 
     T, B, E, H, V, K, N, D = range(2, 10)
-    x, y, state = array(T, B, E), array(T, B, H), lstm.LSTMState(array(B, H), array(B, H))
-    gates, layer = (array(E + H, 4 * H), array(4 * H)), (array(H, V), array(V))
-    keys, per_head = array(T, B, N, D), array(T, B, N, 1)
-    ids, weights, drawn = (
-        array(T, B, dtype=int),
-        array(T, B),
-        sampled_softmax.Drawn(array(3, dtype=int), array(3)),
-    )
+    x = array(T, B, E)
+    y = array(T, B, H)
+    state = lstm.LSTMState(array(B, H), array(B, H))
+    gates = (array(E + H, 4 * H), array(4 * H))
+    layer = (array(H, V), array(V))
+    keys = array(T, B, N, D)
+    per_head = array(T, B, N, 1)
+    ids = array(T, B, dtype=int)
+    weights = array(T, B)
+    drawn = sampled_softmax.Drawn(array(3, dtype=int), array(3))
     weights_of_mogrifier = {"kernel": gates[0], "bias": gates[1], "rounds": []}
     for op, *arguments in (
         (lstm.lstm_reference, x, *gates, state),

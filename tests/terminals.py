@@ -48,7 +48,9 @@ def in_terminal(
     }
     ours |= {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", **environment}
     screen = pyte.HistoryScreen(columns, rows, history=10_000)
-    stream, screens, written = pyte.ByteStream(screen), [], b""
+    stream = pyte.ByteStream(screen)
+    screens = []
+    written = b""
     terminal, inner = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = os.posix_spawn(
@@ -91,7 +93,8 @@ def jaxlm(*arguments: str, columns: int = 80, rows: int = 24, **environment: str
 
 def run(arguments: Sequence[str] | None, call: Callable = main):
     """(exit code, standard output, standard error) of a command, in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = call(arguments)

@@ -91,10 +91,8 @@ def test_evaluation_generation_and_a_vmapped_sweep_compile(target):
 
     model = BASE.replace(**WIDE).model
     params = jax.eval_shape(lambda: stack.init_params(model, jax.random.key(0)))
-    carry, ids = (
-        jax.eval_shape(lambda: stack.zero_carry(model, 4)),
-        jax.ShapeDtypeStruct((20, 4), np.int32),
-    )
+    carry = jax.eval_shape(lambda: stack.zero_carry(model, 4))
+    ids = jax.ShapeDtypeStruct((20, 4), np.int32)
 
     def compiles(function, *arguments, **options):
         given = accelerators.described(arguments, target)

@@ -53,7 +53,8 @@ def file(folder: Path, text: str | bytes, name: str = "text") -> Path:
 @pytest.mark.parametrize("language", TEXTS)
 def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
     """In one block and in many, in memory and prepared; and its vocabulary knows no more than train."""
-    path, options = file(tmp_path, TEXTS[language]), KINDS[kind]
+    path = file(tmp_path, TEXTS[language])
+    options = KINDS[kind]
     if kind == "unigram" and language != "german":
         options = {**options, "piece_model": "bpe", "pieces": 285}
     corpus = jaxlm.load_corpus(path, **options)

@@ -41,7 +41,8 @@ def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.
     """PyTorch's tensors of the layers, each with two biases that began so far from each other, now times `apart`."""
     found = {}
     for k, (layer, difference) in enumerate(zip(layers, differences, strict=True)):
-        kernel, bias = np.asarray(layer["kernel"]), torch_gates(np.asarray(layer["bias"]))
+        kernel = np.asarray(layer["kernel"])
+        bias = torch_gates(np.asarray(layer["bias"]))
         inputs = len(kernel) - len(bias) // 4
         found |= {
             f"rnns.{k}.weight_ih_l0": torch_gates(kernel[:inputs]),
@@ -92,7 +93,8 @@ class Replay:
             batch_size=c["B"],
             bptt_length=c["bptt"],
         )
-        self.kept, self.golden = kept, golden
+        self.kept = kept
+        self.golden = golden
         self.recipe = Recipe(
             replace(config.model, compute_dtype=dtype), config.optimizer, config.schedule
         )
@@ -110,11 +112,15 @@ class Replay:
         def draw(s, *shape):
             return g.uniform(-s, s, shape).astype(np.float32).astype(self.dtype)
 
-        embedding, layers, apart = draw(0.1, self.c["V"], self.c["emb"]), [], []
+        embedding = draw(0.1, self.c["V"], self.c["emb"])
+        layers = []
+        apart = []
         for inputs, width in zip((self.c["emb"], *self.widths), self.widths, strict=False):
             s = 1 / np.sqrt(width)
-            from_input, from_state = draw(s, 4 * width, inputs), draw(s, 4 * width, width)
-            one, other = draw(s, 4 * width), draw(s, 4 * width)
+            from_input = draw(s, 4 * width, inputs)
+            from_state = draw(s, 4 * width, width)
+            one = draw(s, 4 * width)
+            other = draw(s, 4 * width)
             kernel = np.concatenate([gates(from_input), gates(from_state)])
             layers.append({"kernel": kernel, "bias": gates(one + other)})
             apart.append(one - other)
@@ -125,18 +131,20 @@ class Replay:
         }, apart
 
     def noise(self, k: int) -> Noise:
-        g, B, E = np.random.default_rng([self.c["mask_seed"], k]), self.c["B"], self.c["emb"]
+        g = np.random.default_rng([self.c["mask_seed"], k])
+        B = self.c["B"]
+        E = self.c["emb"]
 
         def mask(rate, *shape):
             keep = self.kept[rate]
-            return None if keep is None else g.random(shape) < keep
+            if keep is None:
+                return None
+            return g.random(shape) < keep
 
-        words, embedding, outputs, weights = (
-            mask("dropoute", self.c["V"], 1),
-            mask("dropouti", 1, B, E),
-            [],
-            [],
-        )
+        words = mask("dropoute", self.c["V"], 1)
+        embedding = mask("dropouti", 1, B, E)
+        outputs = []
+        weights = []
         for layer, width in enumerate(self.widths):
             dropped = mask("wdrop", 4 * width, width)
             weights.append(None if dropped is None else gates(dropped))
@@ -147,14 +155,17 @@ class Replay:
 
     def run(self):
         """Reported and minimised losses, gradient norms, evaluations, and named tensors at three times."""
-        golden, tokens = self.golden, jnp.asarray(batch(self.train, self.c["B"]))
+        golden = self.golden
+        tokens = jnp.asarray(batch(self.train, self.c["B"]))
         state = init_state(self.recipe, jax.random.key(0), self.c["B"], self.params)
-        windows, row, told, evaluated, tensors = golden["windows"], 0, [], [], {}
-        apart, mean, moved = (
-            [1.0],
-            [],
-            None,
-        )  # of the biases' difference: at each step, and its average's terms
+        windows = golden["windows"]
+        row = 0
+        told = []
+        evaluated = []
+        tensors = {}
+        apart = [1.0]
+        mean = []
+        moved = None  # of the biases' difference: at each step, and its average's terms
         for k, (T, rate) in enumerate(zip(windows["T"], golden["lr_of_step"], strict=True)):
             if k == windows["sgd_steps"]:
                 tensors["after_sgd"] = self.named(state.params, apart[-1])
@@ -207,7 +218,9 @@ def agreeing(golden: dict) -> int:
     """The steps until which the published code agrees with itself, float32 with float64, to 1e-4."""
     told = golden["expected"]
     off = np.abs(np.array(told["float32"]["raw_loss"]) / told["float64"]["raw_loss"] - 1) > 1e-4
-    return int(off.argmax()) if off.any() else len(off)
+    if off.any():
+        return int(off.argmax())
+    return len(off)
 
 
 @pytest.mark.golden
@@ -225,7 +238,8 @@ def test_the_published_run(name, wide):
     golden = recorded(name)
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
         (losses, norms), evaluated, tensors = Replay(golden, "float64" if wide else "float32").run()
-    told, steps = golden["expected"]["float64"], None if wide else agreeing(golden)
+    told = golden["expected"]["float64"]
+    steps = None if wide else agreeing(golden)
     np.testing.assert_allclose(
         losses[:steps], told["raw_loss"][:steps], rtol=1e-6 if wide else 1e-4
     )
@@ -248,7 +262,8 @@ def test_the_published_run(name, wide):
 def switches(nonmonotone: int, losses: list[float]) -> int | None:
     """After which validation, from 1, averaging starts."""
     recipe = jaxlm.preset("small").replace(optimizer="asgd", nonmonotone=nonmonotone).recipe
-    memory, rule = first_validations(recipe), jax.jit(validated)
+    memory = first_validations(recipe)
+    rule = jax.jit(validated)
     for epoch, loss in enumerate(losses, 1):
         assert memory is not None
         memory = rule(recipe, memory, loss)
@@ -266,7 +281,8 @@ def test_the_rule_of_the_switch():
 def test_the_rule_is_the_published_condition(nonmonotone):
     rng = np.random.default_rng(nonmonotone)
     for _ in range(5):
-        losses, seen = [round(float(loss), 1) for loss in rng.normal(5, 0.3, 20)], []
+        losses = [round(float(loss), 1) for loss in rng.normal(5, 0.3, 20)]
+        seen = []
         expected = None
         for epoch, loss in enumerate(losses, 1):
             if len(seen) > nonmonotone and np.float32(loss) > min(

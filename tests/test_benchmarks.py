@@ -305,7 +305,8 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
     ]
     monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
     monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 30.0))
-    trained, runs = shootout.trained, []
+    trained = shootout.trained
+    runs = []
 
     def interrupted(config, corpus, folder):
         runs.append(folder)
@@ -421,7 +422,8 @@ def test_a_row_of_a_shoot_out_is_of_the_last_parameters_where_the_best_were_test
 
 def test_the_page_s_tables_are_of_the_runs(monkeypatch):
     monkeypatch.syspath_prepend(EXPERIMENTS)
-    shootout, laboratory = import_module("shootout"), EXPERIMENTS.parent / "docs/lab"
+    shootout = import_module("shootout")
+    laboratory = EXPERIMENTS.parent / "docs/lab"
     texts = ("text", "cell", "command", "date", "commit", "machine")
     with (laboratory / "shootout.csv").open(newline="") as file:
         rows = [

@@ -54,7 +54,8 @@ def test_xlstm_s_layers_are_the_authors(name):
     """Two windows with the carry between them."""
     case = CASES[name]
     params = drawn(case)
-    x, weights = params.pop("x"), params.pop("weights")
+    x = params.pop("x")
+    weights = params.pop("weights")
     options = {"gate_cap": case["gate_cap"]} if "gate_cap" in case else {}
     model = layers(case["kind"], **options)
 
@@ -80,13 +81,17 @@ def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monk
     monkeypatch.setattr(op, "DIAGONAL_CHUNK", 7)
     case = CASES[name]
     inputs = drawn(case)
-    state, weights = inputs.pop("state"), inputs.pop("weights")
+    state = inputs.pop("state")
+    weights = inputs.pop("weights")
 
     def total(inputs):
         q, k, v, g = (jnp.moveaxis(inputs[name], 1, 0) for name in ("q", "k", "v", "g"))
-        log_decay, beta = jax.nn.log_sigmoid(g), None
+        log_decay = jax.nn.log_sigmoid(g)
+        beta = None
         if "beta" in inputs:
-            q, k, log_decay = unit_norm(q), unit_norm(k), -jax.nn.softplus(g)[..., None]
+            q = unit_norm(q)
+            k = unit_norm(k)
+            log_decay = -jax.nn.softplus(g)[..., None]
             beta = jax.nn.sigmoid(jnp.moveaxis(inputs["beta"], 1, 0))[..., None]
         y, S = attention(q / (H // N) ** 0.5, k, v, log_decay, state, beta)
         y = jnp.moveaxis(y, 0, 1)
@@ -98,7 +103,9 @@ def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monk
 
 def test_gated_deltanet_is_the_paper_s_equations():
     """A layer of two windows, step by step in float64 as arXiv:2412.06464 has it."""
-    T, E, D = 9, 3, H // N
+    T = 9
+    E = 3
+    D = H // N
     model = layers("gated-deltanet", init_scale=0.7)
     params = model.init_layer(jax.random.key(0), E, H)
     rng = np.random.default_rng(0)
@@ -116,7 +123,8 @@ def test_gated_deltanet_is_the_paper_s_equations():
         return 1 / (1 + np.exp(-z))
 
     for b in range(B):
-        S, projected = np.zeros((N, D, D)), np.zeros((T + 3, 3 * H))
+        S = np.zeros((N, D, D))
+        projected = np.zeros((T + 3, 3 * H))
         projected[3:] = x[:, b] @ p["kernel"][:, : 3 * H]
         for t in range(T):
             z = (p["convolution"] * projected[t : t + 4]).sum(0)
@@ -151,7 +159,11 @@ def test_gated_deltanet_is_the_paper_s_equations():
 )
 def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, length, seed):
     """Values and gradients; a decay a head, with and without the delta rule, and one for each key unit."""
-    B, N, D, F, rng = 2, 2, 2, 3, np.random.default_rng(seed)
+    B = 2
+    N = 2
+    D = 2
+    F = 3
+    rng = np.random.default_rng(seed)
     decays, delta = width
     q, k, v, log_decay, state, beta = (
         jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -188,7 +200,8 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, lengt
 @pytest.mark.parametrize("units, delta", [(1, False), (1, True), (9, False)])
 def test_chunks_are_as_exact_as_steps(units, delta):
     """Of a decay for all keys and of one for each, some as hard as exp(-20), by the error against float64."""
-    rng, shape = np.random.default_rng(units), (301, 2, 1, 9)
+    rng = np.random.default_rng(units)
+    shape = (301, 2, 1, 9)
     q, k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(3))
     log_decay = -np.logaddexp(0, 6 * rng.normal(size=(*shape[:3], units))).astype(np.float32)
     beta = 1 / (1 + np.exp(-v[..., :1])) if delta else None
@@ -207,7 +220,9 @@ def test_chunks_are_as_exact_as_steps(units, delta):
 @pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet", "hgrn2", "hawk"])
 def test_a_window_is_its_steps(kind):
     """Chunks and single steps, as training and generation run them."""
-    T, E, model = 301, 3, layers(kind, init_scale=0.7)
+    T = 301
+    E = 3
+    model = layers(kind, init_scale=0.7)
     params = model.init_layer(jax.random.key(1), E, H)
     x = jax.random.normal(jax.random.key(2), (T, B, E))
     zero = model.zero_state(B, H, x.dtype)

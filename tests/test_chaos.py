@@ -167,7 +167,8 @@ class Place:
 @pytest.fixture(scope="module")
 def place(server, tmp_path_factory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("chaos")
-    disk, canary = folder / "disk", folder / "canary"
+    disk = folder / "disk"
+    canary = folder / "canary"
     disk.mkdir()
     for name in (
         "00000007/notes",
@@ -190,7 +191,8 @@ def place(server, tmp_path_factory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    rng, path = random.Random(0), tmp_path_factory.mktemp("text") / "text"
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "text"
     words = [f"w{rng.randrange(1, 30) ** 2}" for _ in range(6_000)]
     path.write_text("".join(word + ("\n" if rng.random() < 0.1 else " ") for word in words))
     return path
@@ -250,7 +252,8 @@ def test_a_disturbed_life_ends_as_an_undisturbed_one(place, text, counts):
 def live(subject: Subject, place: Place, rng: random.Random, told: list[str]) -> Iterator[str]:
     """One life: yields what each of its cases was."""
     at = place.disk / "life"
-    before, commands = place.canary_state(), subject.commands(at)
+    before = place.canary_state()
+    commands = subject.commands(at)
     try:
         for _ in range(rng.randrange(2, MOST_CASES_OF_A_LIFE)):
             kind, disturb = rng.choice(
@@ -332,7 +335,9 @@ def second_writer(
             why
         )
     assert not code == other == 1
-    return "refused" if code else "in time"
+    if code:
+        return "refused"
+    return "in time"
 
 
 def answered(
@@ -356,7 +361,11 @@ def answered(
             err,
         )
         assert there or begun, f"{names} is not named: {err}"
-    return "refused" if code == 1 else "killed" if code == -9 else "done"
+    if code == 1:
+        return "refused"
+    if code == -9:
+        return "killed"
+    return "done"
 
 
 def damaged(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
@@ -366,7 +375,8 @@ def damaged(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     if not files:
         return "nothing yet"
     path = rng.choice(files)
-    original, name = path.read_bytes(), str(path.relative_to(at))
+    original = path.read_bytes()
+    name = str(path.relative_to(at))
     told.append(f"  {how} {name}")
     if how == "remove":
         path.unlink()
@@ -408,7 +418,8 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
     if not path.parent.is_dir():
         return "nothing yet"
     aside = Path(tempfile.mkdtemp(dir=at.parent)) / "aside"
-    if there := os.path.lexists(path):
+    there = os.path.lexists(path)
+    if there:
         os.rename(path, aside)
     if how == "link":
         path.symlink_to(
@@ -456,7 +467,8 @@ def planted(subject: Subject, at: Path, place: Place, rng: random.Random, told: 
 def full(subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]) -> str:
     """The disk has room for little more."""
     status = os.statvfs(place.disk)
-    free, left = status.f_bavail * status.f_frsize, rng.choice([0, 4096, rng.randrange(200_000)])
+    free = status.f_bavail * status.f_frsize
+    left = rng.choice([0, 4096, rng.randrange(200_000)])
     filler = place.disk / "filler"
     try:
         with open(filler, "wb") as file:
@@ -549,10 +561,12 @@ def command_of(verb: str, trained: dict[str, str], out: Path) -> list[str]:
 def test_ctrl_c_at_any_moment_of_any_verb(server, trained, tmp_path, counts):
     """Exit code 130 without a traceback or an unfinished file; a run resumes to its usual end."""
     assert {arguments[0] for arguments in VERBS.values()} == {*cli.VERBS}
-    rng, seconds = random.Random(SEED), dict[str, float]()
+    rng = random.Random(SEED)
+    seconds = dict[str, float]()
     before = kept(trained["run"])
     for case in range(CASES // 4):
-        verb, out = rng.choice(sorted(VERBS)), tmp_path / f"{case}"
+        verb = rng.choice(sorted(VERBS))
+        out = tmp_path / f"{case}"
         fresh = rng.random() < 0.15  # a process that imports everything while the signal comes
         begun = time.monotonic()
         command = command_of(verb, trained, out)
@@ -604,18 +618,18 @@ def default_interrupt() -> None:
 def test_output_goes_to_paths_of_every_kind(server, trained, tmp_path, counts):
     """A node stays the node that it was, and the run's own files stay as they are."""
     rng = random.Random(SEED)
-    run, home = Path(trained["run"]), tmp_path / "home"
+    run = Path(trained["run"])
+    home = tmp_path / "home"
     home.mkdir()
     (home / "mine").write_text("mine")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     verbs = [verb for verb in VERBS if {"--output", "-o"} & {*VERBS[verb]} and verb != "export"]
     own = [path for path in before if path.name not in ("curve.png", "embedding.png")]
     for case in range(CASES // 8):
-        verb, kind = (
-            rng.choice(verbs),
-            rng.choice(["file", "link", "dangling", "FIFO", "device", "full", "folder", "own"]),
-        )
-        path, reader = tmp_path / f"{case}", None
+        verb = rng.choice(verbs)
+        kind = rng.choice(["file", "link", "dangling", "FIFO", "device", "full", "folder", "own"])
+        path = tmp_path / f"{case}"
+        reader = None
         if kind == "file":
             path.write_text("old")
         elif kind in ("link", "dangling"):

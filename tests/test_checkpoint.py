@@ -130,7 +130,8 @@ def test_any_tree_of_arrays_is_saved_by_its_names(tmp_path):
 
 
 def test_every_flipped_bit_is_found(path):
-    rng, found = random.Random(0), 0
+    rng = random.Random(0)
+    found = 0
     everywhere = files(path)
     for trial in range(100):
         file = (
@@ -139,7 +140,8 @@ def test_every_flipped_bit_is_found(path):
             else rng.choices(everywhere, [file.stat().st_size for file in everywhere])[0]
         )
         data = file.read_bytes()
-        at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
+        at = rng.randrange(len(data))
+        bit = 1 << rng.randrange(8)
         file.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
         found += str(file) in refused(path, "is damaged")
         file.write_bytes(data)
@@ -519,7 +521,8 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     """An epoch of `small` takes 100 s on two cores, so a checkpoint may take one."""
     config = jaxlm.preset("small")
     vocab = Vocab(tuple(f"word{i}" for i in range(config.model.vocab_size)))
-    state, seconds = new_state(config), []
+    state = new_state(config)
+    seconds = []
     for step in range(6):
         start = time.process_time()
         with Folder.open(tmp_path) as run:
@@ -541,7 +544,8 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
 
 def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
     save(tmp_path / "run", 1)
-    last, read = save(tmp_path / "run", 2), checkpoint.read
+    last = save(tmp_path / "run", 2)
+    read = checkpoint.read
 
     def removed(path):
         shutil.rmtree(last, ignore_errors=True)

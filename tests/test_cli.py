@@ -544,7 +544,8 @@ def test_standard_input_without_an_end_is_refused(capsys, finished, monkeypatch)
 )
 def test_text_given_here_is_read_as_files_are(capsys, finished, tmp_path, monkeypatch, data):
     a, b = jaxlm.load(finished).vocab.words[5:7]
-    plain, found = [], []
+    plain = []
+    found = []
     for text, told in ((f"{a} {b}\n{b} {a}\n", plain), (data.format(a=a, b=b), found)):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
         assert main(["perplexity", str(finished)]) == 0

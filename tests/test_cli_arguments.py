@@ -237,7 +237,8 @@ def test_every_field_of_every_kind_has_a_flag_for_any_of_its_values(name, calls)
     for slot, kind_name, kind in all_kinds():
         chosen = {slot: kind_name} if kind_name else {}
         for item in fields(kind):
-            spec, start = specs(kind)[item.name], Config().replace(**chosen)
+            spec = specs(kind)[item.name]
+            start = Config().replace(**chosen)
             for value in {*_some_values(spec), *((None,) if spec.optional else ())}:
                 if item.name == "vocab_size" and space:
                     continue
@@ -450,7 +451,8 @@ def test_ctrl_c_in_a_destructor_is_not_lost():
         Dropped()
         time.sleep(60)
 
-    before, started = signal.signal(signal.SIGINT, signal.default_int_handler), time.monotonic()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    started = time.monotonic()
     try:
         assert run([], lambda _: exit_code(act)) == (130, "", "error: interrupted\n")
         assert time.monotonic() < started + 50

@@ -18,7 +18,8 @@ from jaxlm.scoring.language_model import LanguageModel
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("compare") / "text.txt"
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("compare") / "text.txt"
     lines = [
         " ".join(rng.choice(["the", "dogs", "dog", "runs", "of"], rng.integers(1, 9)))
         for _ in range(400)
@@ -44,7 +45,8 @@ def lines(lm, text):
 
 
 def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
-    first, other = small_lm("lstm", seed=1), small_lm("gru", seed=2)
+    first = small_lm("lstm", seed=1)
+    other = small_lm("gru", seed=2)
     found = compare(first, other, text=text)
     a, b = (nats_of_lines(lm, text) for lm in (first, other))
     np.testing.assert_allclose((found.nats, found.other_nats), (a.mean(), b.mean()), rtol=1e-5)
@@ -67,7 +69,8 @@ def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
 
 
 def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_path, monkeypatch):
-    words, content = small_lm(), text.read_text()
+    words = small_lm()
+    content = text.read_text()
     kind = Characters()
     characters = lm_of(Vocab.build(kind.units(content), kind=kind))
     spaced = characters.vocab.encode_text(content.replace(" ", "  "))
@@ -88,10 +91,8 @@ def test_other_tokens_of_one_text_compare_and_another_text_is_refused(text, tmp_
     with pytest.raises(DataError, match="leaves the same words unknown"):
         compare(words, fewer, text=text)
     (tmp_path / "cased.txt").write_text("the dogs\nThe dogs\n")
-    cased, lower = (
-        small_lm(words=(*WORDS, "The")),
-        replace(words, config=words.config.replace(lowercase=True)),
-    )
+    cased = small_lm(words=(*WORDS, "The"))
+    lower = replace(words, config=words.config.replace(lowercase=True))
     with pytest.raises(
         DataError, match=r"line 2 is 'Thedogs' .* a text in lower case, as one of them reads"
     ):

@@ -42,7 +42,8 @@ RECIPES = {  # the published recipes: init, lr, clip, T, hidden, E, hold, epochs
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_presets_are_the_recipes(name):
-    c, schedule = preset(name), preset(name).schedule
+    c = preset(name)
+    schedule = preset(name).schedule
     assert isinstance(schedule, Piecewise)
     assert (
         c.model.init_scale,
@@ -226,7 +227,8 @@ def test_another_kind_takes_over_what_means_the_same_and_no_rates():
         ("mogrifier", "sgd"),
         ("awd-lstm", "sgd"),
     ):
-        given, plain = preset(name), KINDS["optimizer"][kind]()
+        given = preset(name)
+        plain = KINDS["optimizer"][kind]()
         found = given.replace(optimizer=kind).optimizer
         assert (found.learning_rate, found.clip_norm) == (plain.learning_rate, plain.clip_norm)
         same = ("cost", "activation_penalty", "temporal_penalty", "l2_penalty")

@@ -446,7 +446,8 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, mirrors):
 
 
 def test_the_generated_corpus_keeps_its_text_and_its_floor():
-    corpus, generated = load_corpus("embedded-tiny"), sample("embedded-tiny")
+    corpus = load_corpus("embedded-tiny")
+    generated = sample("embedded-tiny")
     source = generated.source
     assert corpus.name == "embedded-tiny" and set(corpus.vocab.words) == set(source.words)
     assert corpus.vocab.decode(corpus.valid) == [source.words[i] for i in generated.valid]
@@ -475,7 +476,8 @@ def test_ids_come_from_the_cache_unless_damaged(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", ["FIFO", "device", "sparse", "link"])
 def test_cached_ids_are_read_from_a_regular_file_of_a_bounded_size(tmp_path, change):
-    first, path = load_corpus("embedded-tiny"), tmp_path / "cache/ids/embedded-tiny"
+    first = load_corpus("embedded-tiny")
+    path = tmp_path / "cache/ids/embedded-tiny"
     good = path.read_bytes()
     (tmp_path / "victim").write_text("all of it")
     irregular(path, change, tmp_path / "victim")
@@ -490,7 +492,8 @@ def test_without_a_cache_that_can_be_written_the_corpus_is_built_each_time(tmp_p
 
 
 def test_given_vocabulary_is_used():
-    own, other = load_corpus("embedded-tiny"), Vocab((UNK, EOS))
+    own = load_corpus("embedded-tiny")
+    other = Vocab((UNK, EOS))
     same = load_corpus("embedded-tiny", vocab=own.vocab)
     assert (same.name, same.sha256, same.floor) == (own.name, own.sha256, own.floor)
     changed = load_corpus("embedded-tiny", vocab=other)

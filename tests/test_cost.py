@@ -57,7 +57,8 @@ def test_penalties_are_in_the_gradient_and_not_in_the_reported_cost(cost):
         clip_norm=None,
         learning_rate=0.1,
     )
-    model, state = config.model, started(config.recipe, jax.random.key(0), B)
+    model = config.model
+    state = started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
     noise = jax.jit(draw_noise, static_argnums=(2, 3))(
         model, jax.random.fold_in(state.key, 0), T, B
@@ -102,7 +103,8 @@ def test_two_biases_move_twice_as_far_and_count_twice_in_the_norm():
     fields = dict(learning_rate=0.1, cost="mean")
     before, plain, told = stepped(**fields)
     _, quirky, twice = stepped(**fields, optimizer="awd-lstm")
-    gradient, found = moved(before, plain, 0.1), moved(before, quirky, 0.1)
+    gradient = moved(before, plain, 0.1)
+    found = moved(before, quirky, 0.1)
     biases = [layer["bias"] for layer in gradient["layers"]]
     assert float(twice.grad_norm) ** 2 == pytest.approx(
         float(told.grad_norm) ** 2 + sum(float((bias**2).sum()) for bias in biases), rel=1e-4

@@ -43,7 +43,8 @@ CONFIG = jaxlm.preset("test").replace(
     seed=3,
 )
 LAST = "checkpoints/00000023"
-TEST_NATS, VALID_NATS = 240.00640869140625, 233.48544311523438  # of the version that wrote it
+TEST_NATS = 240.00640869140625
+VALID_NATS = 233.48544311523438  # of the version that wrote it
 END = 18.847837102272983  # test perplexity of that version at the end of the second epoch
 SECONDS = 20
 
@@ -59,10 +60,8 @@ def corpus():
 @pytest.fixture(scope="module")
 def recorded(corpus, tmp_path_factory) -> Path:
     """The recorded run's directory: an epoch and a window of the next are trained."""
-    template, metrics = (
-        state_arrays.shapes_of_state(CONFIG),
-        (GOLDEN / "metrics.jsonl").read_bytes(),
-    )
+    template = state_arrays.shapes_of_state(CONFIG)
+    metrics = (GOLDEN / "metrics.jsonl").read_bytes()
     with np.load(GOLDEN / "state.npz") as arrays:
         leaves = [arrays[name] for name in arrays]
     leaves[-1] = jax.random.wrap_key_data(jax.numpy.asarray(leaves[-1]))
@@ -207,7 +206,8 @@ def test_what_reads_a_run_neither_waits_nor_fills_the_memory(run_dir, name, what
     else:
         with open(run_dir / name, "wb") as file:
             file.truncate(1 << 40)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = {
         "run.json": lambda: rundir.saved_record(run_dir),
         "metrics.jsonl": lambda: read_metrics(run_dir),
@@ -343,7 +343,8 @@ def test_problems_name_what_is_damaged(run_dir):
 
 
 def test_a_changed_config_is_found_before_there_is_a_checkpoint_and_after(tmp_path, corpus):
-    config, path = CONFIG, tmp_path / "run/config.json"
+    config = CONFIG
+    path = tmp_path / "run/config.json"
     with lock(tmp_path / "run") as held:
         rundir.begin(held.folder, config, corpus)
     text = path.read_text()

@@ -73,7 +73,8 @@ def test_a_full_disk_has_no_place_for_a_new_run(small_disk, corpus):
 def test_a_full_disk_stops_a_preparation_and_it_goes_on_once_there_is_room(
     small_disk, tmp_path, free
 ):
-    text, out = tmp_path / "text", small_disk / "out"
+    text = tmp_path / "text"
+    out = small_disk / "out"
     text.write_text("some words of a text\n" * 20_000)  # 480 kB of provisional ids, then 240 kB
     fill(small_disk, but=free)
     with pytest.raises(

@@ -89,7 +89,9 @@ class Recorder:
 
 
 def _path(name: str, folder: int | None) -> Path:
-    return Path(os.readlink(f"/proc/self/fd/{folder}"), name) if folder is not None else Path(name)
+    if folder is not None:
+        return Path(os.readlink(f"/proc/self/fd/{folder}"), name)
+    return Path(name)
 
 
 def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_older_one_goes(
@@ -97,8 +99,10 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
 ):
     corpus = load_corpus("embedded-tiny")
     config = CONFIG.replace(vocab_size=len(corpus.vocab), keep_last=1)
-    state, recorder = new_state(config), Recorder(monkeypatch)
-    unsynced, save = [], checkpoint.save
+    state = new_state(config)
+    recorder = Recorder(monkeypatch)
+    unsynced = []
+    save = checkpoint.save
 
     def saving(run, *rest):
         unsynced.append(recorder.unsynced(run.path / "metrics.jsonl"))
@@ -123,7 +127,8 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
         for name in recorder.renamed
         if (found := re.fullmatch(r"(?:.partial-)?(0000.*?)(?:-[0-9a-f]{16})?", name))
     ]
-    shown, hidden = False, True
+    shown = False
+    hidden = True
     assert steps == [
         (shown, "00000004"),
         (shown, "00000008"),

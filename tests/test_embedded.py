@@ -50,7 +50,8 @@ def short() -> Sample:
 
 def brute_force(corpus: Sample, ids: np.ndarray) -> float:
     """The probability of a whole stream, summed over every sequence of topics."""
-    source, spec = corpus.source, corpus.source.spec
+    source = corpus.source
+    spec = corpus.source.spec
     sentences = [list(group) for group in np.split(ids, np.flatnonzero(ids == 0) + 1) if len(group)]
     total = 0.0
     for topics in itertools.product(range(spec.topics), repeat=len(sentences)):

@@ -71,7 +71,8 @@ def same(lm: LanguageModel, found: np.ndarray) -> None:
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("target", ["torch", "safetensors"])
 def test_our_own_reader_reads_it_back(tmp_path, target, shapes):
-    lm, out = model(shapes=shapes), tmp_path / "out"
+    lm = model(shapes=shapes)
+    out = tmp_path / "out"
     notes = export_model(lm, target, out)
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     found = import_model(out, tmp_path / "vocab.txt")
@@ -173,10 +174,8 @@ def test_stablehlo_computes_the_same_for_any_batch(tmp_path, kind):
 
 
 def test_a_hub_s_folder_describes_the_model_and_its_results(tmp_path):
-    run, config = (
-        tmp_path / "run",
-        model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20),
-    )
+    run = tmp_path / "run"
+    config = model().config.replace(vocab_size=10_000, corpus="embedded-tiny", batch_size=20)
     result = jaxlm.train(config.replace(epochs=1, bptt_length=5), run_dir=run, steps=5, quiet=True)
     assert main(["export", str(run), "--to", "hub", "-o", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())

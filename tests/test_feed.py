@@ -64,7 +64,8 @@ def test_slabs_hold_the_requested_windows_in_any_order(ids, some, monkeypatch):
 
 
 def test_the_next_slab_is_read_while_one_is_in_use(ids, monkeypatch):
-    put, read = [], threading.Semaphore(0)
+    put = []
+    read = threading.Semaphore(0)
 
     def note(mesh, shape, find) -> jax.Array:
         slab = find(slice(0, shape[1]))
@@ -109,7 +110,8 @@ def test_a_file_that_is_shortened_in_use_is_refused_and_the_reader_ends(ids):
 @pytest.fixture(scope="module")
 def mapped(tmp_path_factory) -> Corpus:
     """The generated corpus with its ids in files, and equal in all else."""
-    folder, corpus = tmp_path_factory.mktemp("mapped"), load_corpus("embedded-tiny")
+    folder = tmp_path_factory.mktemp("mapped")
+    corpus = load_corpus("embedded-tiny")
     for split in SPLITS:
         getattr(corpus, split).astype("<u2").tofile(folder / split)
     return replace(corpus, **{split: np.memmap(folder / split, "<u2", "r") for split in SPLITS})
@@ -131,7 +133,8 @@ def test_a_mapped_corpus_trains_to_the_same_bytes_resumed_or_not(mapped, tmp_pat
 
 
 def test_slabs_compile_once(mapped, monkeypatch):
-    traced, step = [], steps.train_step
+    traced = []
+    step = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), step(*args))[1])
     config = CONFIG.replace(
         epochs=2, windows_per_call=6, checkpoint_every=4

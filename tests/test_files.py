@@ -20,7 +20,8 @@ from jaxlm import files, sealed
 from jaxlm.files import Folder, new_folder, output
 from jaxlm.runs.lock import lock
 
-SPARSE, ROOT = 1 << 40, Path(__file__).resolve().parents[1]
+SPARSE = 1 << 40
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -61,7 +62,8 @@ def test_a_file_is_replaced_at_once_with_the_modes_of_the_umask(folder):
 
 
 def test_a_new_directory_and_those_above_it_are_durable(tmp_path, monkeypatch):
-    synced, sync = [], os.fsync
+    synced = []
+    sync = os.fsync
     monkeypatch.setattr(
         os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor)), sync(descriptor))
     )
@@ -352,7 +354,8 @@ def test_output_to_a_pipe_or_a_device_is_written_through(tmp_path, through):
         if through == "a link":
             path = node.with_name(f"to-{node.name}")
             path.symlink_to(node)
-        before, heard = node.lstat(), b""
+        before = node.lstat()
+        heard = b""
         if node.name == "fifo":
             listener = os.open(node, os.O_RDONLY | os.O_NONBLOCK)
         try:

@@ -23,7 +23,8 @@ from jaxlm.scoring.stream import eval_step
 from jaxlm.training.gradient import minimised
 
 TOKENS = jax.random.randint(jax.random.key(3), (B, T + 1), 0, V)
-X, Y = TOKENS[:, :-1], TOKENS[:, 1:]
+X = TOKENS[:, :-1]
+Y = TOKENS[:, 1:]
 LENGTHS = jnp.array([5, 1, 3, 4])
 DROPPING = {name: CASES[name] for name in ("weight-drop", "mixture", "tied-sampled")}
 DROPPING["mixture"] = DROPPING["mixture"].replace(
@@ -43,7 +44,8 @@ USUAL = {"lstm", "mogrifier-all", "projection", "tied-mixture", "hawk-tied", "ml
 
 @pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL))
 def test_a_module_reads_as_jaxlm_with_its_carry_and_lengths(config):
-    model, zero = config.model, stack.zero_carry(config.model, B)
+    model = config.model
+    zero = stack.zero_carry(config.model, B)
     params = stack.init_params(model, jax.random.key(0))
 
     @jax.jit
@@ -76,8 +78,10 @@ def test_a_module_reads_as_jaxlm_with_its_carry_and_lengths(config):
 @pytest.mark.parametrize("config", DROPPING.values(), ids=DROPPING)
 def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
     config = config.replace(dropout_ramp=None, sampled_share=None, l2_penalty=None)
-    model, plain = config.model, replace(config.recipe, optimizer=jaxlm.SGD())
-    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
+    model = config.model
+    plain = replace(config.recipe, optimizer=jaxlm.SGD())
+    params = stack.init_params(model, jax.random.key(0))
+    carry = stack.zero_carry(model, B)
     carry = jax.tree.map(lambda leaf: leaf + 0.1, carry)
 
     def expected(params, key):
@@ -85,7 +89,8 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
         cost, (_, carried) = minimised(plain, params, noise, X.T, Y.T, carry)
         return B * cost, carried
 
-    module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
+    module = linen.LanguageModel(model)
+    rngs = {"dropout": jax.random.key(7)}
     key = module.apply(
         {"params": params}, rngs=rngs, method=lambda module: module.make_rng("dropout")
     )
@@ -115,8 +120,10 @@ def test_lengths_keep_the_masks_of_each_row():
     model = BASE.replace(
         keep_output=0.5, keep_embedding=0.6, keep_carry=0.5, keep_recurrent_weights=0.5
     ).model
-    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
-    module, rngs = linen.LanguageModel(model), {"dropout": jax.random.key(7)}
+    params = stack.init_params(model, jax.random.key(0))
+    carry = stack.zero_carry(model, B)
+    module = linen.LanguageModel(model)
+    rngs = {"dropout": jax.random.key(7)}
     given = dict(initial_carry=jax.tree.map(lambda leaf: leaf + 0.5, carry), rngs=rngs)
     whole, _ = module.apply({"params": params}, X, **given)
     one_less, _ = module.apply(
@@ -134,10 +141,8 @@ def test_the_tree_is_jaxlm_s_own_both_ways():
     module = ours.LanguageModel(model, rngs=nnx.Rngs(1))
     assert jax.tree.map(jnp.shape, module.tree()) == shapes
     bfloat16 = replace(model, compute_dtype="bfloat16", keep_output=0.5)
-    half, expected = (
-        linen.LanguageModel(replace(bfloat16, keep_output=None)),
-        linen.LanguageModel(model).apply(variables, X),
-    )
+    half = linen.LanguageModel(replace(bfloat16, keep_output=None))
+    expected = linen.LanguageModel(model).apply(variables, X)
     close(linen.LanguageModel(bfloat16).apply(variables, X, deterministic=True), expected)
     module = ours.LanguageModel(
         bfloat16, params=dict(variables["params"]), deterministic=True, rngs=nnx.Rngs(1)
@@ -181,7 +186,8 @@ def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(
     monkeypatch.setattr(example, "HOLD", 1)
     monkeypatch.setattr(example, "CLIP", 2.0)
     data_dir = request.getfixturevalue("ptb_dir") if text == "ptb" else None
-    corpus, seen = jaxlm.load_corpus(text, data_dir=data_dir), []
+    corpus = jaxlm.load_corpus(text, data_dir=data_dir)
+    seen = []
     model = example.MODEL(vocab_size=len(corpus.vocab))
     model = model if text == "ptb" else replace(model, embedding_size=16, hidden_sizes=(16, 16))
     params = jaxlm.init_params(model, jax.random.key(0))

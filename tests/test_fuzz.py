@@ -30,7 +30,8 @@ from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
 from jaxlm.sealed import seal, unseal
 
-SECONDS, BYTES = 20, 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
+SECONDS = 20
+BYTES = 1 << 30  # more than that for one input, or for all, is a hang or a blow-up
 NASTY = [
     b"",
     b"\0",
@@ -165,7 +166,8 @@ def in_file(path: Path, data: bytes) -> Path:
 
 def resealed(run_dir: Path, name: str, data: bytes) -> None:
     """Reads a checkpoint of which a stranger has changed one file, and sealed it anew."""
-    path, aside = run_dir / "checkpoints/00000000", run_dir / "aside"
+    path = run_dir / "checkpoints/00000000"
+    aside = run_dir / "aside"
     original = (path / name).read_bytes()
     shutil.copy(path / "manifest.json", aside)
     try:
@@ -375,13 +377,15 @@ def finished(tmp_path_factory) -> Path:
 
 def spoken(arguments: tuple[str, ...]) -> str | None:
     """Runs a command, and holds what it says and how it ends to what is promised of every command; what it answered."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(arguments)
         except SystemExit as stop:
             code = stop.code
-    said, wrong = out.getvalue(), err.getvalue()
+    said = out.getvalue()
+    wrong = err.getvalue()
     assert code in (0, 1, 2, 3), code
     assert "Traceback" not in said + wrong and wrong.count("\n") <= 1, wrong
     assert (
@@ -390,7 +394,9 @@ def spoken(arguments: tuple[str, ...]) -> str | None:
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", said + wrong), (
         said + wrong
     )
-    return said if code == 0 else None
+    if code == 0:
+        return said
+    return None
 
 
 def test_the_page_counts_what_is_mutated():

@@ -92,7 +92,8 @@ def test_no_uniform_number_picks_a_word_without_odds():
 
 def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
     logits = jnp.array([[2.0, -1.0, 0.5, 1.9]])
-    seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
+    seen = jnp.array([[True, True, False, False]])
+    banned = jnp.array([False, False, False, True])
     greedy = Sampling(temperature=None)
     assert draw(greedy, logits, None, jnp.zeros(1))[0] == 0
     penalised = Sampling(temperature=None, repetition_penalty=1.5)
@@ -106,7 +107,8 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
 
 
 def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones():
-    seen, banned = jnp.array([[True, True, False, False]]), jnp.array([False, False, False, True])
+    seen = jnp.array([[True, True, False, False]])
+    banned = jnp.array([False, False, False, True])
     found = adjusted(
         Sampling(repetition_penalty=2.0, banned=banned), jnp.array([[2.0, -1.0, 0.5, 1.9]]), seen
     )
@@ -204,7 +206,8 @@ def test_a_text_is_the_same_alone_among_many_and_as_a_stream(kind):
 
 @pytest.mark.parametrize("length", [1, 255, 256, 600])
 def test_a_prompt_of_any_length_is_read_whole(length):
-    lm, words = small_lm(), (WORDS[2:7] * 120)[:length]
+    lm = small_lm()
+    words = (WORDS[2:7] * 120)[:length]
     p = np.exp(log_probs(lm, list(words))[-1])
     best = lm.vocab.words[int(p.argmax())]
     ((word, found),) = lm.predict(" ".join(["<eos>", *words]), 1, tokenizer="none")
@@ -269,7 +272,9 @@ def test_words_that_are_banned_never_come_and_eos_ends_a_text():
 @pytest.mark.parametrize("stop", ["none", "eos"])
 def test_a_wide_beam_finds_the_most_probable_text(stop):
     lm = small_lm(seed=2)
-    ids, V, best = range(len(lm.vocab)), len(lm.vocab), (-np.inf, ())
+    ids = range(len(lm.vocab))
+    V = len(lm.vocab)
+    best = (-np.inf, ())
     first = log_probs(lm, ["the"])[-1]
     for a in ids:
         if stop == "eos" and a == lm.vocab.eos:

@@ -26,7 +26,9 @@ from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training.step import init_state, train_windows
 
 HERE = Path(__file__).parent / "golden"
-COST, NORM, VALID = 2e-4, 2e-3, 5e-4  # relative tolerances
+COST = 2e-4
+NORM = 2e-3
+VALID = 5e-4  # relative tolerances
 
 
 def _maker():
@@ -58,7 +60,8 @@ def test_a_trajectory_of_tensorflow(path):
 def follow(path, mesh=None):
     """Trains, validates and tests as TensorFlow did; on a mesh where there is one."""
     golden = json.loads(path.read_text())
-    case, told = golden["case"], np.array(golden["train_cost_norm_rate"])
+    case = golden["case"]
+    told = np.array(golden["train_cost_norm_rate"])
     config = jaxlm.preset("small").replace(
         vocab_size=case["V"],
         embedding_size=case["E"],
@@ -76,9 +79,11 @@ def follow(path, mesh=None):
     recipe = config.recipe
     state = place(mesh, init_state(recipe, jax.random.key(0), case["B"], params))
     stream = make.tokens(case)
-    train, valid = stream[: case["N"]], stream[case["N"] :]
+    train = stream[: case["N"]]
+    valid = stream[case["N"] :]
     tokens = batch(train, case["B"])
-    plan, costs = WindowPlan(len(tokens), case["T"], 100), []
+    plan = WindowPlan(len(tokens), case["T"], 100)
+    costs = []
     rows = put_rows(mesh, tokens.shape, lambda part: tokens[:, part])
     while (at := len(costs)) < case["steps"]:
         count = min(plan.per_epoch - at % plan.per_epoch, case["steps"] - at)
@@ -144,13 +149,12 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
             recipe, place(mesh, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
         )
         state = fetch(mesh, state, recipe.model.vocab_size)
-        rows, carry, valid = (
-            jnp.asarray(batch(corpus.valid, 60)),
-            stack.zero_carry(recipe.model, 60),
-            [],
-        )
+        rows = jnp.asarray(batch(corpus.valid, 60))
+        carry = stack.zero_carry(recipe.model, 60)
+        valid = []
         for start in range(0, 160, 20):
-            inputs, targets = rows[start : start + 20], rows[start + 1 : start + 21]
+            inputs = rows[start : start + 20]
+            targets = rows[start + 1 : start + 21]
             nats, carry = jax.jit(eval_step)(recipe.model, state.params, inputs, targets, carry)
             valid.append(float(nats.sum()) / 60)
     return np.array([metrics.cost, metrics.grad_norm], np.float64).T, np.array(valid)
@@ -188,6 +192,7 @@ def test_penn_treebank_within_the_spread_of_its_own_rounding(ptb_golden):
     golden, corpus = ptb_golden
     told = np.array(golden["train_cost_and_grad_norm"])
     runs = np.stack([ptb_run(golden, corpus, nudge)[0] for nudge in range(4)])
-    centre, spread = runs.mean(0), runs.max(0) - runs.min(0)
+    centre = runs.mean(0)
+    spread = runs.max(0) - runs.min(0)
     grown = np.maximum.accumulate(spread / centre, axis=0)
     assert (np.abs(told / centre - 1) <= np.maximum([COST, NORM], 4 * grown)).all()

@@ -39,7 +39,8 @@ def lm(request) -> LanguageModel:
 
 
 def test_surprisal_entropy_and_rank_are_what_their_definitions_say(lm):
-    found, row = lm.surprisal(SENTENCES, top_k=2, unit="nats"), 0
+    found = lm.surprisal(SENTENCES, top_k=2, unit="nats")
+    row = 0
     for sentence in SENTENCES:
         log_p = log_probs(lm, words := sentence.split())
         for place, word in enumerate(words):
@@ -65,10 +66,8 @@ def test_logits_of_a_mixture_have_its_epsilon_as_the_nats_of_evaluation_have():
         init_scale=3.0,
     )
     params = stack.init_params(config.model, jax.random.key(0))
-    features, targets = (
-        3 * jax.random.normal(jax.random.key(1), (5, 2, 6)),
-        jnp.arange(10).reshape(5, 2),
-    )
+    features = 3 * jax.random.normal(jax.random.key(1), (5, 2, 6))
+    targets = jnp.arange(10).reshape(5, 2)
     log_p = heads.logits(config.model, params, features)
     nats = heads.token_nats(config.model, params, features, targets)
     np.testing.assert_allclose(

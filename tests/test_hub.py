@@ -94,7 +94,9 @@ def test_it_is_imported_as_the_same_model_or_refused(tmp_path, case):
 
 @cache
 def vocab(kind: str) -> Vocab:
-    return Vocab(WORDS) if kind == "words" else test_tokens.vocab(kind)
+    if kind == "words":
+        return Vocab(WORDS)
+    return test_tokens.vocab(kind)
 
 
 @cache
@@ -306,11 +308,13 @@ def test_no_code_of_the_folder_is_run(folder, tmp_path):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_checkpoints_kept_by_words_are_folders_in_it(tmp_path, monkeypatch):
-    run, out = tmp_path / "run", tmp_path / "out"
+    run = tmp_path / "run"
+    out = tmp_path / "out"
     jaxlm.train(CONFIG, run_dir=run, steps=50, quiet=True)
     assert main(["export", str(run), "--to", "hub", "-o", str(out)]) == 0
     for folder, step in ((out, "last"), (out / "chck_15k", "15"), (out / "chck_45k", "45")):
-        found, wanted = import_model(folder).params, jaxlm.load(run, step).params
+        found = import_model(folder).params
+        wanted = jaxlm.load(run, step).params
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
     export_model(run, "hub", tmp_path / "early", "15")
     assert "| embedded-tiny test |" in (out / "README.md").read_text()

@@ -66,7 +66,8 @@ def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(fold
         batch["attention_mask"].cumsum(-1) * batch["attention_mask"] > 1, -100
     )
     out = model(**batch, labels=labels)
-    found, nats = out.logits.log_softmax(-1).numpy(), []
+    found = out.logits.log_softmax(-1).numpy()
+    nats = []
     for row, mask, text in zip(
         range(len(TEXTS)), batch["attention_mask"].bool().numpy(), TEXTS, strict=True
     ):
@@ -83,7 +84,8 @@ def test_log_probabilities_and_loss_are_jaxlm_s_with_padding_on_either_side(fold
 @pytest.mark.parametrize("kind", KINDS[1:])
 @torch.no_grad()
 def test_every_kind_of_tokens_has_jaxlm_s_log_probabilities(kind, tmp_path):
-    lm, text = language_model(BASE, vocab(kind)), "the cat sat\n on a mat\n"
+    lm = language_model(BASE, vocab(kind))
+    text = "the cat sat\n on a mat\n"
     export_model(lm, "hub", tmp_path / "out")
     model, tokenizer = loaded(tmp_path / "out")
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -268,7 +270,8 @@ def test_lm_eval_runs_a_task_file_on_the_folder(folders, tmp_path):
 @pytest.mark.slow
 def test_minicons_scores_words(folders):
     scorer = pytest.importorskip("minicons.scorer")
-    folder, lm = str(folders("gru-tied")), language_model(HELD["gru-tied"])
+    folder = str(folders("gru-tied"))
+    lm = language_model(HELD["gru-tied"])
     peer = scorer.IncrementalLMScorer(folder, "cpu", tokenizer=folder, trust_remote_code=True)
     sentences = ["the dogs run", "a dog runs 's zebra", "N"]
     found = peer.token_score(sentences, surprisal=True, bos_token=True)
@@ -284,7 +287,8 @@ def test_minicons_scores_words(folders):
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_minicons_scores_tokens_of_every_kind(kind, tmp_path):
     scorer = pytest.importorskip("minicons.scorer")
-    lm, folder = language_model(BASE, vocab(kind)), str(tmp_path / "out")
+    lm = language_model(BASE, vocab(kind))
+    folder = str(tmp_path / "out")
     export_model(lm, "hub", folder)
     peer = scorer.IncrementalLMScorer(folder, "cpu", tokenizer=folder, trust_remote_code=True)
     (found,) = peer.token_score(["the cat sat"], surprisal=True, bos_token=True)

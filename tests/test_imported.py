@@ -28,7 +28,8 @@ TUNE = ["--epochs", "2", "--batch-size", "4", "--bptt-length", "5", "--learning-
 def place(tmp_path_factory) -> Path:
     """A folder with a model of PyTorch, its words, a text with a word more, and the run that was imported."""
     folder = tmp_path_factory.mktemp("imported")
-    arrays, storages = weights(sizes=(3, 5)), Storages()
+    arrays = weights(sizes=(3, 5))
+    storages = Storages()
     value = {name: storages.tensor(array) for name, array in arrays.items()}
     (folder / "model.pt").write_bytes(zip_file(value, storages))
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
@@ -87,7 +88,8 @@ def entries(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_published_models_score_a_text_as_their_own_code(name):
-    case, folder = FILES[name], golden("torch_import")
+    case = FILES[name]
+    folder = golden("torch_import")
     lm = jaxlm.import_model(folder / name, folder / case["vocab"])
     expected = np.exp(-np.mean(case["logprob"]))
     text = " ".join(case["words"])
@@ -96,7 +98,8 @@ def test_published_models_score_a_text_as_their_own_code(name):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoints_of_tensorflow_become_runs(tmp_path, name):
-    case, folder = CHECKPOINTS[name], golden("tf1_ckpt")
+    case = CHECKPOINTS[name]
+    folder = golden("tf1_ckpt")
     jaxlm.import_model(folder / case["checkpoint"], folder / "vocab.txt", tmp_path / "run")
     expected = np.exp(-np.mean(case["logprob_tensorflow_float32"]))
     text = " ".join(case["words"]).replace("<eos>", "\n")
@@ -122,7 +125,8 @@ def test_the_run_holds_the_model_and_names_its_file(place, capsys):
 
 
 def test_every_verb_uses_an_imported_run(place, capsys):
-    run, text = str(place / "run"), str(place / "text.txt")
+    run = str(place / "run")
+    text = str(place / "text.txt")
     for arguments, part in (
         (["evaluate", run, "--text", text], "perplexity"),
         (["evaluate", run, "--corpus", text, "--split", "valid"], "text:text.txt valid"),
@@ -150,7 +154,8 @@ def test_every_verb_uses_an_imported_run(place, capsys):
     ],
 )
 def test_a_failed_import_makes_nothing(place, tmp_path, capsys, damage, part):
-    file, vocab = tmp_path / "in/model.pt", tmp_path / "in/vocab.txt"
+    file = tmp_path / "in/model.pt"
+    vocab = tmp_path / "in/vocab.txt"
     file.parent.mkdir()
     data = (place / "model.pt").read_bytes()
     if damage != "missing":
@@ -184,7 +189,8 @@ def test_parameters_of_other_shapes_are_not_kept(place, tmp_path):
 
 
 def test_fine_tuning_begins_from_the_parameters_in_their_vocabulary(place, tuned):
-    before, end = checkpoint.load(place / "run"), checkpoint.load(tuned)
+    before = checkpoint.load(place / "run")
+    end = checkpoint.load(tuned)
     assert end.vocab.words == WORDS and end.config.model == before.config.model
     assert (end.config.train.batch_size, end.config.optimizer.learning_rate) == (4, 0.1)
     text = place / "text.txt"
@@ -243,7 +249,8 @@ def test_a_fine_tuned_run_stopped_and_resumed_is_the_same_run(place, tuned, tmp_
 
 
 def test_a_fine_tuned_run_is_not_resumed_on_a_changed_text(place, tmp_path, capsys):
-    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text = tmp_path / "text.txt"
+    run = tmp_path / "run"
     shutil.copy(place / "text.txt", text)
     assert (
         main(

@@ -70,7 +70,8 @@ class Command:
 def touch(function: str, mark: Path) -> dict[str, bytes]:
     """Every way in which a pickle can call a function."""
     module, name = function.rsplit(".", 1)
-    argument, plain = opcodes(f"touch {mark}"), Ref(function)
+    argument = opcodes(f"touch {mark}")
+    plain = Ref(function)
     stacked = opcodes(module) + opcodes(name) + b"\x93"
     return {
         "REDUCE": opcodes(Call(plain, (f"touch {mark}",))),
@@ -460,7 +461,9 @@ def with_a_mutated_pickle(random: Random, data: bytes) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_thousands_of_mutated_models_are_read_or_refused_in_one_sentence(tmp_path, seed):
-    random, path, read = Random(seed), tmp_path / "model.pt", 0
+    random = Random(seed)
+    path = tmp_path / "model.pt"
+    read = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3000):
         original = random.choice(VALID)

@@ -33,7 +33,8 @@ def slow_crc(data: bytes) -> int:
 def varint(value: int) -> bytes:
     out = b""
     while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
+        out = out + bytes([value & 127 | 128])
+        value = value >> 7
     return out + bytes([value])
 
 
@@ -47,7 +48,8 @@ def message(field: int, data: bytes) -> bytes:
 
 def table(entries: dict[bytes, bytes], a_block: int = 3, kind: bytes = b"\0") -> bytes:
     """A sorted string table with `a_block` entries a block."""
-    out, handles = b"", []
+    out = b""
+    handles = []
 
     def write(block: bytes) -> bytes:
         nonlocal out
@@ -56,7 +58,8 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, kind: bytes = b"\0") ->
         return handle
 
     def block(pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
-        body, before = b"", b""
+        body = b""
+        before = b""
         for key, value in pairs:
             shared = next(
                 (i for i, (a, b) in enumerate(zip(key, before, strict=False)) if a != b),
@@ -76,7 +79,8 @@ def table(entries: dict[bytes, bytes], a_block: int = 3, kind: bytes = b"\0") ->
     for start in range(0, len(keys), a_block):
         group = keys[start : start + a_block]
         handles.append((group[-1], write(block((key, entries[key]) for key in group))))
-    meta, index = write(block([])), write(block(handles))
+    meta = write(block([]))
+    index = write(block(handles))
     return out + (meta + index).ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
 
@@ -97,7 +101,8 @@ def write_checkpoint(
     more: dict[bytes, bytes] | None = None,
 ) -> Path:
     """A checkpoint as TensorFlow's BundleWriter makes it."""
-    data, entries = b"", {b"": number(1, 1)}
+    data = b""
+    entries = {b"": number(1, 1)}
     for name, array in variables.items():
         raw = array.tobytes()
         shape = b"".join(message(2, number(1, size)) for size in array.shape)
@@ -123,7 +128,8 @@ def variables(
     sizes: tuple[int, ...] = (2, 4),
     names: tuple[str, str] = ("kernel", "bias"),
 ) -> dict:
-    random, arrays = np.random.default_rng(1), {}
+    random = np.random.default_rng(1)
+    arrays = {}
 
     def draw(*shape: int) -> np.ndarray:
         return random.uniform(-1, 1, shape).astype(np.float32)
@@ -156,7 +162,8 @@ def check(model, arrays: dict[str, np.ndarray]) -> None:
     "form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"]
 )
 def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
-    case, folder = CASES[name], golden("tf1_ckpt")
+    case = CASES[name]
+    folder = golden("tf1_ckpt")
     model = read_model(folder / form.format(case["checkpoint"], name))
     vocab = model_vocabulary(folder / "vocab.txt", model.config.vocab_size)
     assert model.config.hidden_sizes == (case["hidden"],) * case["layers"] and not model.config.tied

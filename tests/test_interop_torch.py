@@ -49,7 +49,8 @@ def saved(tmp_path: Path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_published_models_answer_as_their_own_code(name):
-    case, folder = FILES[name], golden("torch_import")
+    case = FILES[name]
+    folder = golden("torch_import")
     model = read_model(folder / name)
     vocab = model_vocabulary(folder / case["vocab"], model.config.vocab_size)
     assert (model.config.tied, model.config.vocab_size, model.config.embedding_size) == (
@@ -116,7 +117,8 @@ def test_every_form_of_a_model_gives_the_same_answers(saved, layout, form, tied)
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("f2", 1e-2), ("f8", 1e-6), ("bf16", 1e-1)])
 def test_other_precisions(saved, kind, tolerance):
-    arrays, storages = weights(), Storages()
+    arrays = weights()
+    storages = Storages()
     if kind == "bf16":  # the upper half of float32
         stored = {
             name: (array.view(np.uint32) >> 16).astype("u2") for name, array in arrays.items()
@@ -140,11 +142,14 @@ def test_other_precisions(saved, kind, tolerance):
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_tensors_are_views_with_offsets_and_strides_into_shared_storages(saved, layout):
-    arrays, storages = weights(), Storages(old=layout == "old")
+    arrays = weights()
+    storages = Storages(old=layout == "old")
     flat = np.concatenate(
         [array.T.ravel() for array in arrays.values()]
     )  # all weights in one storage, transposed
-    key, offset, value = storages.hold(flat), 0, {}
+    key = storages.hold(flat)
+    offset = 0
+    value = {}
     for name, array in arrays.items():
         strides = tuple(stride // 4 for stride in np.asfortranarray(array).strides)
         value[name] = storages.view(key, array.shape, strides, offset)
@@ -156,9 +161,12 @@ def test_tensors_are_views_with_offsets_and_strides_into_shared_storages(saved, 
 
 
 def test_an_old_file_has_storages_that_are_views_of_others(saved):
-    arrays, storages = weights(), Storages(old=True)
+    arrays = weights()
+    storages = Storages(old=True)
     flat = np.concatenate([array.ravel() for array in arrays.values()])
-    key, start, value = storages.hold(flat), 0, {}
+    key = storages.hold(flat)
+    start = 0
+    value = {}
     for name, array in arrays.items():
         strides = tuple(stride // 4 for stride in array.strides)
         value[name] = storages.view(
@@ -176,7 +184,8 @@ def test_an_old_file_has_storages_that_are_views_of_others(saved):
 
 def test_parameters_and_dicts_of_old_versions(saved):
     """PyTorch 0.3: a Parameter is a class that is called; Python 2: an OrderedDict is made of a list of pairs."""
-    arrays, storages = weights(), Storages("cuda:0", old=True)
+    arrays = weights()
+    storages = Storages("cuda:0", old=True)
     pairs = []
     for name, array in arrays.items():
         tensor = storages.tensor(array)
@@ -192,7 +201,8 @@ def test_parameters_and_dicts_of_old_versions(saved):
 
 @pytest.mark.parametrize("dropped", [True, False])
 def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
-    arrays, storages = weights(width=5, sizes=(3, 5), tied=True), Storages()
+    arrays = weights(width=5, sizes=(3, 5), tied=True)
+    storages = Storages()
     layers = {}
     for place in range(2):
         own = {
@@ -232,7 +242,8 @@ def test_awd_lstm_keeps_a_module_a_layer_with_raw_weights(saved, dropped):
 
 
 def test_equal_matrices_in_two_storages_are_taken_as_tied(saved):
-    arrays, storages = weights(sizes=(3, 4)), Storages()
+    arrays = weights(sizes=(3, 4))
+    storages = Storages()
     arrays["decoder.weight"] = arrays["encoder.weight"].copy()
     model = saved(
         zip_file({name: storages.tensor(array) for name, array in arrays.items()}, storages)
@@ -242,7 +253,8 @@ def test_equal_matrices_in_two_storages_are_taken_as_tied(saved):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_constant_matrices_are_not_taken_as_tied(saved, number):
-    arrays, storages = weights(sizes=(3, 4)), Storages()
+    arrays = weights(sizes=(3, 4))
+    storages = Storages()
     for name in ("encoder.weight", "decoder.weight"):
         arrays[name] = np.full_like(arrays["encoder.weight"], number)
     model = saved(
@@ -252,7 +264,8 @@ def test_constant_matrices_are_not_taken_as_tied(saved, number):
 
 
 def test_biases_that_are_missing_are_zero(saved):
-    arrays, storages = weights(), Storages()
+    arrays = weights()
+    storages = Storages()
     kept = {name: array for name, array in arrays.items() if "bias" not in name}
     model = saved(
         zip_file({name: storages.tensor(array) for name, array in kept.items()}, storages)

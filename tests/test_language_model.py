@@ -65,7 +65,8 @@ def test_predictions_are_probabilities_and_depend_on_what_came_before(lm):
 
 def test_a_prediction_is_what_perplexity_sums(lm):
     a, b, c = lm.vocab.words[3:6]
-    first, second = dict(lm.predict(a, 10**6))[b], dict(lm.predict(f"{a} {b}", 10**6))[c]
+    first = dict(lm.predict(a, 10**6))[b]
+    second = dict(lm.predict(f"{a} {b}", 10**6))[c]
     assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second) ** -0.5, rel=1e-4)
 
 

@@ -35,19 +35,15 @@ from jaxlm.training.validations import Average
 pytestmark = pytest.mark.usefixtures("room_for_programs")
 
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
-ROWS, SLOTS = (
-    97,
-    8,
-)  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
+ROWS = 97
+SLOTS = 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
 
 
 # One program each: op by op, every op of every model would be compiled by itself.
-_eval_step, _token_nats, _logits = (
-    jax.jit(eval_step),
-    jax.jit(heads.token_nats),
-    jax.jit(heads.logits),
-)
+_eval_step = jax.jit(eval_step)
+_token_nats = jax.jit(heads.token_nats)
+_logits = jax.jit(heads.logits)
 
 
 @jax.jit
@@ -111,7 +107,8 @@ def _numbers(tree):
 @pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL_MODELS))
 class TestModels:
     def test_no_nats_depend_on_later_tokens(self, config):
-        params, tokens = started(config).params, TOKENS[:9]
+        params = started(config).params
+        tokens = TOKENS[:9]
         nats, _ = nats_of(config, params, tokens)
         other, _ = nats_of(config, params, tokens.at[6:].set((tokens[6:] + 1) % V))
         np.testing.assert_allclose(nats[:5], other[:5], rtol=1e-5)
@@ -133,7 +130,8 @@ class TestModels:
         np.testing.assert_allclose(alone[:, 0], whole[:, 2], rtol=1e-5)
 
     def test_the_next_word_has_a_probability_of_one_in_all(self, config):
-        model, params = config.model, started(config).params
+        model = config.model
+        params = started(config).params
         y = features_of(model, params, TOKENS[:3])
         every = [_token_nats(model, params, y, np.full((3, B), word)) for word in range(V)]
         np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
@@ -142,7 +140,9 @@ class TestModels:
         )
 
     def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(self, config):
-        model, params, targets = config.model, started(config).params, TOKENS[1:4]
+        model = config.model
+        params = started(config).params
+        targets = TOKENS[1:4]
 
         def plainly(params):
             log_p = jax.nn.log_softmax(
@@ -246,7 +246,8 @@ def text(tmp_path_factory):
 
 def test_the_average_is_the_weighted_mean_of_all_iterates():
     config = BASE.replace(average_decay=0.8)
-    state, iterates = started(config), []
+    state = started(config)
+    iterates = []
     for at in range(5):
         state, _ = train_windows(
             config.recipe,
@@ -263,7 +264,8 @@ def test_the_average_is_the_weighted_mean_of_all_iterates():
 
 
 def test_a_mechanism_that_is_absent_has_no_leaf():
-    plain, full = BASE.recipe, BASE.replace(average_decay=0.5, keep_output=0.5, momentum=0.5).recipe
+    plain = BASE.recipe
+    full = BASE.replace(average_decay=0.5, keep_output=0.5, momentum=0.5).recipe
     assert len(jax.tree.leaves(full)) == len(jax.tree.leaves(plain)) + 3
     state = init_state(plain, jax.random.key(0), B)
     assert state.key is None and state.average is None and not jax.tree.leaves(state.opt_state)

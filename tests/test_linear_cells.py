@@ -13,7 +13,10 @@ from jaxlm.models.hawk import Hawk
 from jaxlm.models.kinds import MODELS
 from jaxlm.models.recurrent import CellNoise
 
-T, B, E, H = 23, 3, 5, 4  # T: more than a chunk, and no multiple of one
+T = 23
+B = 3
+E = 5
+H = 4  # T: more than a chunk, and no multiple of one
 near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
@@ -27,7 +30,8 @@ def rms_norm(x, epsilon=1e-5):
 
 def drawn(kind, **fields):
     """A model of the kind, a layer's parameters with none at zero, inputs [T, B, E] and a carry."""
-    model, rng = MODELS[kind](**fields), np.random.default_rng(0)
+    model = MODELS[kind](**fields)
+    rng = np.random.default_rng(0)
     params = model.init_layer(jax.random.key(0), E, H)
     params, state = (
         jax.tree.map(
@@ -88,9 +92,11 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_hawk_is_the_published_block(case):
     """recurrentgemma's norm and block: outputs, state and gradients of a window, and three steps decoded after it."""
-    rng, expected = np.random.default_rng(case["seed"]), case["float64"]
+    rng = np.random.default_rng(case["seed"])
+    expected = case["float64"]
     W, T, B, more = (HAWK["shapes"][name] for name in ("W", "T", "B", "decoded"))
-    sizes, theirs = {"4": 4, "W": W, "N": case["heads"], "D": W // case["heads"]}, {}
+    sizes = {"4": 4, "W": W, "N": case["heads"], "D": W // case["heads"]}
+    theirs = {}
     for weight in HAWK["weights"]:
         name, *shape = re.findall(r"[\w.]+", weight)
         theirs[name] = rng.uniform(

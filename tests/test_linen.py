@@ -34,7 +34,8 @@ def close(a: Any, b: Any) -> None:
     ],
 )
 def test_the_same_tree_output_carry_and_gradients(options):
-    theirs, ours = nn.RNN(nn.OptimizedLSTMCell(4), **options), LSTM(4, **options)
+    theirs = nn.RNN(nn.OptimizedLSTMCell(4), **options)
+    ours = LSTM(4, **options)
     params = jax.jit(theirs.init)(jax.random.key(1), X)
     mine = jax.jit(ours.init)(jax.random.key(1), X)
     close(mine, params)  # even the initial values, key for key
@@ -56,7 +57,8 @@ def test_the_same_tree_output_carry_and_gradients(options):
 
 def test_a_carry_goes_in_and_out_and_several_batch_axes_are_kept():
     x = jax.random.normal(jax.random.key(0), (2, 3, 7, 5))
-    ours, theirs = LSTM(4, return_carry=True), nn.RNN(nn.OptimizedLSTMCell(4), return_carry=True)
+    ours = LSTM(4, return_carry=True)
+    theirs = nn.RNN(nn.OptimizedLSTMCell(4), return_carry=True)
     params = theirs.init(jax.random.key(1), x)
     carry, first = apply(ours, params, x[..., :3, :])
     carry, second = apply(ours, params, x[..., 3:, :], initial_carry=carry)
@@ -69,7 +71,8 @@ def test_half_precision_computes_in_half_precision():
     half = apply(LSTM(4, dtype=jnp.bfloat16), params, X)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(LSTM(4), params, X), atol=0.03)
-    x, short = X.astype(jnp.bfloat16), jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    x = X.astype(jnp.bfloat16)
+    short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     ours = LSTM(4, param_dtype=jnp.bfloat16)
     # (The parameters are given; jax 0.12 draws no orthogonal matrix in bfloat16, as Flax's own initialiser would.)
     theirs = theirs_of(
@@ -82,9 +85,11 @@ def test_half_precision_computes_in_half_precision():
     "options", [{}, {"reverse": True}, {"reverse": True, "keep_order": True}, {"time_major": True}]
 )
 def test_sequences_have_lengths_of_their_own(options):
-    lengths, T = jnp.array([7, 1, 4]), X.shape[1]
+    lengths = jnp.array([7, 1, 4])
+    T = X.shape[1]
     x = jnp.moveaxis(X, 0, 1) if "time_major" in options else X
-    ours, theirs = LSTM(4, **options), nn.RNN(nn.OptimizedLSTMCell(4), **options)
+    ours = LSTM(4, **options)
+    theirs = nn.RNN(nn.OptimizedLSTMCell(4), **options)
     params = theirs.init(jax.random.key(1), x)
     counted = jnp.arange(T) < lengths[:, None]
     counted = counted.T if "time_major" in options else counted
@@ -117,7 +122,8 @@ def test_parameters_that_are_made_inline_have_the_names_of_flax_s_own():
         def __call__(self, x):
             return nn.Dense(2)(self.layer(4)(self.layer(3)(x)))
 
-    ours, theirs = Model(LSTM), Model(lambda features: nn.RNN(nn.OptimizedLSTMCell(features)))
+    ours = Model(LSTM)
+    theirs = Model(lambda features: nn.RNN(nn.OptimizedLSTMCell(features)))
     params = theirs.init(jax.random.key(1), X)
     assert set(params["params"]) == {"OptimizedLSTMCell_0", "OptimizedLSTMCell_1", "Dense_0"}
     close(ours.init(jax.random.key(1), X), params)
@@ -125,7 +131,8 @@ def test_parameters_that_are_made_inline_have_the_names_of_flax_s_own():
 
 
 def test_the_options_of_a_call_come_before_those_of_the_module():
-    ours, theirs = LSTM(4), nn.RNN(nn.OptimizedLSTMCell(4))
+    ours = LSTM(4)
+    theirs = nn.RNN(nn.OptimizedLSTMCell(4))
     params = theirs.init(jax.random.key(1), X)
     options = {"time_major": True, "reverse": True, "keep_order": True, "return_carry": True}
     close(apply(ours, params, X, **options), apply(theirs, params, X, **options))

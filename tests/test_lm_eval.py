@@ -51,7 +51,8 @@ def request(*arguments):
 
 
 def test_log_probabilities_are_the_model_s(tiny_run):
-    lm, harness = jaxlm.load(tiny_run[0].run_dir), JaxLM(str(tiny_run[0].run_dir))
+    lm = jaxlm.load(tiny_run[0].run_dir)
+    harness = JaxLM(str(tiny_run[0].run_dir))
     a, b, c, d = lm.vocab.words[3:7]
     (together, greedy), (likeliest, is_greedy) = harness.loglikelihood(
         [
@@ -160,7 +161,8 @@ def test_the_harness_s_numbers_of_a_text_are_those_that_compare(tiny_run, tmp_pa
         "results"
     ]["jaxlm_text"]
     lines = lm.surprisal(text.split("\n"), context="stream", unit="nats", eos=True)
-    nats, size = lines.surprisal[:-1].sum(), len(text.encode())  # without the end of the last line
+    nats = lines.surprisal[:-1].sum()
+    size = len(text.encode())  # without the end of the last line
     assert found["bits_per_byte,none"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert found["byte_perplexity,none"] == pytest.approx(math.exp(nats / size), rel=1e-5)
     assert found["word_perplexity,none"] == pytest.approx(

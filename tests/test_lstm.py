@@ -122,7 +122,8 @@ def test_one_step_at_a_time_is_all_steps_at_once(dropped):
         else {}
     )
     whole, final = lstm(x, kernel, bias, state, 1.0, **masks)
-    found, carry = [], state
+    found = []
+    carry = state
     for step in x:
         h, carry = lstm(step[None], kernel, bias, carry, 1.0, **masks)
         found.append(h)

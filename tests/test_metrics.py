@@ -21,7 +21,8 @@ from reports import INTRUDERS, intrude, opened
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 FLOATS = st.floats(width=32)
 
 
@@ -29,7 +30,8 @@ def write(
     log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, per_epoch: int = 6
 ) -> list[tuple[int, Prefix]]:
     """Logs windows [3, n] from `start` on, a result after each epoch; (windows, bytes) after each call."""
-    synced, n = [], values.shape[1]
+    synced = []
+    n = values.shape[1]
     while start < n:
         epoch, index = divmod(start, per_epoch)
         end = min(start + chunk, start + per_epoch - index, n)
@@ -96,7 +98,8 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
                 zip(epochs, windows, strict=True), 1
             ):
                 log.windows(step, epoch, [cost], [norm], [1], steps=[steps])
-            kept, skipped = log.sync(), log.skipped
+            kept = log.sync()
+            skipped = log.skipped
             written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
         with opened(Path(folder), bptt_length=5, kept=kept) as log:
             assert [log.epoch_cost(epoch) for epoch in (1, 2, 3)] == written
@@ -162,9 +165,11 @@ def test_nothing_is_written_to_what_is_not_a_file_of_the_run(tmp_path, name, int
     run_dir = tmp_path / "run"
     before, _ = logged(run_dir, series(8), 4)
     target = intrude(run_dir / name, intruder)
-    kept, refused = Prefix(len(before), hashlib.sha256(before).hexdigest()), nullcontext()
+    kept = Prefix(len(before), hashlib.sha256(before).hexdigest())
+    refused = nullcontext()
     if name == "metrics.jsonl":
-        kept, refused = Prefix(), pytest.raises(RunDirError, match=r"cannot write.*metrics.jsonl")
+        kept = Prefix()
+        refused = pytest.raises(RunDirError, match=r"cannot write.*metrics.jsonl")
     with refused, opened(run_dir, kept=kept) as log:
         log.timing(seconds=1)
     assert target.read_text() == "precious"
@@ -195,7 +200,8 @@ def test_a_run_directory_that_is_not_there(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(tmp_path):
-    values, limits = series(60), resource.getrlimit(resource.RLIMIT_FSIZE)
+    values = series(60)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     whole, _ = logged(tmp_path / "whole", values, 4)
     with (
         pytest.raises(RunDirError, match=r"cannot write.*File too large"),

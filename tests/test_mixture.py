@@ -136,7 +136,10 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_no_array_of_all_logits_exists():
-    N, K, D, V = 4096, 4, 8, 2048
+    N = 4096
+    K = 4
+    D = 8
+    V = 2048
     shapes = [
         jax.ShapeDtypeStruct(s, d)
         for s, d in (

@@ -102,7 +102,8 @@ def test_the_cell_by_hand(gate, rank):
     def sigmoid(a):
         return 1 / (1 + np.exp(-a))
 
-    c, h = state.c, state.h
+    c = state.c
+    h = state.h
     for step, of_input in enumerate(x):
         of_state = h * held
         for place, one in enumerate(weights["rounds"]):
@@ -116,7 +117,8 @@ def test_the_cell_by_hand(gate, rank):
         taken = 1 - sigmoid(f) if gate == "coupled" else sigmoid(i[0])
         taken = np.minimum(taken, 1 - sigmoid(f)) if gate == "capped" else taken
         c = sigmoid(f) * c + taken * np.tanh(j) * updated
-        h, c = sigmoid(o) * np.tanh(c), np.clip(c, -0.1, 0.1)
+        h = sigmoid(o) * np.tanh(c)
+        c = np.clip(c, -0.1, 0.1)
         np.testing.assert_allclose(y[step], h, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(final.c, c, rtol=1e-4, atol=1e-5)
     assert (np.abs(c) == 0.1).any()
@@ -235,7 +237,8 @@ def test_the_cell_of_lamb(case):
     """Outputs, carry and every gradient, in float64 to the last digits that were recorded."""
     config = case["config"]
     T, B, D, H = (config[name] for name in "TBDH")
-    g, m = np.random.default_rng(config["seed"]), np.random.default_rng(config["mask_seed"])
+    g = np.random.default_rng(config["seed"])
+    m = np.random.default_rng(config["mask_seed"])
     x = g.standard_normal((T, B, D)).astype(np.float32)
     c, h = (g.uniform(-0.5, 0.5, (B, H)).astype(np.float32) for _ in range(2))
     R = g.standard_normal((T, B, H)).astype(np.float32)
@@ -244,7 +247,8 @@ def test_the_cell_of_lamb(case):
     }
     masks = {}
     for name, shape in (("input_dropout", (B, D)), ("state_dropout", (B, H))):
-        if rate := config.get(name):
+        rate = config.get(name)
+        if rate:
             masks[name] = (m.random(shape) < 1 - rate) / (1 - rate)
     gate = (
         "coupled"
@@ -283,7 +287,9 @@ def test_the_cell_of_lamb(case):
 
 LMS = GOLDEN["language_models"]
 LAYER = "lm/rnn/skip_multi_rnn_cell/cell_{}/TiledLSTMCell/"
-LOSS, NORM, EVALUATED = 1e-4, 1e-4, 1e-5  # relative
+LOSS = 1e-4
+NORM = 1e-4
+EVALUATED = 1e-5  # relative
 
 
 def lamb_config(case):
@@ -295,10 +301,13 @@ def lamb_config(case):
         "rmsprop_epsilon": 1e-8,
     }
     theirs = {**defaults, **case["config"]}
-    E, H = theirs["input_embedding_size"], theirs["hidden_size"][0]
+    E = theirs["input_embedding_size"]
+    H = theirs["hidden_size"][0]
 
     def kept(name):
-        return 1 - theirs[name] if theirs.get(name) else None
+        if theirs.get(name):
+            return 1 - theirs[name]
+        return None
 
     return jaxlm.preset("small").replace(
         model="lamb-mogrifier",
@@ -368,8 +377,10 @@ def lamb_variables(case, params):
 
 def lamb_noise(case, config, step):
     """The masks of a training step: those of input and layers are drawn step by step, in turns."""
-    g, B = np.random.default_rng([case["mask_seed"], step]), case["B"]
-    rates, drawn = case["config"], {}
+    g = np.random.default_rng([case["mask_seed"], step])
+    B = case["B"]
+    rates = case["config"]
+    drawn = {}
     for name, shape in case["masks"]:
         shape = [B if side == "B" else side for side in shape]
         drawn.setdefault(name, []).append(g.random(shape) < 1 - rates[name.split(",")[0]])
@@ -405,7 +416,10 @@ def lamb_noise(case, config, step):
 def test_the_language_model_of_lamb(case):
     """Ten steps with the recorded draws of every mask, then a validation."""
     config = lamb_config(case)
-    T, B, V, steps = config.train.bptt_length, case["B"], config.model.vocab_size, case["steps"]
+    T = config.train.bptt_length
+    B = case["B"]
+    V = config.model.vocab_size
+    steps = case["steps"]
     t = np.random.default_rng(case["token_seed"])
     train, valid = (
         (t.random((B, windows * T + 1)) ** 3 * V).astype(np.int32).T for windows in (steps, 3)
@@ -413,7 +427,8 @@ def test_the_language_model_of_lamb(case):
     state = init_state(
         config.recipe, jax.random.key(0), B, jax.tree.map(jnp.asarray, lamb_params(case))
     )
-    run, costs = jax.jit(train_step), []
+    run = jax.jit(train_step)
+    costs = []
     for step in range(steps):
         tokens = jnp.asarray(train[step * T : (step + 1) * T + 1])
         state, metrics = run(
@@ -426,7 +441,8 @@ def test_the_language_model_of_lamb(case):
     for name, array in lamb_variables(case, jax.tree.map(np.asarray, state.params)).items():
         assert np.linalg.norm(array) == pytest.approx(case["tensors"][name][0], rel=NORM), name
         assert_recorded(array, case["tensors"][name], NORM)
-    carry, model = stack.zero_carry(config.model, B), config.model
+    carry = stack.zero_carry(config.model, B)
+    model = config.model
     for place, expected in enumerate(case["valid"]):
         tokens = jnp.asarray(valid[place * T : (place + 1) * T + 1])
         nats, carry = eval_step(model, state.params, tokens[:-1], tokens[1:], carry)

@@ -31,7 +31,8 @@ class Replay:
 
     def __init__(self, case: dict, dtype: str):
         c = self.c = case["config"]
-        self.case, self.dtype = case, dtype
+        self.case = case
+        self.dtype = dtype
         self.kept = {name: 1 - rate if rate else None for name, rate in c["rates"].items()}
         self.widths = (*[c["hidden"]] * (c["layers"] - 1), c["hidden_last"])
         self.small = 0 if c["small_batch"] == c["B"] else c["small_batch"]
@@ -82,16 +83,21 @@ class Replay:
         def draw(s, *shape):
             return g.uniform(-s, s, shape).astype(np.float32).astype(self.dtype)
 
-        embedding, layers, apart = draw(0.1, c["V"], c["emb"]), [], []
+        embedding = draw(0.1, c["V"], c["emb"])
+        layers = []
+        apart = []
         for inputs, width in zip((c["emb"], *self.widths), self.widths, strict=False):
             s = 1 / np.sqrt(width)
             kernels = draw(s, 4 * width, inputs), draw(s, 4 * width, width)
-            one, other = draw(s, 4 * width), draw(s, 4 * width)
+            one = draw(s, 4 * width)
+            other = draw(s, 4 * width)
             layers.append(
                 {"kernel": np.concatenate([*map(gates, kernels)]), "bias": gates(one + other)}
             )
             apart.append(one - other)
-        s, K, D = 1 / np.sqrt(c["hidden_last"]), c["n_experts"], c["emb"]
+        s = 1 / np.sqrt(c["hidden_last"])
+        K = c["n_experts"]
+        D = c["emb"]
         head = {
             "prior": draw(s, K, c["hidden_last"]).T,
             "latent_kernel": draw(s, K * D, c["hidden_last"]).T,
@@ -102,19 +108,20 @@ class Replay:
 
     def noise(self, k: int) -> Noise:
         """Of step k; with small batches, those of all, one behind the other."""
-        c, g = self.c, np.random.default_rng([self.c["mask_seed"], k])
+        c = self.c
+        g = np.random.default_rng([self.c["mask_seed"], k])
 
         def mask(rate, *shape):
             keep = self.kept[rate]
-            return None if keep is None else g.random(shape) < keep
+            if keep is None:
+                return None
+            return g.random(shape) < keep
 
         def one(rows: int) -> Noise:
-            words, embedding, outputs, weights = (
-                mask("dropoute", c["V"], 1),
-                mask("dropouti", 1, rows, c["emb"]),
-                [],
-                [],
-            )
+            words = mask("dropoute", c["V"], 1)
+            embedding = mask("dropouti", 1, rows, c["emb"])
+            outputs = []
+            weights = []
             for layer, width in enumerate(self.widths):
                 dropped = mask("wdrop", 4 * width, width)
                 weights.append(None if dropped is None else gates(dropped))
@@ -132,7 +139,8 @@ class Replay:
 
     def plan(self):
         """The run's plan, but for the lengths drawn, which the file has."""
-        drawn, per_epoch = self.case["T_nominal"], self.case["windows_per_epoch"]
+        drawn = self.case["T_nominal"]
+        per_epoch = self.case["windows_per_epoch"]
 
         class Recorded(RandomLengths):
             def draw(self, rows: int, epoch: int) -> np.ndarray:
@@ -143,14 +151,16 @@ class Replay:
 
     def run(self):
         """Losses and gradient norms of each step, rates and lengths, evaluations, and named tensors at three times."""
-        c, plan, tokens = self.c, self.plan(), jnp.asarray(batch(self.train, self.c["B"]))
+        c = self.c
+        plan = self.plan()
+        tokens = jnp.asarray(batch(self.train, self.c["B"]))
         state = init_state(self.recipe, jax.random.key(0), c["B"], self.params)
-        told, evaluated, tensors = [], [], {}
-        apart, mean, moved = (
-            [1.0],
-            [],
-            0.0,
-        )  # of the biases' difference: at each step, and its average's terms
+        told = []
+        evaluated = []
+        tensors = {}
+        apart = [1.0]
+        mean = []
+        moved = 0.0  # of the biases' difference: at each step, and its average's terms
         switch = c["switch_after_epoch"] * plan.windows_in(0)
         for k in range(plan.total):
             if k == switch:
@@ -209,7 +219,9 @@ class Replay:
 def agreeing(told: dict) -> int:
     """The steps until which the published code agrees with itself, float32 with float64, to 1e-4 nats."""
     off = np.abs(np.array(told["raw_loss_float32"]) - told["raw_loss"]) > 1e-4
-    return int(off.argmax()) if off.any() else len(off)
+    if off.any():
+        return int(off.argmax())
+    return len(off)
 
 
 # By default the one of all mechanisms at once; the others with the slow tests.
@@ -232,7 +244,8 @@ def test_the_published_run(name, wide):
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
         replay = Replay(case, "float64" if wide else "float32")
         (losses, norms, rates, lengths), evaluated, tensors, log_p = replay.run()
-    told, agree = case["expected"], agreeing(case["expected"])
+    told = case["expected"]
+    agree = agreeing(case["expected"])
     steps = None if wide else agree
     assert lengths.tolist() == case["T"]
     np.testing.assert_allclose(rates, case["lr_of_step"], rtol=1e-6)

@@ -34,10 +34,8 @@ def test_singular_values_end_near_one():
 
 def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smallest_value_that_it_aims_at():
     size = 40
-    rotation, values = (
-        np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0],
-        np.geomspace(0.02, 1, size),
-    )
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    values = np.geomspace(0.02, 1, size)
     matrices = jnp.asarray(rotation * values, jnp.float32)[None]
 
     def farthest(steps, rule):
@@ -70,10 +68,12 @@ def test_bfloat16_rounds_the_products_alone():
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_two_steps_are_those_of_jordans_rule(nesterov):
     config = BASE.replace(optimizer="muon", clip_norm=None, nesterov=nesterov, weight_decay=0.1)
-    rule, params = config.optimizer, init_state(config.recipe, jax.random.key(0), 2).params
+    rule = config.optimizer
+    params = init_state(config.recipe, jax.random.key(0), 2).params
     assert isinstance(rule, Muon)
     transformation = rule.transformation(config.model, 0.5)
-    state, kernel = transformation.init(params), params["layers"][0]["kernel"]
+    state = transformation.init(params)
+    kernel = params["layers"][0]["kernel"]
     momentum = jnp.zeros_like(kernel)
     for seed in (3, 4):
         grads = jax.tree.map(

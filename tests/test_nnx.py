@@ -29,10 +29,8 @@ def pair(**options):
 
 
 def test_the_same_initial_parameters_which_load_both_ways():
-    theirs, ours = (
-        nnx.RNN(nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1))),
-        LSTM(5, 4, rngs=nnx.Rngs(1)),
-    )
+    theirs = nnx.RNN(nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1)))
+    ours = LSTM(5, 4, rngs=nnx.Rngs(1))
     close(
         nnx.to_pure_dict(nnx.state(ours, nnx.Param)), nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
     )

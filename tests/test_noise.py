@@ -18,7 +18,8 @@ TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 WINDOW = Window(TOKENS[:-1], TOKENS[1:])
 
 
-started, draw = jax.jit(init_state, static_argnums=2), jax.jit(draw_noise, static_argnums=(2, 3))
+started = jax.jit(init_state, static_argnums=2)
+draw = jax.jit(draw_noise, static_argnums=(2, 3))
 
 
 def drawn(**fields):
@@ -96,7 +97,8 @@ def test_a_locked_mask_is_one_for_all_steps_and_another_for_each_row():
 
 def test_a_dropped_word_reads_as_zero_wherever_it_stands_and_is_still_an_output():
     config = BASE.replace(keep_words=0.5, tied=True)
-    params, word = params_of(config), int(TOKENS[1, 0])
+    params = params_of(config)
+    word = int(TOKENS[1, 0])
     noise = replace(Noise(), words=(jnp.arange(V) != word)[:, None])
     x = stack.embed(params, TOKENS)
     dropped = drop_words(config.model, noise, x, TOKENS)
@@ -110,7 +112,8 @@ def test_a_dropped_word_reads_as_zero_wherever_it_stands_and_is_still_an_output(
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     config = BASE.replace(model=kind, keep_recurrent_weights=0.5)
-    model, params = config.model, params_of(config)
+    model = config.model
+    params = params_of(config)
     noise = draw_noise(model, KEY, T, B)
     by_hand = jax.tree.map(np.array, params)
     for layer, mask in zip(
@@ -126,7 +129,8 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
 
 def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
     config = BASE.replace(hidden_sizes=(5,), keep_state=0.5)
-    model, params = config.model, params_of(config)
+    model = config.model
+    params = params_of(config)
     kept = jnp.array([True, False, True, True, False])
     noise = replace(Noise(), states=(jnp.broadcast_to(kept, (B, 5)),))
     kernel = params["layers"][0]["kernel"]
@@ -157,7 +161,8 @@ def test_gates_do_not_read_a_dropped_unit_and_the_carry_has_it():
 def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
     """SGD takes the gradient one row for each token read; with momentum it is dense."""
     rates = dict(keep_words=0.5, keep_embedding=0.7, clip_norm=None, learning_rate=0.1)
-    sparse, dense = BASE.replace(**rates), BASE.replace(**rates, momentum=0.0)
+    sparse = BASE.replace(**rates)
+    dense = BASE.replace(**rates, momentum=0.0)
     state = started(sparse.recipe, jax.random.key(0), B)
     noise = draw(sparse.model, KEY, T, B)
     after = [
@@ -224,15 +229,15 @@ def test_growing_dropout_goes_from_its_start_to_its_full_share_in_a_line_and_sta
 
 def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_grown():
     kept = dict(keep_output=0.5, keep_recurrent_weights=0.5, keep_embedding=0.7, keep_words=0.7)
-    ramped, constant = BASE.replace(**kept, dropout_ramp=0.5), BASE.replace(**kept)
-    window, step = replace(WINDOW, total=10), jax.jit(train_step)
+    ramped = BASE.replace(**kept, dropout_ramp=0.5)
+    constant = BASE.replace(**kept)
+    window = replace(WINDOW, total=10)
+    step = jax.jit(train_step)
     state = started(constant.recipe, jax.random.key(0), B)
     for number, noise, config in ((0, Noise(), BASE), (5, None, constant), (9, None, constant)):
         at = replace(state, step=jnp.int32(number))
-        found, expected = (
-            step(ramped.recipe, at, window)[0].params,
-            step(config.recipe, at, window, noise)[0].params,
-        )
+        found = step(ramped.recipe, at, window)[0].params
+        expected = step(config.recipe, at, window, noise)[0].params
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
         )

@@ -26,10 +26,8 @@ def test_adamw_decays_matrices_and_no_bias(model):
     params = jax.tree.map(
         lambda leaf: leaf + 0.5, params
     )  # biases begin at zero, where a decay would not show
-    ours, adam = (
-        rule.transformation(config.model, RATE),
-        optax.scale_by_adam(0.8, 0.9, rule.epsilon),
-    )
+    ours = rule.transformation(config.model, RATE)
+    adam = optax.scale_by_adam(0.8, 0.9, rule.epsilon)
     states: list[Any] = [ours.init(params), adam.init(params)]
     for seed in (1, 2):
         grads = jax.tree.map(

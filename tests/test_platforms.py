@@ -40,7 +40,8 @@ def precisions(text):
 def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
     model = MODEL_CASES[name].replace(compute_dtype="bfloat16", matmul_precision="default").model
     params = stack.init_params(model, jax.random.key(0))
-    network, key = Network(model, params), jax.random.key(0)
+    network = Network(model, params)
+    key = jax.random.key(0)
     position = generation.begin(network, Sampling(), np.zeros(1, np.int32), 2)
     for text in (
         *lowered(eval_step, model, params, TOKENS, TOKENS, stack.zero_carry(model, B)),
@@ -79,11 +80,13 @@ def rows_of(text, V):
 
 def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
     """4,096 rows of logits are 128 MB: one chunk on an accelerator, many on a CPU, whose cache they should stay in."""
-    V, rng = 8192, np.random.default_rng(0)
+    V = 8192
+    rng = np.random.default_rng(0)
     x, kernel, bias = (
         jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 64, 8), (8, V), (V,))
     )
-    targets, weights = jnp.zeros((64, 64), jnp.int32), jnp.ones((64, 64))
+    targets = jnp.zeros((64, 64), jnp.int32)
+    weights = jnp.ones((64, 64))
     gradient = jax.grad(lambda x: softmax.summed_nats(x, kernel, bias, targets, weights))
     for texts in (lowered(softmax.token_nats, x, kernel, bias, targets), lowered(gradient, x)):
         assert [rows_of(text, V) for text in texts] == [320, 4096, 4096]
@@ -102,7 +105,8 @@ def test_tokens_are_scored_in_chunks_of_the_platforms_size():
 
 def test_a_loop_over_time_is_partly_written_out_on_accelerators():
     """So that a step launches fewer kernels: of 7 steps 5 are one turn."""
-    x, kernel = jnp.zeros((7, 2, 3)), jnp.zeros((3 + 4, 16))
+    x = jnp.zeros((7, 2, 3))
+    kernel = jnp.zeros((3 + 4, 16))
     texts = lowered(
         lambda x: lstm(x, kernel, jnp.zeros(16), LSTMState(jnp.zeros((2, 4)), jnp.zeros((2, 4)))), x
     )
@@ -111,7 +115,8 @@ def test_a_loop_over_time_is_partly_written_out_on_accelerators():
 
 def test_one_program_for_all_platforms_gives_the_cpu_s_numbers_on_cpus():
     model = MODEL_CASES["mogrifier-all"].model
-    params, carry = stack.init_params(model, jax.random.key(0)), stack.zero_carry(model, B)
+    params = stack.init_params(model, jax.random.key(0))
+    carry = stack.zero_carry(model, B)
     leaves, tree = jax.tree.flatten((params, carry))
 
     def nats(*leaves):

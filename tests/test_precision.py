@@ -158,7 +158,8 @@ def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(n
 
 def test_a_transpose_is_never_the_first_factor_of_a_product():
     """XLA turns such a product of bfloat16 into a slow one of float32: it must have been written out before."""
-    x, kernel = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((32, 96))
+    x = jnp.ones((64, 32), jnp.bfloat16)
+    kernel = jnp.ones((32, 96))
     text = (
         jax.jit(
             jax.grad(

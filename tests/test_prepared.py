@@ -125,7 +125,8 @@ def assert_is(
         ends = [place for place, word in enumerate(words, 1) if word == "<eos>"]
         ends += [] if words[-1] == "<eos>" else [len(words)]
         held_out = max(1, len(ends) // 20)
-        train, valid = ends[-2 * held_out - 1], ends[-held_out - 1]
+        train = ends[-2 * held_out - 1]
+        valid = ends[-held_out - 1]
         splits = {"train": words[:train], "valid": words[train:valid], "test": words[valid:]}
     vocab = Vocab.build(splits["train"], max_size=max_vocab, min_count=min_count)
     digest = hashlib.sha256(vocab.sha256.encode())
@@ -217,7 +218,8 @@ def test_ids_take_two_bytes_while_they_fit(tmp_path):
 
 def killed_at(call: int, text: Path, out: Path) -> int:
     """A process that prepares in tiny segments, and is killed at the Nth call that reaches the disk: its exit code."""
-    if child := os.fork():
+    child = os.fork()
+    if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     left = [call]
 
@@ -231,7 +233,8 @@ def killed_at(call: int, text: Path, out: Path) -> int:
         return act
 
     try:
-        texts.BLOCK, encoding.SEGMENT = 64, 512
+        texts.BLOCK = 64
+        encoding.SEGMENT = 512
         os.fsync, os.replace, Words.units = map(dying, (os.fsync, os.replace, Words.units))
         prepare(text, out, lowercase=True, min_count=2)
         os._exit(0)
@@ -244,7 +247,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_moment_it_resumes_and_ends_with_the_same_bytes(tmp_path):
-    rng, text, out = random.Random(0), tmp_path / "text", tmp_path / "out"
+    rng = random.Random(0)
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     words = [
         rng.choice(["Der ", "schöne ", "Satz\n", "€ ", f"{rng.random():.2} "]) for _ in range(8000)
     ]
@@ -294,9 +299,11 @@ def interrupted(text: Path, out: Path) -> None:
 
 
 def test_an_interrupted_preparation_is_resumed_where_it_was(tmp_path, monkeypatch, tiny_blocks):
-    text, out = tmp_path / "text", tmp_path / "out"
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     interrupted(text, out)
-    read, read_blocks = [], texts.read_blocks
+    read = []
+    read_blocks = texts.read_blocks
     monkeypatch.setattr(
         texts, "read_blocks", lambda *args: (read.append(args), read_blocks(*args))[1]
     )
@@ -306,7 +313,8 @@ def test_an_interrupted_preparation_is_resumed_where_it_was(tmp_path, monkeypatc
 
 
 def test_another_text_starts_over_and_other_options_resume(tmp_path, tiny_blocks):
-    text, out = tmp_path / "text", tmp_path / "out"
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     interrupted(text, out)
     assert_equal(prepare(text, out, min_count=2), load_corpus(text, min_count=2))
     interrupted(text, tmp_path / "other")
@@ -321,7 +329,9 @@ def test_a_text_that_changes_while_it_is_prepared_is_refused(
     tmp_path, monkeypatch, tiny_blocks, change, where
 ):
     """In its first segment or its last; and the same command then prepares what the text has become."""
-    text, units, calls = tmp_path / "text", Words.units, []
+    text = tmp_path / "text"
+    units = Words.units
+    calls = []
     if where == "folder":
         text.mkdir()
         for split in SPLITS:
@@ -375,7 +385,8 @@ def sparse(path: Path) -> None:
 )
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, change):
-    text, out = tmp_path / "text", tmp_path / "out"
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     interrupted(text, out)
     change(out / f".partial/segment-{number}")
     started = time.monotonic()
@@ -385,10 +396,12 @@ def test_a_damaged_segment_is_made_again_at_once(tmp_path, tiny_blocks, number, 
 
 def test_a_text_of_one_line_is_resumed_too(tmp_path, monkeypatch, tiny_blocks):
     """It is read once to find its lines, and again in stretches."""
-    text, out = tmp_path / "text", tmp_path / "out"
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     text.write_bytes(b"a b " * 100)
     expected = load_corpus(text)
-    made, segment = [], encoding._segment
+    made = []
+    segment = encoding._segment
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -403,7 +416,8 @@ def test_a_text_of_one_line_is_resumed_too(tmp_path, monkeypatch, tiny_blocks):
 
 
 def test_a_segment_that_is_altered_while_it_is_in_use_is_named(tmp_path, monkeypatch):
-    text, out = tmp_path / "text", tmp_path / "out"
+    text = tmp_path / "text"
+    out = tmp_path / "out"
     text.write_bytes(b"a b\n" * 100)
     build = encoding.TextOptions.build
 
@@ -555,7 +569,8 @@ def test_text_too_large_for_memory_is_prepared_in_the_cache_and_found_again(
     assert_equal(replace(encoded, notes=other.notes), other)
     assert first.spec == str(text)
     monkeypatch.setattr(preparing, "_make", None)  # nothing more is made
-    loaded, load = [], preparing.load_prepared
+    loaded = []
+    load = preparing.load_prepared
     monkeypatch.setattr(
         preparing, "load_prepared", lambda *args: (loaded.append(args), load(*args))[1]
     )
@@ -727,7 +742,9 @@ def test_a_text_or_options_that_cannot_be_used_leave_nothing_behind(tmp_path, te
 @pytest.mark.parametrize("name", ["segment-0", "lock"])
 @pytest.mark.parametrize("kind", ["a link", "a hard link", "a FIFO", "a directory"])
 def test_nothing_outside_the_working_folder_is_written(tmp_path, name, kind):
-    text, victim, path = tmp_path / "text", tmp_path / "victim", tmp_path / "out/.partial" / name
+    text = tmp_path / "text"
+    victim = tmp_path / "victim"
+    path = tmp_path / "out/.partial" / name
     text.write_text("a b\n" * 10)
     victim.write_text("all of it")
     path.parent.mkdir(parents=True)
@@ -745,7 +762,8 @@ def test_nothing_outside_the_working_folder_is_written(tmp_path, name, kind):
 
 
 def test_a_working_folder_that_is_a_link_is_refused(tmp_path):
-    text, victim = tmp_path / "text", tmp_path / "victim"
+    text = tmp_path / "text"
+    victim = tmp_path / "victim"
     text.write_text("a b\n" * 10)
     victim.mkdir()
     (victim / "segment-0").write_text("all of it")

@@ -64,7 +64,8 @@ def start_two(run_dir: Path, *arguments: str | Path, code: str = processes_.MAIN
 
 def assert_same_numbers(run_dir: Path, reference: Path) -> None:
     """Costs and gradient norms of every window, and every perplexity, within float32's rounding."""
-    rows, expected = read_metrics(run_dir), read_metrics(reference)
+    rows = read_metrics(run_dir)
+    expected = read_metrics(reference)
     assert [(row["kind"], row.get("step")) for row in rows] == [
         (row["kind"], row.get("step")) for row in expected
     ]
@@ -83,7 +84,8 @@ def assert_same_numbers(run_dir: Path, reference: Path) -> None:
                     rtol=1e-4 if name == "grad_norm" else 2e-5,
                     err_msg=f"{name} of {row}",
                 )
-    mine, alone = jaxlm.load(run_dir).params, jaxlm.load(reference).params
+    mine = jaxlm.load(run_dir).params
+    alone = jaxlm.load(reference).params
     for name, array in jaxlm.to_tensorflow(alone).items():
         np.testing.assert_allclose(jaxlm.to_tensorflow(mine)[name], array, rtol=1e-3, atol=1e-5)
 
@@ -134,11 +136,15 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
 ):
     """JAXLM_CHAOS_PROCESSES (3) kills, of either process or of both, at any moment."""
     seed = int(os.environ.get("JAXLM_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-    rng, caught, run_dir, aborted = random.Random(seed), Counter(), tmp_path / "0", 0
+    rng = random.Random(seed)
+    caught = Counter()
+    run_dir = tmp_path / "0"
+    aborted = 0
     with capsys.disabled():
         print(f"\nJAXLM_CHAOS_SEED={seed}")
     while sum(caught.values()) < KILLS:
-        both, had = start_two(run_dir, code=FOUR_DEVICES), windows(run_dir)
+        both = start_two(run_dir, code=FOUR_DEVICES)
+        had = windows(run_dir)
         if rng.random() < 0.7:
             wait_for(lambda at=run_dir, had=had: windows(at) not in (0, had), both[0], timeout=400)
             time.sleep(rng.uniform(0, 1.5))
@@ -171,7 +177,8 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_words_spread_over_processes(tmp_path, alone, monkeypatch):
     """Started as by SLURM, from the environment alone."""
-    run_dir, both = tmp_path / "two", []
+    run_dir = tmp_path / "two"
+    both = []
     for i in ("0", "1"):
         for name, value in {
             **STEP,

@@ -13,7 +13,8 @@ from terminals import in_terminal, jaxlm
 
 from jaxlm.report.progress import EpochResult, Progress
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 PHASES = """
 import time
 from jaxlm.report.progress import EpochResult, Progress
@@ -211,7 +212,8 @@ def test_no_text_of_a_file_controls_the_terminal(terminal):
 
 
 def test_without_a_terminal_there_is_a_line_every_thirty_seconds(monkeypatch):
-    clock, file = [0.0], io.StringIO()
+    clock = [0.0]
+    file = io.StringIO()
     monkeypatch.setattr("jaxlm.report.progress.monotonic", lambda: clock[0])
     with Progress(2, 200, 1200, "ptb", Console(file=file)) as bar:
         for window in range(1, 101):

@@ -59,7 +59,8 @@ NEUTRAL = {
 def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
     """The tied model of a recorded case, from PyTorch's tensors, whose gates are i, f, g, o."""
     g = np.random.default_rng(case["weight_seed"])
-    V, widths = case["V"], [case["emb"], *[case["hidden"]] * (case["layers"] - 1), case["emb"]]
+    V = case["V"]
+    widths = [case["emb"], *[case["hidden"]] * (case["layers"] - 1), case["emb"]]
 
     def draw(*shape):
         return g.uniform(-case["scale"], case["scale"], shape).astype(np.float32)
@@ -70,12 +71,10 @@ def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
 
     params = {"embedding": draw(V, case["emb"]), "layers": []}
     for inputs, width in pairwise(widths):
-        ih, hh, one, two = (
-            draw(4 * width, inputs),
-            draw(4 * width, width),
-            draw(4 * width),
-            draw(4 * width),
-        )
+        ih = draw(4 * width, inputs)
+        hh = draw(4 * width, width)
+        one = draw(4 * width)
+        two = draw(4 * width)
         params["layers"].append(
             {"kernel": np.concatenate([gates(ih), gates(hh)]), "bias": gates(one + two)}
         )
@@ -135,10 +134,12 @@ def test_the_cache_is_that_of_pointer_py(case):
     "case", recorded("dynamic_eval")["cases"], ids=lambda case: f"lr {case['config']['lr']}"
 )
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
-    told, expected = case["config"], case["gradient_statistics"]
+    told = case["config"]
+    expected = case["gradient_statistics"]
     config, params = torch_model(told)
     g = np.random.default_rng(told["token_seed"])
-    train, test = tokens(g, told["n_train"], told["V"]), tokens(g, told["n_test"], told["V"])
+    train = tokens(g, told["n_train"], told["V"])
+    test = tokens(g, told["n_test"], told["V"])
     protocol = jaxlm.Dynamic(
         learning_rate=told["lr"],
         lambda_=told["lamb"],
@@ -164,7 +165,8 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     scoring = OneStream(
         DynamicReader(Network(config.model, params), protocol, rms), Detail(full=False)
     )
-    nats, lengths = scoring([test]).nats, case["segments"]["lengths"]
+    nats = scoring([test]).nats
+    lengths = case["segments"]["lengths"]
     ends = np.cumsum(lengths)
     losses = [part.mean() for part in np.split(nats[: ends[-1]], ends[:-1])]
     np.testing.assert_allclose(losses, case["segments"]["loss"], rtol=1e-5)
@@ -174,7 +176,8 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
     if (
         lengths[-1] == told["bptt"]
     ):  # else the reference's last step is on a segment that we keep open
-        final, wanted = jax.tree.map(lambda leaf: leaf[0], scoring.state[0]), case["final_tensors"]
+        final = jax.tree.map(lambda leaf: leaf[0], scoring.state[0])
+        wanted = case["final_tensors"]
         np.testing.assert_allclose(
             np.linalg.norm(final["embedding"]), wanted["encoder.weight"][0], rtol=1e-5
         )
@@ -188,14 +191,13 @@ def test_lamb_s_dynamic_evaluation():
     """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
     every = recorded("mogrifier")["language_models"]
     case = next(case for case in every if not case["masks"])
-    config, params = lamb_config(case), jax.tree.map(jnp.asarray, lamb_params(case))
-    B, T, V, rule, expected = (
-        case["B"],
-        config.train.bptt_length,
-        config.model.vocab_size,
-        config.optimizer,
-        case["dyneval"],
-    )
+    config = lamb_config(case)
+    params = jax.tree.map(jnp.asarray, lamb_params(case))
+    B = case["B"]
+    T = config.train.bptt_length
+    V = config.model.vocab_size
+    rule = config.optimizer
+    expected = case["dyneval"]
     t = np.random.default_rng(case["token_seed"])
     train, _, test = (
         (t.random((rows, windows * T + 1)) ** 3 * V).astype(np.int32)
@@ -261,7 +263,9 @@ def scoring(
     lm = language_model(kind, dropout, tied)
     reader = lm.reader_of(protocol_of(name, **values), corpus_of(TRAIN, IDS))
     detail = Detail(top, full)
-    return OneStream(reader, detail) if stream else partial(each_sentence, reader, detail)
+    if stream:
+        return OneStream(reader, detail)
+    return partial(each_sentence, reader, detail)
 
 
 def plain_nats(kind: str) -> np.ndarray:
@@ -287,7 +291,8 @@ def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
-    V, tied = 17, name in ("dynamic", "mc")
+    V = 17
+    tied = name in ("dynamic", "mc")
     found = scoring(name, SETTINGS[name], dropout=True, top=V, tied=tied)([IDS])
     p = np.zeros((len(IDS) - 1, V))
     np.put_along_axis(p, found.top, np.exp(-found.top_nats.astype(float)), 1)
@@ -302,8 +307,11 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
 
 
 def test_the_cache_is_what_its_definition_says():
-    lm, values = small_lm(), SETTINGS["cache"]
-    W, theta, weight = values["cache_window"], values["theta"], values["lambda_"]
+    lm = small_lm()
+    values = SETTINGS["cache"]
+    W = values["cache_window"]
+    theta = values["theta"]
+    weight = values["lambda_"]
 
     @jax.jit
     def states_and_odds(params):
@@ -316,7 +324,8 @@ def test_the_cache_is_what_its_definition_says():
     h, own = (np.asarray(found, np.float64) for found in states_and_odds(lm.params))
     expected = []
     for t, target in enumerate(IDS[1:]):
-        p, first = own[t, target], max(0, t - W)
+        p = own[t, target]
+        first = max(0, t - W)
         if t:
             odds = np.exp(theta * h[first:t] @ h[t])
             p = (1 - weight) * p + weight * odds[
@@ -342,9 +351,13 @@ def test_the_authors_cache_is_silent_at_any_theta():
 
 
 def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
-    lm, T = small_lm(), 4
-    model, p0 = lm.config.model, lm.params
-    params, carry, expected = p0, stack.zero_carry(model, 1), []
+    lm = small_lm()
+    T = 4
+    model = lm.config.model
+    p0 = lm.params
+    params = p0
+    carry = stack.zero_carry(model, 1)
+    expected = []
 
     @jax.jit
     def read(params, carry, inputs, targets):
@@ -393,7 +406,9 @@ def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeyp
 
 
 def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
-    sentences, read, shapes = [IDS[:4]] * 5 + [IDS[:60]] + [IDS[:4]] * 4, reading._read_segments, []
+    sentences = [IDS[:4]] * 5 + [IDS[:60]] + [IDS[:4]] * 4
+    read = reading._read_segments
+    shapes = []
     together = small_lm().scorer(full=False)(sentences).nats
     monkeypatch.setattr(reading, "MOST_PADDED", 64)
     monkeypatch.setattr(
@@ -407,7 +422,8 @@ def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
 def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS", (1,))
     monkeypatch.setattr(reading, "FREE", 4)
-    run, compiled = scoring(name, SETTINGS[name], dropout=True, full=False), reading._read
+    run = scoring(name, SETTINGS[name], dropout=True, full=False)
+    compiled = reading._read
     run([IDS[:30]])
     sizes = compiled._cache_size()  # pyright: ignore
     shapes = [leaf.shape for leaf in jax.tree.leaves(run.state)]
@@ -489,7 +505,9 @@ GRIDS = {
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
-    lm, read, plainly = jaxlm.load(run), [], evaluation.reader_nats
+    lm = jaxlm.load(run)
+    read = []
+    plainly = evaluation.reader_nats
 
     def noted(reader, ids):
         read.append(len(ids))
@@ -675,7 +693,8 @@ def test_adaptation_and_a_protocol_are_two_ways_to_learn(run, capsys):
 
 
 def test_a_last_segment_of_one_prediction_is_left_out_as_krause_does(run, tmp_path):
-    lm, text = jaxlm.load(run), tmp_path / "text"
+    lm = jaxlm.load(run)
+    text = tmp_path / "text"
     for words, length, predictions in ((7, 5, 5), (6, 5, 5), (6, 1, 4)):
         text.write_text("the " * words)
         protocol = jaxlm.Dynamic(

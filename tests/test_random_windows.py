@@ -24,7 +24,8 @@ from jaxlm.runs.run import window_plan
 from jaxlm.training import step as steps
 from jaxlm.training.step import Window, init_state, read_window, train_step
 
-step, started = jax.jit(train_step), jax.jit(init_state, static_argnums=2)
+step = jax.jit(train_step)
+started = jax.jit(init_state, static_argnums=2)
 drawn = jax.jit(draw_noise, static_argnums=(2, 3))
 LONGEST = int(RANDOM_WINDOWS["longest_window"])
 
@@ -89,7 +90,9 @@ def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
         def draw(self, rows, epoch):
             return np.array(drawn + [10] * 9)
 
-    i, expected, ours = 0, [], []
+    i = 0
+    expected = []
+    ours = []
     queue = iter(drawn + [10] * 9)
     while i < rows - 1 - 1:
         length = next(queue)
@@ -174,7 +177,9 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
     window = Window(tokens[:-1], tokens[1:], small_batch=small)
     after, metrics = step(recipe, state, window)
     assert state.key is not None
-    key, moved, costs = jax.random.fold_in(state.key, 0), [], []
+    key = jax.random.fold_in(state.key, 0)
+    moved = []
+    costs = []
     for number in range(B // small):
         rows = slice(number * small, (number + 1) * small)
         noise = drawn(recipe.model, jax.random.fold_in(key, number), 5, small)
@@ -208,7 +213,8 @@ def test_without_dropout_small_batches_change_nothing():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
-    folder, rng = tmp_path_factory.mktemp("text"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
     for split, words in (("train", 599), ("valid", 119), ("test", 59)):  # and <eos>
         (folder / f"{split}.txt").write_text(
             " ".join(f"w{word}" for word in rng.integers(0, 9, words)) + "\n"
@@ -222,7 +228,8 @@ CONFIG = BASE.replace(
 
 
 def test_a_run_compiles_once_and_resumed_anywhere_it_is_the_same(corpus, tmp_path, monkeypatch):
-    traced, one = [], steps.train_step
+    traced = []
+    one = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), one(*args))[1])
     straight = jaxlm.train(CONFIG, corpus, tmp_path / "straight", quiet=True)
     assert len(traced) == 1

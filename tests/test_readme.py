@@ -119,10 +119,8 @@ def run(block: Block, folder: Path) -> None:
 
 def execute(command: str) -> int:
     """A command's exit code: in this process, where it is `jaxlm` or an experiment and nothing else."""
-    words, operators = (
-        shlex.split(command),
-        set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"},
-    )
+    words = shlex.split(command)
+    operators = set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"}
     if operators or words[0] not in ("jaxlm", "python") or words[1] == "-c":
         return in_shell(command)
     return in_process(words)

@@ -17,8 +17,12 @@ from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference, shor
 
 def test_the_gru_is_flax_s_cell():
     """Values and gradients; Flax's GRUCell is cuDNN's variant, with its bias on the candidate's recurrent part."""
-    T, B, E, H = 6, 3, 4, 5
-    cell, rng = nn.GRUCell(H), np.random.default_rng(0)
+    T = 6
+    B = 3
+    E = 4
+    H = 5
+    cell = nn.GRUCell(H)
+    rng = np.random.default_rng(0)
     x, h = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, B, E), (B, H)))
     params = cell.init(jax.random.key(0), h, x[0])["params"]
     params = jax.tree.map(
@@ -84,7 +88,10 @@ def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
 @pytest.mark.parametrize("length", [None, 1, 5])
 def test_the_short_convolution_is_numpy_s_of_each_unit(length):
     """Its inputs before the window come from the state; of padded steps nothing is kept."""
-    T, B, H, K = 7, 2, 3, 4
+    T = 7
+    B = 2
+    H = 3
+    K = 4
     rng = np.random.default_rng(0)
     x, kernel, bias, before = (
         rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H))
@@ -102,7 +109,8 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
-    model, x = GRU(), jnp.ones((2, 1, 3), dtype)
+    model = GRU()
+    x = jnp.ones((2, 1, 3), dtype)
     y, h = model.apply_layer(
         model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), CellNoise(), None
     )

@@ -49,7 +49,8 @@ def file(tmp_path_factory) -> Path:
 @pytest.fixture
 def visit(browser) -> Iterator[Any]:
     """Opens a file, and holds it in the end to have said nothing and asked for nothing."""
-    said, opened = [], []
+    said = []
+    opened = []
 
     def open_(path: Path, width: int = 1200, height: int = 900, **options: Any) -> Any:
         page = browser.new_page(viewport={"width": width, "height": height}, **options)
@@ -112,7 +113,8 @@ def test_the_map_is_zoomed_by_its_buttons(visit, file):
 
 def test_a_word_that_is_searched_or_clicked_lights_up_its_neighbours(visit, file):
     page = visit(file)
-    found, box = page.locator("#map-0-found"), page.locator("[data-map='map-0'] input")
+    found = page.locator("#map-0-found")
+    box = page.locator("[data-map='map-0'] input")
     box.focus()
     page.keyboard.type("word7")
     page.keyboard.press("Enter")
@@ -140,7 +142,8 @@ def test_a_word_that_is_searched_or_clicked_lights_up_its_neighbours(visit, file
 def test_a_sweep_is_filtered_by_fields_by_brushes_and_back(visit, file):
     page = visit(file)
     sweep = page.locator("#sweep-0")
-    count, rows = sweep.locator("output"), sweep.locator("tbody tr:visible")
+    count = sweep.locator("output")
+    rows = sweep.locator("tbody tr:visible")
     assert rows.count() == 8
     sweep.locator("input[value='8']").uncheck()
     assert rows.count() == 4 and "4 of 8" in count.inner_text()

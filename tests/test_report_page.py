@@ -35,7 +35,11 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.open, self.tags, self.attributes, self.scripts, self.words = [], [], [], [], []
+        self.open = []
+        self.tags = []
+        self.attributes = []
+        self.scripts = []
+        self.words = []
         self.feed(text)
         assert self.open == []
 

@@ -68,14 +68,19 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
         wait_for(sight, process)
         time.sleep(rng.uniform(0, 0.2 if how == "in training" else 0.03))
     process.kill()
-    return how if process.end()[0] == -signal.SIGKILL else "finished"
+    if process.end()[0] == -signal.SIGKILL:
+        return how
+    return "finished"
 
 
 def survive(
     server: Server, tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int
 ) -> dict[str, int]:
     """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
-    rng, caught, run_dir, unfinished = random.Random(seed), {}, tmp_path / "0", 0
+    rng = random.Random(seed)
+    caught = {}
+    run_dir = tmp_path / "0"
+    unfinished = 0
     while sum(caught.values()) < kills:
         where = kill_at_a_random_moment(server, run_dir, rng)
         had = assert_whole(run_dir)
@@ -234,7 +239,8 @@ def test_a_holder_shows_that_it_lives(tmp_path, monkeypatch):
 
 def test_a_failed_beat_is_not_the_last(tmp_path, monkeypatch):
     """As of a file server that starts again."""
-    failed, touch = [], os.utime
+    failed = []
+    touch = os.utime
 
     def utime(*arguments):
         if len(failed) < 3:

@@ -22,7 +22,9 @@ from jaxlm.ops.sampled_softmax import (
 from jaxlm.training.gradient import minimised
 from jaxlm.training.step import init_state
 
-N, H, WORDS = 7, 4, 23
+N = 7
+H = 4
+WORDS = 23
 
 
 def with_gradients(op):
@@ -84,10 +86,8 @@ def test_each_word_has_its_odds_and_none_is_drawn_twice(vocabulary, count):
 
 
 def test_of_many_words_each_is_drawn_as_an_exact_sum_of_the_odds_says():
-    odds, offset = (
-        inclusion(V := 1 << 20, S := 1 << 14),
-        np.float32(0.3),
-    )  # float32 has steps of 2**-10 at 2**14
+    odds = inclusion(V := 1 << 20, S := 1 << 14)
+    offset = np.float32(0.3)  # float32 has steps of 2**-10 at 2**14
     exact = np.searchsorted(np.cumsum(odds)[:-1], np.arange(S) + float(offset), side="right")
     np.testing.assert_array_equal(draw_words(jnp.asarray(offset), V, S).ids, exact)
 
@@ -96,7 +96,8 @@ def test_of_many_words_each_is_drawn_as_an_exact_sum_of_the_odds_says():
 def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary, count):
     offsets = (jnp.arange(4000) + 0.5) / 4000
     drawn: Drawn = jax.vmap(lambda offset: draw_words(offset, vocabulary, count))(offsets)
-    ids, odds = np.asarray(drawn.ids), inclusion(vocabulary, count)
+    ids = np.asarray(drawn.ids)
+    odds = inclusion(vocabulary, count)
     assert (np.diff(np.sort(ids, 1), axis=1) > 0).all()
     np.testing.assert_allclose(
         np.bincount(ids.ravel(), minlength=vocabulary) / 4000, odds, atol=1e-3

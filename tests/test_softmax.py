@@ -78,12 +78,11 @@ def test_equals_the_reference(N, H, V, wide, chunk_bytes):
 @pytest.mark.parametrize("op", ["summed", "token"])
 def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(op):
     x, kernel, bias, targets, weights = draw(64, 32, 50, jnp.float32)
-    x, bias = x.astype(jnp.bfloat16), 10 + bias  # a bias that bfloat16 cannot hold
+    x = x.astype(jnp.bfloat16)
+    bias = 10 + bias  # a bias that bfloat16 cannot hold
     if op == "token":
-        fast, plain = (
-            token_nats(x, kernel / 8, bias, targets),
-            token_nats_reference(x, kernel / 8, bias, targets),
-        )
+        fast = token_nats(x, kernel / 8, bias, targets)
+        plain = token_nats_reference(x, kernel / 8, bias, targets)
         assert fast.dtype == jnp.float32
         np.testing.assert_allclose(fast, plain, atol=0.03)
         only_bias = token_nats(0 * x, kernel, bias, targets)
@@ -158,7 +157,9 @@ def largest_array(jaxpr) -> int:
 
 
 def test_no_array_of_all_logits_exists():
-    N, H, V = 4096, 8, 2048
+    N = 4096
+    H = 8
+    V = 2048
     shapes = [
         jax.ShapeDtypeStruct(s, d)
         for s, d in (
@@ -214,7 +215,8 @@ def test_shapes_and_types_that_do_not_fit_are_named(change, message):
 
 @pytest.mark.parametrize("rows", [100, 250, 1000])
 def test_no_chunk_is_padding_alone(rows):
-    T, tokens = 20, jnp.zeros((20, rows))
+    T = 20
+    tokens = jnp.zeros((20, rows))
     cut, _ = softmax.chunking(True, tokens.shape, (128, 10_000))
     chunks, steps, batch = jax.eval_shape(cut, tokens).shape
     assert (chunks - 1) * steps * batch < T * rows

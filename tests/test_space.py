@@ -102,11 +102,9 @@ def test_the_points_of_a_grid():
 def test_drawn_points_lie_in_the_space_and_depend_on_seed_and_number_alone(data):
     low = data.draw(st.floats(1e-3, 10))
     high = low + data.draw(st.floats(0, 10))
-    steps, seed, number = (
-        data.draw(st.integers(1, 9)),
-        data.draw(st.integers(0, 99)),
-        data.draw(st.integers(0, 99999)),
-    )
+    steps = data.draw(st.integers(1, 9))
+    seed = data.draw(st.integers(0, 99))
+    number = data.draw(st.integers(0, 99999))
     space = {
         "a": FloatDistribution(low, high),
         "b": FloatDistribution(low, high, log=True),

@@ -19,7 +19,11 @@ from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
 
-V, E, HIDDEN, B, T = 11, 3, (5, 4), 2, 6
+V = 11
+E = 3
+HIDDEN = (5, 4)
+B = 2
+T = 6
 CONFIG = jaxlm.preset("small").replace(
     vocab_size=V, embedding_size=E, hidden_sizes=HIDDEN, clip_norm=1e9, init_scale=0.7
 )
@@ -79,7 +83,9 @@ def test_bfloat16_computes_nearly_the_same_and_keeps_float32_parameters_and_carr
 
 def test_an_update_is_that_costs_gradient_clipped_by_its_global_norm():
     """The norm counts each read of an embedding row by itself, as TensorFlow's IndexedSlices do."""
-    state, w, clip = state_of(), window(), 0.5
+    state = state_of()
+    w = window()
+    clip = 0.5
     recipe = recipe_of(clip_norm=clip, learning_rate=0.3)
     after, metrics = step(recipe, state, w)
     dense = jax.jit(jax.grad(lambda p: plain_cost(p, recipe, w, state.carry)[0]))(state.params)
@@ -136,7 +142,8 @@ def test_initialisation():
 
 def test_initialisation_as_pytorch_s():
     """Two biases of a gate, of which ours is the sum, where PyTorch has two; a Linear's alone for minGRU."""
-    H, E = 400, 100
+    H = 400
+    E = 100
     params = {
         kind: stack.init_params(
             kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True),
@@ -153,7 +160,8 @@ def test_initialisation_as_pytorch_s():
         }
         for kind, layer in params.items()
     }
-    one, two = H**-0.5, H**-0.5 * np.sqrt(2)
+    one = H**-0.5
+    two = H**-0.5 * np.sqrt(2)
     assert spread["lstm"]["bias"] == pytest.approx(two, rel=0.1)
     assert spread["gru"]["recurrent_bias"] == pytest.approx(one, rel=0.1)
     bias = np.asarray(params["gru"]["bias"])
@@ -187,7 +195,8 @@ def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step(
     """With an identity-like model the zeros can be seen: kept values are scaled by 1 / keep."""
     plain_model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5).model
     params = stack.init_params(plain_model, jax.random.key(0))
-    x, carry = jnp.ones((T, B, 64)), stack.zero_carry(plain_model, B)
+    x = jnp.ones((T, B, 64))
+    carry = stack.zero_carry(plain_model, B)
     plain, _ = outputs(plain_model, params, x, carry)
 
     def dropped(**keep):
@@ -209,7 +218,8 @@ def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step(
 def test_noise_is_an_input():
     """A recorded mask gives the same outputs, whoever drew it."""
     model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
-    params, x = stack.init_params(model, jax.random.key(0)), jnp.ones((T, B, E))
+    params = stack.init_params(model, jax.random.key(0))
+    x = jnp.ones((T, B, E))
     rng = np.random.default_rng(0)
     noise = Noise(
         jnp.asarray(rng.random((T, B, E)) < 0.5),
@@ -253,10 +263,8 @@ def test_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_g
 
 
 def test_windows_are_read_in_order_and_each_epoch_begins_anew():
-    tokens, plan = (
-        jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32),
-        WindowPlan(rows=14, length=3, epochs=3),
-    )
+    tokens = jnp.arange(14)[:, None] * jnp.ones((1, B), jnp.int32)
+    plan = WindowPlan(rows=14, length=3, epochs=3)
     assert (plan.per_epoch, plan.total) == (4, 12)
     read = [
         read_window(tokens, jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1)), 3)
@@ -274,11 +282,13 @@ def tokens():
 
 
 def test_many_windows_in_one_call_equal_single_steps(tokens):
-    plan, recipe = WindowPlan(len(tokens), T, 1), jax.tree.map(jnp.float32, RECIPE)
+    plan = WindowPlan(len(tokens), T, 1)
+    recipe = jax.tree.map(jnp.float32, RECIPE)
     together, metrics = train_windows(
         recipe, state_of(), tokens, plan.windows(0, 7, 8), jnp.int32(7), bptt_length=T
     )
-    alone, costs = state_of(), []
+    alone = state_of()
+    costs = []
     for at in range(7):
         where = jax.tree.map(lambda column: column[0], plan.windows(at, 1, 1))
         alone, one = step(recipe, alone, read_window(tokens, where, T))

@@ -30,7 +30,8 @@ TINY = jaxlm.preset("small").replace(
     hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
 )
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 URL = "postgresql://me:hun%40ter2@nowhere.invalid/db?sslpassword=swordfish"
 
 
@@ -166,7 +167,9 @@ def test_a_torn_first_line_is_cut_and_another_file_is_left_alone(tmp_path):
 
 
 def test_records_are_on_the_disk_before_the_append_returns(tmp_path, monkeypatch):
-    journal, synced, fsync = Journal(tmp_path / "journal"), [], os.fsync
+    journal = Journal(tmp_path / "journal")
+    synced = []
+    fsync = os.fsync
     monkeypatch.setattr(
         os, "fsync", lambda file: (synced.append(os.fstat(int_of(file)).st_size), fsync(file))
     )
@@ -175,7 +178,9 @@ def test_records_are_on_the_disk_before_the_append_returns(tmp_path, monkeypatch
 
 
 def int_of(file) -> int:
-    return file if isinstance(file, int) else file.fileno()
+    if isinstance(file, int):
+        return file
+    return file.fileno()
 
 
 def test_a_damaged_line_is_named_and_nothing_is_cut(folder):
@@ -192,7 +197,8 @@ def test_flips_are_found_or_harmless(written, tmp_path):
     """200 flipped bits: one sentence, or the same sweep."""
     name = "study.journal"
     expected = outcome(Path(shutil.copytree(written, tmp_path / "whole")))
-    whole, chosen = (written / name).read_bytes(), random.Random(7)
+    whole = (written / name).read_bytes()
+    chosen = random.Random(7)
     for number in range(200):
         folder = Path(shutil.copytree(written, tmp_path / str(number)))
         place = chosen.randrange(len(whole))
@@ -378,12 +384,11 @@ def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
 def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys, monkeypatch):
     """SQLite ignores what the query names: so the whole path is walked, with a worker process of its own."""
     url = f"sqlite:///{tmp_path / 'study.db'}?password=swordfish"
-    config, space, run_dir = (
-        TINY.replace(epochs=1),
-        {"learning_rate": [1.0, 2.0]},
-        tmp_path / "sweep",
-    )
-    commands, popen = [], subprocess.Popen
+    config = TINY.replace(epochs=1)
+    space = {"learning_rate": [1.0, 2.0]}
+    run_dir = tmp_path / "sweep"
+    commands = []
+    popen = subprocess.Popen
 
     def start(command: Any, *arguments: Any, **options: Any) -> subprocess.Popen:
         commands.append(command)
@@ -406,8 +411,10 @@ def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys, monkeypatch
 
 def test_a_worker_that_waits_says_so_once(folder, monkeypatch):
     monkeypatch.setattr(worker_module, "POLL", 0.01)
-    said, looks = [], []
-    holder, other = open_study(folder), open_study(folder)
+    said = []
+    looks = []
+    holder = open_study(folder)
+    other = open_study(folder)
     held = holder.claim()
     assert held and held.trial.number == 1
     finish(other)
@@ -472,7 +479,8 @@ def test_a_trial_that_waits_in_a_living_directory_is_not_lost(two, monkeypatch):
     monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
     folders, options = two
     one, other = (open_study(folder, **options) for folder in folders)
-    held, waiting = one.claim(), one.claim()
+    held = one.claim()
+    waiting = one.claim()
     assert held and waiting
     one.release(waiting)
     other.claim()  # it has seen the trial that waits

@@ -196,7 +196,9 @@ def test_unknown_words_are_read_as_unk_refused_or_left_without_a_number():
 def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sentences, clips):
     lm = small_lm()
     params = jax.tree.map(lambda leaf: scale * leaf, lm.params)
-    lm, rate, momentum = replace(lm, params=params), 0.5, jax.tree.map(jnp.zeros_like, params)
+    lm = replace(lm, params=params)
+    rate = 0.5
+    momentum = jax.tree.map(jnp.zeros_like, params)
 
     @jax.jit
     @jax.grad
@@ -230,7 +232,8 @@ def test_adaptation_is_nesterov_sgd_on_the_mean_nats_of_each_sentence(scale, sen
 
 @pytest.mark.parametrize("kind", ["lstm", pytest.param("mlstm", marks=pytest.mark.slow)])
 def test_adaptation_at_no_rate_scores_a_stream_as_the_plain_model(kind):
-    lm, options = small_lm(kind), {"context": "stream", "unit": "nats", "eos": True}
+    lm = small_lm(kind)
+    options = {"context": "stream", "unit": "nats", "eos": True}
     plain, adapted = (
         lm.surprisal([*SENTENCES, "a " * 20], scoring=scoring, **options)
         for scoring in (lm.scorer("stream"), lm.adaptive(1e-30, context="stream"))
@@ -257,7 +260,8 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
         heads.logits(lm.config.model, lm.params, jnp.asarray(found[f"{kind}.1.h"]))
     )
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
-    model, tokens = lm.config.model, jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
+    model = lm.config.model
+    tokens = jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]
     _, carry = stack.features(
         model, lm.params, Noise(), stack.embed(lm.params, tokens), stack.zero_carry(model, 1)
     )
@@ -540,14 +544,16 @@ def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
         line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()
     ]
     assert both[0][:3] == ["sentence_id", "token_id", "word"] and "surprisal.tiny" in both[0]
-    first, second = both[0].index("surprisal.tiny"), both[0].index("surprisal.adapted")
+    first = both[0].index("surprisal.tiny")
+    second = both[0].index("surprisal.adapted")
     assert float(both[1][second]) < float(both[1][first])
     alone = printed(capsys, "surprisal", adapted, text).splitlines()[1].split("\t")
     assert alone[5] == both[1][second]
 
 
 def test_an_adapted_model_is_kept_without_the_text_that_it_was_trained_on(text, tmp_path, capsys):
-    lm, sha256 = small_lm(), "0" * 64
+    lm = small_lm()
+    sha256 = "0" * 64
     source = tmp_path / "run"
     keep_model(source, lm.config, lm.params, unread_corpus("imported:x", sha256, lm.vocab))
     printed(
@@ -601,7 +607,8 @@ def test_an_adapted_model_appears_whole_or_not_at_all(run, text, tmp_path, capsy
 
 
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
-    lm, corpus = small_lm(), unread_corpus("x", "0" * 64, small_lm().vocab)
+    lm = small_lm()
+    corpus = unread_corpus("x", "0" * 64, small_lm().vocab)
     run = tmp_path / "run"
     keep_model(run, lm.config.replace(lowercase=True), lm.params, corpus)
     (tmp_path / "text.txt").write_text("The DOG \n")
@@ -773,9 +780,11 @@ def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, ca
 
 
 def test_all_verbs_split_a_text_as_the_text_of_training_is():
-    lm, none = small_lm(), small_lm(words=("<eos>", "<unk>", "can't", "the", "dog's,"))
+    lm = small_lm()
+    none = small_lm(words=("<eos>", "<unk>", "can't", "the", "dog's,"))
     assert lm.tokenizer() == lm.tokenizer("ptb") != none.tokenizer() == none.tokenizer("none")
-    text, pieces = "The dog's, can't", ["the", "dog", "'s", "ca", "n't"]
+    text = "The dog's, can't"
+    pieces = ["the", "dog", "'s", "ca", "n't"]
     assert lm.tokens(text) == lm.surprisal([text]).token == pieces
     assert lm.tokens(text, "none") == text.split() and none.tokens(text) == text.split()
     assert (

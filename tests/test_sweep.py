@@ -89,7 +89,8 @@ def alone(config, corpus, count: int) -> np.ndarray:
 
 def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     """The same of members of one group, [M, windows]."""
-    first, size = configs[0], len(configs)
+    first = configs[0]
+    size = len(configs)
     group = members.stacked(first.recipe, new_state(first), size, None)
     for slot, config in enumerate(configs[1:], 1):
         group = members.replaced(group, slot, config.recipe, new_state(config))
@@ -176,10 +177,8 @@ for member in swept.members:
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_a_diverging_member_does_not_touch_the_others(corpus, vmapped):
     base, _ = with_corpus(TINY, corpus)
-    good, bad = (
-        [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)],
-        base.replace(init_scale=1e38),
-    )
+    good = [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)]
+    bad = base.replace(init_scale=1e38)
     with_bad = together([good[0], bad, good[1]], corpus, 20, vmapped)
     without = together([good[0], good[0], good[1]], corpus, 20, vmapped)
     assert not np.isfinite(with_bad[1]).all()
@@ -287,7 +286,8 @@ def test_a_command_is_told_where_its_kinds_alone_would_be_refused(config, flags)
 
 
 def test_a_member_that_a_signal_finds_at_its_end_is_not_given_up(tmp_path, monkeypatch):
-    config, train = TINY.replace(epochs=1, windows_per_call=2**15), MemberGroup.train
+    config = TINY.replace(epochs=1, windows_per_call=2**15)
+    train = MemberGroup.train
 
     def stopping(self, *given):
         if any(run and run.config.optimizer.learning_rate < 1e-5 for run in self.runs):
@@ -317,7 +317,8 @@ def test_a_point_that_is_worse_than_the_median_is_given_up(tmp_path):
 
 
 def test_random_points_do_not_depend_on_who_trains_them(tmp_path):
-    space, config = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}, TINY.replace(epochs=1)
+    space = {"learning_rate": "log:0.1:1", "clip_norm": [1, 5]}
+    config = TINY.replace(epochs=1)
     values = [
         sorted(
             (trial.number, trial.values["learning_rate"], trial.test_perplexity)
@@ -378,11 +379,9 @@ def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
 
 
 def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypatch):
-    config, space, run_dir = (
-        TINY.replace(epochs=1),
-        {"learning_rate": [0.5, 1.0]},
-        tmp_path / "sweep",
-    )
+    config = TINY.replace(epochs=1)
+    space = {"learning_rate": [0.5, 1.0]}
+    run_dir = tmp_path / "sweep"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ram, "available", lambda: 1)
         found = jaxlm.sweep(config, space, run_dir=run_dir, workers=1, quiet=True)
@@ -423,10 +422,12 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
     tmp_path, capsys, files, named
 ):
     """An unfinished member whose only checkpoints, or metrics, are damaged; the others are trained meanwhile."""
-    space, run_dir = {"learning_rate": [0.5, 1.0, 2.0]}, tmp_path / "sweep"
+    space = {"learning_rate": [0.5, 1.0, 2.0]}
+    run_dir = tmp_path / "sweep"
     expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
 
-    saved, worker = [], "jaxlm.sweeps.worker.Worker.trained"
+    saved = []
+    worker = "jaxlm.sweeps.worker.Worker.trained"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
         def interrupt(self, group):
@@ -515,7 +516,8 @@ def test_a_machine_that_fails_once_fails_no_trial(tmp_path, monkeypatch, mistake
 
 def test_a_corpus_of_the_space_does_not_say_how_the_others_are_read(tmp_path):
     (text := tmp_path / "novel.txt").write_text("a b c d\n\n" * 6000)
-    config, space = TINY.replace(epochs=1, lines="unwrap"), {"corpus": ["embedded-tiny", str(text)]}
+    config = TINY.replace(epochs=1, lines="unwrap")
+    space = {"corpus": ["embedded-tiny", str(text)]}
     found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", workers=1, quiet=True)
     assert [
         rundir.saved_config(one.run_dir).data.lines for one in found.members if one.run_dir
@@ -856,7 +858,8 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(
             if path.is_file() and path.suffix != ".journal"
         }
 
-    before, trials = content(), stored(finished).trials
+    before = content()
+    trials = stored(finished).trials
     same = ["sweep", *FLAGS, "--epochs", "1", "--run-dir", str(finished)]
     refused(capsys, [*same, "--set", "learning_rate=0.5,1"], "resume the sweep in it with --resume")
     resumed = ["sweep", "--run-dir", str(finished), "--resume"]
@@ -969,7 +972,8 @@ def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system pins no process")
 def test_workers_are_pinned_each_to_its_share_of_the_cores(monkeypatch):
-    own, given = sorted(os.sched_getaffinity(0)), []
+    own = sorted(os.sched_getaffinity(0))
+    given = []
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, share: given.append(tuple(share)))
     for number in range(2):
         supervisor.pin(os.getpid(), number, 2)

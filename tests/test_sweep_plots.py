@@ -8,7 +8,8 @@ from reports import has, ink, intrude
 from jaxlm.errors import RunDirError
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot
 
-NAN, INF = float("nan"), float("inf")
+NAN = float("nan")
+INF = float("inf")
 
 
 def trial(rank: int, perplexity: float) -> TrialRecord:

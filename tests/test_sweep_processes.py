@@ -24,7 +24,8 @@ def impatient(monkeypatch):
 
 def run(code, folder, workers=2, stop=None):
     """(why the last one failed, the lines that are said)."""
-    lines, command = [], [sys.executable, "-c", code]
+    lines = []
+    command = [sys.executable, "-c", code]
     return supervise(
         command, os.environ, workers, folder, stop or Stop(), lambda: None, lines.append
     ), lines
@@ -62,7 +63,8 @@ def test_a_log_is_not_written_through_a_link(tmp_path):
 
 
 def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):
-    started, popen = [], subprocess.Popen
+    started = []
+    popen = subprocess.Popen
 
     def start(*arguments, **options):
         if len(started) == 2:
@@ -77,7 +79,9 @@ def test_workers_end_where_another_cannot_start(tmp_path, monkeypatch):
 
 
 def test_a_signal_reaches_all_and_is_no_failure(tmp_path, monkeypatch):
-    stop, started, popen = Stop(), [], subprocess.Popen
+    stop = Stop()
+    started = []
+    popen = subprocess.Popen
     stop.signal = signal.SIGTERM
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen:

@@ -69,7 +69,9 @@ def vocab(kind: str) -> Vocab:
             "a.model",
         ),
     }[kind]()
-    return Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
+    if tokens.names:
+        return Vocab(tokens.names, tokens)
+    return Vocab.build(TEXT, kind=tokens)
 
 
 def _words(text: str) -> list[str]:
@@ -244,10 +246,8 @@ def test_a_space_that_a_normalizer_adds_is_left_out():
 def few_letters() -> Vocab:
     """Of a tokenizer that falls back on no bytes."""
     out = io.BytesIO()
-    lines, options = (
-        iter(["你好 a 世界 a 你好"] * 9),
-        {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2},
-    )
+    lines = iter(["你好 a 世界 a 你好"] * 9)
+    options = {"vocab_size": 20, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_writer=out, **options)
     made = Subwords.read(out.getvalue(), "a file")
     return Vocab(made.names, made)
@@ -256,7 +256,8 @@ def few_letters() -> Vocab:
 def test_of_a_tokenizer_that_knows_few_letters_the_others_are_unknown():
     found = few_letters()
     text = "a 你好 b\U00013000\n"  # an unknown piece has its own length, but in the ids of a split
-    ids, tokens = found.encode_text(text), found.tokenize(text)
+    ids = found.encode_text(text)
+    tokens = found.tokenize(text)
     assert "a" in tokens and tokens[-2] not in found.ids and found.unknown_share(ids) > 0
     assert found.text_size(ids, tokens=tokens).bytes == len(text.encode()) - 1
 
@@ -308,7 +309,8 @@ def test_the_unknown_token_of_a_unigram_tokenizer_is_known_by_its_place(capsys):
 
 
 def test_a_long_run_of_blanks_is_unwrapped_in_linear_time():
-    started, text = time.monotonic(), "a" + " \t" * 500_000 + "b"
+    started = time.monotonic()
+    text = "a" + " \t" * 500_000 + "b"
     assert unwrapped(text) == text and unwrapped(text + " \n c") == text + " c"
     assert stripped(text) == text and stripped(text + " \r\n c") == text + "\nc"
     assert time.monotonic() - started < 20

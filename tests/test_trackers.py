@@ -151,7 +151,8 @@ def test_a_tracker_whose_import_raises_anything_is_one_sentence(monkeypatch, tmp
 
 def events(run: Path) -> list[Any]:
     """All events of a run's TensorBoard files, in the order of the files' names."""
-    found, event = [], pytest.importorskip("tensorboardX.proto.event_pb2").Event
+    found = []
+    event = pytest.importorskip("tensorboardX.proto.event_pb2").Event
     for path in sorted((run / "tensorboard").iterdir()):
         data = path.read_bytes()
         assert ".tfevents." in path.name

@@ -114,7 +114,9 @@ def test_a_signal_s_handler_that_is_not_python_s_stays_out_of_the_way(train, mon
 
     def foreign(number: int, handler: Any) -> Any:
         before = whole(number, handler)
-        return None if number == signal.SIGUSR1 else before
+        if number == signal.SIGUSR1:
+            return None
+        return before
 
     monkeypatch.setattr(signal, "signal", foreign)
     try:
@@ -255,7 +257,8 @@ def test_metrics_that_a_checkpoint_did_not_seal_are_refused_and_nothing_is_remov
     train, tmp_path, how
 ):
     train(steps=25)
-    path, before = tmp_path / "run/metrics.jsonl", sorted((tmp_path / "run/checkpoints").rglob("*"))
+    path = tmp_path / "run/metrics.jsonl"
+    before = sorted((tmp_path / "run/checkpoints").rglob("*"))
     data = path.read_bytes()
     if how == "missing":
         path.unlink()
@@ -418,7 +421,8 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(
 
 
 def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished):
-    recipe, state = jax.tree.map(jnp.float32, CONFIG.recipe), new_state(finished.config)
+    recipe = jax.tree.map(jnp.float32, CONFIG.recipe)
+    state = new_state(finished.config)
     tokens = jnp.asarray(batch(corpus.train, 50))
     plan = WindowPlan(len(tokens), 20, 1)
     state, _ = steps.train_windows(
@@ -487,7 +491,10 @@ def test_a_copied_run_loads_anywhere(finished, tmp_path):
 
 def test_a_resumed_run_keeps_no_second_state(train, finished, monkeypatch):
     train(params=finished.params, steps=3)
-    read, check, states, alive = checkpoint.read, state_arrays.check_memory, [], []
+    read = checkpoint.read
+    check = state_arrays.check_memory
+    states = []
+    alive = []
 
     def noted(path):
         found = read(path)
@@ -595,7 +602,8 @@ def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
     from jaxlm.runs.run import Run
 
     events = []
-    train, trained = SingleGroup.train, Run.trained
+    train = SingleGroup.train
+    trained = Run.trained
     monkeypatch.setattr(
         SingleGroup,
         "train",

@@ -6,7 +6,8 @@ import pytest
 
 from jaxlm.report.units import perplexity, perplexity_text
 
-NAN, INF = math.nan, math.inf
+NAN = math.nan
+INF = math.inf
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ PLAN = WindowPlan(len(TOKENS), T, 9)
 
 def after(config, losses, patience=0):
     """The memory after each validation."""
-    memory, told = first_validations(config.recipe, patience), []
+    memory = first_validations(config.recipe, patience)
+    told = []
     for loss in losses:
         assert memory is not None
         memory = validated(config.recipe, memory, jnp.float32(loss))
@@ -65,7 +66,9 @@ def averaging(losses, **fields):
 
 
 def test_the_mogrifier_s_code_averages_once_the_best_is_so_many_validations_old():
-    slow, sudden, lamb = [5, 4, 3, 3.2, 3.3, 3.4], [5, 4, 3, 5.5], dict(optimizer="lamb-adam")
+    slow = [5, 4, 3, 3.2, 3.3, 3.4]
+    sudden = [5, 4, 3, 5.5]
+    lamb = dict(optimizer="lamb-adam")
     assert averaging(slow, nonmonotone=2, **lamb) == 4 * [False] + 2 * [True]
     assert averaging(slow, nonmonotone=2) == 5 * [False] + [True]
     assert averaging(sudden, nonmonotone=2, **lamb) == 4 * [False]
@@ -92,7 +95,8 @@ def test_averaging_starts_with_the_latest_validation(optimizer):
 
 def iterates(config, steps, averaging_from):
     """The embedding after each window, and the average at the end."""
-    state, told = init_state(config.recipe, jax.random.key(0), B), []
+    state = init_state(config.recipe, jax.random.key(0), B)
+    told = []
     for at in range(steps):
         if at == averaging_from:
             assert state.validations is not None and state.validations.switch is not None
@@ -132,7 +136,8 @@ def test_the_average_is_that_of_all_iterates_since_the_switch(fields, first):
 def test_the_published_code_moves_by_the_rate_of_the_step_before():
     quirky = BASE.replace(optimizer="awd-lstm", clip_norm=None)
     moved, _ = iterates(quirky, 3, averaging_from=0)
-    told, expected = [], init_state(quirky.recipe, jax.random.key(0), B)
+    told = []
+    expected = init_state(quirky.recipe, jax.random.key(0), B)
     for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
         recipe = quirky.replace(learning_rate=rate).recipe  # and no average
         expected, _ = train_windows(

@@ -85,10 +85,8 @@ def test_rows_of_a_file_are_those_of_the_batch(tmp_path_factory, N, B, data):
     stop = data.draw(st.integers(start, N // B))
     some = slice(data.draw(st.integers(0, B)), data.draw(st.integers(0, B)))
     skipped = data.draw(st.integers(0, min(3, N - 1)))
-    whole, offset = (
-        np.memmap(path, ids.dtype, "r"),
-        np.memmap(path, ids.dtype, "r", skipped * ids.itemsize),
-    )
+    whole = np.memmap(path, ids.dtype, "r")
+    offset = np.memmap(path, ids.dtype, "r", skipped * ids.itemsize)
     for found, expected in (
         (whole, ids),
         (whole[skipped:], ids[skipped:]),

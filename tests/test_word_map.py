@@ -66,7 +66,8 @@ def test_what_cannot_be_mapped_is_refused(tmp_path, vectors):
 def test_labels_are_moved_apart_and_not_far():
     places = np.random.default_rng(0).uniform(20, 280, (60, 2))
     places[1] = places[0]
-    sizes, area = np.tile([30.0, 10.0], (60, 1)), np.array([300, 300])
+    sizes = np.tile([30.0, 10.0], (60, 1))
+    area = np.array([300, 300])
     moved = moved_apart(places, sizes, area)
     apart = np.abs(moved[:, None] - moved) >= sizes[0] - 1e-6
     assert (apart.any(axis=2) | np.eye(60, dtype=bool)).all()

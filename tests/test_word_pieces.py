@@ -57,23 +57,29 @@ def bigram(kind: str) -> jaxlm.LanguageModel:
         ),
     }[kind]()
     vocab = Vocab(tokens.names, tokens) if tokens.names else Vocab.build(TEXT, kind=tokens)
-    V, texts = len(vocab), [data.decode("utf-8", "replace") for data in vocab.token_bytes]
+    V = len(vocab)
+    texts = [data.decode("utf-8", "replace") for data in vocab.token_bytes]
     lm = lm_of(vocab)
     config = lm.config.replace(embedding_size=V, hidden_sizes=(V,))
     weights = np.full((V, V), 1e-20)
     for before, text in enumerate(texts):
         for after, found in enumerate(texts):
-            p, last = 1.0, text[-1:]
+            p = 1.0
+            last = text[-1:]
             for letter in found:
-                p, last = p * CHANCE.get(last, {}).get(letter, 0), letter
+                p = p * CHANCE.get(last, {}).get(letter, 0)
+                last = letter
             if kind == "subwords" and (
                 found == " " or vocab.words[after][0] == "<"
             ):  # other ways to write the text
                 p = 0
             weights[before, after] = p or 1e-20
-    kernel, bias = np.zeros((2 * V, 4 * V)), np.zeros(4 * V)
+    kernel = np.zeros((2 * V, 4 * V))
+    bias = np.zeros(4 * V)
     kernel[:V, V : 2 * V] = 30 * np.eye(V)  # the candidate is the token read
-    bias[:V], bias[2 * V : 3 * V], bias[3 * V :] = 30, -60, 30  # gates: in, none is kept, out
+    bias[:V] = 30
+    bias[2 * V : 3 * V] = -60
+    bias[3 * V :] = 30  # gates: in, none is kept, out
     params = {
         "embedding": np.eye(V),
         "layers": [{"kernel": kernel, "bias": bias}],
@@ -86,13 +92,17 @@ def bigram(kind: str) -> jaxlm.LanguageModel:
 def _float32(tree):
     if isinstance(tree, dict):
         return {name: _float32(one) for name, one in tree.items()}
-    return [*map(_float32, tree)] if isinstance(tree, list) else jnp.asarray(tree, jnp.float32)
+    if isinstance(tree, list):
+        return [*map(_float32, tree)]
+    return jnp.asarray(tree, jnp.float32)
 
 
 @cache
 def words_after(kind: str, context: tuple[str, ...], punctuation: str) -> list[list[str]]:
     """Every word that can follow, as the names of its tokens."""
-    lm, found, parts = bigram(kind), [], [[]]
+    lm = bigram(kind)
+    found = []
+    parts = [[]]
     boundaries = Boundaries.of(lm.vocab, punctuation)
     assert boundaries
     while parts:
@@ -210,7 +220,8 @@ def test_every_verb_has_the_probabilities_of_words():
 
 
 def test_a_region_may_hold_a_no_break_space():
-    lm, regions = bigram("bytes"), ["a\u00a0b", "ab"]
+    lm = bigram("bytes")
+    regions = ["a\u00a0b", "ab"]
     found = lm.word_surprisal([" ".join(regions)], regions=[regions])
     assert (
         found.word == regions
@@ -221,7 +232,8 @@ def test_a_region_may_hold_a_no_break_space():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_spans_are_prefix_probabilities_wherever_they_cut(kind):
-    lm, text = bigram(kind), "b ab, a"
+    lm = bigram(kind)
+    text = "b ab, a"
     letters = "\n" + text
     expected = [
         -np.log(CHANCE[before][after]) for before, after in zip(letters, text, strict=False)
@@ -406,7 +418,8 @@ def test_the_name_of_a_byte_keeps_its_case_in_a_model_of_lower_case():
     lm = replace(bigram("bytes"), config=bigram("bytes").config.replace(lowercase=True))
     assert lm.neighbors("<0x0A>", 2) == bigram("bytes").neighbors("<0x0A>", 2)
     assert "<0x0A>" not in lm.generate("ab", words=20, ban=["<0x0A>"])[0].words
-    prompt, plain = "\u00c9\nab", bigram("bytes").generate("\u00e9\nab", words=5)
+    prompt = "\u00c9\nab"
+    plain = bigram("bytes").generate("\u00e9\nab", words=5)
     assert [str(text) for text in lm.generate(prompt, words=5)] == [*map(str, plain)]
 
 
@@ -496,7 +509,8 @@ def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_p
 def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
     lm = lm_of(Vocab.build("th\u00e9 dogs, run.\n", kind=Characters()))
     lm = replace(lm, config=lm.config.replace(lowercase=True))
-    line, regions = "The\u0301 dogs, run.", ["The\u0301 dogs,", "run."]
+    line = "The\u0301 dogs, run."
+    regions = ["The\u0301 dogs,", "run."]
     words = lm.word_surprisal([line], punctuation="own")
     found = lm.word_surprisal([line], punctuation="own", regions=[regions])
     assert found.word == regions and len(words) == 5

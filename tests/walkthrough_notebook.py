@@ -13,14 +13,16 @@ import nbformat
 from nbclient import NotebookClient
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
-SOURCE, NOTEBOOK = EXPERIMENTS / "walkthrough.py", EXPERIMENTS / "walkthrough.ipynb"
+SOURCE = EXPERIMENTS / "walkthrough.py"
+NOTEBOOK = EXPERIMENTS / "walkthrough.ipynb"
 
 
 def read_source(text: str) -> Any:
     """The notebook, without outputs, of a source in jupytext's percent format."""
     notebook = jupytext.reads(text, "py:percent")
     for number, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{number}", {}  # ids are random by default
+        cell.id = f"cell-{number}"
+        cell.metadata = {}  # ids are random by default
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -57,11 +59,13 @@ def code_cells(notebook: Any) -> list[Any]:
 
 def with_outputs_of(notebook: Any, written: Any) -> bool:
     """Takes over the outputs of a notebook with the same code; False where its code is another."""
-    ours, theirs = code_cells(notebook), code_cells(written)
+    ours = code_cells(notebook)
+    theirs = code_cells(written)
     if [cell.source for cell in ours] != [cell.source for cell in theirs]:
         return False
     for mine, other in zip(ours, theirs, strict=True):
-        mine.outputs, mine.execution_count = other.outputs, other.execution_count
+        mine.outputs = other.outputs
+        mine.execution_count = other.execution_count
     return True
 
 

@@ -57,11 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     complete()
     name, *given = (sys.argv[1:] if arguments is None else arguments) or ("",)
-    return (
-        _run(VERBS[name].parser(given), given)
-        if name in VERBS
-        else exit_code(lambda: _without_verb(name))
-    )
+    if name in VERBS:
+        return _run(VERBS[name].parser(given), given)
+    return exit_code(lambda: _without_verb(name))
 
 
 def _without_verb(name: str) -> int:

@@ -15,7 +15,9 @@ from typing import Any
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
 
-FAILED, DIVERGED, SIGNALLED = 1, 3, 128  # (2: arguments that do not parse, by parsing.py)
+FAILED = 1
+DIVERGED = 3
+SIGNALLED = 128  # (2: arguments that do not parse, by parsing.py)
 EXIT_CODES = """\
 exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 3 the run diverged; 128 + N ended by signal N (the first saves a run)
@@ -74,7 +76,9 @@ def exit_code(action: Callable[[], int | None]) -> int:
         ) as error:
             _drop_output(sys.stdout)
             # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
-            return FAILED if isinstance(error, BrokenPipeError) else fail(_sentence(error))
+            if isinstance(error, BrokenPipeError):
+                return FAILED
+            return fail(_sentence(error))
     if ended and code == 0:
         with suppress(OSError):
             say(
@@ -157,9 +161,10 @@ def _quiet() -> Iterator[list[BaseException]]:
             ).start()  # to the main thread, also in a wait
 
     def warn(message: Warning | str, *_: object) -> None:
-        if program := re.search(
+        program = re.search(
             "reading persistent compilation cache entry for '([^'/]+)'", str(message)
-        ):
+        )
+        if program:
             from jaxlm.data.cache import remove_programs
 
             return remove_programs(
@@ -170,7 +175,9 @@ def _quiet() -> Iterator[list[BaseException]]:
 
     before = threading.excepthook, sys.unraisablehook, warnings.showwarning
     if not os.environ.get("JAXLM_TRACEBACK"):
-        threading.excepthook, sys.unraisablehook, warnings.showwarning = note, dropped, warn
+        threading.excepthook = note
+        sys.unraisablehook = dropped
+        warnings.showwarning = warn
     try:
         yield ended
     finally:

@@ -48,7 +48,9 @@ def info(args: argparse.Namespace) -> int:
     else:
         for line in _lines(found):
             say_line(line)
-    return FAILED if found["problems"] else 0
+    if found["problems"]:
+        return FAILED
+    return 0
 
 
 @verb(
@@ -140,16 +142,17 @@ def contents(run: Path) -> dict[str, Any]:
     from jaxlm.runs import checkpoint, directory
     from jaxlm.runs.metrics import read_metrics, read_timing
 
-    config, problems, timing = (
-        directory.saved_config(run),
-        directory.problems(run),
-        read_timing(run),
-    )
-    corpus, results, manifests = {}, [], checkpoint.manifests(run)
+    config = directory.saved_config(run)
+    problems = directory.problems(run)
+    timing = read_timing(run)
+    corpus = {}
+    results = []
+    manifests = checkpoint.manifests(run)
     with suppress(JaxlmError):  # (`problems` names it)
         corpus = directory.saved_record(run)["corpus"]
         results = [row for row in read_metrics(run) if row["kind"] != "window"]
-    last, best = max(manifests, default=0), checkpoint.best_step(manifests)
+    last = max(manifests, default=0)
+    best = checkpoint.best_step(manifests)
     fields = []
     for section, name, spec, value in config.every_field():
         default = value == type(getattr(config, section)).__dataclass_fields__[name].default
@@ -256,5 +259,9 @@ def _text(value: Any, name: str = "") -> str:
     if isinstance(value, list):
         return "; ".join(map(str, value))
     if isinstance(value, float):
-        return perplexity_text(value) if re.search("perplexity|floor", name) else f"{value:.6g}"
-    return "" if value is None else str(value)
+        if re.search("perplexity|floor", name):
+            return perplexity_text(value)
+        return f"{value:.6g}"
+    if value is None:
+        return ""
+    return str(value)

@@ -41,7 +41,8 @@ class Parser(argparse.ArgumentParser):
         }
         super().__init__(usage="%(prog)s [options]", **options)
         self.color = False  # (from Python 3.14 on; `say` would show the colours' escapes)
-        self.arguments, self.brief = arguments, bool({"-h", "--help"} & {*arguments})
+        self.arguments = arguments
+        self.brief = bool({"-h", "--help"} & {*arguments})
         self.add_argument("-h", "--help", action="help", help="show the arguments used most")
         self.add_argument(
             "--help-all", action="help", help="show every flag, with its limits and its default"
@@ -99,7 +100,8 @@ def some_path(text: str) -> Path:
 
 def suggest(action: argparse.Action, values: Iterable[str]) -> None:
     """Gives an argument the values that the shell completes."""
-    if names := [*values]:
+    names = [*values]
+    if names:
         vars(action)["completer"] = lambda **_: names
 
 
@@ -130,9 +132,11 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
 
     --preset, --config and kinds on the parser's command line decide the fields that help shows.
     """
-    config, brief = _shown_config(parser), parser.add_argument_group("fields used most")
+    config = _shown_config(parser)
+    brief = parser.add_argument_group("fields used most")
     for section in SECTIONS:
-        part, group = getattr(config, section), brief
+        part = getattr(config, section)
+        group = brief
         kind = config.kinds.get(section, "")
         if not parser.brief:
             title = (
@@ -173,10 +177,8 @@ def add_protocol_flags(parser: Parser) -> None:
     group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
     help = f"how probabilities are made: {either(list(PROTOCOLS))} (default plain; with --help: show its flags)"
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
-    own, every = (
-        specs(chosen),
-        {name: spec for kind in PROTOCOLS.values() for name, spec in specs(kind).items()},
-    )
+    own = specs(chosen)
+    every = {name: spec for kind in PROTOCOLS.values() for name, spec in specs(kind).items()}
     for name, spec in (own | every | own).items():
         add_field(group, name, spec, getattr(chosen(), name, None), shown=name in own)
 
@@ -219,11 +221,9 @@ def _field_value(kind: type, text: str) -> Any:
     if kind in (int, float) and text.strip().lower() == "none":
         return None
     try:
-        return (
-            tuple(int(part) for part in text.split(",") if part.strip())
-            if kind is tuple
-            else kind(text)
-        )
+        if kind is tuple:
+            return tuple(int(part) for part in text.split(",") if part.strip())
+        return kind(text)
     except ValueError:
         expected = {
             int: "a whole number",
@@ -236,12 +236,12 @@ def _field_value(kind: type, text: str) -> Any:
 def _limits(spec: Spec) -> str:
     """The limits worth showing: those of any count are not."""
     if spec.type is int:
-        low, high = (
-            spec.low if spec.low > 1 else -float("inf"),
-            spec.high if spec.high < LARGEST else float("inf"),
-        )
+        low = spec.low if spec.low > 1 else -float("inf")
+        high = spec.high if spec.high < LARGEST else float("inf")
         spec = replace(spec, low=low, high=high)
-    return spec.range if spec.type in (int, float) and spec.range != "finite" else ""
+    if spec.type in (int, float) and spec.range != "finite":
+        return spec.range
+    return ""
 
 
 def _shown_config(parser: Parser) -> Config:

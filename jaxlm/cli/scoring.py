@@ -157,7 +157,8 @@ def surprisal(args: argparse.Namespace) -> None:
         else {}
     )
     blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
-    rows, unknown = 0, {name: Counter[str]() for name in lms}
+    rows = 0
+    unknown = {name: Counter[str]() for name in lms}
     keeping = _keeping(args, lms, scorings) if args.save_adapted else nullcontext()
     with keeping, _writing(args, "csv" if stimuli else args.layout) as write:
         for first, lines, where in blocks:
@@ -198,7 +199,8 @@ def _keeping(
             folder = made.enter_context(new_folder(args.save_adapted))
         yield
         note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
-        trained, spec = lm.corpus, lm.config.data.corpus
+        trained = lm.corpus
+        spec = lm.config.data.corpus
         corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
         keep_model(folder, lm.config.replace(epochs=0), scorings[name].params, corpus)
 
@@ -313,12 +315,10 @@ def states(args: argparse.Namespace) -> None:
     from jaxlm.scoring.surprisal import SurprisalOptions
 
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    read, words, numbers, found = (
-        lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer)),
-        [],
-        [],
-        [],
-    )
+    read = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer))
+    words = []
+    numbers = []
+    found = []
     with _output(path) as file:
         for first, lines, where in _blocks([args.text]):
             for sentence, line in enumerate(lines, first):
@@ -349,7 +349,8 @@ def states(args: argparse.Namespace) -> None:
     *SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:
-    how, lm = _how(args), loaded(args.run, args.checkpoint)
+    how = _how(args)
+    lm = loaded(args.run, args.checkpoint)
     with _writing(args) as write:
         found = lm.minimal_pairs(args.pairs, eos=args.eos, **how)
         write(_columns(found.total._fields, [*found.by_uid, found.total]), True)
@@ -364,18 +365,18 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     *SCORES,
 )
 def syntaxgym(args: argparse.Namespace) -> None:
-    how, lm, rows = _how(args), loaded(args.run, args.checkpoint), []
+    how = _how(args)
+    lm = loaded(args.run, args.checkpoint)
+    rows = []
 
     from jaxlm.scoring.syntaxgym import read_suite
 
     with _writing(args) as write:
         suites = [*map(read_suite, args.suites)]  # all, before the first is scored
         for result in [lm.syntaxgym(suite, **how) for suite in suites]:
-            name, items, oov = (
-                result.suite.name,
-                result.items,
-                sum(item.oov for item in result.items),
-            )
+            name = result.suite.name
+            items = result.items
+            oov = sum(item.oov for item in result.items)
             for place, formula in enumerate(result.suite.predictions):
                 rows += [
                     (name, item.number, formula, int(item.predictions[place]), item.oov)
@@ -395,7 +396,8 @@ def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[i
     from jaxlm.data.text import read_errors
     from jaxlm.scoring.stimuli import lines_of, source
 
-    paths, done = texts or [Path("-")], 0
+    paths = texts or [Path("-")]
+    done = 0
     for path in paths:  # all of them, before hours are spent on the first
         if path.suffix.lower() in (".csv", ".tsv"):
             how = f"jaxlm surprisal takes it as --csv {path} --column NAME; or write its sentences to a file of lines"
@@ -404,7 +406,8 @@ def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[i
             with read_errors(path):
                 path.stat()
     for path in paths:
-        before, name = done, source(path)
+        before = done
+        name = source(path)
         for lines in lines_of(path):
             yield (
                 done + 1,
@@ -422,7 +425,8 @@ def _writing(
 
     A file appears whole at the end. Control characters become escapes, except in CSV that no terminal shows.
     """
-    terminal, format = args.output is None and is_terminal(sys.stdout), args.format or layout
+    terminal = args.output is None and is_terminal(sys.stdout)
+    format = args.format or layout
     clean = (
         str
         if format == "csv" and not terminal

@@ -32,7 +32,9 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
         return "".join(json_text(dict(zip(columns, row, strict=True))) + "\n" for row in rounded)
 
     def shown(cell: Any) -> str:
-        return f"{cell:.6f}".replace("nan", "NaN") if isinstance(cell, float) else clean(str(cell))
+        if isinstance(cell, float):
+            return f"{cell:.6f}".replace("nan", "NaN")
+        return clean(str(cell))
 
     cells = [[*map(shown, line)] for line in [*([[*columns]] if header else []), *rows]]
     if format != "csv":

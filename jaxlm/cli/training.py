@@ -60,17 +60,16 @@ def new_run(label: str) -> Iterator[Path]:
     from jaxlm.files import Folder, explained
 
     label = re.sub(r"[^\w.-]", "-", label)  # of a config that others wrote it may be any text
-    first, number = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}", 1
+    first = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
     remedy = "fix that, or choose another place with --run-dir"
     with (
         explained(RunDirError, f"no run can begin in {RUNS}", remedy),
         Folder.open(RUNS, create=True) as runs,
     ):
         while True:
-            found, number = (
-                first.with_name(f"{first.name}-{number}") if number > 1 else first,
-                number + 1,
-            )
+            found = first.with_name(f"{first.name}-{number}") if number > 1 else first
+            number = number + 1
             with suppress(FileExistsError):
                 found.mkdir()
                 break
@@ -134,7 +133,9 @@ def train(args: argparse.Namespace) -> int:
     args.joined = join_processes(args.coordinator, args.processes, args.process)
     if args.joined and args.run_dir is None:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
-    corpus, params, folder = None, None, args.run_dir
+    corpus = None
+    params = None
+    folder = args.run_dir
     if args.resume:
         from jaxlm.runs.directory import saved_config
 
@@ -151,7 +152,8 @@ def train(args: argparse.Namespace) -> int:
         model = loaded(args.init, "last")
         start = starting_config(args.config, args.preset)
         config = init_config(model, start, changes(args), own_model=bool(args.config))
-        corpus, params = init_corpus(model, config, str(args.init), args.data_dir), model.params
+        corpus = init_corpus(model, config, str(args.init), args.data_dir)
+        params = model.params
     else:
         start = starting_config(args.config, args.preset)
         config = start.replace(**changes(args))
@@ -196,7 +198,9 @@ def train(args: argparse.Namespace) -> int:
             say_line(f"report: {write_report([result.run_dir], data_dir=args.data_dir)}")
         else:
             say("there is no report: no epoch has ended")
-    return SIGNALLED + result.stopped_by if result.stopped_by else 0
+    if result.stopped_by:
+        return SIGNALLED + result.stopped_by
+    return 0
 
 
 def _unfinished_run(name: str | None) -> Path:
@@ -251,7 +255,8 @@ def prepare(args: argparse.Namespace) -> None:
     corpus = prepared.prepare(
         args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options
     )
-    words, command = len(corpus.vocab), f"jaxlm train {flag_text('--corpus', args.out)}"
+    words = len(corpus.vocab)
+    command = f"jaxlm train {flag_text('--corpus', args.out)}"
     size = (
         f" --vocab-size {words}"
         if words > Config().model.vocab_size and not corpus.vocab.tokens.names
@@ -286,7 +291,9 @@ def reproduce(args: argparse.Namespace) -> int:
     say_line(
         f"{args.run} and {found.run_dir} are {'NOT ' if found.results else ''}the same, byte for byte"
     )
-    return FAILED if found.results else 0
+    if found.results:
+        return FAILED
+    return 0
 
 
 @verb(
@@ -366,13 +373,17 @@ def sweep(args: argparse.Namespace) -> int:
     from jaxlm.sweeps import space as spaces
     from jaxlm.sweeps import supervisor
 
-    given, space = changes(args), spaces.read_space_file(args.space) if args.space else {}
+    given = changes(args)
+    space = spaces.read_space_file(args.space) if args.space else {}
     space = spaces.with_settings(space, args.set)
-    if both := sorted(space.keys() & given.keys()):
+    both = sorted(space.keys() & given.keys())
+    if both:
         raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
     if args.worker:
         stopped_by = supervisor.join(args.run_dir, args.data_dir, **args.worker)
-        return SIGNALLED + stopped_by if stopped_by else 0
+        if stopped_by:
+            return SIGNALLED + stopped_by
+        return 0
     if "keep_last" in given:
         say(
             "--keep-last is for a single run: a sweep's members keep their last and their best checkpoint"
@@ -398,4 +409,6 @@ def sweep(args: argparse.Namespace) -> int:
         result = supervisor.sweep(config, space, run_dir=folder, **options)
     if result.stopped_by:
         return SIGNALLED + result.stopped_by
-    return 0 if result.best and not result.damaged else FAILED
+    if result.best and not result.damaged:
+        return 0
+    return FAILED

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from jaxlm.data.tokens import Words
     from jaxlm.scoring.language_model import LanguageModel
 
-MOST_NAMED, MOST_SHOWN = 10, 40  # unknown words, and characters of each
+MOST_NAMED = 10
+MOST_SHOWN = 40  # unknown words, and characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
 SAMPLING = (
     "words",
@@ -82,7 +83,8 @@ def evaluate(args: argparse.Namespace) -> None:
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
         best = f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}"
         say(f"{best}; test is read once, with it", file=sys.stderr if args.json else None)
-        protocol, found = tuned.protocol, tuned.test
+        protocol = tuned.protocol
+        found = tuned.test
     else:
         options = {
             "text": args.text,
@@ -114,7 +116,8 @@ def evaluate(args: argparse.Namespace) -> None:
             f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({read}; {model}{how})"
         )
         say_line(f"{found.text}: {comparable_text(found._asdict())}")
-    if warning := unknown_warning(found.unknown, found.text):
+    warning = unknown_warning(found.unknown, found.text)
+    if warning:
         say_line(warning, sys.stderr)
 
 
@@ -312,7 +315,9 @@ def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
     """Prints words as they come, in lines no wider than the terminal, if there is one; other tokens exactly."""
     from jaxlm.scoring.tokenizers import detokenized
 
-    terminal, is_words, end = is_terminal(sys.stdout), tokens.kind == "words", "\n"
+    terminal = is_terminal(sys.stdout)
+    is_words = tokens.kind == "words"
+    end = "\n"
     pieces = detokenized(words) if joined and is_words else tokens.pieces(words)
     if is_words and terminal:
         pieces = wrapped(pieces, shutil.get_terminal_size().columns, sys.stdout.encoding)
@@ -328,12 +333,11 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
 
     column = 0
     for piece in pieces:
-        space, word = (
-            piece.startswith(" "),
-            printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding),
-        )
+        space = piece.startswith(" ")
+        word = printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding)
         if space and column + 1 + cell_len(word) > width:
-            column, space = 0, False
+            column = 0
+            space = False
             yield "\n"
         column = 0 if piece == "\n" else column + space + cell_len(word)
         yield " " * space + word
@@ -345,7 +349,8 @@ def say_unknown(
     """Says on standard error how many `words are` outside the vocabulary, and the most frequent; a warning if many."""
     from jaxlm.data.corpus import MOST_UNKNOWN
 
-    if count := unknown.total():
+    count = unknown.total()
+    if count:
         kind = "warning" if count > MOST_UNKNOWN * total else "note"
         named = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
         said = f"{count:,} of {total:,} {what} outside the vocabulary{whose}, read as <unk> ({count / total:.1%})"
@@ -368,10 +373,12 @@ def _text_in(path: str | Path) -> str:
     from jaxlm.data.tokens import normalize_newlines
     from jaxlm.scoring.stimuli import lines_of, source
 
-    parts, size = [], 0
+    parts = []
+    size = 0
     for lines in lines_of(path, MOST_TEXT):
         parts.append("".join(lines))
-        if (size := size + len(parts[-1])) > MOST_TEXT:
+        size = size + len(parts[-1])
+        if size > MOST_TEXT:
             how = "give less, or a file to `jaxlm evaluate RUN --text FILE`"
             raise DataError(f"{source(path)} has more than {MOST_TEXT:,} characters: {how}")
     return normalize_newlines("".join(parts))

@@ -208,7 +208,8 @@ def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]
 
     A kind takes over fields that mean the same in both kinds, unless each kind has its `own`, as rates and clipping.
     """
-    ours, theirs = specs(type(section)), specs(kind)
+    ours = specs(type(section))
+    theirs = specs(kind)
     settings = {
         name: value
         for name, value in vars(section).items()
@@ -226,7 +227,8 @@ def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
     """A sentence for each kind that `before.replace(**changes)` changes, on the settings that it takes over."""
     sentences = []
     for slot, old in before.kinds.items():
-        if (new := changes.get(slot, old)) == old:
+        new = changes.get(slot, old)
+        if new == old:
             continue
         taken, left = (
             ", ".join(
@@ -272,7 +274,9 @@ def _of_kind(slot: str, name: Any, old: Any) -> Any:
     if slot not in KINDS:
         raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")
     kind = _kind_named(slot, slot, name)
-    return old if kind is type(old) else kind(**(taken_over(old, kind)[0] if old else {}))
+    if kind is type(old):
+        return old
+    return kind(**(taken_over(old, kind)[0] if old else {}))
 
 
 def _kind_named(what: str, slot: str, name: Any) -> type:
@@ -284,7 +288,8 @@ def _kind_named(what: str, slot: str, name: Any) -> type:
 def _kinds_with(name: str) -> tuple[str, dict[str, type]]:
     """The section that has a field, and its kinds that have the field. Raises JaxlmError if there are none."""
     for section, kinds in SECTIONS.items():
-        if having := {kind: cls for kind, cls in kinds.items() if name in specs(cls)}:
+        having = {kind: cls for kind, cls in kinds.items() if name in specs(cls)}
+        if having:
             return section, having
     known = dict.fromkeys(field for *_, kind in all_kinds() for field in specs(kind))
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")

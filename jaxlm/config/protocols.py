@@ -100,7 +100,9 @@ class Dynamic(Plain):
 
     @property
     def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.SGD_GRID if self.rule == "sgd" else self.RMS_GRID
+        if self.rule == "sgd":
+            return self.SGD_GRID
+        return self.RMS_GRID
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,8 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     known = specs(type(protocol))
     for name in values:
         if name not in known:
-            own, having = (
-                name_of(protocol),
-                [one for one, kind in PROTOCOLS.items() if name in specs(kind)],
-            )
+            own = name_of(protocol)
+            having = [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
                 belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
                 raise JaxlmError(f"{belongs}: leave it out, or choose that protocol")

@@ -97,7 +97,8 @@ class TrainConfig:
             )
         word_milestones(self.keep_checkpoints)
         lengths = () if self.length_deviation is None else ("bptt_length", "shortest_window")
-        if name := next((name for name in lengths if getattr(self, name) > self.longest), None):
+        name = next((name for name in lengths if getattr(self, name) > self.longest), None)
+        if name:
             what = f"{name} {getattr(self, name)} is more than the {self.longest} tokens of longest_window"
             raise JaxlmError(f"{what}: raise longest_window, or lower {name}")
 

@@ -72,15 +72,15 @@ def load_corpus(
                 _generated("embedded", read, vocab),
                 notes=(f"EMBEDDED CORPUS, NOT PENN TREEBANK: {why}",),
             )
-        title, start, name = "Penn Treebank (Mikolov's files)", 0, "ptb"
+        title = "Penn Treebank (Mikolov's files)"
+        start = 0
+        name = "ptb"
         if spec == "ptb-char":
             title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
             tokens = "characters" if read.tokens == "words" else read.tokens
-            read, start, name = (
-                replace(read, tokens=tokens, lines="stripped"),
-                1,
-                "ptb-char",
-            )  # (a space comes first)
+            read = replace(read, tokens=tokens, lines="stripped")
+            start = 1
+            name = "ptb-char"  # (a space comes first)
         parts = {split: [FilePart(path, start)] for split, path in paths.items()}
 
         def build(vocab: Vocab | None) -> Corpus:
@@ -155,7 +155,8 @@ def _encode(
     """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
     encoder = Encoder(numbered, options, vocab)
     ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
-    known, fixed = encoder.describe(name, title), options.options | {"tokens": encoder.vocab.kind}
+    known = encoder.describe(name, title)
+    fixed = options.options | {"tokens": encoder.vocab.kind}
     return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options=fixed)
 
 
@@ -172,7 +173,8 @@ def _cached(
     corpus = None
     key = f"{key} {options} {hashlib.sha256(getattr(options.kind, 'model', b'')).hexdigest()}"
     with suppress(OSError), Folder.open(cache_dir() / "ids", create=True) as folder:
-        if found := recall(folder, name, key):
+        found = recall(folder, name, key)
+        if found:
             known, ids = found
             train, valid, test = np.split(ids, np.cumsum(known.pop("sizes"))[:-1])
             known |= {"vocab": Vocab.from_json(known["vocab"]), "notes": tuple(known["notes"])}

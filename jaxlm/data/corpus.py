@@ -85,10 +85,13 @@ def unknown_warning(share: float, text: str) -> str:
 
 def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
     """A warning if valid has a far larger share of unknown tokens than train, or over 10%; else nothing."""
-    train, valid = shares["train"], shares["valid"]
+    train = shares["train"]
+    valid = shares["valid"]
     if valid > 2 * train:
         return [
             f"{valid:.1%} of the tokens of valid are {UNK}, against {train:.1%} of those of train: the model hardly "
             f"learns {UNK}. Raise min_count (2 or more), or take other tokens, such as subwords or bytes"
         ]
-    return [unknown_warning(valid, "valid")] if valid > 2 * MOST_UNKNOWN else []
+    if valid > 2 * MOST_UNKNOWN:
+        return [unknown_warning(valid, "valid")]
+    return []

@@ -99,7 +99,9 @@ def _words(category: str, kind: int) -> list[str]:
         ]
     else:
         words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"])]
-    return words if category in ("noun_s", "verb_p") else [_with_s(word) for word in words]
+    if category in ("noun_s", "verb_p"):
+        return words
+    return [_with_s(word) for word in words]
 
 
 def _with_s(word: str) -> str:
@@ -158,17 +160,22 @@ class Source:
 
     def _draw_classes(self, length: int, generator: np.random.Philox) -> np.ndarray:
         """The classes of words `[length]`; many sentences advance together."""
-        cumulative, width = self.class_weight.cumsum(), self.class_weight.shape[1]
-        blocks, total = [], 0
+        cumulative = self.class_weight.cumsum()
+        width = self.class_weight.shape[1]
+        blocks = []
+        total = 0
         while total < length:
-            sentence, state = np.arange(4096), np.zeros(4096, np.int64)
-            sentences, classes = [], []
+            sentence = np.arange(4096)
+            state = np.zeros(4096, np.int64)
+            sentences = []
+            classes = []
             while len(sentence):
                 drawn = _draw(cumulative, state, generator.random_raw(len(state))) - state * width
                 sentences.append(sentence)
                 classes.append(drawn)
                 going = drawn != 0
-                sentence, state = sentence[going], self.next_state[state, drawn][going]
+                sentence = sentence[going]
+                state = self.next_state[state, drawn][going]
             order = np.argsort(np.concatenate(sentences), kind="stable")
             blocks.append(np.concatenate(classes)[order])
             total += len(order)
@@ -177,7 +184,8 @@ class Source:
 
 def _word_weights(spec: Size, index: int, size: int) -> np.ndarray:
     """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
-    rank, topic = np.arange(size), np.arange(spec.topics)[:, None]
+    rank = np.arange(size)
+    topic = np.arange(spec.topics)[:, None]
     if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
         return _share(UNIT // (rank + 1) + 0 * topic)
     zipf = UNIT // (rank + spec.flat) + UNIT // 300  # the tail is lifted, so that every word occurs
@@ -188,7 +196,8 @@ def _word_weights(spec: Size, index: int, size: int) -> np.ndarray:
 def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Class weights and next states, both [S, C], from the grammar and the rule for kinds."""
     grammar = language()["grammar"]
-    nodes, kinds = list(grammar), np.arange(spec.kinds)
+    nodes = list(grammar)
+    kinds = np.arange(spec.kinds)
     registers = np.arange(spec.kinds + 1)[:, None]
     usual = 5040 // (kinds + 10)  # some kinds are more frequent
     coherence = np.where(registers > 0, spec.coherence, 0)
@@ -199,12 +208,15 @@ def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.n
         for category, arc, goal in arcs:
             first = categories.index(category)
             run = slice(first, first + categories.count(category))
-            chance, register = 256 * usual.sum(), registers
+            chance = 256 * usual.sum()
+            register = registers
             if category == EOS:
-                arc, register = spec.close, 0
+                arc = spec.close
+                register = 0
             elif category in CONTENT:
                 aside = name.startswith("aside") & (registers > 0)  # keeps the kind
-                chance, register = kind_weight, np.where(aside, registers, kinds + 1)
+                chance = kind_weight
+                register = np.where(aside, registers, kinds + 1)
             weight[node, :, run] = arc * chance
             following[node, :, run] = nodes.index(goal) * (spec.kinds + 1) + register
     return _share(weight.reshape(-1, len(categories))), following.reshape(-1, len(categories))

@@ -135,17 +135,14 @@ def number_units(
     seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
     segments: dict[str, list[Callable[[], np.ndarray]]] = {split: [] for split in parts}
     newlines: list[int] = []  # in each segment
-    words, ended = (
-        dict.fromkeys(parts, 0),
-        True,
-    )  # the units that are no newline; whether the last one is
+    words = dict.fromkeys(parts, 0)
+    ended = True  # the units that are no newline; whether the last one is
     for place, (split, part) in enumerate(every):
-        offset, done = part.start, False
+        offset = part.start
+        done = False
         while not done:
-            name, before = (
-                f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}",
-                len(known),
-            )
+            name = f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}"
+            before = len(known)
             key = json.dumps(
                 [seal, place, part.stop, offset]
             )  # the texts, the file, where the segment begins
@@ -166,8 +163,10 @@ def number_units(
             words[split] += len(ids) - newlines[-1]
             ended = bool(is_end[-1]) if len(ids) else ended
             advance(fields["end"] - offset)
-            offset, done = fields["end"], fields["done"]
-    if empty := next((split for split in parts if not words[split]), None):
+            offset = fields["end"]
+            done = fields["done"]
+    empty = next((split for split in parts if not words[split]), None)
+    if empty:
         path, _, stop, _ = parts[empty][0]
         raise text.empty(path if stop is None else f"the {empty} split of {path}")
     numbered = NumberedText(list(known), segments)
@@ -196,7 +195,10 @@ def _segment(
     ended: bool,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
-    found, end, before, done = [np.zeros(0, np.int32)], offset, len(known), False
+    found = [np.zeros(0, np.int32)]
+    end = offset
+    before = len(known)
+    done = False
     for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
         lead = "\n" * (
             part.joined and offset == part.start and len(found) == 1
@@ -214,7 +216,8 @@ def _segment(
 
 
 def _recalled(work: files.Folder, name: str, key: str) -> np.ndarray:
-    if found := recall(work, name, key):
+    found = recall(work, name, key)
+    if found:
         return found[1]
     raise DataError(f"{work.path} was altered while it was in use: start the same command again")
 
@@ -231,7 +234,8 @@ def _split_by_lines(
             f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}"
         )
     held_out = max(1, lines // 20)
-    segments, seen = whole.segments["all"], [*accumulate(newlines, initial=0)]
+    segments = whole.segments["all"]
+    seen = [*accumulate(newlines, initial=0)]
     borders: list[tuple[int, int | None]] = [
         (0, 0)
     ]  # the segment where each split begins, and the unit of the segment
@@ -286,16 +290,15 @@ class Encoder:
                 for token in unit if options.tokens == "characters" else (unit,):
                     counts[token] += total
         self.vocab = vocab or options.build(counts)
-        kind, most = (
-            self.vocab.tokens,
-            options.max_vocab,
-        )  # limited: fewer than the words that there are
+        kind = self.vocab.tokens
+        most = options.max_vocab  # limited: fewer than the words that there are
         self.limited = (
             not kind.names
             and most is not None
             and most < len(frequent(counts, options.min_count, kind))
         )
-        self._text, self._options = numbered, options
+        self._text = numbered
+        self._options = options
         names = [kind.split(unit) for unit in numbered.units]
         self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
         self._ends = np.cumsum(self._lengths)
@@ -322,7 +325,8 @@ class Encoder:
 
     def describe(self, name: str, title: str) -> dict[str, Any]:
         """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
-        kind, options = self.vocab.kind, self._options
+        kind = self.vocab.kind
+        options = self._options
         changed = {
             kind: kind != "words" and (name, kind) != ("ptb-char", "characters"),
             "unwrap": options.lines == "unwrap",

@@ -51,7 +51,8 @@ def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str,
         for place in (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache)
         if place
     ]
-    if files := _find(places):
+    files = _find(places)
+    if files:
         return files
     failure = "downloading is turned off"
     if download:
@@ -145,7 +146,8 @@ def _fetch(url: str, sha256: str) -> bytes:
             data += block
             if len(data) > MAX_BYTES:
                 raise ValueError(f"{url} has more than {MAX_BYTES:,} bytes")
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
         raise ValueError(f"{url} has the sha256 {found}, not {sha256}")
     return data
 
@@ -156,8 +158,6 @@ def _reason(error: Exception) -> str:
 
     if isinstance(error, requests.HTTPError) or not isinstance(error, requests.RequestException):
         return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
-    return (
-        "no answer in time"
-        if isinstance(error, requests.Timeout)
-        else "no connection, or a broken one"
-    )
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    return "no connection, or a broken one"

@@ -34,7 +34,8 @@ from jaxlm.terminal import say_line
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
 FORMAT = 1
-HEADER, VOCAB = "prepared.json", "vocab.json"
+HEADER = "prepared.json"
+VOCAB = "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 PARTIAL = ".partial"  # the working folder of a corpus that is not finished
 _BLOCK = 1 << 20  # bytes that are read at once
@@ -111,11 +112,12 @@ def _prepare(text: Path, out: Path, read: TextOptions, vocab: Vocab | None = Non
                 folder.remove(PARTIAL)
     found = {"text": header["text"], "max_vocab": header["max_vocab"], **_options(header)}
     asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
-    if changed := [
+    changed = [
         f"{name} {found[name]}, not {value}"
         for name, value in asked.items()
         if found[name] != value
-    ]:
+    ]
+    if changed:
         raise DataError(
             f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or remove it"
         )
@@ -130,10 +132,8 @@ def prepare_in_cache(
     Another text or tokenizer file, or another state of it, has another place in the cache, and so has a given
     vocabulary that is not the text's own; a note of the corpus names the folder. Raises DataError as `prepare`.
     """
-    stamps, above = (
-        _stamps(parts, options, vocab),
-        cache_dir() / "prepared" / text_name(text).removeprefix("text:"),
-    )
+    stamps = _stamps(parts, options, vocab)
+    above = cache_dir() / "prepared" / text_name(text).removeprefix("text:")
 
     def place(*given: str) -> Path:
         key = json.dumps([stamps, options.options, *given])
@@ -174,7 +174,8 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
             vocab = Vocab.from_json(data.decode())
             if len(vocab) != header["words"]:
                 raise ValueError(f"it has {len(vocab):,} words, not {header['words']:,}")
-        defaults, fixed = DataConfig().options, _options(header)
+        defaults = DataConfig().options
+        fixed = _options(header)
         wrong = [
             f"{name} {fixed[name]}, not {asked}: leave that out"
             for name, asked in options.options.items()
@@ -213,7 +214,8 @@ def read_header(folder: Folder) -> dict[str, Any]:
     with _intact(folder, HEADER):
         tree = unseal(folder.read(HEADER, _MOST), _sealed)
         strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
-        if wrong := strange or [name for name in tree if not _VALID[name](tree[name])]:
+        wrong = strange or [name for name in tree if not _VALID[name](tree[name])]
+        if wrong:
             raise ValueError(f"its {ascii(', '.join(sorted(wrong)))[1:-1]:.200} cannot be right")
         return tree
 
@@ -302,9 +304,11 @@ def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.memmap:
     """The ids of a file, memory-mapped, once one pass over the open file has verified all of them."""
     path, (size, sha256) = folder.path / name, header["files"][name]
     with _intact(folder, name), folder.reader(name) as file:
-        if (found := os.fstat(file.fileno()).st_size) != size:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
             raise ValueError(f"it has {found:,} bytes, not {size:,}")
-        digest, bounds = hashlib.sha256(), [0]
+        digest = hashlib.sha256()
+        bounds = [0]
         while data := file.read(_BLOCK):
             digest.update(data)
             block = np.frombuffer(data, header["dtype"])

@@ -67,9 +67,11 @@ def read_blocks(
             )  # at once: the holes of a sparse file are zeros
             rest += data
             last = max(rest.rfind(space) for space in _WHITE_SPACE) + 1
-            if cut := len(rest[:last].rstrip(b" \t\r\n")):
+            cut = len(rest[:last].rstrip(b" \t\r\n"))
+            if cut:
                 yield decode(rest[:cut], path, offset, errors), offset + cut
-                rest, offset = rest[cut:], offset + cut
+                rest = rest[cut:]
+                offset = offset + cut
             elif len(rest) > MAX_UNBROKEN:
                 raise DataError(
                     f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text"
@@ -87,12 +89,15 @@ def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict"
         raise DataError(
             f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded; convert it"
         ) from None
-    return text if start else text.removeprefix("\ufeff")
+    if start:
+        return text
+    return text.removeprefix("\ufeff")
 
 
 def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
     """Raises DataError if a part of a file that begins at byte `start` holds a zero byte, as binary files do."""
-    if (zero := data.find(b"\0")) >= 0:
+    zero = data.find(b"\0")
+    if zero >= 0:
         raise DataError(
             f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8"
         )
@@ -124,7 +129,9 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
     Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
     """
     if os.path.exists(path) and not os.path.isdir(path):
-        return stretches(path) if path.name in BY_BYTES else {"all": [FilePart(path)]}
+        if path.name in BY_BYTES:
+            return stretches(path)
+        return {"all": [FilePart(path)]}
     try:
         names = sorted(
             entry.name
@@ -143,7 +150,8 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
         texts = sorted(one for one in shown if one.is_file())
     except FileNotFoundError:
         found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
-        names, texts = [], sorted(found) or [path]
+        names = []
+        texts = sorted(found) or [path]
     except OSError as error:
         raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
     if texts:
@@ -169,7 +177,8 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
 def stretches(path: Path) -> dict[str, list[FilePart]]:
     """The splits of a file by its bytes, 90/5/5, cut between characters. Raises DataError where it cannot be read."""
     with read_errors(path), files.reader(path) as file:
-        borders, size = [0], os.path.getsize(path)
+        borders = [0]
+        size = os.path.getsize(path)
         for percent in (90, 95):
             at = file.seek(size * percent // 100)
             borders.append(

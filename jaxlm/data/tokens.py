@@ -51,7 +51,9 @@ def unwrapped(text: str) -> str:
     """The text with a line for each paragraph: a single newline becomes a space, blank lines become one newline."""
 
     def joined(found: re.Match[str]) -> str:
-        return "\n" if found[0].count("\n") > 1 or found.end() == len(text) else " "
+        if found[0].count("\n") > 1 or found.end() == len(text):
+            return "\n"
+        return " "
 
     text = normalize_newlines(text)
     return _LINE_ENDS.sub(joined, text)
@@ -81,7 +83,9 @@ class Words:
 
     def data(self, name: str) -> bytes:
         """The UTF-8 that a token stands for; a word has the space before it."""
-        return b"\n" if name == EOS else f" {name}".encode()
+        if name == EOS:
+            return b"\n"
+        return f" {name}".encode()
 
     def pieces(self, names: Iterable[str]) -> Iterator[str]:
         """The text of tokens as they come: all pieces together."""
@@ -119,7 +123,9 @@ class Characters(_Exact):
         return list(unit)
 
     def data(self, name: str) -> bytes:
-        return "\ufffd".encode() if name == UNK else name.encode()
+        if name == UNK:
+            return "\ufffd".encode()
+        return name.encode()
 
 
 _BYTES = {chr(byte) if 32 < byte < 127 else f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
@@ -241,7 +247,8 @@ class Subwords(_Exact):
         except RuntimeError as error:
             why = str(error).split("] ")[-1].strip() or "it has no words"
             what = f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"
-            if most := re.search(r"<= (\d+)", str(error)):
+            most = re.search(r"<= (\d+)", str(error))
+            if most:
                 what = f"pieces {pieces:,} is more than this text allows: at most {most[1]}"
             elif least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
                 what = f"pieces {pieces:,} is fewer than this text's characters need: at least {least[1]}"
@@ -339,7 +346,9 @@ class Subwords(_Exact):
         if name == self.unknown:
             return "\ufffd".encode()
         byte = re.fullmatch("<0x([0-9A-F]{2})>", name)
-        return bytes.fromhex(byte[1]) if byte else name.replace(SPACE, " ").encode()
+        if byte:
+            return bytes.fromhex(byte[1])
+        return name.replace(SPACE, " ").encode()
 
     def fields(self) -> dict[str, Any]:
         return {"model": base64.b64encode(self.model).decode()}

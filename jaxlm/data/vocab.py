@@ -68,11 +68,9 @@ class Vocab:
 
     def __repr__(self) -> str:
         first = ", ".join(map(shown, self.words[:3]))
-        return (
-            f"Vocab({first}, ...: {len(self):,} {self.kind})"
-            if len(self) > 3
-            else f"Vocab({first})"
-        )
+        if len(self) > 3:
+            return f"Vocab({first}, ...: {len(self):,} {self.kind})"
+        return f"Vocab({first})"
 
     @property
     def kind(self) -> str:
@@ -102,7 +100,9 @@ class Vocab:
         If the text had no newline: among words the id of `<unk>` (DataError without `<unk>`), else of a space, or 0.
         """
         found = [name for name in self.tokens.ends if name in self.ids]
-        return int(self.encode(found[:1] or [EOS])[0]) if found or self.kind == "words" else 0
+        if found or self.kind == "words":
+            return int(self.encode(found[:1] or [EOS])[0])
+        return 0
 
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
@@ -141,7 +141,8 @@ class Vocab:
         >>> Vocab(("the", "cat", "<eos>")).text_size(np.array([0, 1, 2, 0, 1]))
         TextSize(tokens=4, bytes=12, characters=12, words=4)
         """
-        predicted, total = num_windows(len(ids) // rows, window) * window, np.zeros(4, np.int64)
+        predicted = num_windows(len(ids) // rows, window) * window
+        total = np.zeros(4, np.int64)
         step = max(1, BLOCK // rows)
         for start in range(0, predicted, step):
             stop = min(start + step, predicted) + 1
@@ -155,7 +156,8 @@ class Vocab:
         if self.kind == "words":
             data = "".join(self.tokens.pieces(names)).encode()
         else:
-            ids, known = self.ids, self.token_bytes
+            ids = self.ids
+            known = self.token_bytes
             data = b"".join(
                 known[ids[name]] if name in ids else self.tokens.data(name) for name in names
             )
@@ -283,4 +285,6 @@ def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str
         for word, count in counts.items()
         if (count >= min_count or word == kind.newline) and word != UNK
     ]
-    return [*words, UNK] if kind.kind == "words" or len(words) < len(counts) else words
+    if kind.kind == "words" or len(words) < len(counts):
+        return [*words, UNK]
+    return words

@@ -46,7 +46,9 @@ class RandomLengths:
 
     def draw(self, rows: int, epoch: int) -> np.ndarray:
         """The lengths `[W]` that are drawn for an epoch over rows of `rows` tokens; their sum is at least `rows`."""
-        rng, parts, covered = np.random.default_rng([self.seed, epoch]), [], 0
+        rng = np.random.default_rng([self.seed, epoch])
+        parts = []
+        covered = 0
         while covered < rows:
             base = np.where(
                 rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal
@@ -69,7 +71,8 @@ def _drawn(
     count = int(
         np.searchsorted(starts, rows - 1 - random.as_published)
     )  # the last token is only ever a target
-    starts, drawn = starts[:count], drawn[:count]
+    starts = starts[:count]
+    drawn = drawn[:count]
     lengths = np.minimum(drawn, rows - 1 - starts)
     return starts, lengths, (drawn if random.as_published else lengths) / random.nominal
 
@@ -113,7 +116,9 @@ class WindowPlan:
     @property
     def total(self) -> int:
         """Windows of all epochs."""
-        return self.epochs * self.per_epoch if self.random is None else int(self._edges[-1])
+        if self.random is None:
+            return self.epochs * self.per_epoch
+        return int(self._edges[-1])
 
     def locate(self, step: int) -> tuple[int, int]:
         """The epoch of a step, and the window's number within the epoch; both from 0."""
@@ -124,7 +129,9 @@ class WindowPlan:
 
     def row(self, index: int, epoch: int = 0) -> int:
         """The row where a window of an epoch begins."""
-        return int(self._epoch(epoch)[0][index]) if index else 0
+        if index:
+            return int(self._epoch(epoch)[0][index])
+        return 0
 
     def rows_read(self, step: int) -> int:
         """The rows that the windows before a step read, each epoch's anew."""
@@ -142,11 +149,9 @@ class WindowPlan:
         row, length, rate = self._epoch(epoch)
 
         def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
-            return (
-                None
-                if column is None
-                else np.pad(column[index : index + count].astype(dtype), (0, size - count))
-            )
+            if column is None:
+                return None
+            return np.pad(column[index : index + count].astype(dtype), (0, size - count))
 
         return Windows(
             row=filled(row - first_row, np.int32),
@@ -170,7 +175,8 @@ def batch(
     A memory-mapped file is read by calls instead of through its map: pages of the map would stay in memory, and a
     file that was cut short would end the process. Raises DataError where it cannot be read.
     """
-    length, wanted = len(ids) // batch_size, range(batch_size)[rows]
+    length = len(ids) // batch_size
+    wanted = range(batch_size)[rows]
     stop = length if stop is None else min(stop, length)
     pieces = np.empty((len(wanted), stop - start), ids.dtype)
     places = [row * length + start for row in wanted]
@@ -193,7 +199,8 @@ def num_windows(length: int, bptt_length: int) -> int:
 
 def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
     """Raises DataError if a split has no whole window, or more windows in all epochs than a run can count."""
-    if (windows := num_windows(tokens // batch_size, bptt_length)) * epochs > MOST_WINDOWS:
+    windows = num_windows(tokens // batch_size, bptt_length)
+    if windows * epochs > MOST_WINDOWS:
         raise DataError(
             f"{epochs:,} epochs of {windows:,} windows exceed the {MOST_WINDOWS:,} that a run counts: lower epochs"
         )

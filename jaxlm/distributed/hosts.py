@@ -82,7 +82,9 @@ def join_processes(
 def _port(address: str) -> int:
     """The port of HOST:PORT; -1 where there is none."""
     found = re.fullmatch(r".+:(\d{1,5})", address)
-    return int(found[1]) if found else -1
+    if found:
+        return int(found[1])
+    return -1
 
 
 def _reach(address: str) -> None:

@@ -16,8 +16,11 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked_value
 
-DATA, MODEL, MEMBERS = "data", "model", "members"
-ROWS, MEMBER = P(None, DATA), P(MEMBERS)  # tokens [T, B] by their rows; [M, ...] by members
+DATA = "data"
+MODEL = "model"
+MEMBERS = "members"
+ROWS = P(None, DATA)
+MEMBER = P(MEMBERS)  # tokens [T, B] by their rows; [M, ...] by members
 
 Tree = TypeVar("Tree")
 
@@ -38,10 +41,12 @@ def make_mesh(
     Raises:
         JaxlmError: the rows do not divide over the devices, or there are not so many.
     """
-    there, processes = len(jax.devices()), jax.process_count()
+    there = len(jax.devices())
+    processes = jax.process_count()
     devices = checked_value("devices", devices, int, low=1, optional=True)
     model_devices = checked_value("model_devices", model_devices, int, low=1)
-    if (asked := (devices or 1) * model_devices) > there:
+    asked = (devices or 1) * model_devices
+    if asked > there:
         raise JaxlmError(
             f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
             f"JAX has {there}: ask for fewer, or let the processor pass for several with "
@@ -70,7 +75,8 @@ def make_mesh(
             f"{devices or there} devices x {model_devices} of which each process gives equally many: "
             f"take another batch_size, devices or model_devices, or start fewer processes"
         )
-    used, note = fitting[-1] * model_devices, None
+    used = fitting[-1] * model_devices
+    note = None
     if devices is None and used < there:
         why = f"rows of a batch (model_devices {model_devices}, processes {processes}) do not spread evenly over more"
         note = f"using {used} of {there} devices: the {batch_size} {why}"
@@ -90,11 +96,9 @@ def members_mesh(members: int) -> Mesh | None:
     """A mesh over as many of this process's devices as the number of members divides over; None: one device."""
     local = jax.local_devices()
     used = max(n for n in range(1, len(local) + 1) if members % n == 0)
-    return (
-        None
-        if used == 1
-        else jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
-    )
+    if used == 1:
+        return None
+    return jax.make_mesh((used,), (MEMBERS,), (AxisType.Auto,), devices=local[:used])
 
 
 def spec_of(path: tuple[Any, ...]) -> P:
@@ -107,7 +111,9 @@ def spec_of(path: tuple[Any, ...]) -> P:
         return P(DATA)
     if names[-1] == "embedding" or names[-2:] == ["softmax", "bias"]:
         return P(MODEL)
-    return P(None, MODEL) if names[-2:] == ["softmax", "kernel"] else P()
+    if names[-2:] == ["softmax", "kernel"]:
+        return P(None, MODEL)
+    return P()
 
 
 def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
@@ -122,7 +128,8 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
     def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(path, jax.random.key_data(leaf)))
-        array, where = np.asarray(leaf), spec_of(path) if spec is None else spec
+        array = np.asarray(leaf)
+        where = spec_of(path) if spec is None else spec
         if MODEL in where:
             axis = where.index(MODEL)
             added = -array.shape[axis] % mesh.shape[MODEL]

@@ -71,10 +71,8 @@ def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) ->
 
 def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> None:
     """Writes the files of one model."""
-    config, params = (
-        model.config.model,
-        {**model.params, "embedding": {"weight": model.params["embedding"]}},
-    )
+    config = model.config.model
+    params = {**model.params, "embedding": {"weight": model.params["embedding"]}}
     described = {
         "model_type": "jaxlm",
         "jaxlm_format": FORMAT,
@@ -165,10 +163,8 @@ def _cell(text: object) -> str:
 
 def special_tokens(vocab: Vocab) -> dict[str, int]:
     """{name in tokenizer_config.json: id}. What ends a sentence also begins and pads a text."""
-    end, named = (
-        vocab.newline_id,
-        vocab.kind == "words" or _is_json(vocab),
-    )  # else a text's <unk> is letters
+    end = vocab.newline_id
+    named = vocab.kind == "words" or _is_json(vocab)  # else a text's <unk> is letters
     unknown = vocab.unknown_id if named else -1
     ids = {"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": unknown}
     return {name: place for name, place in ids.items() if place >= 0}
@@ -176,10 +172,13 @@ def special_tokens(vocab: Vocab) -> dict[str, int]:
 
 def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     """The bytes of each file: the tokenizer's, the vocabulary as checkpoints have it, and of words one a line."""
-    vocab, names, special = model.vocab, [*model.vocab.words], special_tokens(model.vocab)
+    vocab = model.vocab
+    names = [*model.vocab.words]
+    special = special_tokens(model.vocab)
     if vocab.kind != "words" and not _is_json(vocab) and vocab.token_bytes[vocab.eos] == b"\n":
         names[vocab.eos] = "\n"  # (some kinds have another name for it)
-    data, lines = model.config.data, _LINES[model.config.data.lines]
+    data = model.config.data
+    lines = _LINES[model.config.data.lines]
     # Programs write bos_token + text. Where it is a newline, lines are joined before newlines are cut out.
     if (
         lines and isinstance(vocab.tokens, Subwords) and not _is_json(vocab)
@@ -191,7 +190,8 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
         for place in sorted({*special.values()})
     ]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
-    if read := [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *lines]:
+    read = [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *lines]
+    if read:
         parts["normalizer"] = _sequence("normalizer", *read, parts.get("normalizer"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

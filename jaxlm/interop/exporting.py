@@ -97,7 +97,8 @@ def _plain(value: object) -> bytes:
 
 def state_dict(model: Recurrent, params: Params) -> tuple[StateDict, list[str]]:
     """The state_dict of a model, in float32, and what a user should know of it. Raises JaxlmError as `torch_layers`."""
-    layers, notes = torch_layers(model, params), []
+    layers = torch_layers(model, params)
+    notes = []
     equal = len(set(model.hidden_sizes)) == 1
     if not equal:
         notes.append(
@@ -128,7 +129,8 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         f"a head of {model.experts} softmaxes mixed": model.experts,
         "a head that is tied through a projection": model.projection,
     }
-    if problem := next((problem for problem, found in problems.items() if found), None):
+    problem = next((problem for problem, found in problems.items() if found), None)
+    if problem:
         place = "this format has a place for LSTM or GRU layers and one softmax only"
         raise JaxlmError(f"the model has {problem}, and {place}: export it --to stablehlo")
     layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
@@ -143,7 +145,8 @@ def array(values: object) -> np.ndarray:
 def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
     """From the gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two; g and j are two names of one gate."""
     i, j, f, o = np.split(np.vstack([weights["kernel"], weights["bias"]]).T, 4)
-    rows, width = np.concatenate([i, f, j, o]), len(i)
+    rows = np.concatenate([i, f, j, o])
+    width = len(i)
     rows[width : 2 * width, -1] += np.float32(model.forget_bias)
     return {
         "weight_ih": rows[:, : -width - 1],
@@ -180,7 +183,8 @@ def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
         raise JaxlmError(
             "StableHLO needs the package flatbuffers: pip install 'jaxlm[stablehlo]'"
         ) from None
-    recurrent, params = stack.exact(model.config.model), model.params
+    recurrent = stack.exact(model.config.model)
+    params = model.params
     like = jax.eval_shape(lambda: stack.zero_carry(recurrent, 1))
     structure = jax.tree.structure(like)
 
@@ -215,7 +219,8 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
             "exporting to ONNX needs the package onnx: pip install 'jaxlm[onnx]'"
         ) from None
     text, weights = _graph(model)
-    if (size := sum(weight.nbytes for weight in weights.values())) > MOST_ONNX:
+    size = sum(weight.nbytes for weight in weights.values())
+    if size > MOST_ONNX:
         found = f"an ONNX file can hold {MOST_ONNX:,} bytes, and this model's weights take {size:,}"
         raise JaxlmError(f"{found}: export it --to safetensors or stablehlo")
     made = onnx.parser.parse_model(f"{ONNX_HEADER}\n{text}")
@@ -229,12 +234,14 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
 
 def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
     """A model's graph in ONNX's textual syntax, and its weights by name. Raises JaxlmError for what ONNX lacks."""
-    config, params = model.config.model, model.params
+    config = model.config.model
+    params = model.params
     kind = "LSTM" if isinstance(config, LSTM) else "GRU"
     layers = torch_layers(config, params)
     weights = {"embedding": array(params["embedding"]), "bias": array(params["softmax"]["bias"])}
     weights["direction"] = np.array([1], np.int64)
-    inputs, outputs = ["int64[T, B] tokens"], [f"float[T, B, {len(model.vocab)}] logits"]
+    inputs = ["int64[T, B] tokens"]
+    outputs = [f"float[T, B, {len(model.vocab)}] logits"]
     nodes = ["x_0 = Gather <axis = 0> (embedding, tokens)"]
     for k, layer in enumerate(layers):
         width = layer["weight_hh"].shape[1]

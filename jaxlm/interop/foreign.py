@@ -32,10 +32,8 @@ class ForeignModel:
     def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
         """The model of an LSTM's parameter tree, which gives its sizes."""
         vocab_size, width = params["embedding"].shape
-        tied, widths = (
-            "kernel" not in params["softmax"],
-            tuple(len(layer["bias"]) // 4 for layer in params["layers"]),
-        )
+        tied = "kernel" not in params["softmax"]
+        widths = tuple(len(layer["bias"]) // 4 for layer in params["layers"])
         config = LSTM(vocab_size=vocab_size, embedding_size=width, hidden_sizes=widths, tied=tied)
         return ForeignModel(config, params, tuple(notes), files)
 
@@ -79,7 +77,8 @@ def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
         )
     with np.errstate(over="ignore"):
         values = array.astype(np.float32, order="C", copy=False)
-    if wrong := values.size - np.count_nonzero(np.isfinite(values)):
+    wrong = values.size - np.count_nonzero(np.isfinite(values))
+    if wrong:
         raise JaxlmError(f"{quote(name)} holds {wrong:,} numbers that are not finite in float32")
     return values
 

@@ -26,7 +26,10 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sealed import strict_json
 
 FORMAT = 1  # of a hub's folder, which has the files:
-CONFIG, WEIGHTS, CODE, VOCAB = "config.json", "model.safetensors", "modeling_jaxlm.py", "vocab.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CODE = "modeling_jaxlm.py"
+VOCAB = "vocab.json"
 
 
 def import_model(
@@ -82,7 +85,9 @@ def read_model(file: str | Path) -> ForeignModel:
         if (folder / CONFIG).is_file():
             return _read_hub(folder)
         prefix = checkpoint_prefix(path)
-        return read_pytorch(path) if prefix is None else read_tensorflow(prefix)
+        if prefix is None:
+            return read_pytorch(path)
+        return read_tensorflow(prefix)
     except Exception as error:
         name = getattr(error, "filename", None)
         known = name or isinstance(
@@ -97,7 +102,8 @@ def _read_hub(folder: Path) -> ForeignModel:
     """The model of a folder that `export_hub` wrote. Raises JaxlmError or OSError where it is damaged, or another's."""
     try:
         described: Any = strict_json(read_bytes(folder / CONFIG, 1 << 24))
-        found, config = described["jaxlm_format"], json.dumps(described["jaxlm"])
+        found = described["jaxlm_format"]
+        config = json.dumps(described["jaxlm"])
     except (ValueError, KeyError, TypeError):
         raise JaxlmError(
             f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`"
@@ -124,7 +130,8 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
 
     Raises DataError.
     """
-    found, tokens = f"the vocabulary {quote(path, MOST_PATH)}", WORDS
+    found = f"the vocabulary {quote(path, MOST_PATH)}"
+    tokens = WORDS
     if os.path.isdir(path):  # (which raises nothing)
         if tensorflow:
             why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
@@ -132,7 +139,8 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
         words = vocabulary_of_corpus(path)
     elif Path(path).suffix == ".json":
         with explained(DataError, f"{found} cannot be used"):
-            words, tokens = (read := Vocab.from_json(_text(Path(path)))).words, read.tokens
+            words = (read := Vocab.from_json(_text(Path(path)))).words
+            tokens = read.tokens
     else:
         text = _text(Path(path)).replace("\r\n", "\n")
         words = text.removesuffix("\n").split("\n")

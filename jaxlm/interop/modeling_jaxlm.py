@@ -74,7 +74,8 @@ def mogrifier(model, layer, x, h, c):
         scores = scores @ one.left @ one.right if model["rank"] else scores @ one.full
         gate = 2 * torch.sigmoid(scores + one.bias)
         x, h = (x, h * gate) if place % 2 else (x * gate, h)
-    from_x, from_h = x @ layer.kernel[: x.shape[-1]], h @ layer.kernel[x.shape[-1] :]
+    from_x = x @ layer.kernel[: x.shape[-1]]
+    from_h = h @ layer.kernel[x.shape[-1] :]
     if model["layer_norm"]:
         from_x = F.layer_norm(from_x, from_x.shape[-1:], layer.norms.input)
         from_h = F.layer_norm(from_h, from_h.shape[-1:], layer.norms.state)
@@ -126,7 +127,8 @@ class JaxlmModel(PreTrainedModel):
         model = self.config.jaxlm["model"] | self.config.cell
         step, arrays = CELLS[model["kind"]]
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        hidden, after = [x * model["embedding_size"] ** 0.5 if model["scale_embedding"] else x], []
+        hidden = [x * model["embedding_size"] ** 0.5 if model["scale_embedding"] else x]
+        after = []
         masks = (
             None
             if attention_mask is None
@@ -168,10 +170,8 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
         **rest,
     ):
         found = super().forward(input_ids, attention_mask, state, inputs_embeds)
-        logits, items = (
-            self.logits(found.last_hidden_state[:, -logits_to_keep:]),
-            rest.get("num_items_in_batch"),
-        )
+        logits = self.logits(found.last_hidden_state[:, -logits_to_keep:])
+        items = rest.get("num_items_in_batch")
         loss = (
             None if labels is None else self.loss_function(logits, labels, logits.shape[-1], items)
         )
@@ -179,7 +179,8 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 
     def logits(self, x):
         """What the head reads [B, T, H] -> logits [B, T, V], of a mixture log p."""
-        model, head = self.config.jaxlm["model"], self.softmax
+        model = self.config.jaxlm["model"]
+        head = self.softmax
         kernel = self.embedding.weight.T if model["tied"] else head.kernel
         if not model["experts"]:
             return (x @ head.projection if model["projection"] else x) @ kernel + head.bias
@@ -197,7 +198,8 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids, state=None, attention_mask=None, **rest):
         if state is not None:
-            input_ids, attention_mask = input_ids[:, -1:], None
+            input_ids = input_ids[:, -1:]
+            attention_mask = None
         return {**rest, "input_ids": input_ids, "attention_mask": attention_mask, "state": state}
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **rest):

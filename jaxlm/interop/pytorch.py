@@ -100,7 +100,8 @@ def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
     """The tensors of a file, by name, and the number of their stored bytes."""
     tensors: Tensors = {}
     for name, entry in safetensors.deserialize(data):
-        if (dtype := entry["dtype"]) not in _FLOATS:
+        dtype = entry["dtype"]
+        if dtype not in _FLOATS:
             raise JaxlmError(
                 f"{quote(name)} holds {quote(dtype)}, expected one of {', '.join(_FLOATS)}"
             )
@@ -119,7 +120,8 @@ class _Storages:
     def __init__(
         self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]
     ):
-        self._held, self._load = held, load  # the bytes that the file has for a key; its elements
+        self._held = held
+        self._load = load  # the bytes that the file has for a key; its elements
         self.arrays: dict[str, np.ndarray] = {}
         self.nbytes = 0  # of all of them
 
@@ -147,7 +149,8 @@ class _Storages:
             )
         dtype = np.dtype(_DTYPES[kind])
         if key not in self.arrays:
-            claimed, held = count * dtype.itemsize, self._held(key)
+            claimed = count * dtype.itemsize
+            held = self._held(key)
             if claimed > held:
                 raise JaxlmError(
                     f"the storage {quote(key)} claims {claimed:,} bytes of {held:,}; it is cut short"
@@ -171,9 +174,8 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     """An archive of NAME/data.pkl, NAME/byteorder, and a file NAME/data/KEY for each storage."""
     archive = zipfile.ZipFile(file)
     infos = archive.NameToInfo
-    if (total := sum(info.file_size for info in archive.filelist)) > MOST_EXPANSION * size + (
-        1 << 26
-    ):
+    total = sum(info.file_size for info in archive.filelist)
+    if total > MOST_EXPANSION * size + (1 << 26):
         raise JaxlmError(
             f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}"
         )
@@ -202,12 +204,15 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
             return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
 
     def held(key: str) -> int:
-        if (info := infos.get(f"{roots[0]}data/{key}")) is None:
+        info = infos.get(f"{roots[0]}data/{key}")
+        if info is None:
             raise JaxlmError(f"the storage {quote(key)} is not in the archive; it is cut short")
         return info.file_size
 
     def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-        return np.frombuffer(read(f"data/{key}"), dtype, count) if count else np.empty(0, dtype)
+        if count:
+            return np.frombuffer(read(f"data/{key}"), dtype, count)
+        return np.empty(0, dtype)
 
     if f"{roots[0]}byteorder" in infos and (order := read("byteorder")) != b"little":
         raise JaxlmError(f"expected the byte order little, found {quote(order.decode('latin-1'))}")
@@ -309,14 +314,16 @@ def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
 
     Refuses what the names and shapes of the tensors would not give away.
     """
-    found, queue = {}, deque([("", module)])
+    found = {}
+    queue = deque([("", module)])
     while queue:
         prefix, one = queue.popleft()
         if len(prefix) > MOST_PREFIX:
             raise JaxlmError(
                 f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters"
             )
-        kind, splits = one.kind.rpartition(".")[2], one.state.get("nsplits")
+        kind = one.kind.rpartition(".")[2]
+        splits = one.state.get("nsplits")
         name = quote(prefix.rstrip(".") or kind)
         if kind == "Embedding" and one.state.get("max_norm") is not None:
             raise JaxlmError(
@@ -344,7 +351,8 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
 
     A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
     """
-    if len(stacks := {found["stack"] for found in map(_PART.fullmatch, tensors) if found}) > 1:
+    stacks = {found["stack"] for found in map(_PART.fullmatch, tensors) if found}
+    if len(stacks) > 1:
         raise JaxlmError(
             f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives"
         )
@@ -356,13 +364,16 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
     roles, layers = by_role(names, _role, ends, parts)
     embedding, kernel = (tensors[roles[end]] for end in ends)
     vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
-    table, notes, made = as_float32(roles["encoder.weight"], embedding, (vocab_size, width)), [], []
+    table = as_float32(roles["encoder.weight"], embedding, (vocab_size, width))
+    notes = []
+    made = []
     for layer in layers:
         made.append(_lstm(tensors, layer, width))
         width = len(made[-1]["bias"]) // 4
     head = as_float32(roles["decoder.weight"], kernel, (vocab_size, width))
     softmax = {"bias": np.zeros(vocab_size, np.float32)}
-    if bias := roles.get("decoder.bias"):
+    bias = roles.get("decoder.bias")
+    if bias:
         softmax["bias"] = as_float32(bias, tensors[bias], (vocab_size,))
     else:
         notes.append("the output layer has no bias: zeros stand in its place")
@@ -383,21 +394,28 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
 
 def _role(name: str) -> str | None:
     """What a tensor of this name is; None: nothing that an LSTM language model has."""
-    if found := _PART.fullmatch(name):
-        index, layer = int(found["index"] or 0), int(found["layer"])
-        return None if index and layer else f"{found['part']} of layer {index + layer}"
+    found = _PART.fullmatch(name)
+    if found:
+        index = int(found["index"] or 0)
+        layer = int(found["layer"])
+        if index and layer:
+            return None
+        return f"{found['part']} of layer {index + layer}"
     module, _, part = name.rpartition(".")
     module = module.split(".")[-1]
     if module in _EMBEDDINGS and part == "weight":
         return "encoder.weight"
-    return f"decoder.{part}" if module in _HEADS and part in ("weight", "bias") else None
+    if module in _HEADS and part in ("weight", "bias"):
+        return f"decoder.{part}"
+    return None
 
 
 def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.ndarray]:
     """jaxlm's kernel and bias of a layer, {part: name}. Raises JaxlmError for other shapes than an LSTM's."""
     across = layer["weight_hh"]
     rows, hidden = matrix_shape(across, tensors[across])
-    if cell := {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows):
+    cell = {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows)
+    if cell:
         raise JaxlmError(
             f"{quote(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported"
         )

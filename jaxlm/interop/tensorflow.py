@@ -43,8 +43,10 @@ _CELL = re.compile(
     re.IGNORECASE,
 )
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")  # what a table ends with
-MOST_KEY, MOST_ENTRIES = 500, 20_000  # bytes; pairs
-MOST_INDEX, MOST_DATA = 1 << 26, 1 << 32  # bytes of the two files
+MOST_KEY = 500
+MOST_ENTRIES = 20_000  # bytes; pairs
+MOST_INDEX = 1 << 26
+MOST_DATA = 1 << 32  # bytes of the two files
 _DTYPES = {1: "float32", 2: "float64", 14: "bfloat16", 19: "float16"}  # by TensorFlow's DataType
 _ENDING = re.compile(r"(?s)(.+)\.(index|meta|data-[0-9]{5}-of-[0-9]{5})")
 _LATEST = re.compile(rb'(?m)^[ \t]*model_checkpoint_path:[ \t]*"((?:[^"\\\n]|\\.)+)"')
@@ -62,7 +64,8 @@ def to_tensorflow(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         raise JaxlmError(
             "TensorFlow's tutorial has one softmax with its own kernel: export this model --to stablehlo"
         )
-    variables, width = {"m/embedding_vocab:0": params["embedding"]}, params["embedding"].shape[1]
+    variables = {"m/embedding_vocab:0": params["embedding"]}
+    width = params["embedding"].shape[1]
     for place, layer in enumerate(params["layers"]):
         rows, columns = np.shape(layer.get("kernel", [[]]))
         width = rows - width
@@ -95,10 +98,8 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
 
     Raises JaxlmError for other models, whose variables are named, and for several shards; anything for damage.
     """
-    index, shard = (
-        prefix.with_name(f"{prefix.name}.index"),
-        prefix.with_name(f"{prefix.name}.data-00000-of-00001"),
-    )
+    index = prefix.with_name(f"{prefix.name}.index")
+    shard = prefix.with_name(f"{prefix.name}.data-00000-of-00001")
     table = dict(_entries(read_bytes(index, MOST_INDEX)))
     header = message_fields(table.pop(b"", b""))
     if _number(header, 1) != 1 or _number(header, 2):
@@ -116,7 +117,8 @@ def read_tensorflow(prefix: Path) -> ForeignModel:
     vocab_size, width = matrix_shape(names["embedding"], arrays["embedding"])
     shapes: dict[str, Any] = {"embedding": (vocab_size, width), "layers": []}
     for layer in arrays["layers"]:
-        below, width = width, layer["bias"].size // 4
+        below = width
+        width = layer["bias"].size // 4
         shapes["layers"].append({"kernel": (below + width, 4 * width), "bias": (4 * width,)})
     shapes["softmax"] = {"kernel": (width, vocab_size), "bias": (vocab_size,)}
     params = jax.tree.map(as_float32, names, arrays, shapes)
@@ -145,7 +147,8 @@ def _names(variables: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], se
 def _role(name: str) -> str | None:
     """What a variable of this name is; None: nothing that an LSTM language model has."""
     name = name.removesuffix(":0")
-    if cell := _CELL.fullmatch(name):
+    cell = _CELL.fullmatch(name)
+    if cell:
         part = "bias" if cell["part"].lower().startswith("bias") else "kernel"
         return f"{part} of layer {int(cell['index'] or 0)}"
     return _ENDS.get(name.split("/")[-1])
@@ -168,17 +171,22 @@ def checkpoint_prefix(path: Path) -> Path | None:
             found[1].decode("unicode_escape").encode("latin-1").decode() if found else ""
         )  # UTF-8 in octal escapes
         # The files lie beside the one that names them, whatever folder they were written to.
-        if not (name := Path(told).name):
+        name = Path(told).name
+        if not name:
             raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
         return path.parent / name
-    if ending := _ENDING.fullmatch(path.name):
+    ending = _ENDING.fullmatch(path.name)
+    if ending:
         return path.with_name(ending[1])
-    return path if path.name and path.with_name(path.name + ".index").exists() else None
+    if path.name and path.with_name(path.name + ".index").exists():
+        return path
+    return None
 
 
 def _shape(name: str, entry: Fields, stored: int) -> tuple[int, ...]:
     """The shape (field 2) of a variable. Raises JaxlmError where not all of its bytes (4, 5) are stored."""
-    if (end := _number(entry, 4) + _number(entry, 5)) > stored:
+    end = _number(entry, 4) + _number(entry, 5)
+    if end > stored:
         raise JaxlmError(
             f"the variable {quote(name)} ends at byte {end:,} of {stored:,}; the checkpoint is cut short"
         )
@@ -191,7 +199,8 @@ def _values(name: str, entry: Fields, data: bytes) -> np.ndarray:
     kind, offset, size, checksum = (_number(entry, field) for field in (1, 4, 5, 6))
     if kind not in _DTYPES or 7 in entry:
         raise JaxlmError(f"{quote(name)} is partitioned, or holds something else than floats")
-    if masked(crc32c(raw := data[offset : offset + size])) != checksum:
+    raw = data[offset : offset + size]
+    if masked(crc32c(raw)) != checksum:
         raise JaxlmError(f"the checksum of {quote(name)} is wrong; the checkpoint is damaged")
     return np.frombuffer(raw, _DTYPES[kind])
 
@@ -206,7 +215,8 @@ def _number(fields: Fields, field: int) -> int:
 
 def message_fields(data: int | bytes) -> Fields:
     """The fields of a protocol buffer's message. Raises ValueError or TypeError where it is none."""
-    stream, fields = io.BytesIO(data), Fields()  # pyright: ignore[reportArgumentType]
+    stream = io.BytesIO(data)
+    fields = Fields()  # pyright: ignore[reportArgumentType]
     while stream.tell() < len(data):  # pyright: ignore[reportArgumentType]
         tag = _varint(stream)
         match tag & 7:
@@ -234,7 +244,8 @@ def _varint(stream: io.BytesIO) -> int:
 
 
 def _take(stream: io.BytesIO, count: int) -> bytes:
-    if len(data := stream.read(count)) < count:
+    data = stream.read(count)
+    if len(data) < count:
         raise ValueError("it ends in the middle of an entry")
     return data
 
@@ -250,7 +261,8 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
     for _, handle in _pairs(_block(table, footer)):
         block = _block(table, io.BytesIO(handle))
         pairs = list(islice(_pairs(block), MOST_ENTRIES))
-        found, read = found + 1 + len(pairs), read + len(block)
+        found = found + 1 + len(pairs)
+        read = read + len(block)
         if found > MOST_ENTRIES or read > len(table):
             raise JaxlmError(
                 f"it has over {MOST_ENTRIES:,} entries, more than any model, or blocks that overlap"
@@ -260,7 +272,8 @@ def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _block(table: bytes, handle: io.BytesIO) -> bytes:
     """The content of a block, its checksum checked."""
-    place, size = _varint(handle), _varint(handle)
+    place = _varint(handle)
+    size = _varint(handle)
     end = place + size
     if (
         masked(crc32c(table[place : end + 1])) != int.from_bytes(table[end + 1 : end + 5], "little")
@@ -274,9 +287,12 @@ def _pairs(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     size = (
         len(block) - 4 - 4 * int.from_bytes(block[-4:], "little")
     )  # behind: places to restart, their number
-    stream, key = io.BytesIO(block[:size]), b""
+    stream = io.BytesIO(block[:size])
+    key = b""
     while stream.tell() < size:
-        shared, fresh, length = _varint(stream), _varint(stream), _varint(stream)
+        shared = _varint(stream)
+        fresh = _varint(stream)
+        length = _varint(stream)
         if shared > len(key) or shared + fresh > MOST_KEY:
             raise ValueError("a key is damaged or too long")
         key = key[:shared] + _take(stream, fresh)

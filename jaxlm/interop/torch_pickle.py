@@ -69,9 +69,12 @@ def unpickle(stream: BinaryIO, storage: Callable[[Any], np.ndarray]) -> Any:
             raise JaxlmError(
                 f"its pickle has the instruction {what}, which no model needs; nothing was run"
             )
-        items, operands = [], opcode.stack_before
+        items = []
+        operands = opcode.stack_before
         if pickletools.markobject in operands:
-            items, stack, operands = stack, below.pop(), operands[:-2]
+            items = stack
+            stack = below.pop()
+            operands = operands[:-2]
         match opcode.name, [stack.pop() for _ in operands][::-1]:
             case ("PROTO" | "FRAME" | "POP" | "POP_MARK", _):
                 continue
@@ -210,7 +213,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
 def _mapping(given: Any = None, *_: Any) -> dict[str, Any]:
     """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs."""
     if not isinstance(given, list):
-        return {} if given is None else given
+        if given is None:
+            return {}
+        return given
     items = [item for key, value in given for item in (key, value)]
     given.clear()  # so that a pickle which gives it again causes no more work
     return _with_entries({}, items)

@@ -52,7 +52,9 @@ class GatedDeltaNet(Recurrent):
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
-        keys, scale, N = jax.random.split(key, 5), self.layer_scale(inputs), self.heads
+        keys = jax.random.split(key, 5)
+        scale = self.layer_scale(inputs)
+        N = self.heads
         step = 10 ** jax.random.uniform(
             keys[0], (N,), minval=-3.0, maxval=-1.0
         )  # the decay begins as Mamba-2's
@@ -100,7 +102,8 @@ class GatedDeltaNet(Recurrent):
         log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(
             alpha + params["time_step"][:, None]
         )
-        q, k = unit_norm(q) * q.shape[-1] ** -0.5, unit_norm(k)
+        q = unit_norm(q) * q.shape[-1] ** -0.5
+        k = unit_norm(k)
         h, S = linear_attention(q, k, v, log_decay, state.S, jax.nn.sigmoid(beta), length, x.dtype)
         y = params["norm"] * rms_norm(h).reshape(gate.shape) * jax.nn.silu(gate)
         return y.astype(x.dtype), DeltaState(S, inputs)

@@ -35,20 +35,17 @@ class GRU(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
         from_input, from_state = jax.random.split(key)
-        scale, bias, recurrent_bias = (
-            self.layer_scale(width),
-            jnp.zeros(3 * width),
-            jnp.zeros(width),
-        )
+        scale = self.layer_scale(width)
+        bias = jnp.zeros(3 * width)
+        recurrent_bias = jnp.zeros(width)
         if (
             self.torch_init
         ):  # h's bias of the candidate, which the reset gate multiplies, is one of its own
             of_x, of_h = torch_biases(key, scale, 3 * width)
-            bias, recurrent_bias = of_x + of_h.at[-width:].set(0), of_h[-width:]
-        x_kernel, h_kernel = (
-            uniform(from_input, scale, inputs, 3 * width),
-            uniform(from_state, scale, width, 3 * width),
-        )
+            bias = of_x + of_h.at[-width:].set(0)
+            recurrent_bias = of_h[-width:]
+        x_kernel = uniform(from_input, scale, inputs, 3 * width)
+        h_kernel = uniform(from_state, scale, width, 3 * width)
         return {
             "kernel": x_kernel,
             "bias": bias,
@@ -67,10 +64,8 @@ class GRU(Recurrent):
         from jaxlm.ops.product import product
         from jaxlm.ops.recurrence import recurrence
 
-        z, matrices = (
-            product(x, params["kernel"], x.dtype) + params["bias"],
-            {"state": params["recurrent_kernel"]},
-        )
+        z = product(x, params["kernel"], x.dtype) + params["bias"]
+        matrices = {"state": params["recurrent_kernel"]}
         y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)
         return y.astype(x.dtype), h
 

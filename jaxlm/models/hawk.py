@@ -52,7 +52,8 @@ class Hawk(Recurrent):
         (The paper has this range at r = 1.)
         """
         of_decay, *keys = jax.random.split(key, 6)
-        N, D = self.heads, width // self.heads
+        N = self.heads
+        D = width // self.heads
         shapes: dict[str, tuple[int, ...]] = {
             "x_kernel": (inputs, width),
             "y_kernel": (inputs, width),

@@ -26,7 +26,10 @@ def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray
     uniform in +-init_scale, and `latent_bias` [K * D], zero. With `torch_init` the projection or the mixture's three
     arrays are uniform in +-1/sqrt(H), and `bias` is zero.
     """
-    H, D, K, V = model.hidden_sizes[-1], model.kernel_width, model.experts, model.vocab_size
+    H = model.hidden_sizes[-1]
+    D = model.kernel_width
+    K = model.experts
+    V = model.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
     if K:
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D), "latent_bias": (K * D,)}

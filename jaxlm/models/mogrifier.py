@@ -61,11 +61,15 @@ class Mogrifier(Recurrent):
     @property
     def gates(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """A coupled input gate has no matrix of its own."""
-        return 3 if self.input_gate == "coupled" else 4
+        if self.input_gate == "coupled":
+            return 3
+        return 4
 
     @property
     def head_units(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 2 if self.layer_norm else 1
+        if self.layer_norm:
+            return 2
+        return 1
 
     def check(self) -> None:
         super().check()
@@ -79,7 +83,8 @@ class Mogrifier(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
-        scale, size = self.layer_scale(width), self.gates * width
+        scale = self.layer_scale(width)
+        size = self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
         bias = sum(torch_biases(key, scale, size) if self.torch_init else (), bias)
         rounds = [
@@ -92,7 +97,8 @@ class Mogrifier(Recurrent):
             "rounds": rounds,
         }
         if self.layer_norm:
-            ones, of_cell = jnp.ones(size), jnp.ones(width)
+            ones = jnp.ones(size)
+            of_cell = jnp.ones(width)
             found["norms"] = {
                 "input": ones,
                 "state": ones,
@@ -136,10 +142,8 @@ def _init_round(
         return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
     of_left, of_right = jax.random.split(key)
     factor = (3 / (rank * scale**2 + 1e-30)) ** 0.25
-    left, right = (
-        factor * uniform(of_left, scale, inputs, rank),
-        factor * uniform(of_right, scale, rank, outputs),
-    )
+    left = factor * uniform(of_left, scale, inputs, rank)
+    right = factor * uniform(of_right, scale, rank, outputs)
     return {"left": left, "right": right, "bias": jnp.zeros(outputs)}
 
 
@@ -147,4 +151,6 @@ def _scaled(
     kept: Bool[Array, "B H"] | None, keep: Scalar | float | None
 ) -> Float[Array, "B H"] | None:
     """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
-    return None if kept is None or keep is None else jnp.where(kept, 1 / keep, 0)
+    if kept is None or keep is None:
+        return None
+    return jnp.where(kept, 1 / keep, 0)

@@ -68,7 +68,9 @@ def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
 def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
     """Whether a window's softmax sums all words: they are no more than are drawn, or the share of windows is over."""
     drawn = model.sampled_words >= model.vocab_size
-    return drawn if model.sampled_share is None else drawn | (step >= model.sampled_share * total)
+    if model.sampled_share is None:
+        return drawn
+    return drawn | (step >= model.sampled_share * total)
 
 
 def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int) -> Noise:
@@ -79,7 +81,8 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
     """
     if key is None:
         return Noise()
-    steps, layers = 1 if model.locked_dropout else steps, tuple(enumerate(model.hidden_sizes))
+    steps = 1 if model.locked_dropout else steps
+    layers = tuple(enumerate(model.hidden_sizes))
     keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
         getattr(model, name, None)
         for name in ("keep_recurrent_weights", "keep_state", "keep_update")
@@ -89,14 +92,20 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
         return reduce(jax.random.fold_in, places, key)
 
     def units(keep: Keep, width: int, *places: int, steps: int = steps) -> Mask:
-        return None if keep is None else draw_mask(folded(*places), keep, (steps, rows, width))
+        if keep is None:
+            return None
+        return draw_mask(folded(*places), keep, (steps, rows, width))
 
     def for_all_steps(keep: Keep, width: int, *places: int) -> Mask:
         mask = units(keep, width, *places, steps=1)
-        return None if mask is None else mask[0]
+        if mask is None:
+            return None
+        return mask[0]
 
     def for_all_rows(keep: Keep, shape: tuple[int, int], *places: int) -> Mask:
-        return None if keep is None else jax.random.bernoulli(folded(*places), keep, shape)
+        if keep is None:
+            return None
+        return jax.random.bernoulli(folded(*places), keep, shape)
 
     drawn = None
     if model.sampled_words:
@@ -126,9 +135,9 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
     """The probability that a unit of a layer's output is kept."""
     last = layer == len(model.hidden_sizes) - 1
-    return (
-        model.keep_last_output if last and model.keep_last_output is not None else model.keep_output
-    )
+    if last and model.keep_last_output is not None:
+        return model.keep_last_output
+    return model.keep_output
 
 
 def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:

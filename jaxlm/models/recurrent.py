@@ -185,7 +185,9 @@ class Recurrent:
 
     def layer_scale(self, width: int) -> Scalar | float:
         """Half the width of a layer's initial distribution: init_scale, or 1 / sqrt(width) as PyTorch begins."""
-        return width**-0.5 if self.torch_init else self.init_scale
+        if self.torch_init:
+            return width**-0.5
+        return self.init_scale
 
     @property
     def growing(self) -> list[str]:
@@ -202,15 +204,15 @@ class Recurrent:
         """The width that the softmax's kernel reads."""
         if self.experts:
             return self.latent_size or self.embedding_size
-        return self.embedding_size if self.projection else self.hidden_sizes[-1]
+        if self.projection:
+            return self.embedding_size
+        return self.hidden_sizes[-1]
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        widths, heads, read = (
-            setting_text(self.hidden_sizes),
-            getattr(self, "heads", 1),
-            self.kernel_width,
-        )
+        widths = setting_text(self.hidden_sizes)
+        heads = getattr(self, "heads", 1)
+        read = self.kernel_width
         if self.tied and read != self.embedding_size:
             layer = "the last of hidden_sizes", "set projection, or make them equal"
             name, cure = ("latent_size", "leave latent_size at 0") if self.experts else layer

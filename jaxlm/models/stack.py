@@ -61,7 +61,9 @@ def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> C
 def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
     """tokens -> their rows of the embedding, or the `Rows` that were read of it already."""
     table = params["embedding"]
-    return table.values if isinstance(table, Rows) else table[tokens]
+    if isinstance(table, Rows):
+        return table.values
+    return table[tokens]
 
 
 def read(
@@ -99,7 +101,8 @@ def last_outputs(
             x.dtype
         )
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
-    new_carry, outputs = [], []
+    new_carry = []
+    outputs = []
     masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs
     each = zip_longest(params["layers"], carry, *masks)  # (where a tuple of masks is empty, None)
     for place, (layer, state, weights, kept, updated, kept_output) in enumerate(each):

@@ -126,8 +126,10 @@ def _slstm_cell(
     m = jax.lax.stop_gradient(
         jnp.maximum(i, f)
     )  # it scales both sides of c / n, so that it has no gradient
-    i, f = jnp.exp(i - m), jnp.exp(f - m)
-    c, n = f * c + i * jnp.tanh(z), f * n + i
+    i = jnp.exp(i - m)
+    f = jnp.exp(f - m)
+    c = f * c + i * jnp.tanh(z)
+    n = f * n + i
     h = sigmoid(o) * c / n
     return SLSTMState(c, n, m, h), h
 
@@ -156,7 +158,8 @@ class MLSTM(Recurrent):
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> MLSTMLayer:
         of_kernel, of_gate = jax.random.split(key)
-        scale, N = self.layer_scale(inputs), self.heads
+        scale = self.layer_scale(inputs)
+        N = self.heads
         return {
             "kernel": uniform(of_kernel, scale, inputs, 4 * width),
             "bias": jnp.zeros(4 * width),
@@ -168,7 +171,8 @@ class MLSTM(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
-        shape, D = (rows, self.heads), width // self.heads
+        shape = (rows, self.heads)
+        D = width // self.heads
         return MLSTMState(
             jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype)
         )
@@ -196,7 +200,8 @@ class MLSTM(Recurrent):
         summed = jnp.cumsum(f, 0)
         m = jax.lax.stop_gradient(summed + jnp.maximum(state.m, jax.lax.cummax(i - summed)))
         decay = f + jnp.concatenate([state.m[None], m[:-1]]) - m
-        q, k = q * q.shape[-1] ** -0.5, k * jnp.exp(i - m)[..., None]
+        q = q * q.shape[-1] ** -0.5
+        k = k * jnp.exp(i - m)[..., None]
         one = jnp.ones((*v.shape[:-1], 1), v.dtype)  # n is C's column of a value that is always 1
         S = jnp.concatenate([state.C, state.n[..., None]], -1)
         h, S = linear_attention(

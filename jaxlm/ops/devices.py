@@ -24,4 +24,6 @@ def by_platform(function: Callable[..., T], *arguments: object) -> T:
 def batch_devices() -> int:
     """How many devices share the batch of the program: the first axis of `distributed/mesh.py`'s mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty or mesh.manual_axes else mesh.axis_sizes[0]
+    if mesh.empty or mesh.manual_axes:
+        return 1
+    return mesh.axis_sizes[0]

@@ -21,4 +21,6 @@ def apply_mask(
     x: Float[Array, "*shape"], kept: Bool[Array, "..."] | None, keep: Scalar | float | None
 ) -> Float[Array, "*shape"]:
     """x / keep where `kept`, broadcast to x, is true, else 0; x itself where `kept` or `keep` is None."""
-    return x if kept is None or keep is None else jnp.where(kept, x / keep, 0).astype(x.dtype)
+    if kept is None or keep is None:
+        return x
+    return jnp.where(kept, x / keep, 0).astype(x.dtype)

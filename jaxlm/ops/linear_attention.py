@@ -25,7 +25,8 @@ Decay = Float[
 ]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
 KeyValues = Float[Array, "B N D F"]
 
-CHUNK, DIAGONAL_CHUNK = 64, 16  # most steps of a chunk; with a decay for each key unit
+CHUNK = 64
+DIAGONAL_CHUNK = 16  # most steps of a chunk; with a decay for each key unit
 
 
 def linear_attention_reference(
@@ -119,7 +120,8 @@ def _scores(
         between = _between(decay, [jnp.swapaxes(part, 2, 3) for part in decay])
         kept = jnp.where(steps[:, None] >= steps, between, -jnp.inf)
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept)
-    scores, size = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0), 1
+    scores = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0)
+    size = 1
     while size < len(
         steps
     ):  # the later half of each block reads the earlier one, over the last step of that
@@ -134,7 +136,8 @@ def _scores(
 
 def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
     """The inverse of I + lower, where lower counts below its diagonal, by growing blocks."""
-    steps, size = lower.shape[-1], 1
+    steps = lower.shape[-1]
+    size = 1
     inverse = jnp.broadcast_to(jnp.eye(steps, dtype=lower.dtype), lower.shape)
     while size < steps:
         right = contraction(

@@ -168,8 +168,6 @@ def _experts(
 
 
 def _log_of_sum(log_p: Float[Array, "*shape"], epsilon: Epsilon) -> Float[Array, "*shape"]:
-    return (
-        log_p
-        if epsilon is None
-        else jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))
-    )
+    if epsilon is None:
+        return log_p
+    return jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))

@@ -78,7 +78,8 @@ def mogrifier(
     gate is free, capped or coupled.
     """
     matrices, others = _apart(weights, x.shape[-1])
-    dtype, limits = x.dtype, jax.tree.map(jnp.asarray, limits)
+    dtype = x.dtype
+    limits = jax.tree.map(jnp.asarray, limits)
     if not others["rounds"]:
         x = _from_input(lambda name, a: product(a, matrices[name], dtype), x, others)
         matrices = {"state": matrices["state"]}
@@ -106,7 +107,8 @@ def _cell(
         x, h = (x, h * gate) if place % 2 else (x * gate, h)
     if others["rounds"]:
         x = _from_input(linear, x, others)
-    z, norms = linear("state", h), others["norms"]
+    z = linear("state", h)
+    norms = others["norms"]
     z = x + (z if norms is None else layer_norm(z) * norms["state"])
     gates, candidate = (3, 0) if input_gate == "coupled" else (4, 1)
     *i, update, f, o = jnp.split(activated(z, gates, candidate), gates, -1)
@@ -123,7 +125,8 @@ def _from_input(
     linear: LinearMap, x: Float[Array, "*rows E"], others: Weights
 ) -> Float[Array, "*rows gates"]:
     """The input's part of the gates, with the bias."""
-    z, norms = linear("input", x), others["norms"]
+    z = linear("input", x)
+    norms = others["norms"]
     return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]
 
 

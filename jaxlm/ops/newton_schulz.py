@@ -25,7 +25,9 @@ def polar_express(steps: int) -> list[Quintic]:
     >>> [tuple(round(number, 2) for number in quintic) for quintic in polar_express(3)]
     [(8.09, -23.62, 17.45), (3.64, -2.72, 0.54), (2.66, -1.98, 0.45)]
     """
-    quintics, low, high = [], SMALLEST, 1.0
+    quintics = []
+    low = SMALLEST
+    high = 1.0
     for _ in range(steps):
         if high - low < 1e-3:  # the limit of a narrow interval, whose equations are singular
             quintics.append((15 / 8, -10 / 8, 3 / 8))
@@ -37,7 +39,8 @@ def polar_express(steps: int) -> list[Quintic]:
             a, b, c, error = np.linalg.solve(powers, np.ones(4))
             inner = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))  # where the quintic is level
         quintics.append((float(a), float(b), float(c)))
-        low, high = 1 - error, 1 + error
+        low = 1 - error
+        high = 1 + error
     return quintics
 
 
@@ -66,6 +69,7 @@ def orthogonalized(
         gram = each(x, x, transposed=True)
         if rule == "polar-express" and place == 0:
             square = jnp.linalg.norm(gram, axis=(1, 2), keepdims=True) + 1e-7
-            x, gram = x / jnp.sqrt(square), gram / square
+            x = x / jnp.sqrt(square)
+            gram = gram / square
         x = a * x + each(b * gram + c * each(gram, gram), x)
     return (jnp.swapaxes(x, 1, 2) if M > N else x).astype(matrices.dtype)

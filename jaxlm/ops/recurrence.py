@@ -100,7 +100,9 @@ def _scan(
         def linear(name, a):
             operands[name] = a
             z = checkpoint_name(product(a, matrices[name], dtype), "product")
-            return z if added is None else z + added[name]
+            if added is None:
+                return z
+            return z + added[name]
 
         state, y = cell(linear, state, x, others)
         return state, (y, operands)

@@ -58,7 +58,8 @@ def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
 
 def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
     """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
-    odds, count = inclusion(vocabulary, count), min(count, vocabulary)
+    odds = inclusion(vocabulary, count)
+    count = min(count, vocabulary)
     edges = np.cumsum(odds)[
         :-1
     ]  # whole and fraction apart: a float32 of the sum would lose the fraction
@@ -110,7 +111,8 @@ _summed_nats = softmax.with_gradients(_forward)
 def _estimate(x, kernel, bias, targets, weights, drawn):
     """The estimate and its gradients."""
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
-    few, few_bias = table[drawn.ids].T, bias[drawn.ids] + drawn.log_weights
+    few = table[drawn.ids].T
+    few_bias = bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
     hit = (
         jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype)
@@ -137,7 +139,8 @@ def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
         x, columns, targets, weights, hit = rows
         logits = jnp.where(ids == targets[..., None], ABSENT, product(x, layer, x.dtype))
         top = jnp.maximum(logits.max(-1), hit)
-        odds, hit_odds = jnp.exp(logits - top[..., None]), jnp.exp(hit - top)
+        odds = jnp.exp(logits - top[..., None])
+        hit_odds = jnp.exp(hit - top)
         total = odds.sum(-1) + hit_odds
         nats += jnp.sum(weights * (top + jnp.log(total) - hit))
         dx, dchunk = gradients_from_odds(odds, weights / total, narrow, columns)

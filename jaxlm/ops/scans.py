@@ -97,7 +97,8 @@ def short_convolution(
     >>> y.ravel().tolist(), state.ravel().tolist()
     ([71.0, 12.0, 23.0], [3.0])
     """
-    T, K = len(x), len(kernel)
+    T = len(x)
+    K = len(kernel)
     inputs = jnp.concatenate([jnp.moveaxis(state, 1, 0), x.astype(state.dtype)])
     y = sum((kernel[k] * inputs[k : k + T] for k in range(K)), bias)
     last = lax.dynamic_slice_in_dim(inputs, T if length is None else length, K - 1)

@@ -168,7 +168,9 @@ def with_bias(
     Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
     and inputs of zero fill up a multiple of NARROW_ROWS; on accelerators of 8, which tensor cores want.
     """
-    rows, narrow, padding = [bias], jnp.finfo(x.dtype), 0
+    rows = [bias]
+    narrow = jnp.finfo(x.dtype)
+    padding = 0
     if narrow.bits < jnp.finfo(bias.dtype).bits:
         for _ in range(2):
             head = lax.reduce_precision(rows[-1], narrow.nexp, narrow.nmant)
@@ -194,7 +196,8 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
     wanted *= (
         batch_devices()
     )  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
-    parts, rows = 1, logits * math.prod(batch)
+    parts = 1
+    rows = logits * math.prod(batch)
     if batch and rows > 2 * wanted:
         divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
         parts = next((n for n in divisors if rows // n <= wanted), batch[0])

@@ -29,7 +29,9 @@ class Descent(Optimizer):
 
     def decay(self) -> list[optax.GradientTransformation]:
         """The decay of all parameters, added to the gradient as PyTorch's SGD adds it; []: none."""
-        return [] if self.weight_decay is None else [optax.add_decayed_weights(self.weight_decay)]
+        if self.weight_decay is None:
+            return []
+        return [optax.add_decayed_weights(self.weight_decay)]
 
 
 @dataclass(frozen=True)

@@ -77,4 +77,6 @@ class Muon(Adaptive):
 def _label(path: Any, leaf: jax.Array) -> str:
     """The rule of a parameter: "muon" for a layer's kernel, known by its name, and else "adam"."""
     inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")
-    return "muon" if inner else "adam"
+    if inner:
+        return "muon"
+    return "adam"

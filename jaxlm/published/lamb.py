@@ -57,4 +57,6 @@ class LambMogrifier(Mogrifier):
     ) -> Float[Array, "B H"] | float | None:
         if self.keep_update is None or self.input_gate == "free":
             return super().update_scale(updated)
-        return UPDATE_SCALE if updated is None else jnp.where(updated, UPDATE_SCALE, 0)
+        if updated is None:
+            return UPDATE_SCALE
+        return jnp.where(updated, UPDATE_SCALE, 0)

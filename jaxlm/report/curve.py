@@ -39,12 +39,16 @@ class Results:
     @property
     def valid_perplexity(self) -> float:
         """Validation perplexity of the last epoch; nan without an epoch."""
-        return self.epochs[-1].get("valid_perplexity", math.nan) if self.epochs else math.nan
+        if self.epochs:
+            return self.epochs[-1].get("valid_perplexity", math.nan)
+        return math.nan
 
     def tested(self, best: bool = False) -> Row:
         """The line of the last parameters' test, or of the best checkpoint's; empty where they were not tested."""
         found = [row for row in self.tests if (row.get("checkpoint") == "best") == best]
-        return found[-1] if found else {}
+        if found:
+            return found[-1]
+        return {}
 
     def test_perplexity(self, best: bool = False) -> float:
         """Test perplexity of the last parameters, or of the best checkpoint; nan where they were not tested."""
@@ -104,7 +108,8 @@ def draw_perplexities(
     A run alone has a colour for each split, and the perplexity of its windows behind them; several have a colour each.
     Dotted is the floor of a generated corpus; `levels` are other (name, perplexity) to compare with.
     """
-    alone, shown = len(runs) == 1, []
+    alone = len(runs) == 1
+    shown = []
     for place, run in enumerate(runs):
         colours = PALETTE[:3] if alone else (PALETTE[place % len(PALETTE)],) * 3
         at = np.array([row["epoch"] for row in run.epochs], float)
@@ -196,7 +201,8 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     The name is "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity". A mean is nan where
     a stretch has no finite value.
     """
-    x, count = run.window_ends(), len(run.windows)
+    x = run.window_ends()
+    count = len(run.windows)
     first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
     starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
     values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)

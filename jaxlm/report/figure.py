@@ -19,8 +19,13 @@ from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.terminal import printable
 
-INK, PALE, RULE, GRID = "#374151", "#9ca3af", "#d1d5db", "#eceef1"
-BLUE, ORANGE, GREEN = "#2563eb", "#ea580c", "#059669"
+INK = "#374151"
+PALE = "#9ca3af"
+RULE = "#d1d5db"
+GRID = "#eceef1"
+BLUE = "#2563eb"
+ORANGE = "#ea580c"
+GREEN = "#059669"
 PALETTE = (
     BLUE,
     ORANGE,

@@ -133,7 +133,9 @@ def render(
     payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
 
     def add_model(title: str, model: ModelView) -> None:
-        words, name, picture = model.word_map, f"map-{len(payload['maps'])}", None
+        words = model.word_map
+        name = f"map-{len(payload['maps'])}"
+        picture = None
         if words is not None:
             near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
             payload["maps"].append(
@@ -174,7 +176,9 @@ def render(
             add_model(f"Best model of {sweep.name}", sweep.model)
 
     def text(value: Any) -> Any:
-        return value if isinstance(value, Markup) else printable(str(value))
+        if isinstance(value, Markup):
+            return value
+        return printable(str(value))
 
     jinja = Environment(
         autoescape=True,
@@ -207,7 +211,8 @@ def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
     """The runs of one corpus by their configs and ends, the lowest mean validation perplexity first."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
-    found, several_ends = [], len({*map(_finished, runs)}) > 1
+    found = []
+    several_ends = len({*map(_finished, runs)}) > 1
     for members in _together(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
         if several_ends:
@@ -228,7 +233,11 @@ def _finished(run: RunRecord) -> str:
     """Whether a run was tested, and after how many windows where `--steps`, which is in no config, cut it."""
     cut = not run.config.train.patience and len(run.epochs) < run.config.train.epochs
     steps = run.tested().get("step", 0) if cut else 0
-    return (f"after {steps:,} windows" if steps else "yes") if run.tests else "no"
+    if run.tests:
+        if steps:
+            return f"after {steps:,} windows"
+        return "yes"
+    return "no"
 
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
@@ -256,14 +265,18 @@ def speeds(run: RunRecord) -> list[dict[str, Any]]:
 
 def colour(bits: float) -> str:
     """The style of a word with this surprisal; empty for inf and nan."""
-    return f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%" if math.isfinite(bits) else ""
+    if math.isfinite(bits):
+        return f"--s:{min(max(bits / MOST_BITS, 0), 1) * 100:.0f}%"
+    return ""
 
 
 def rounded(value: float | None, digits: int = 4) -> str:
     """A number in a table; empty for None and nan."""
     if value is None or math.isnan(value):
         return ""
-    return f"{float(f'{value:.{digits}g}'):,g}" if abs(value) < 1e6 else f"{value:.3g}"
+    if abs(value) < 1e6:
+        return f"{float(f'{value:.{digits}g}'):,g}"
+    return f"{value:.3g}"
 
 
 def _picture(
@@ -320,7 +333,8 @@ def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list
     for place, field in enumerate(fields):
         draw = partial(draw_slice, trials=trials, field=field)
         found[f"{place + 1}: {field}"] = _picture(f"{name} field {place}", draw, height=3)
-    axes, keys = [], [str(trial.number) for trial in trials]
+    axes = []
+    keys = [str(trial.number) for trial in trials]
     for field in (*fields, PERPLEXITY):
         values = [{**trial.values, PERPLEXITY: trial.valid[0]}[field] for trial in trials]
         numeric = all(type(value) in (int, float) for value in values)

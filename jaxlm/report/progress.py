@@ -75,8 +75,10 @@ class Progress:
     ):
         from rich import progress
 
-        self._epochs, self._words = epochs, words_per_window
-        self._corpus, self.console = printable(corpus), console or lasting_console()
+        self._epochs = epochs
+        self._words = words_per_window
+        self._corpus = printable(corpus)
+        self.console = console or lasting_console()
         self._live = (
             self.console.is_terminal and not self.console.is_dumb_terminal
         )  # so it can move its cursor
@@ -91,7 +93,8 @@ class Progress:
             refresh_per_second=4,
             speed_estimate_period=300,
         )
-        self._place, self._said = "", monotonic()
+        self._place = ""
+        self._said = monotonic()
         self._task = self._bar.add_task("starting", numbers="", total=windows)
 
     def __enter__(self) -> "Progress":
@@ -116,7 +119,8 @@ class Progress:
         """Moves the bar: so many windows of an epoch are trained, `of` how many, and `in_all`."""
         self._bar.update(self._task, completed=in_all)
         task = self._bar.tasks[0]
-        speed, left = task.speed, task.time_remaining
+        speed = task.speed
+        left = task.time_remaining
         self._place = f"epoch {so_far.epoch}/{self._epochs}"
         numbers = [
             f"perplexity {so_far.train_text}",

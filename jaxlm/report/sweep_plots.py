@@ -77,7 +77,8 @@ def draw_slice(axes: Any, trials: Trials, field: str) -> None:
         for name, value in zip(scale.names, y, strict=True)
     ]
     for at in map(int, np.flatnonzero(np.isfinite(y))[::-1]):  # (the best one last, on top)
-        gid, size = marks([titles[at]], str(trials[at].number)), 7 if at == 0 else 5
+        gid = marks([titles[at]], str(trials[at].number))
+        size = 7 if at == 0 else 5
         axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=size, gid=gid)
     if scale.log:
         log_axis(axes, "x")
@@ -100,7 +101,8 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
         title = ", ".join(
             f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True)
         )
-        gid, width = marks([title], str(trial.number)), 2.5 if at == 0 else 1.2
+        gid = marks([title], str(trial.number))
+        width = 2.5 if at == 0 else 1.2
         axes.plot(
             heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid
         )
@@ -115,7 +117,8 @@ def draw_epochs(axes: Any, trials: Trials) -> None:
     """Draws validation perplexity over the epochs of each trial."""
     lines = [drawable(trial.valid_by_epoch) for trial in trials]
     for at, (trial, line) in reversed([*enumerate(zip(trials, lines, strict=True))]):
-        gid, colour = marks([f"trial {trial.number}"], str(trial.number)), _colour(at, len(trials))
+        gid = marks([f"trial {trial.number}"], str(trial.number))
+        colour = _colour(at, len(trials))
         axes.plot(np.arange(1, len(line) + 1), line, "o-", color=colour, markersize=3, gid=gid)
     axes.set(xlabel="epoch", ylabel=PERPLEXITY)
     axes.locator_params("x", integer=True)
@@ -137,18 +140,18 @@ def scale_of(values: Sequence[Any]) -> Scale:
 
 def value_text(value: Any) -> str:
     """A field's value as `--set` takes it: `16x8` for (16, 8)."""
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, tuple)
-        else "none"
-        if value is None
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if value is None:
+        return "none"
+    return str(value)
 
 
 def _colour(rank: int, count: int) -> Any:
     """Orange for the best of `count` trials, blue to grey for the others."""
-    return ORANGE if rank == 0 else (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
+    if rank == 0:
+        return ORANGE
+    return (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
 
 
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:

@@ -14,7 +14,8 @@ from jaxlm.errors import JaxlmError
 OnMetrics = Callable[
     [int, Mapping[str, float]], object
 ]  # (step, values by tag such as "train/cost")
-PROJECT, FLUSH_SECONDS = "jaxlm", 10
+PROJECT = "jaxlm"
+FLUSH_SECONDS = 10
 Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]]  # log and close
 
 
@@ -67,7 +68,9 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
     files: Any = import_module("tensorboardX.event_file_writer")
     events: Any = import_module("tensorboardX.proto.event_pb2")
     summaries: Any = import_module("tensorboardX.proto.summary_pb2")
-    folder, writer, next_flush = run_dir / "tensorboard", None, 0.0
+    folder = run_dir / "tensorboard"
+    writer = None
+    next_flush = 0.0
 
     def log(step: int, values: dict[str, float]) -> None:
         nonlocal writer, next_flush
@@ -76,10 +79,8 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
             folder.mkdir(exist_ok=True)
             writer = files.EventsWriter(str(folder / "events"), f".{time.time_ns()}")
             # TensorBoard then hides what an interrupted run logged from this step on.
-            start, first = (
-                events.SessionLog(status=events.SessionLog.START),
-                step + ("train/cost" not in values),
-            )
+            start = events.SessionLog(status=events.SessionLog.START)
+            first = step + ("train/cost" not in values)
             writer.write_event(events.Event(wall_time=now, step=first, session_log=start))
         scalars = [
             summaries.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()

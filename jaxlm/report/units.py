@@ -63,7 +63,9 @@ def perplexity_text(value: float) -> str:
     >>> perplexity_text(116.4512), perplexity_text(3e9)
     ('116.45', '3.00e+09')
     """
-    return f"{value:.2e}" if value >= 1e7 else f"{value:.2f}"
+    if value >= 1e7:
+        return f"{value:.2e}"
+    return f"{value:.2f}"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,9 @@ import numpy as np
 from jaxlm.errors import JaxlmError
 from jaxlm.report.figure import PALETTE, figure, label, marks, save
 
-_WIDTH, _HEIGHT, _MARGIN = 2100, 1500, 50  # pixels, which are the axes' units too
+_WIDTH = 2100
+_HEIGHT = 1500
+_MARGIN = 50  # pixels, which are the axes' units too
 _BYTES = {
     f"<0x{byte:02X}>" for byte in range(256)
 }  # beside the pieces of SentencePiece, first and in no order
@@ -66,7 +68,8 @@ def map_words(
     vectors = np.asarray(embedding)
     if {*words} > _BYTES:
         kept = [place for place, word in enumerate(words) if word not in _BYTES]
-        vectors, words = vectors[kept], [words[place] for place in kept]
+        vectors = vectors[kept]
+        words = [words[place] for place in kept]
     head = vectors[:count]
     if vectors.ndim != 2 or min(head.shape) < 2 or len(head) < 5 or len(words) < len(head):
         needed = (
@@ -81,7 +84,8 @@ def map_words(
         )
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     places, clusters, used = _project(unit[:count].astype(np.float64), method)
-    near, most = [], min(neighbors, len(unit) - 1)
+    near = []
+    most = min(neighbors, len(unit) - 1)
     for place in range(len(head) if most else 0):
         cosine = unit @ unit[place]
         cosine[place] = -np.inf
@@ -118,7 +122,8 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
 
 def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.ndarray:
     """The centres [n, 2] of boxes of sizes [n, 2], moved apart within the area [2] in at most 200 rounds."""
-    low, high = sizes / 2, np.maximum(area - sizes / 2, sizes / 2)
+    low = sizes / 2
+    high = np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
     for _ in range(200):
         apart = [np.subtract.outer(column, column) for column in places.T]

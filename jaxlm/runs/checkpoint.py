@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from jaxlm.training.step import TrainState
 
 FORMAT = 3
-FOLDER, MANIFEST, STATE = "checkpoints", "manifest.json", "state.safetensors"
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+STATE = "state.safetensors"
 MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
 _STEP = re.compile("[0-9]{8,10}")
 
@@ -114,10 +116,8 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
             if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                 folder.discard(name)
         found = manifests(run)
-        kept, every = (
-            {*[*found][-config.train.keep_last :], best_step(found)},
-            config.train.keep_every,
-        )
+        kept = {*[*found][-config.train.keep_last :], best_step(found)}
+        every = config.train.keep_every
         for step, saved in found.items():  # (one that cannot be read may have been kept for good)
             due = every and saved.valid_perplexity is not None and saved.epoch % every == 0
             if not (step in kept or saved.words or due):
@@ -168,7 +168,8 @@ def best_step(found: Mapping[int, Manifest]) -> int | None:
 
 def find(run: str | Path | Folder, which: str | int = "last") -> Path:
     """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
-    if not (found := _listed(run)):
+    found = _listed(run)
+    if not found:
         raise CheckpointError(
             f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained"
         )
@@ -233,7 +234,8 @@ def read(path: str | Path) -> Checkpoint:
             _verified(folder, manifest, STATE, most), template, path / STATE
         )
         vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
-        if (words := config.model.vocab_size) != len(vocab):
+        words = config.model.vocab_size
+        if words != len(vocab):
             raise ValueError(
                 f"vocab.json has {len(vocab)} words for a model of {words}: it is another model's"
             )
@@ -287,14 +289,16 @@ def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = 
     """The bytes of a file, of at most `most`. Raises CheckpointError where they are not those that were sealed."""
     with _sound(folder.path / name):
         data = folder.read(name, MOST_BYTES[name] if most is None else most)
-        if (actual := hashlib.sha256(data).hexdigest()) != (expected := manifest.files.get(name)):
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != (expected := manifest.files.get(name)):
             raise ValueError(f"expected sha256 {expected}, found {actual}")
         return data
 
 
 def _listed(run: str | Path | Folder) -> dict[int, Path]:
     """{step: directory} of a run's checkpoints, by step. Raises CheckpointError where they are behind a link."""
-    path, names = Path(run) / FOLDER, []
+    path = Path(run) / FOLDER
+    names = []
     what = f"{path} cannot be read"
     with (
         explained(CheckpointError, what),

@@ -29,14 +29,16 @@ from jaxlm.runs.metrics import read_metrics, read_prefix
 from jaxlm.sealed import seal, strict_json, unseal
 from jaxlm.terminal import without_password
 
-CONFIG, RECORD = "config.json", "run.json"
+CONFIG = "config.json"
+RECORD = "run.json"
 MOST_BYTES = 1 << 20  # of config.json and run.json
 DRAWN = "drawn from the seed"  # the origin of a run's parameters, in run.json
 
 
 def check(run: str | Path | Folder, resume: bool) -> None:
     """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
-    where, names = Path(run), []
+    where = Path(run)
+    names = []
     what = f"{where} cannot be used"
     with (
         explained(RunDirError, what, ELSEWHERE),
@@ -69,7 +71,8 @@ def begin(
         RunDirError: the directory is not empty or cannot be written, or no checkpoint could hold the vocabulary.
     """
     check(run, resume=False)
-    if (size := len(corpus.vocab.to_json())) > MAX_VOCAB_BYTES:  # (which is ASCII)
+    size = len(corpus.vocab.to_json())
+    if size > MAX_VOCAB_BYTES:  # (which is ASCII)
         most = f"one of at most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         raise RunDirError(
             f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and {most}"
@@ -209,9 +212,11 @@ def resume(
         return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
     newest = f"resuming from the newest intact checkpoint, {found.manifest.step}"
     notes = [f"{problem}; {newest}" for problem in problems]
-    saved, now = found.manifest.versions, library_versions()
+    saved = found.manifest.versions
+    now = library_versions()
     both = saved.keys() & now.keys()  # nothing depends on a library that is used no longer
-    if changed := [line for line in different(saved, now) if line.split(":")[0] in both]:
+    changed = [line for line in different(saved, now) if line.split(":")[0] in both]
+    if changed:
         notes.append(
             f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may differ"
         )
@@ -238,7 +243,8 @@ def problems(run: str | Path | Folder) -> list[str]:
 def _check_metrics(run: Folder) -> None:
     """Raises JaxlmError where a run's metrics lack lines that its newest checkpoint sealed, or end within a line."""
     read_metrics(run)  # raises where a line is damaged
-    if saved := checkpoint.manifests(run):
+    saved = checkpoint.manifests(run)
+    if saved:
         read_prefix(run, saved[max(saved)].metrics)
     with explained(RunDirError, f"{run.path} cannot be read"), run.reader(METRICS) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))

@@ -17,7 +17,8 @@ from jaxlm.training import members
 from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 from jaxlm.training.validations import validated
 
-_validated, _all_validated = jax.jit(validated), jax.jit(jax.vmap(validated))
+_validated = jax.jit(validated)
+_all_validated = jax.jit(jax.vmap(validated))
 
 
 class SingleGroup:
@@ -25,8 +26,10 @@ class SingleGroup:
 
     def __init__(self, run: Run, state: TrainState, mesh: Mesh | None):
         self.runs: list[Run | None] = [run]
-        self.mesh, self._run = mesh, run
-        self._recipe, self._state = traced(run.config.recipe), place(mesh, state)
+        self.mesh = mesh
+        self._run = run
+        self._recipe = traced(run.config.recipe)
+        self._state = place(mesh, state)
         run.remember(jax.device_get(state.validations))
 
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
@@ -50,10 +53,12 @@ class SingleGroup:
 
     def validate(self) -> list[float]:
         """The validation perplexity of each slot; the states then have the new records of validations."""
-        run, counts = self._run, self._run.config.train
+        run = self._run
+        counts = self._run.config.train
         nats = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)
         found = run.perplexity(*nats, counts.batch_size)
-        if (record := self._state.validations) is not None:
+        record = self._state.validations
+        if record is not None:
             record = jax.device_get(_validated(self._recipe, record, _loss(found)))
             self._state = replace(self._state, validations=place(self.mesh, jax.device_put(record)))
             run.remember(record)
@@ -82,7 +87,8 @@ class MemberGroup:
 
     def __init__(self, size: int, vmapped: bool):
         self.runs: list[Run | None] = [None] * size
-        self.mesh, self._vmapped = members_mesh(size), vmapped
+        self.mesh = members_mesh(size)
+        self._vmapped = vmapped
 
     def add(self, slot: int, run: Run, state: TrainState) -> None:
         """Puts a run into a free slot."""

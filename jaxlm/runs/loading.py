@@ -135,9 +135,10 @@ def init_config(
     )
     config = config.replace(**changes)
     fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
-    if contradicted := [
+    contradicted = [
         line for line in differences(model.config, config) if line.split(":")[0] in fixed
-    ]:
+    ]
+    if contradicted:
         what = "the parameters to begin from are fixed in these fields of the model"
         raise JaxlmError(
             f"{what}: {'; '.join(contradicted)}; leave them out, or train a new model without --init"

@@ -17,10 +17,10 @@ from jaxlm.terminal import printable, say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"
-BEAT, SILENCE = (
-    5.0,
-    30.0,
-)  # seconds between two signs of life of a holder; and how long another host waits for one
+BEAT = 5.0
+SILENCE = (
+    30.0  # seconds between two signs of life of a holder; and how long another host waits for one
+)
 
 
 class InUse(RunDirError):
@@ -71,7 +71,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
     with ExitStack() as stack:
         with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
             folder = stack.enter_context(Folder.open(run_dir, create=True))
-            if strange := folder.strange():
+            strange = folder.strange()
+            if strange:
                 why = "only regular files and directories belong in a run's directory; remove the rest"
                 raise RunDirError(
                     f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir"
@@ -79,7 +80,8 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
             file = stack.enter_context(folder.append(NAME))
             line = _take(file, folder)
             folder.clean()
-        held, done = Held(folder, file, line), threading.Event()
+        held = Held(folder, file, line)
+        done = threading.Event()
         held.check()
         beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
         beating.start()
@@ -95,7 +97,9 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 
 def holder(folder: Folder) -> str:
     """The process that holds a run directory, or died while it did; empty where it was released. Raises OSError."""
-    return _named(folder.read(NAME, 200)) if folder.exists(NAME) else ""
+    if folder.exists(NAME):
+        return _named(folder.read(NAME, 200))
+    return ""
 
 
 def _take(file: BinaryIO, folder: Folder) -> bytes:
@@ -103,7 +107,8 @@ def _take(file: BinaryIO, folder: Folder) -> bytes:
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
-    who, host = _named(os.pread(file.fileno(), 200, 0)), socket.gethostname()
+    who = _named(os.pread(file.fileno(), 200, 0))
+    host = socket.gethostname()
     if free and who and not who.endswith(f" on {host}"):
         wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
         say_line(f"{folder.path} was left by {who}: {wait}", sys.stderr)
@@ -129,7 +134,8 @@ def _beat(descriptor: int, done: threading.Event) -> None:
 
 def _touched(folder: Folder) -> bool:
     """Whether a holder touches the file within `SILENCE`; it is opened anew each time, so that NFS asks its server."""
-    seen, end = set[int](), time.monotonic() + SILENCE
+    seen = set[int]()
+    end = time.monotonic() + SILENCE
     while len(seen) < 2:
         if time.monotonic() > end:
             return False

@@ -61,7 +61,8 @@ def fit(group: Group, observer: Observer) -> int | None:
         while signal is None and (runs := _unfinished(group)):
             some = runs[0]
             ahead = done[-1] if done else 0  # windows that are not logged yet
-            plan, step = some.plan, some.step + ahead
+            plan = some.plan
+            step = some.step + ahead
             edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
             count = min(edge, some.config.train.windows_per_call)
             epoch, index = plan.locate(step)
@@ -129,7 +130,8 @@ def feed(
     Devices of a mesh have the batch's rows that `put_rows` gives them, and a process reads no others. `take` raises
     DataError where the file cannot be read any more.
     """
-    T, B = counts.longest, counts.batch_size
+    T = counts.longest
+    B = counts.batch_size
     if not isinstance(ids, np.memmap):
         whole = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
         yield lambda row, then: (whole, 0)

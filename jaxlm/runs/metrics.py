@@ -33,7 +33,8 @@ from jaxlm.report.trackers import OnMetrics
 
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
 MOST_TIMING = 64 << 20  # of a timing.jsonl
-NAME, TIMING = "metrics.jsonl", "timing.jsonl"
+NAME = "metrics.jsonl"
+TIMING = "timing.jsonl"
 SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|steps|epoch")
@@ -96,14 +97,13 @@ class MetricsLog:
         kept: Prefix | None = None,
         on_metrics: OnMetrics | None = None,
     ):
-        self._folder, self._corpus, self._bptt_length, self._on_metrics = (
-            folder,
-            corpus,
-            bptt_length,
-            on_metrics,
-        )
+        self._folder = folder
+        self._corpus = corpus
+        self._bptt_length = bptt_length
+        self._on_metrics = on_metrics
         lines = read_prefix(folder, kept or Prefix())
-        self._digest, self._step = hashlib.sha256(lines), 0
+        self._digest = hashlib.sha256(lines)
+        self._step = 0
         self.skipped: Counter[int] = Counter()
         self._cost: defaultdict[int, float] = defaultdict(
             float
@@ -213,10 +213,8 @@ def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
 
 
 def _read(run: str | Path | Folder) -> bytes:
-    what, remedy = (
-        f"expected a run's metrics in {Path(run) / NAME}",
-        "give the directory of a run that has started",
-    )
+    what = f"expected a run's metrics in {Path(run) / NAME}"
+    remedy = "give the directory of a run that has started"
     with explained(RunDirError, what, remedy), Folder.open(run) as folder:
         return folder.read(NAME, MOST_BYTES)
 
@@ -256,4 +254,6 @@ def _json(value: Any) -> Any:
     """A scalar as JSON has it: float32 by its shortest digits, nan and infinities by their names."""
     if isinstance(value, np.generic):
         value = float(str(value)) if isinstance(value, np.floating) else value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

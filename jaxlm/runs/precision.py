@@ -22,7 +22,8 @@ from jaxlm.ops.product import product
 DTYPES = "float32", "bfloat16"
 MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
 MOST = 256, 512, 1024  # of a product's sizes [M, K] @ [K, N]: larger ones run at much the same rate
-TURN, TURNS = 0.005, 5  # seconds, and how often each dtype has its turn
+TURN = 0.005
+TURNS = 5  # seconds, and how often each dtype has its turn
 
 
 def resolved(config: Config) -> Config:
@@ -39,17 +40,16 @@ def notes(asked: str, config: Config) -> list[str]:
     if asked == "float32":
         return []
     found = rates(config)
-    plain, narrow = found["float32"], found["bfloat16"]
+    plain = found["float32"]
+    narrow = found["bfloat16"]
     speed = (
         f"this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in"
     )
     if asked == "auto":
         return [f"compute_dtype auto: {config.model.compute_dtype}; {speed} float32"]
-    return (
-        [f"compute_dtype bfloat16 is slower than float32: {speed} float32"]
-        if narrow < plain
-        else []
-    )
+    if narrow < plain:
+        return [f"compute_dtype bfloat16 is slower than float32: {speed} float32"]
+    return []
 
 
 def rates(config: Config) -> dict[str, float]:
@@ -57,7 +57,8 @@ def rates(config: Config) -> dict[str, float]:
 
     They are measured once for each class of shapes, device and version of JAX.
     """
-    if found := known(config):
+    found = known(config)
+    if found:
         return found
     measured, (name, key) = _measured(config), _key(config)
     with suppress(OSError), Folder.open(cache_dir() / "rates", create=True) as folder:
@@ -68,17 +69,19 @@ def rates(config: Config) -> dict[str, float]:
 def known(config: Config) -> dict[str, float] | None:
     """The rates, if they have been measured; for a run's record."""
     with suppress(OSError), Folder.open(cache_dir() / "rates") as folder:
-        return found[0] if (found := recall(folder, *_key(config))) else None
+        found = recall(folder, *_key(config))
+        if found:
+            return found[0]
+        return None
     return None
 
 
 def shapes(config: Config) -> list[tuple[int, int, int]]:
     """(M, K, N) of products as a window has them: the widest layer's of its inputs and of its state, and the head's."""
-    model, counts = config.model, config.train
-    rows, widths = (
-        counts.longest * counts.rows_of_gradient,
-        (model.embedding_size, *model.hidden_sizes),
-    )
+    model = config.model
+    counts = config.train
+    rows = counts.longest * counts.rows_of_gradient
+    widths = (model.embedding_size, *model.hidden_sizes)
     inputs, width = max(
         zip(widths, model.hidden_sizes, strict=False), key=lambda pair: pair[0] * pair[1]
     )

@@ -26,7 +26,8 @@ def limit() -> int:
 def available() -> int:
     """The bytes that this process can have now, without swapping what other processes use."""
     with suppress(OSError), files.reader("/proc/meminfo") as file:
-        if found := re.search(rb"^MemAvailable: *([0-9]+) kB$", file.read(1 << 16), re.MULTILINE):
+        found = re.search(rb"^MemAvailable: *([0-9]+) kB$", file.read(1 << 16), re.MULTILINE)
+        if found:
             return min(limit(), int(found[1]) << 10)
     return limit()
 
@@ -36,7 +37,9 @@ def of_device() -> int | None:
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return None
 
 
 def check(needed: int, what: str, remedy: str, there: int | None = None) -> None:

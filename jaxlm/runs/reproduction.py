@@ -42,12 +42,11 @@ def reproduce(
     """
     run_dir = Path(run_dir)
     again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
-    record, found = rundir.saved_record(run_dir), checkpoint.load(run_dir)
-    old, config, vocab = (
-        found.manifest,
-        found.config,
-        found.vocab if found.config.data.tokenizer_file else None,
-    )
+    record = rundir.saved_record(run_dir)
+    found = checkpoint.load(run_dir)
+    old = found.manifest
+    config = found.config
+    vocab = found.vocab if found.config.data.tokenizer_file else None
     del found  # its state would stay in memory while the run is trained again
     if record.get("params") != rundir.DRAWN:
         why = "parameters were given, and only their owner can train it again"
@@ -55,7 +54,8 @@ def reproduce(
     config, corpus = with_corpus(
         config, None, data_dir, vocab
     )  # (a tokenizer's file is not needed again)
-    if changed := rundir.different(old.corpus, rundir.named(corpus)):
+    changed = rundir.different(old.corpus, rundir.named(corpus))
+    if changed:
         remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
         raise JaxlmError(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}"

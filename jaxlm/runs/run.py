@@ -62,13 +62,11 @@ class Run:
         `given_params` and `devices` are recorded (`directory.begin`); `steps` and `on_metrics` are those of `train`.
         Raises JaxlmError where another run is there, or none, or it cannot be read.
         """
-        self.config, self.corpus, self.folder, self.kept, self._held = (
-            config,
-            corpus,
-            held.folder,
-            kept,
-            held,
-        )
+        self.config = config
+        self.corpus = corpus
+        self.folder = held.folder
+        self.kept = kept
+        self._held = held
         counts = config.train
         self.plan = window_plan(config, len(corpus.train) // counts.batch_size)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
@@ -133,8 +131,11 @@ class Run:
 
         A window has as many words and ends of lines for each token as all of train.
         """
-        train, found, steps = self.corpus.train, {}, range(self.plan.total + 1)
-        if milestones := word_milestones(self.config.train.keep_checkpoints):
+        train = self.corpus.train
+        found = {}
+        steps = range(self.plan.total + 1)
+        milestones = word_milestones(self.config.train.keep_checkpoints)
+        if milestones:
             row = (
                 self.config.train.batch_size
                 * word_count(self.corpus.vocab, train)
@@ -151,7 +152,8 @@ class Run:
     @property
     def so_far(self) -> EpochResult:
         """The last window's epoch so far, without windows whose cost is not finite."""
-        model, last = self.config.model, max(self.step - 1, 0)
+        model = self.config.model
+        last = max(self.step - 1, 0)
         epoch, index = self.plan.locate(last)
         total: Any = np.float32(self.plan.total)  # as the step computes it
         sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, total)
@@ -168,13 +170,16 @@ class Run:
     @cached_property
     def _sizes(self) -> dict[str, TextSize]:
         """The sizes of the predicted text of the validation and the test split."""
-        counts, corpus = self.config.train, self.corpus
+        counts = self.config.train
+        corpus = self.corpus
         valid = corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length)
         return {"valid": valid, "test": corpus.vocab.text_size(corpus.test)}
 
     def start_clock(self) -> None:
         """Starts the clock of an epoch, or of the part that this process trains."""
-        self._since, self._until, self._from = time.perf_counter(), time.perf_counter(), self.step
+        self._since = time.perf_counter()
+        self._until = time.perf_counter()
+        self._from = self.step
 
     @property
     def epoch_seconds(self) -> float:
@@ -203,7 +208,8 @@ class Run:
             where = f"window {self.step + done + 1} (epoch {self.epoch + 1})"
             return f"{where} has cost {cost[done]} and gradient norm {norm[done]} at learning rate {rate[done]:g}"
         self.step += done
-        self.learning_rate, self._until = float(rate[-1]), time.perf_counter()
+        self.learning_rate = float(rate[-1])
+        self._until = time.perf_counter()
         return None
 
     def end_epoch(self, valid_perplexity: float) -> None:
@@ -230,7 +236,8 @@ class Run:
 
     def remember(self, record: Validations | None) -> None:
         """Takes over the state's record of validations, whole in the host's memory."""
-        before, self._validations = self._validations, record
+        before = self._validations
+        self._validations = record
         if (
             record
             and record.switch
@@ -252,7 +259,8 @@ class Run:
         valid = (
             self.epochs[-1].valid_perplexity if self.epochs and self.index == 0 else None
         )  # at an epoch's end
-        named, words = directory.named(self.corpus), self._milestones.get(self.step)
+        named = directory.named(self.corpus)
+        words = self._milestones.get(self.step)
         manifest = checkpoint.Manifest(
             self.step, self.epoch, valid, named, *self.log.sync(), words=words
         )
@@ -261,7 +269,8 @@ class Run:
 
     def comparable(self, split: str, value: float) -> dict[str, float]:
         """`SPLIT_bits_per_byte` and so on, of valid or test, from its perplexity."""
-        size, rows = self._sizes[split], self.config.train.batch_size if split == "valid" else 1
+        size = self._sizes[split]
+        rows = self.config.train.batch_size if split == "valid" else 1
         nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(
             size.tokens, rows
         )
@@ -270,7 +279,8 @@ class Run:
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
         """Logs the test of a checkpoint, and returns its perplexity."""
         value = self.perplexity(nats, predictions)
-        floor, unknown = floors(self.corpus, "test"), self.unknown["test"]
+        floor = floors(self.corpus, "test")
+        unknown = self.unknown["test"]
         found = {
             "test_perplexity": value,
             **self.comparable("test", value),

@@ -54,7 +54,8 @@ def _listen(ear: int, stop: Stop, together: float) -> None:
     while number := os.read(ear, 1):
         if number[0] in SIGNALS:
             if stop.signal is None:
-                stop.signal, since = number[0], time.monotonic()
+                stop.signal = number[0]
+                since = time.monotonic()
             elif number[0] != stop.signal or time.monotonic() - since > together:
                 with suppress(
                     OSError

@@ -51,7 +51,8 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
         for name, one in found.items()
     }
     for name in sorted({*expected, *present}):
-        if (wanted := expected.get(name, "none")) != (there := present.get(name, "none")):
+        wanted = expected.get(name, "none")
+        if wanted != (there := present.get(name, "none")):
             raise CheckpointError(
                 f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}"
             )
@@ -60,7 +61,9 @@ def decoded(data: bytes, template: Any, path: Path) -> TrainState:
         value = jax.device_put(
             np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape)
         )
-        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+        if _is_key(leaf):
+            return jax.random.wrap_key_data(value)
+        return value
 
     arrays = [array(name, leaf) for name, leaf in flat(template).items()]
     return jax.tree.unflatten(jax.tree.structure(template), arrays)
@@ -79,7 +82,8 @@ def flat(tree: Any) -> dict[str, Any]:
 
 def shapes_of_state(config: Config) -> Any:
     """The shapes and dtypes of a config's training state, with nothing allocated."""
-    if (layers := len(config.model.hidden_sizes)) > MOST_LAYERS:
+    layers = len(config.model.hidden_sizes)
+    if layers > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
     try:
         return fresh_state.eval_shape(
@@ -104,7 +108,9 @@ def check_memory(config: Config, devices: int = 1) -> None:
     Training needs its state, a gradient and an update of each parameter, and what a window saves for its gradient.
     Devices with memory of their own share this; the first device makes the whole state.
     """
-    template, counts, model = shapes_of_state(config), config.train, config.model
+    template = shapes_of_state(config)
+    counts = config.train
+    model = config.model
     saved = (
         4
         * counts.longest
@@ -112,7 +118,8 @@ def check_memory(config: Config, devices: int = 1) -> None:
         * (model.embedding_size + 6 * sum(model.hidden_sizes))
     )
     needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
-    if (there := ram.of_device()) is not None:
+    there = ram.of_device()
+    if there is not None:
         needed = max(_nbytes(template), needed // devices)
     remedy = "take smaller embedding_size, hidden_sizes, vocab_size or batch_size"
     ram.check(needed, "training this config", remedy, there)

@@ -133,7 +133,8 @@ def train(
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
         # (Of many processes, all but the first write into a temporary directory of their own.)
-        kept, resumes = run_dir if first else None, resume and first
+        kept = run_dir if first else None
+        resumes = resume and first
         folder = Path(kept or held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
         shared = Path(run_dir or folder)
 
@@ -159,7 +160,8 @@ def train(
             state = hosts.together(lambda: (run.found or checkpoint.load(shared, str(saved))).state)
         group = SingleGroup(run, state or new_state(config, params, sharing), mesh)
         run.found = state = None  # the group's are copies
-        counts, console = config.train, lasting_console(quiet or not first)
+        counts = config.train
+        console = lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size
         progress = held.enter_context(
             Progress(counts.epochs, run.last, per_window, corpus.name, console)
@@ -213,7 +215,8 @@ def with_corpus(
             config.train.bptt_length,
             epochs,
         )
-    if (count := len(corpus.test)) < 2:
+    count = len(corpus.test)
+    if count < 2:
         raise DataError(
             f"the test split has {count} tokens, and a test reads at least 2: use more text"
         )
@@ -234,11 +237,13 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
             config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience
         )
     expected = state_arrays.shapes(state_arrays.shapes_of_state(config).params)
-    if wrong := directory.different(expected, state_arrays.shapes(params)):
+    wrong = directory.different(expected, state_arrays.shapes(params))
+    if wrong:
         raise JaxlmError(
             f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
         )
-    params, key = jax.tree.map(np.float32, params), jax.random.key(counts.seed)
+    params = jax.tree.map(np.float32, params)
+    key = jax.random.key(counts.seed)
     return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
 
@@ -254,7 +259,8 @@ class _Reporter(Observer):
         return hosts.agreed(self._stop.signal or 0) or None
 
     def trained(self, group: Group) -> None:
-        plan, step = self._run.plan, self._run.step
+        plan = self._run.plan
+        step = self._run.step
         epoch, window = plan.locate(step - 1)
         self._progress.advance(self._run.so_far, window + 1, plan.windows_in(epoch), step)
 
@@ -268,7 +274,8 @@ class _Reporter(Observer):
         )
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        run, floor = self._run, floors(self._run.corpus, "valid").get("floor_valid")
+        run = self._run
+        floor = floors(self._run.corpus, "valid").get("floor_valid")
         self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
         if run.averages_from == run.step and not run.finished:
             self._progress.say(
@@ -285,7 +292,8 @@ def _finish(
     data_dir: str | Path | None,
 ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
-    kept_in, skipped = run.folder.path if run.kept else None, run.log.skipped.total()
+    kept_in = run.folder.path if run.kept else None
+    skipped = run.log.skipped.total()
     result = TrainResult(
         run.config, run.corpus.name, kept_in, group.state(), run.epochs, None, stopped_by, skipped
     )

@@ -69,23 +69,25 @@ class DynamicReader(Reader):
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         params, carry = state
-        network, column = (
-            self.network._replace(params=params),
-            jax.tree.map(lambda ids: ids[:, None], tokens),
-        )
+        network = self.network._replace(params=params)
+        column = jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (found, carry) = text_gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, found, column, detail)
         return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
-        trained, protocol = self.network.params, self.protocol
-        rms, rate, lambda_ = self.rms, protocol.learning_rate, protocol.lambda_
+        trained = self.network.params
+        protocol = self.protocol
+        rms = self.rms
+        rate = protocol.learning_rate
+        lambda_ = protocol.lambda_
         if rms is None:
             return jax.tree.map(
                 lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads
             )
-        tensors, times = jax.tree.leaves(rms), jax.tree.map(lambda leaf: 1, params)
+        tensors = jax.tree.leaves(rms)
+        times = jax.tree.map(lambda leaf: 1, params)
         if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
             times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
             tensors = jax.tree.leaves({**rms, "layers": []})
@@ -122,7 +124,8 @@ def gradient_statistics(
     The text is cut into `statistics_rows` rows, and these into windows of the protocol's segment length; the carry is
     passed on. A last window with one prediction a row is left out. Raises DataError where the text is too short.
     """
-    B, T = protocol.statistics_rows, protocol.segment_length
+    B = protocol.statistics_rows
+    T = protocol.segment_length
     rows = len(ids) // B
     windows = math.ceil((rows - 2) / T)
     if windows < 1:
@@ -130,7 +133,8 @@ def gradient_statistics(
         raise DataError(f"{cut}, and dynamic evaluation needs at least 3: lower statistics_rows")
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
-    squares, carry = jax.tree.map(jnp.zeros_like, network.params), network.carry(B)
+    squares = jax.tree.map(jnp.zeros_like, network.params)
+    carry = network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
         count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
@@ -172,7 +176,8 @@ def text_gradient(
     """
     inputs, targets, counted = tokens
     weights = counted / (jnp.maximum(counted.sum(), 1) if optimizer is None else inputs.shape[1])
-    model, params = network.model, network.params
+    model = network.model
+    params = network.params
 
     def nats(params):
         found, after = Network(model, params).features(inputs, carry, length=length)
@@ -182,7 +187,8 @@ def text_gradient(
         )
 
     grads, kept = jax.grad(nats, has_aux=True)(params)
-    if (l2_penalty := getattr(optimizer, "l2_penalty", None)) is not None:
+    l2_penalty = getattr(optimizer, "l2_penalty", None)
+    if l2_penalty is not None:
         grads = jax.tree.map(lambda g, p: g + l2_penalty * p, grads, params)
     if optimizer is not None and (most := optimizer.clip_norm) is not None:
         shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
@@ -203,8 +209,11 @@ class AdaptiveScoring:
         rate = checked_value("the rate of adaptation", rate, float, above=0)
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
         self._adapt = partial(_adapt, network, rate, detail=detail)
-        self._momentum, self._carry = _RULE.init(self.params), network.carry()
-        self._rate, self._stream, self._done = rate, stream, 0
+        self._momentum = _RULE.init(self.params)
+        self._carry = network.carry()
+        self._rate = rate
+        self._stream = stream
+        self._done = 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         return TokenScores.joined([self._one(ids) for ids in sentences])

@@ -119,7 +119,8 @@ class TrainedModel:
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        kind, trained = self.config.kinds["model"], self.corpus.get("name", "an unknown text")
+        kind = self.config.kinds["model"]
+        trained = self.corpus.get("name", "an unknown text")
         words = f"{len(self.vocab):,} {self.vocab.kind}"
         return f"{type(self).__name__}({kind}, {count:,} parameters, {words}, trained on {trained})"
 
@@ -160,7 +161,8 @@ class TrainedModel:
             return check_words(text)
         if self.vocab.kind != "words":
             return self.vocab.tokenize(self.cased(text))
-        pieces, lines = self.tokenizer(tokenizer), normalize_newlines(self.cased(text)).split("\n")
+        pieces = self.tokenizer(tokenizer)
+        lines = normalize_newlines(self.cased(text)).split("\n")
         words = (word for line in lines for word in (*pieces(line), [EOS]))
         tokens = [
             sys.intern(piece) for word in words for piece in word
@@ -205,7 +207,8 @@ class TrainedModel:
             JaxlmError: the protocol means nothing for this text or model.
             Diverged: dynamic evaluation learnt at too high a rate.
         """
-        found, train = protocol_of(protocol), self.config.train
+        found = protocol_of(protocol)
+        train = self.config.train
         name, ids, tokens, source = self.read(
             split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer
         )
@@ -232,7 +235,8 @@ class TrainedModel:
             JaxlmError: there is nothing to tune, or the protocol means nothing for this text or model.
             Diverged: every combination diverged.
         """
-        source, protocol = self.find_corpus(corpus, data_dir), protocol_of(protocol)
+        source = self.find_corpus(corpus, data_dir)
+        protocol = protocol_of(protocol)
         grid = {
             name: np.ravel(values).tolist()
             for name, values in (protocol.grid if grid is None else grid).items()
@@ -243,7 +247,9 @@ class TrainedModel:
             )
         points = product(*grid.values())
         every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]
-        text, found, failed = f"{source.name} valid", [], None
+        text = f"{source.name} valid"
+        found = []
+        failed = None
         for one in every:  # before hours of valid
             _read_and_counted(source.test, f"{source.name} test", one)
         if isinstance(protocol, READ_ONCE) and all(
@@ -321,7 +327,8 @@ class TrainedModel:
 
         Dynamic evaluation reads the train split of `corpus` (default: the run's own, found in `data_dir`) once.
         """
-        network, config = network or self.network, self.config
+        network = network or self.network
+        config = self.config
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
         if isinstance(protocol, MCDropout):
@@ -388,7 +395,8 @@ def check_converged(protocol: Plain, text: str, nats: float, count: int) -> None
 
 def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
     """Summed nats of every token of a stream [N] but the first, in constant memory; of a `GridReader` [G1, G2, ...]."""
-    scoring, total = OneStream(reader, Detail(full=False)), np.zeros(())
+    scoring = OneStream(reader, Detail(full=False))
+    total = np.zeros(())
     for start in range(0, len(ids) - 1, BLOCK):
         total = total + scoring(
             [batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]]
@@ -404,10 +412,12 @@ def _read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.n
         and (len(ids) - 2) % protocol.segment_length == 0
     ):
         ids = ids[:-1]  # that code leaves a last segment of one prediction out
-    if (count := len(ids) - 1) < 1:
+    count = len(ids) - 1
+    if count < 1:
         raise DataError(f"{len(ids):,} tokens are too few to evaluate: expected at least 2")
     if isinstance(protocol, Cache):
-        if (window := protocol.cache_window) > count:
+        window = protocol.cache_window
+        if window > count:
             what = f"cache_window {window:,} is larger than the {count:,} predictions of {text}"
             raise JaxlmError(f"{what}: lower cache_window, or evaluate a longer text")
         count += protocol.compatibility == "awd-lstm"  # that code divides by the tokens
@@ -438,7 +448,8 @@ def compare(
         DataError: the texts differ, cannot be read, or have one line only, of which no interval could be told.
         Diverged: dynamic evaluation learnt at too high a rate.
     """
-    if wrong := [one for one in (model, other) if not isinstance(one, TrainedModel)]:
+    wrong = [one for one in (model, other) if not isinstance(one, TrainedModel)]
+    if wrong:
         raise JaxlmError(
             f"compare takes models, as jaxlm.load returns them; one is {shown(wrong[0])}"
         )
@@ -472,7 +483,9 @@ def compare(
                 f"the other; compare runs on a text{case} that both read alike (--lines, numbers and marks too) and "
                 f"that leaves the same words unknown to both"
             )
-    difference, rng, L = other_nats - nats, np.random.default_rng(0), len(nats)
+    difference = other_nats - nats
+    rng = np.random.default_rng(0)
+    L = len(nats)
     means = [difference[rng.integers(L, size=L)].mean() for _ in range(BOOTSTRAPS)]
     interval = np.quantile(means, (0.025, 0.975))
     return Comparison(

@@ -88,9 +88,11 @@ def drawn(
     checked_value("words", words, int, low=1, optional=True)
     checked_value("samples", samples, int, low=1)
     seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
-    key, high = jax.random.key(seed % 2**32), seed >> 32  # JAX itself takes 32 bits
+    key = jax.random.key(seed % 2**32)
+    high = seed >> 32  # JAX itself takes 32 bits
     key = jax.random.fold_in(key, high) if high else key
-    position, count = begin(network, sampling, prompt, samples), 1
+    position = begin(network, sampling, prompt, samples)
+    count = 1
     left = math.inf if words is None else words
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
@@ -141,7 +143,8 @@ def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[
     Where tokens are pieces of words, a search, the likeliest first, among the pieces of all words; what is less
     probable than `UNLIKELY` is left out. The pieces that write one word, as found so far, are summed.
     """
-    boundaries, end = Boundaries.of(vocab, "word"), vocab.newline_id
+    boundaries = Boundaries.of(vocab, "word")
+    end = vocab.newline_id
     found: dict[str, float] = {}
     if boundaries is None or not boundaries.begins.any():
         p = next_word(network, ids)
@@ -247,7 +250,8 @@ def beam_search(
     totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(
         np.float32
     )  # all begin alike: one goes on at first
-    texts, nats = np.zeros((beam, 0), np.int32), np.zeros((beam, 0))
+    texts = np.zeros((beam, 0), np.int32)
+    nats = np.zeros((beam, 0))
     while texts.shape[1] < words and not position.done.all():
         position, totals, parents, found = _extended(
             network, sampling.banned, position, totals, end
@@ -266,7 +270,8 @@ def _extended(network, banned, position, totals, end):
     Returns their new position and totals; of which text each is the continuation [B]; and the words [B], -1 for a text
     that had ended, with their log-probabilities [B].
     """
-    B, V = len(totals), network.model.vocab_size
+    B = len(totals)
+    V = network.model.vocab_size
     logits, carry = next_logits(network, position.token, position.carry)
     log_p = jax.nn.log_softmax(logits)
     allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
@@ -275,8 +280,10 @@ def _extended(network, banned, position, totals, end):
     )  # a text that has ended goes on in one way only
     candidates = totals[:, None] + jnp.where(position.done[:, None], stay, allowed)
     totals, places = lax.top_k(candidates.reshape(-1), B)
-    parents, word = places // V, (places % V).astype(jnp.int32)
-    ended, carry = position.done[parents], jax.tree.map(lambda leaf: leaf[parents], carry)
+    parents = places // V
+    word = (places % V).astype(jnp.int32)
+    ended = position.done[parents]
+    carry = jax.tree.map(lambda leaf: leaf[parents], carry)
     found = jnp.where(ended, -1, word), jnp.where(ended, 0, log_p[parents, word])
     return (
         Position(carry, word, position.step + 1, ended | (word == end), None),

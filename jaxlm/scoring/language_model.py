@@ -70,7 +70,9 @@ class LanguageModel(TrainedModel):
 
     def _as_known(self, word: str) -> str:
         """The name of a token as given, which may be <0x0A>, or else in the model's case."""
-        return word if checked_value("word", word, str) in self.vocab.ids else self.cased(word)
+        if checked_value("word", word, str) in self.vocab.ids:
+            return word
+        return self.cased(word)
 
     def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
         """A scoring of sentences: each by itself, or one after the other with the state passed on.
@@ -83,7 +85,8 @@ class LanguageModel(TrainedModel):
         The scoring raises Diverged where dynamic evaluation learnt at too high a rate.
         """
         how = SurprisalOptions(context=context, **options)
-        protocol, detail = protocol_of(how.protocol), Detail(how.top_k, full)
+        protocol = protocol_of(how.protocol)
+        detail = Detail(how.top_k, full)
         reader = self.reader_of(protocol, None, how.data_dir, self._network(how))
         read = (
             OneStream(reader, detail)
@@ -169,11 +172,9 @@ class LanguageModel(TrainedModel):
         **options: Any,
     ) -> Iterator[WordSurprisals]:
         """`word_surprisal` of an iterator of any length in constant memory, as `surprisal_stream` has it."""
-        where, eos, left = (
-            options.get("where", "sentence {}".format),
-            options.get("eos", False),
-            iter(regions or ()),
-        )
+        where = options.get("where", "sentence {}".format)
+        eos = options.get("eos", False)
+        left = iter(regions or ())
         for first, encoded, table in self.scored(sentences, **options):
             if regions is not None:
                 encoded = [
@@ -181,7 +182,8 @@ class LanguageModel(TrainedModel):
                     for at, one in enumerate(encoded, first)
                 ]
             yield by_word(table, encoded, first, eos)
-        if more := [*left]:
+        more = [*left]
+        if more:
             raise DataError(
                 f"regions has {len(more)} lists more than sentences has lines: give one for each line"
             )
@@ -205,7 +207,8 @@ class LanguageModel(TrainedModel):
             where: names a sentence, given its number from 1, in an error.
             **options: fields of `SurprisalOptions`.
         """
-        how, scoring = SurprisalOptions(**options), scoring or self.scorer(**options)
+        how = SurprisalOptions(**options)
+        scoring = scoring or self.scorer(**options)
         if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
             raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
         checked_value("block", block, int, low=1)
@@ -232,11 +235,9 @@ class LanguageModel(TrainedModel):
 
     def sentence_reader(self, how: SurprisalOptions) -> SentenceReader:
         """How sentences are read."""
-        lowercase, blank, split = (
-            self.config.data.lowercase,
-            how.context == "stream",
-            self.tokenizer(how.tokenizer),
-        )
+        lowercase = self.config.data.lowercase
+        blank = how.context == "stream"
+        split = self.tokenizer(how.tokenizer)
         return SentenceReader(
             self.vocab, lowercase, self.line_as_read, split, how.punctuation, blank
         )
@@ -250,7 +251,9 @@ class LanguageModel(TrainedModel):
         refused or there is none.
         """
         found = self.sentence_reader(SurprisalOptions(tokenizer=tokenizer))(words, "unk", where)
-        kind, ids, arrays = self.config.kinds["model"], found.ids[:-1], {}
+        kind = self.config.kinds["model"]
+        ids = found.ids[:-1]
+        arrays = {}
         after = carries(
             self.network, np.pad(ids, (0, -len(ids) % FREE))
         )  # so that few lengths are compiled
@@ -343,11 +346,12 @@ class LanguageModel(TrainedModel):
             return generation.texts_of(self.vocab, *map(np.concatenate, zip(*parts, strict=True)))
         neutral = {"samples": 1, "seed": 0, "temperature": 1.0}
         drawing = {"samples": samples, "seed": seed, **sampling}.items()
-        if wrong := [
+        wrong = [
             name
             for name, value in drawing
             if name not in ("ban", "no_unk") and value != neutral.get(name)
-        ]:
+        ]
+        if wrong:
             raise JaxlmError(
                 f"beam searches for the most probable text and draws nothing, and {wrong[0]} is given: leave one out"
             )
@@ -382,7 +386,8 @@ class LanguageModel(TrainedModel):
                 "stop eos ends a text at a newline, and this model's training text had none: leave it out"
             )
         ban = [ban] if isinstance(ban, str) else ban
-        how, end = sampling_of(self.vocab, ban=map(self._as_known, ban), **options), self.vocab.eos
+        how = sampling_of(self.vocab, ban=map(self._as_known, ban), **options)
+        end = self.vocab.eos
         found = encode(
             self.vocab,
             self.tokens(prompt),

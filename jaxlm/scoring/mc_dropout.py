@@ -44,7 +44,8 @@ class MCReader(Reader):
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
         (window, carries), (inputs, targets, _) = state, tokens
-        model, samples = self.network.model, self.protocol.samples
+        model = self.network.model
+        samples = self.protocol.samples
         nats_only = detail == Detail(full=False) and self.network.begins is None
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 

@@ -80,8 +80,10 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a proportion (Wilson 1927); (0, 1) without trials."""
     if not n:
         return 0.0, 1.0
-    p, square = successes / n, Z95 * Z95 / n
-    middle, half = p + square / 2, Z95 * math.sqrt(p * (1 - p) / n + square / (4 * n))
+    p = successes / n
+    square = Z95 * Z95 / n
+    middle = p + square / 2
+    half = Z95 * math.sqrt(p * (1 - p) / n + square / (4 * n))
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
@@ -107,7 +109,8 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
                 raise DataError(
                     f"{where}: expected text in 'sentence_good' and 'sentence_bad', found {found}"
                 )
-            uid, term = tree.get("UID") or Path(path).stem, tree.get("linguistics_term") or ""
+            uid = tree.get("UID") or Path(path).stem
+            term = tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
         raise DataError(
@@ -118,8 +121,10 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
 
 def _accuracy(name: str, term: str, results: Sequence[PairResult], oov: str) -> Accuracy:
     counted = [one for one in results if not (one.alike and oov == "filter")]
-    correct, ties = sum(one.correct for one in counted), sum(one.good == one.bad for one in counted)
-    n, alike = len(counted), sum(one.alike for one in results)
+    correct = sum(one.correct for one in counted)
+    ties = sum(one.good == one.bad for one in counted)
+    n = len(counted)
+    alike = sum(one.alike for one in results)
     share = correct / n if n else math.nan
     return Accuracy(
         name, term, n, share, *wilson_interval(correct, n), ties, alike, len(results) - n

@@ -49,7 +49,8 @@ class CacheReader(Reader):
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
     def start(self) -> CacheState:
-        W, H = self.protocol.cache_window, self.network.model.hidden_sizes[-1]
+        W = self.protocol.cache_window
+        H = self.network.model.hidden_sizes[-1]
         keys = jnp.zeros((W, H), self.network.params["embedding"].dtype)
         return CacheState(self.network.carry(), keys, jnp.zeros(W, jnp.int32), jnp.int32(0))
 
@@ -57,13 +58,13 @@ class CacheReader(Reader):
         self, state: CacheState, tokens: Tokens, detail: Detail
     ) -> tuple[TokenScores, CacheState]:
         inputs, targets, counted = tokens
-        W, T = self.protocol.cache_window, len(inputs)
+        W = self.protocol.cache_window
+        T = len(inputs)
         found, carry = self.network.features(inputs[:, None], state.carry)
-        keys, words = (
-            jnp.concatenate([state.keys, found[:, 0]]),
-            jnp.concatenate([state.words, targets]),
-        )
-        row, pair = jnp.arange(T)[:, None], jnp.arange(W + T)
+        keys = jnp.concatenate([state.keys, found[:, 0]])
+        words = jnp.concatenate([state.words, targets])
+        row = jnp.arange(T)[:, None]
+        pair = jnp.arange(W + T)
         seen = (
             (pair >= row) & (pair < row + W) & (pair >= W - state.position)
         )  # the W pairs before row t, if so many

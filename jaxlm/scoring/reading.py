@@ -136,11 +136,14 @@ class OneStream:
     """
 
     def __init__(self, reader: Reader, detail: Detail):
-        self._reader, self._detail, self.state = reader, detail, reader.start_all(1)
+        self._reader = reader
+        self._detail = detail
+        self.state = reader.start_all(1)
         self._pending = np.zeros((3, 0), np.int32)  # the tokens since the state
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        known, T = self._pending.shape[1], self._reader.segment or FREE
+        known = self._pending.shape[1]
+        T = self._reader.segment or FREE
         tokens = np.concatenate([self._pending, *map(read_and_predicted, sentences)], 1)
         N = tokens.shape[1]
         whole = N // T * T
@@ -164,7 +167,8 @@ def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray
         return next(size for size in sizes if size >= count)
 
     for place in order:
-        count, length = len(groups[-1]) + 1, len(sentences[place])
+        count = len(groups[-1]) + 1
+        length = len(sentences[place])
         if count > 1 and (count > sizes[-1] or rows(count) * length > MOST_PADDED):
             groups.append([])
         groups[-1].append(place)
@@ -198,7 +202,8 @@ def _read_segments(
     reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
 ) -> tuple[list[TokenScores], Any]:
     """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after them."""
-    done, found = 0, []
+    done = 0
+    found = []
     while left := (tokens.shape[1] - done) // T:
         C = next(C for C in SEGMENTS if C == 1 or (left >= C and C * T <= MOST))
         part = tokens[:, done : done + C * T].reshape(3, C, T, -1)

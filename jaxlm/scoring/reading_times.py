@@ -38,8 +38,11 @@ def span_surprisal(
     DataError where a span is not within its sentence, or cuts a token that is a word.
     """
     found = [*lm.scored(list(sentences), where=where, eos=True, boundary="published", **options)]
-    table, vocab = Surprisals.joined(part for _, _, part in found), lm.vocab
-    rows, offset, unit = [], 0, UNITS[options.get("unit", "bits")]
+    table = Surprisals.joined(part for _, _, part in found)
+    vocab = lm.vocab
+    rows = []
+    offset = 0
+    unit = UNITS[options.get("unit", "bits")]
     encoded = (one for _, part, _ in found for one in part)
     for number, (text, (start, end), one) in enumerate(
         zip(sentences, spans, encoded, strict=True), 1
@@ -53,7 +56,8 @@ def span_surprisal(
         if vocab.kind != "words":  # (a letter and its combining mark may be read as one character)
             text, *read = (_as_read(lm, part) for part in (text, text[:start], text[:end]))
             places = [*map(len, read)]
-        ends, cuts = _ends(vocab, text, one), []
+        ends = _ends(vocab, text, one)
+        cuts = []
         for place in places:
             token = max(k for k, at in enumerate(ends) if at <= place)
             part = text[ends[token] : place] if token < len(one.tokens) else ""
@@ -109,7 +113,8 @@ def predictors(
     rarest part's where a word is several of the vocabulary's, such as can't. It is nan without `counts` (those of
     `word_counts`), and for unknown words.
     """
-    logs, words = [], lm.vocab.kind == "words"
+    logs = []
+    words = lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
         parts = (pieces if words else _as_read(lm, word)).split()
@@ -121,7 +126,8 @@ def predictors(
 
 def word_counts(corpus: Corpus) -> Mapping[str, int]:
     """How often each word is in the training text, without the punctuation at its edges."""
-    vocab, ids = corpus.vocab, corpus.train
+    vocab = corpus.vocab
+    ids = corpus.train
     blocks = (batch(ids, 1, start=at, stop=at + BLOCK)[:, 0] for at in range(0, len(ids), BLOCK))
     found = Counter[str]()
     if vocab.kind == "words":
@@ -132,7 +138,8 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
         for word, count in zip(vocab.words, totals.tolist(), strict=True):
             found[bare(word)] += count
         return found
-    counts, rest = Counter[bytes](), b""
+    counts = Counter[bytes]()
+    rest = b""
     for block in blocks:
         data = rest + b"".join(map(vocab.token_bytes.__getitem__, block.tolist()))
         found[EOS] += int(np.count_nonzero(block == vocab.newline_id))
@@ -155,4 +162,6 @@ def bare(word: str) -> str:
     """
     inside = [place for place, letter in enumerate(word) if not is_punctuation(letter)]
     some = inside and any(map(str.isalnum, word))  # (a part of an emoji may be no punctuation)
-    return word[inside[0] : inside[-1] + 1] if some and word != EOS else word
+    if some and word != EOS:
+        return word[inside[0] : inside[-1] + 1]
+    return word

@@ -57,7 +57,8 @@ def sampling_of(
     a banned word is unknown, or no word is left.
     """
     words = [*ban, *([vocab.tokens.unknown] if no_unk and vocab.unknown_id >= 0 else [])]
-    if unknown := [word for word in words if word not in vocab.ids]:
+    unknown = [word for word in words if word not in vocab.ids]
+    if unknown:
         raise JaxlmError(
             f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary"
         )
@@ -112,7 +113,9 @@ def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> j
             logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
         )
         logits = jnp.where(seen, penalised, logits)
-    return logits if sampling.banned is None else jnp.where(sampling.banned, -jnp.inf, logits)
+    if sampling.banned is None:
+        return logits
+    return jnp.where(sampling.banned, -jnp.inf, logits)
 
 
 def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:

@@ -128,7 +128,8 @@ class SentenceReader:
 
 def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
     """Displayed words with the pieces that are punctuation as words of their own."""
-    words, parts = [], []
+    words = []
+    parts = []
     for word, found in zip(shown, pieces, strict=True):
         groups: list[list[str]] = []
         for piece in found:
@@ -146,7 +147,8 @@ def _cut(word: str, texts: list[str]) -> list[str]:
         parts = (
             "(.+)" if place == other else f"({re.escape(text)})" for place, text in enumerate(texts)
         )
-        if found := re.fullmatch("".join(parts), word, re.IGNORECASE | re.DOTALL):
+        found = re.fullmatch("".join(parts), word, re.IGNORECASE | re.DOTALL)
+        if found:
             return [*found.groups()]
     return texts
 
@@ -162,7 +164,8 @@ def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded
     lengths = accumulate((len(_plain(region)) for region in regions), initial=0)
     places = [ends.get(length, -1) for length in lengths]
     if -1 in places or "".join(map(_plain, regions)) != "".join(words):
-        given, whole = " | ".join(regions), " ".join(words)
+        given = " | ".join(regions)
+        whole = " ".join(words)
         what = f"the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}"
         raise DataError(f"{where}: {what}: give every word once, in order")
     return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
@@ -180,7 +183,8 @@ def word_nats(
 
     The scores are of sentences one after the other, of so many (`lengths`) predictions each.
     """
-    nats, firsts = scores.nats.astype(float), accumulate(lengths, initial=0)
+    nats = scores.nats.astype(float)
+    firsts = accumulate(lengths, initial=0)
     cuts = np.concatenate([first + one.cuts for first, one in zip(firsts, sentences, strict=False)])
     nats[cuts] -= scores.boundary[cuts]
     nats[cuts - 1] += scores.boundary[cuts]
@@ -219,7 +223,9 @@ def encode(
         for word in read
     ]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
-        word, kind, has_none = tokens[unknown.index(True)], vocab.kind, vocab.unknown_id < 0
+        word = tokens[unknown.index(True)]
+        kind = vocab.kind
+        has_none = vocab.unknown_id < 0
         why = (
             f"the vocabulary has no {UNK} to stand for it"
             if has_none

@@ -57,7 +57,9 @@ class StimulusTable:
 def source(path: str | Path) -> str:
     """The name of a text in errors, of which "-" is standard input."""
     checked_value("a file of stimuli", path, Path)
-    return "standard input" if str(path) == "-" else str(path)
+    if str(path) == "-":
+        return "standard input"
+    return str(path)
 
 
 def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str]]:
@@ -68,7 +70,9 @@ def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str
     Raises DataError where there is no such text, or it is empty, not UTF-8, binary, or has a line of over `longest`
     bytes.
     """
-    name, rest, done = source(path), bytearray(), 0
+    name = source(path)
+    rest = bytearray()
+    done = 0
     if str(path) == "-" and sys.stdin is None:
         raise DataError("standard input is closed: name a file, or use a pipe")
     if str(path) == "-" and is_terminal(sys.stdin):
@@ -126,7 +130,8 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     Raises DataError where there is no such column of sentences, a row has another number of cells than the header or no
     words, or the file is not CSV.
     """
-    name, lines = source(path), chain.from_iterable(lines_of(path))
+    name = source(path)
+    lines = chain.from_iterable(lines_of(path))
     header = next(lines)
     if not header.strip():
         raise DataError(f"{name} is empty: expected a header with a column {column!r}")

@@ -56,7 +56,8 @@ def stream_nats(
     windows = -(-predictions // length)
     calls = -(-windows * length * batch_size // PREDICTIONS_PER_CALL)
     height = -(-windows // calls) * length
-    carry, sums = None, []
+    carry = None
+    sums = []
     for start in range(0, predictions, height):
 
         def read(part: slice, start: int = start) -> np.ndarray:

@@ -81,7 +81,8 @@ class Table:
     @classmethod
     def joined(cls, tables: "Iterable[Self]") -> "Self":
         """The tables, one after the other. Raises DataError where there is none."""
-        if not (parts := list(tables)):
+        parts = list(tables)
+        if not parts:
             raise DataError("there are no sentences: give at least one")
         columns: dict[str, Any] = {}
         for name, first in vars(parts[0]).items():
@@ -162,7 +163,8 @@ def surprisals(
     token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
-    nats, entropy = word_nats(scores, sentences, lengths.tolist()), scores.entropy.astype(float)
+    nats = word_nats(scores, sentences, lengths.tolist())
+    entropy = scores.entropy.astype(float)
     before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
     if options.oov == "nan":
         nats[unknown] = math.nan
@@ -210,8 +212,10 @@ def by_word(
         [[*np.diff(sentence.starts), *[1] * eos] for sentence in sentences]
     ).astype(int)
     displayed = [[*sentence.words, *[EOS] * eos] for sentence in sentences]
-    lengths, ends = [*map(len, displayed)], np.cumsum(counts)
-    owner, starts = np.repeat(np.arange(len(counts)), counts), ends - counts
+    lengths = [*map(len, displayed)]
+    ends = np.cumsum(counts)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    starts = ends - counts
     gap = np.where(counts > 0, 0, math.nan)  # a word without pieces has no numbers
     return WordSurprisals(
         np.repeat(np.arange(len(displayed)), lengths) + first,

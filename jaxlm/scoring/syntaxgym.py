@@ -22,7 +22,8 @@ from jaxlm.scoring.token_scores import Scoring
 
 Region = tuple[str, int]  # condition's name, region's number (0: all regions of the condition)
 
-RELATIVE, ABSOLUTE = 1e-5, 1e-3  # tolerances of "="
+RELATIVE = 1e-5
+ABSOLUTE = 1e-3  # tolerances of "="
 DEEPEST = 50
 TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
@@ -74,7 +75,8 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
                 what = "a comparison before & or |" if takes_truth else "& or | after a comparison"
                 raise error(f"expected {what}", tokens[-1])
             tokens.pop()
-            first, right = tokens[-1], expression(level + 1, depth)
+            first = tokens[-1]
+            right = expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:
                 raise error("expected a comparison" if takes_truth else "expected a number", first)
             left = apply(left, right)
@@ -96,7 +98,8 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
             return surprisals[region]
         if found["sign"] not in CLOSING:
             raise error("expected a number, a region such as (2;%match%) or a parenthesis", found)
-        value, closing = expression(0, depth + 1), CLOSING[found["sign"]]
+        value = expression(0, depth + 1)
+        closing = CLOSING[found["sign"]]
         if (last := tokens.pop())["sign"] != closing:
             raise error(f"expected {closing!r}", last)
         return value
@@ -166,9 +169,11 @@ def read_suite(path: str | Path) -> Suite:
         raise DataError(
             f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}"
         )
-    predictions, items = [], [_item(item, at) for at, item in _objects(tree, "items", where)]
+    predictions = []
+    items = [_item(item, at) for at, item in _objects(tree, "items", where)]
     for at, prediction in _objects(tree, "predictions", where):
-        if not isinstance(formula := prediction.get("formula"), str):
+        formula = prediction.get("formula")
+        if not isinstance(formula, str):
             raise DataError(f"{at}: expected an object with a formula")
         for item in items:
             known = {
@@ -193,11 +198,14 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) 
             )  # (a region may be empty)
             sentence = read(content, oov, where)
             sentences.append(in_regions(sentence, [*regions.values()], where))
-    scored, results = zip(sentences, sentence_nats(scoring, sentences), strict=True), []
+    scored = zip(sentences, sentence_nats(scoring, sentences), strict=True)
+    results = []
     for item in suite.items:
-        surprisals, unknown = {}, 0
+        surprisals = {}
+        unknown = 0
         for (name, regions), (one, nats) in zip(item.conditions.items(), scored, strict=False):
-            bits, unknown = nats / math.log(2), unknown + int(one.oov.sum())
+            bits = nats / math.log(2)
+            unknown = unknown + int(one.oov.sum())
             for region, (start, stop) in zip(regions, pairwise(one.starts), strict=True):
                 surprisals[name, region] = float(bits[start:stop].sum())
             surprisals[name, 0] = float(bits.sum())
@@ -226,7 +234,8 @@ def _item(tree: dict[str, Any], where: str) -> Item:
             raise DataError(
                 f"{where}: expected a condition_name for each condition, none of them twice"
             )
-        at, regions = f"{where}, condition {name!r}", {}
+        at = f"{where}, condition {name!r}"
+        regions = {}
         for _, region in _objects(condition, "regions", at):
             number = _whole(region.get("region_number"))
             if not number or number in regions or not isinstance(region.get("content"), str):
@@ -241,4 +250,6 @@ def _item(tree: dict[str, Any], where: str) -> Item:
 def _whole(value: Any) -> int:
     """A whole number from 1, which some suites write as text; 0 for anything else."""
     text = str(value) if isinstance(value, str | int) else ""
-    return int(text[:18]) if text.isascii() and text.isdigit() else 0
+    if text.isascii() and text.isdigit():
+        return int(text[:18])
+    return 0

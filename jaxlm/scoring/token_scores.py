@@ -20,10 +20,10 @@ from jaxlm.ops.devices import by_platform
 
 TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones
 NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
-ROWS, ACCELERATOR_ROWS = (
-    128,
-    1024,
-)  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
+ROWS = 128
+ACCELERATOR_ROWS = (
+    1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
+)
 
 
 class Network(NamedTuple):
@@ -45,7 +45,8 @@ class Network(NamedTuple):
         length: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, after `length` steps."""
-        model, noise = stack.exact(self.model), noise or Noise()
+        model = stack.exact(self.model)
+        noise = noise or Noise()
         x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
         return stack.features(model, self.params, noise, x, carry, length)
 
@@ -111,7 +112,8 @@ class Detail(NamedTuple):
 
 def nats_alone(nats: jax.Array) -> TokenScores:
     """Scores of which only the nats [N, ...] are known; the other columns are zero or empty."""
-    none, zeros = jnp.zeros((*nats.shape, 0)), jnp.zeros_like(nats)
+    none = jnp.zeros((*nats.shape, 0))
+    zeros = jnp.zeros_like(nats)
     return TokenScores(nats, zeros, zeros.astype(jnp.int32), none.astype(jnp.int32), none, zeros)
 
 
@@ -122,7 +124,8 @@ def own_scores(
 
     R rows are scored at a time; R rows of which no target counts are skipped. A temperature divides the logits.
     """
-    shape, N = tokens.targets.shape, tokens.targets.size
+    shape = tokens.targets.shape
+    N = tokens.targets.size
 
     def in_chunks(
         on_cpu: bool, network: Network, temperature: Any, *columns: jax.Array
@@ -158,7 +161,8 @@ def score_logits(
     logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None
 ) -> TokenScores:
     """The scores of targets [R], given logits [R, V], which need not be normalised, and which tokens begin a word."""
-    picked, odds = jnp.take_along_axis(logits, targets[:, None], 1), jnp.exp(logits)
+    picked = jnp.take_along_axis(logits, targets[:, None], 1)
+    odds = jnp.exp(logits)
     total = odds.sum(1)
 
     def scores(
@@ -177,7 +181,8 @@ def score_logits(
         values, ids = (
             lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
         )
-        nats, top_nats = log_total - picked[:, 0], log_total[:, None] - values
+        nats = log_total - picked[:, 0]
+        top_nats = log_total[:, None] - values
         return TokenScores(
             nats, entropy, rank.astype(jnp.int32), ids.astype(jnp.int32), top_nats, boundary
         )

@@ -24,11 +24,9 @@ JOINED = {
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 WRITTEN = {**BRACKETS, "£": "#", "*": "\\*", "\u2014": "--", "\u2013": "--", "…": "..."}
 ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
-DOUBLE, SINGLE, DASHES = (
-    '"\u201c\u201d',
-    "'\u2018\u2019",
-    "\u2014\u2013",
-)  # as people type quotes and dashes
+DOUBLE = '"\u201c\u201d'
+SINGLE = "'\u2018\u2019"
+DASHES = "\u2014\u2013"  # as people type quotes and dashes
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%.:*…{ENDS}])\Z")
@@ -101,17 +99,19 @@ class PTBTokenizer:
         word = word.translate(self._quotes)
         if self._lower:
             word = word.lower()
-        start, end = 0, len(word)
-        before, after = [], []
+        start = 0
+        end = len(word)
+        before = []
+        after = []
         while not self._stands(word, start, end) and (
             mark := TRAILING.search(word, max(start, end - 3), end)
         ):
             after += self._mark(mark[0], opening=False)
             end = mark.start()
-        if marks := end == 0 and LEADING.match(
-            word
-        ):  # nothing but marks, of which the first ones open
-            end, after = len(word), []
+        marks = end == 0 and LEADING.match(word)
+        if marks:  # nothing but marks, of which the first ones open
+            end = len(word)
+            after = []
         while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
             before += self._mark(mark[0], opening=True)
             start = mark.end()
@@ -161,7 +161,9 @@ class PTBTokenizer:
         if self._number and len(part) <= LONGEST_NUMBER and NUMBER.fullmatch(part):
             return ["N\\/N" if "/" in part and "N\\/N" in self._known else self._number]
         parts = JOINED.get(part.lower())
-        return list(parts) if parts and all(one in self._known for one in parts) else [part]
+        if parts and all(one in self._known for one in parts):
+            return list(parts)
+        return [part]
 
 
 def detokenized(words: Iterable[str]) -> Iterator[str]:

@@ -20,7 +20,8 @@ from jaxlm.sweeps.results import RESULTS, read_sweep
 from jaxlm.sweeps.study import check_below, member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
-SAMPLES, SAMPLE_WORDS = 3, 80
+SAMPLES = 3
+SAMPLE_WORDS = 80
 
 
 def write_report(
@@ -60,7 +61,8 @@ def write_report(
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
-    runs, sweeps = [], []
+    runs = []
+    sweeps = []
     for path, name in zip(directories, names, strict=True):
         # (Of machines that share a sweep's database, one may have none of the trials.)
         if (
@@ -92,12 +94,14 @@ def _sweep_record(
 ) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
     sweep, corpus = read_sweep(path)
-    if (best := sweep.best) is None:
+    best = sweep.best
+    if best is None:
         return SweepRecord(name, corpus, sweep.trials)
     own = member_dir(
         path, best.number, best.seed, sweep.trials[0].seeds
     )  # (the sweep may be moved)
-    if kept := own.exists():  # (else it is on another machine)
+    kept = own.exists()
+    if kept:  # (else it is on another machine)
         check_below(path, own, "name the run itself")
     title = f"trial {best.number}, seed {best.seed}"
     model = _model_view(own, title, which, texts, data_dir) if kept else None
@@ -107,7 +111,8 @@ def _sweep_record(
 def run_record(path: Path, name: str) -> RunRecord:
     """The results and surroundings of the run in a directory. Raises JaxlmError where it is damaged or has no epoch."""
     config = directory.saved_config(path)
-    if problems := directory.problems(path):
+    problems = directory.problems(path)
+    if problems:
         problem = f"the run in {path} is damaged, and there is no report of it: {problems[0]}"
         raise RunDirError(f"{problem}; `jaxlm info` lists all problems")
     rows = read_metrics(path)

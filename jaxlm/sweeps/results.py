@@ -55,7 +55,9 @@ class MemberResult:
     @property
     def valid_perplexity(self) -> float:
         """Of the last epoch, whose parameters are kept and tested; nan before."""
-        return self.valid_perplexities[-1] if self.valid_perplexities else math.nan
+        if self.valid_perplexities:
+            return self.valid_perplexities[-1]
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Sweep:
         found = []
         for number, group in groupby(self.members, lambda member: member.number):
             members = [*group]
-            first, counts = members[0], Counter(one.status for one in members)
+            first = members[0]
+            counts = Counter(one.status for one in members)
             status = (
                 first.status
                 if len(counts) == 1
@@ -104,7 +107,9 @@ class Sweep:
     def best(self) -> MemberResult | None:
         """The best seed of the trial with the lowest mean validation perplexity; None if no trial is done."""
         best = [trial for trial in self.trials if trial.done][:1]
-        return min(best[0].members, key=lambda member: member.valid_perplexity) if best else None
+        if best:
+            return min(best[0].members, key=lambda member: member.valid_perplexity)
+        return None
 
     @property
     def damaged(self) -> list[MemberResult]:
@@ -144,10 +149,8 @@ class Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """A flat mapping for each member: values, seed, status, perplexities, seconds, run directory."""
-        rows, epochs = (
-            [],
-            max((len(member.valid_perplexities) for member in self.members), default=0),
-        )
+        rows = []
+        epochs = max((len(member.valid_perplexities) for member in self.members), default=0)
         names = (
             "seed",
             "status",
@@ -174,7 +177,9 @@ class Sweep:
 
 def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
     """Writes sweep.csv, sweep.json and, once two trials are done, the pictures; their paths. Raises RunDirError."""
-    text, rows, best = io.StringIO(), sweep.rows(), sweep.best
+    text = io.StringIO()
+    rows = sweep.rows()
+    best = sweep.best
     table = csv.DictWriter(text, list(rows[0]) if rows else ["trial"], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
@@ -189,10 +194,8 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         "command": best and sweep.command(best),
         "members": members,
     }
-    written, done = (
-        [path / "sweep.csv", path / RESULTS],
-        [trial for trial in sweep.trials if trial.done],
-    )
+    written = [path / "sweep.csv", path / RESULTS]
+    done = [trial for trial in sweep.trials if trial.done]
     writing = explained(RunDirError, f"{path} cannot be written", "the runs under it are whole")
     with writing, Folder.open(path) as folder, folder.append(".claim") as claim:
         fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time

@@ -54,17 +54,17 @@ class Plan:
     def seeds_of(self, params: Mapping[str, Any]) -> list[int]:
         """The seeds of a trial's members."""
         first = self.config.train.seed
-        return [params["seed"]] if "seed" in params else list(range(first, first + self.seeds))
+        if "seed" in params:
+            return [params["seed"]]
+        return list(range(first, first + self.seeds))
 
     def point(self, number: int) -> dict[str, Any] | None:
         """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it (tpe)."""
         if self.strategy == "grid":
             return grid_point(self.space, number)
-        return (
-            None
-            if self.strategy == "tpe"
-            else random_point(self.space, self.config.train.seed, number)
-        )
+        if self.strategy == "tpe":
+            return None
+        return random_point(self.space, self.config.train.seed, number)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, which `from_json` reads."""
@@ -174,7 +174,9 @@ def read_space_file(path: Path) -> dict[str, Any]:
     """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode("utf-8-sig")
-        return sealed.strict_json(text) if text.lstrip().startswith("{") else tomllib.loads(text)
+        if text.lstrip().startswith("{"):
+            return sealed.strict_json(text)
+        return tomllib.loads(text)
 
 
 def to_json(distribution: Any) -> list[Any] | str:
@@ -187,11 +189,9 @@ def to_json(distribution: Any) -> list[Any] | str:
     every = (
         isinstance(distribution, optuna.distributions.IntDistribution) and distribution.step == 1
     )
-    return (
-        f"uniform:{ends}"
-        if every or distribution.step is None
-        else f"range:{ends}:{distribution.step!r}"
-    )
+    if every or distribution.step is None:
+        return f"uniform:{ends}"
+    return f"range:{ends}:{distribution.step!r}"
 
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,16 +236,17 @@ def with_flags(
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
     """All listed values, or both ends of an interval: within a field's limits only if every value is."""
-    return (
-        distribution.choices if _is_listed(distribution) else (distribution.low, distribution.high)
-    )
+    if _is_listed(distribution):
+        return distribution.choices
+    return (distribution.low, distribution.high)
 
 
 def grid_size(space: Space) -> int:
     """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
-    if interval := next(
+    interval = next(
         (name for name, distribution in space.items() if not _is_listed(distribution)), None
-    ):
+    )
+    if interval:
         remedy = "list them or give a range, or choose --strategy random or tpe"
         raise JaxlmError(f"{interval} is a distribution, and a grid needs values: {remedy}")
     points = math.prod(len(extremes(distribution)) for distribution in space.values())
@@ -275,10 +276,8 @@ def random_point(space: Space, seed: int, number: int) -> dict[str, Any]:
     study: Any = None  # which this sampler does not read
     point = {}
     for name, distribution in sorted(space.items()):
-        value, ends = (
-            sampler.sample_independent(study, study, name, distribution),
-            extremes(distribution),
-        )
+        value = sampler.sample_independent(study, study, name, distribution)
+        ends = extremes(distribution)
         point[name] = (
             value if _is_listed(distribution) else max(ends[0], min(ends[1], value))
         )  # a logarithm is rounded
@@ -387,7 +386,8 @@ def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
 def _number(name: str, kind: type, text: str) -> Any:
     if kind not in (int, float):
         raise JaxlmError(f"{name} is no number: it takes a list of values")
-    if type(number := _from_text(kind, text.strip())) is not kind:
+    number = _from_text(kind, text.strip())
+    if type(number) is not kind:
         kinds = "whole numbers" if kind is int else "numbers"
         raise JaxlmError(f"{name} takes {kinds} between its colons; one is {shown(text)}")
     return number
@@ -420,12 +420,14 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
     if name == "tokenizer_file" or (name == "corpus" and value not in (*PENN, *EMBEDDED)):
-        return (
-            os.path.abspath(value) if value and isinstance(value, str) else value
-        )  # resumed from another directory
+        if value and isinstance(value, str):
+            return os.path.abspath(value)
+        return value  # resumed from another directory
     return value
 
 
 def _plain(value: Any) -> Any:
     """NumPy's scalars and arrays as Python's numbers and lists."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return value

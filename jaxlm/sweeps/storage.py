@@ -17,10 +17,8 @@ from jaxlm.files import Folder
 from jaxlm.late import optuna
 from jaxlm.terminal import scrubbed, without_password
 
-BEAT, SILENCE = (
-    60,
-    600,
-)  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
+BEAT = 60
+SILENCE = 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
 MOST_LINE = 1 << 24  # bytes
 _LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
@@ -83,7 +81,8 @@ class Journal:
 
     def __init__(self, path: Path):
         self._path = path
-        self._lines, self._end = 0, 0  # read so far, and where they end
+        self._lines = 0
+        self._end = 0  # read so far, and where they end
         with Folder.open(path.parent) as folder, folder.append(path.name):
             folder.sync()
 
@@ -102,7 +101,8 @@ class Journal:
                         f"{self._path} line {self._lines + 1} is damaged, or is not a sweep's: put an intact copy of "
                         f"the file in its place, or begin another sweep (the runs that there are stay whole)"
                     )
-                self._lines, self._end = self._lines + 1, file.tell()
+                self._lines = self._lines + 1
+                self._end = file.tell()
                 yield json.loads(match[1] + b"}")
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:

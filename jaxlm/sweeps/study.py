@@ -29,7 +29,8 @@ from jaxlm.sweeps.space import Plan, decoded
 from jaxlm.sweeps.storage import BEAT, SILENCE, database_errors, opened
 from jaxlm.terminal import without_password
 
-NAME, JOURNAL = "jaxlm", "study.journal"
+NAME = "jaxlm"
+JOURNAL = "study.journal"
 KEPT = (
     "status",
     "valid_perplexities",
@@ -56,7 +57,10 @@ class Study:
     """
 
     def __init__(self, plan: Plan, folder: Path, where: str):
-        self.plan, self._folder, self._where, self._beat = plan, folder, where, -math.inf
+        self.plan = plan
+        self._folder = folder
+        self._where = where
+        self._beat = -math.inf
         self.held = dict[int, Claim]()
         self._damaged = set[int]()  # trials that this worker tried
         self._seen = set[int]()  # trials of other directories
@@ -108,11 +112,14 @@ class Study:
                     self._show_life(frozen.number)
             taken = self._taken()
             left = [number for number in range(self.plan.trials) if number not in taken]
-            return self._begin(left[0]) if left else None
+            if left:
+                return self._begin(left[0])
+            return None
 
     def _begin(self, number: int) -> Claim | None:
         """Begins a point; None if another directory begins it right now."""
-        point, state = self.plan.point(number), optuna.trial.TrialState.RUNNING
+        point = self.plan.point(number)
+        state = optuna.trial.TrialState.RUNNING
         space = None if point is None else {**self.plan.space}
         new = optuna.trial.create_trial(
             state=state, params=point, distributions=space, user_attrs={"point": number}
@@ -142,7 +149,8 @@ class Study:
             else:
                 trial.suggest_float(name, one.low, one.high, log=one.log)
         with ExitStack() as stack:
-            dirs, records = {}, {}
+            dirs = {}
+            records = {}
             for seed in self.plan.seeds_of(trial.params):
                 dirs[seed] = stack.enter_context(lock(self._own_directory(trial.number, seed)))
             for record in self._records(self._storage.get_trial(self._id(trial.number))):
@@ -219,10 +227,8 @@ class Study:
             self._damaged.add(claim.trial.number)
         else:
             self.to_prune(claim)
-            value, state = (
-                None,
-                optuna.trial.TrialState.PRUNED,
-            )  # (Optuna's state FAIL is of lost trials)
+            value = None
+            state = optuna.trial.TrialState.PRUNED  # (Optuna's state FAIL is of lost trials)
             if statuses == {"done"}:
                 value = fmean(record.valid_perplexity for record in claim.records.values())
                 state = optuna.trial.TrialState.COMPLETE
@@ -295,7 +301,8 @@ class Study:
 
 def read_plan(where: str) -> Plan:
     """The plan of the sweep whose study is in a database or a journal. Raises JaxlmError if there is none."""
-    storage, name = opened(where), without_password(where)
+    storage = opened(where)
+    name = without_password(where)
     with database_errors(where):
         begun = NAME in optuna.get_all_study_names(storage)
         plan = (
@@ -321,4 +328,6 @@ def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> No
 def member_dir(folder: Path, number: int, seed: int | None = None, seeds: int = 1) -> Path:
     """A trial's directory below a sweep's, or the one in it of a seed, if a trial has several."""
     trial = folder / "trials" / f"{number:04d}"
-    return trial if seed is None or seeds == 1 else trial / f"seed-{seed}"
+    if seed is None or seeds == 1:
+        return trial
+    return trial / f"seed-{seed}"

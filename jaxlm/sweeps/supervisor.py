@@ -100,12 +100,14 @@ def sweep(
     draft = make_plan(
         config, space, strategy, trials, seeds, prune, {}
     )  # errors come before a corpus is loaded
-    if in_memory := isinstance(corpus, Corpus):
+    in_memory = isinstance(corpus, Corpus)
+    if in_memory:
         if (workers or 1) > 1:
             raise JaxlmError(
                 "workers load the corpus themselves: name it, instead of giving it as an object"
             )
-        if other := sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"}):
+        other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
+        if other:
             raise JaxlmError(
                 f"{other[0]} is in the space, and the corpus is given as an object: name it instead"
             )
@@ -194,7 +196,8 @@ def sweep(
                         f"every worker ended before the sweep did: what was saved is whole; {remedy}"
                     )
             else:
-                given, kept = found if in_memory else None, run_dir is not None
+                given = found if in_memory else None
+                kept = run_dir is not None
                 Worker(
                     study,
                     given,
@@ -225,7 +228,8 @@ def join(
 ) -> int | None:
     """Works on a sweep that the process `parent` began. Returns the signal that stopped it, if one did."""
     where = _where(run_dir, None, resume=True)
-    study, view = Study(read_plan(where), run_dir, where), View(lasting_console(quiet))
+    study = Study(read_plan(where), run_dir, where)
+    view = View(lasting_console(quiet))
 
     def stopped() -> int | None:
         return stop.signal or (
@@ -293,7 +297,8 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
     """
     if jax.default_backend() != "cpu":
         return 1
-    members, params = plan.trials * plan.seeds, dict(shapes_of_state(config).params)
+    members = plan.trials * plan.seeds
+    params = dict(shapes_of_state(config).params)
     if not config.model.tied:
         del params["embedding"]  # which is looked up, not multiplied
     matrices = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -303,11 +308,9 @@ def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
 
 def cores() -> list[int]:
     """The cores that this process may use."""
-    return (
-        sorted(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else list(range(os.cpu_count() or 1))
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def pin(process: int, number: int, workers: int) -> None:
@@ -333,7 +336,8 @@ def supervise(
     Their standard error, where C++ writes stacks, is kept from the terminal. Returns why the last failed worker failed,
     which is printed too; None if none did, or a signal came.
     """
-    told, failure = False, None
+    told = False
+    failure = None
     with ExitStack() as stack:
         said = [stack.enter_context(TemporaryFile()) for _ in range(workers)]
         running: dict[int, subprocess.Popen] = {}
@@ -366,7 +370,8 @@ def _reason(code: int, file: IO[bytes], log: Path) -> str:
     """Why a worker failed: its own sentence, or how it ended and the file that keeps its standard error."""
     file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
     said = file.read()
-    if own := re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE):
+    own = re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE)
+    if own:
         return printable(own[-1])
     why = (
         f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
@@ -402,7 +407,8 @@ class View:
 
     def summary(self, sweep: Sweep, written: Sequence[Path] = ()) -> None:
         """The best trials, what was written, and how to train the winner alone."""
-        trials, best = sweep.trials, sweep.best
+        trials = sweep.trials
+        best = sweep.best
         self.say(f"{len(trials)} trials, best first:")
         for trial in trials[:MOST_SHOWN]:
             known = {"valid perplexity": spread(*trial.valid), "test": spread(*trial.test)}

@@ -33,11 +33,10 @@ from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
 
-POLL, PATIENCE = (
-    1.0,
-    5,
-)  # seconds between two looks for a trial whose worker is gone; looks before it is told
-MOST_ON_CPU, MOST = 8, 32  # members in a group, unless the caller says how many
+POLL = 1.0
+PATIENCE = 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
+MOST_ON_CPU = 8
+MOST = 32  # members in a group, unless the caller says how many
 # The errors that are the machine's, not a trial's.
 MACHINE = {
     errno.EIO,
@@ -145,7 +144,8 @@ class Worker(Observer):
                     raise  # the disk is at fault, not the trial
                 self.study.note(claim, replace(record, status="damaged", note=str(error)))
             except JaxlmError as error:  # say, a batch too large for the corpus
-                if getattr(cause := error.__context__, "errno", None) in MACHINE:
+                cause = error.__context__
+                if getattr(cause, "errno", None) in MACHINE:
                     raise  # the machine is at fault, not the trial
                 status = (
                     "damaged" if isinstance(cause, MemoryError) else "failed"
@@ -162,10 +162,8 @@ class Worker(Observer):
         return True
 
     def _member(self, claim: Claim, record: MemberResult) -> Member:
-        config, held = (
-            self.study.plan.config_of(record.values, record.seed),
-            claim.dirs[record.seed],
-        )
+        config = self.study.plan.config_of(record.values, record.seed)
+        held = claim.dirs[record.seed]
         key = config.data, config.model.vocab_size
         resume = held.folder.exists("config.json")
         if resume:
@@ -173,10 +171,8 @@ class Worker(Observer):
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
         member = Member(config, corpus, held, claim.held, resume=resume, kept=self.kept)
-        member.claim, member.state = (
-            claim,
-            new_state(config) if member.found is None else member.found.state,
-        )
+        member.claim = claim
+        member.state = new_state(config) if member.found is None else member.found.state
         member.found = None
         return member
 
@@ -186,7 +182,8 @@ class Worker(Observer):
         most = (
             1 if self.study.plan.strategy == "grid" else len(group.runs)
         )  # members of other shapes that may wait
-        if running := next((run for run in group.runs if isinstance(run, Member)), None):
+        running = next((run for run in group.runs if isinstance(run, Member)), None)
+        if running:
             self._shape = (
                 running.shape
             )  # at an epoch's edge it is at another window than when it came
@@ -247,7 +244,8 @@ class Worker(Observer):
         self._note(member, status="done", test_perplexity=self._compared(member, "test", value))
 
     def _free(self, group: Group, slot: int) -> Member:
-        member, group.runs[slot] = group.runs[slot], None
+        member = group.runs[slot]
+        group.runs[slot] = None
         assert isinstance(member, Member)
         return member
 
@@ -273,7 +271,9 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
 
     As many on each device: an empty slot costs less than a device that is left out.
     """
-    T, B, model = config.train.longest, config.train.rows_of_gradient, config.model
+    T = config.train.longest
+    B = config.train.rows_of_gradient
+    model = config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
     activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
     device = ram.of_device()
@@ -282,5 +282,8 @@ def group_size(config: Config, plan: Plan, workers: int) -> int:
     rounds = 4 if plan.strategy == "tpe" else 1  # Optuna learns from the trials that have ended
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
     most = max(1, min(MOST_ON_CPU if jax.default_backend() == "cpu" else MOST, fit_in))
-    size, devices = min(most, useful), len(jax.local_devices())
-    return size if most < devices else devices * min(math.ceil(size / devices), most // devices)
+    size = min(most, useful)
+    devices = len(jax.local_devices())
+    if most < devices:
+        return size
+    return devices * min(math.ceil(size / devices), most // devices)

@@ -67,7 +67,9 @@ def gradient(
         )
         return cost, carry, grads
 
-    return _of_small_batches(of_part, part, small_batch) if small_batch else of_part(part)
+    if small_batch:
+        return _of_small_batches(of_part, part, small_batch)
+    return of_part(part)
 
 
 def minimised(
@@ -120,7 +122,9 @@ def _squares(
 ) -> Float[Array, ""]:
     """The sum of squares; of x [T, B, H] only at the steps and rows `counted`."""
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    return squares.sum() if counted is None else jnp.where(counted[..., None], squares, 0).sum()
+    if counted is None:
+        return squares.sum()
+    return jnp.where(counted[..., None], squares, 0).sum()
 
 
 def _of_small_batches(
@@ -173,6 +177,8 @@ def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Pa
     """params + updates; an update that is rows has one for each token."""
 
     def add(part: Array, update: Array | Rows) -> Array:
-        return add_rows(part, tokens, update) if isinstance(update, Rows) else part + update
+        if isinstance(update, Rows):
+            return add_rows(part, tokens, update)
+        return part + update
 
     return jax.tree.map(add, params, updates)

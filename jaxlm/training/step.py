@@ -53,7 +53,9 @@ class TrainState:
     @property
     def evaluated(self) -> Params:
         """The parameters that validation and test use."""
-        return self.params if self.average is None else self.average.params
+        if self.average is None:
+            return self.params
+        return self.average.params
 
 
 @jax.tree_util.register_dataclass
@@ -177,16 +179,15 @@ def train_step(
             "the schedule depends on the number of all windows: give Window(total=...)"
         )
     total = 1 if window.total is None else window.total
-    model, optimizer, tokens = (
-        growing(recipe.model, state.step, total),
-        recipe.optimizer,
-        window.inputs,
-    )
+    model = growing(recipe.model, state.step, total)
+    optimizer = recipe.optimizer
+    tokens = window.inputs
     carry = jax.tree.map(lambda leaf: jnp.where(window.first, 0, leaf), state.carry)
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     exact = sums_all_words(model, state.step, total)
 
-    grown, part = replace(recipe, model=model), Part(tokens, window.targets, carry, key, noise)
+    grown = replace(recipe, model=model)
+    part = Part(tokens, window.targets, carry, key, noise)
     averaging, lowered = decided(state.validations)
     factor = recipe.schedule.factor(state.step, window.epoch, total, lowered)
     rule = optimizer.transformation(model, factor * window.rate)
@@ -279,11 +280,9 @@ def train_windows(
     def unfinished(loop):
         done, _, metrics = loop
         more = done < count
-        return (
-            more
-            if skip_nonfinite is None
-            else more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
-        )
+        if skip_nonfinite is None:
+            return more
+        return more & (skip_nonfinite | metrics.finite[jnp.maximum(done - 1, 0)])
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)

@@ -47,7 +47,8 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
     With `patience` of 0 a run never ends early.
     """
     switch = lowered = None
-    if (after := recipe.optimizer.averages_after) is not None:
+    after = recipe.optimizer.averages_after
+    if after is not None:
         made = None if recipe.optimizer.averages_latest is None else jnp.int32(0)
         switch = Switch(_never(after), _never(), jnp.bool_(after == 0), made)
     if isinstance(recipe.schedule, Plateau):

@@ -110,10 +110,14 @@ def run(case: dict) -> dict:
     tf1 = tf.compat.v1
     tf1.disable_eager_execution()
     tf1.reset_default_graph()
-    B, T, V, hidden = case["B"], case["T"], case["V"], case["hidden"]
+    B = case["B"]
+    T = case["T"]
+    V = case["V"]
+    hidden = case["hidden"]
 
     def graph(B: int, T: int):
-        x, y = tf1.placeholder(tf.int32, [B, T]), tf1.placeholder(tf.int32, [B, T])
+        x = tf1.placeholder(tf.int32, [B, T])
+        y = tf1.placeholder(tf.int32, [B, T])
         with tf1.variable_scope("m", reuse=tf1.AUTO_REUSE):
             embedding = tf1.get_variable("embedding_vocab", [V, case["E"]])
             cell = tf1.nn.rnn_cell.MultiRNNCell(
@@ -125,7 +129,9 @@ def run(case: dict) -> dict:
                 ]
             )
             zero = cell.zero_state(B, tf.float32)
-            state, outputs, inputs = zero, [], tf.nn.embedding_lookup(embedding, x)
+            state = zero
+            outputs = []
+            inputs = tf.nn.embedding_lookup(embedding, x)
             with tf1.variable_scope("rnn"):
                 for t in range(T):
                     if t > 0:
@@ -154,7 +160,8 @@ def run(case: dict) -> dict:
     test_x, test_y, test_zero, test_final, test_cost = graph(1, 1)
 
     stream = tokens(case)
-    train, valid = stream[: case["N"]], stream[case["N"] :]
+    train = stream[: case["N"]]
+    valid = stream[case["N"] :]
     with tf1.Session() as session:
         session.run(tf1.global_variables_initializer())
         fresh = iter(weights(case))
@@ -168,7 +175,8 @@ def run(case: dict) -> dict:
             x, y, zero, final, cost = graph
             rows = ids[: len(ids) // B * B].reshape(B, -1)
             windows = (rows.shape[1] - 1) // T
-            told, state = [], session.run(zero)
+            told = []
+            state = session.run(zero)
             for step in range(windows if steps is None else steps):
                 epoch, k = divmod(step, windows)
                 state = session.run(zero) if k == 0 else state
