@@ -19,8 +19,8 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
-from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.directory import saved_config
+from jaxlm.units import mean_and_deviation, spread
 
 RUNGS = {
     "baseline": {},

@@ -53,7 +53,6 @@ from jaxlm.late import optuna
 from jaxlm.models.kinds import MODELS
 from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
-from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.runs.lock import lock
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
@@ -63,6 +62,7 @@ from jaxlm.sweeps import results
 from jaxlm.sweeps.space import read_space, with_settings
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
+from jaxlm.units import mean_and_deviation, spread
 
 NEAR = 0.02  # how far a cell's parameters may be from those asked for, as a share
 Row = dict[str, Any]  # of shootout.csv

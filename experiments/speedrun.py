@@ -40,7 +40,7 @@ from benchmark import Contender, Worker, watched
 
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.parsing import whole
-from jaxlm.report.units import mean_and_deviation, spread
+from jaxlm.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
 TENSORFLOW_STEPS = 11_610

@@ -24,10 +24,10 @@ import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
 from jaxlm.files import Folder
+from jaxlm.hashed_json import seal
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.trainer import new_state
-from jaxlm.sealed import seal
 
 SMALL = CONFIG.replace(vocab_size=5)
 VOCAB = Vocab(("<unk>", "<eos>", "a", "b", "c"))

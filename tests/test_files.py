@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm import files, sealed
+from jaxlm import files, hashed_json
 from jaxlm.files import Folder, new_folder, output
 from jaxlm.runs.lock import lock
 
@@ -264,11 +264,11 @@ TREES = st.dictionaries(
 @given(TREES, st.data())
 @settings(max_examples=30)
 def test_a_seal_shows_every_changed_byte(tree, data):
-    raw = bytearray(sealed.seal(tree).encode())
-    assert sealed.unseal(bytes(raw)) == tree
+    raw = bytearray(hashed_json.seal(tree).encode())
+    assert hashed_json.unseal(bytes(raw)) == tree
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(ValueError):
-        sealed.unseal(bytes(raw))
+        hashed_json.unseal(bytes(raw))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_seal_shows_every_changed_byte(tree, data):
 )
 def test_what_is_not_sealed_is_refused(text):
     with pytest.raises(ValueError):
-        sealed.unseal(text if isinstance(text, bytes) else text.encode())
+        hashed_json.unseal(text if isinstance(text, bytes) else text.encode())
 
 
 @contextlib.contextmanager

@@ -23,12 +23,12 @@ from jaxlm.data.text import read_string
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
+from jaxlm.hashed_json import seal, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.trainer import new_state
-from jaxlm.sealed import seal, unseal
 
 SECONDS = 20
 BYTES = 1 << 30  # more than that for one input, or for all, is a hang or a blow-up

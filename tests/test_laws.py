@@ -208,7 +208,7 @@ class TestTraining:
     def test_a_member_equals_the_run_alone(self, config, vmapped):
         configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
         group = members.stacked(configs[0].recipe, started(config), 2, None)
-        group = members.replaced(group, 1, configs[1].recipe, started(config, seed=1))
+        group = members.with_member(group, 1, configs[1].recipe, started(config, seed=1))
         windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
         states, metrics = members.train_members(
             *group,
@@ -222,7 +222,7 @@ class TestTraining:
             alone, costs = trained(configs[slot], started(config, seed=seed))
             tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
             np.testing.assert_allclose(metrics.cost[slot], costs.cost, rtol=1e-5)
-            equal(members.taken(states, slot), alone, **tolerance)
+            equal(members.member_at(states, slot), alone, **tolerance)
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
         """Parameters, carry, key, optimiser and average: whatever the state holds is saved and restored."""

@@ -268,7 +268,7 @@ def test_mutated_files_are_read_or_refused(data):
 
 def test_importing_loads_no_jax_rich_or_matplotlib():
     code = (
-        "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.report.units, jaxlm.report.curve, "
+        "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.units, jaxlm.report.curve, "
         "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
         "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
         "assert not found, found"

@@ -16,9 +16,9 @@ from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
+from jaxlm.hashed_json import seal
 from jaxlm.report.page import groups, published, render, rounded
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.sealed import seal
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.sweeps.results import MemberResult, write

@@ -93,7 +93,7 @@ def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     size = len(configs)
     group = members.stacked(first.recipe, new_state(first), size, None)
     for slot, config in enumerate(configs[1:], 1):
-        group = members.replaced(group, slot, config.recipe, new_state(config))
+        group = members.with_member(group, slot, config.recipe, new_state(config))
     tokens, windows = windows_of(first, corpus, count)
     _, metrics = members.train_members(
         *group,
@@ -139,10 +139,10 @@ def test_a_member_is_taken_from_its_device_without_a_collective():
         """
 import jax, jax.numpy as jnp
 from jaxlm.distributed.mesh import MEMBER, members_mesh, place
-from jaxlm.training.members import taken
+from jaxlm.training.members import member_at
 column = place(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
 for slot in range(8):
-    one = taken({"leaf": column}, slot)["leaf"]
+    one = member_at({"leaf": column}, slot)["leaf"]
     assert one.devices() == {jax.devices()[slot // 2]} and one.tolist() == [2 * slot, 2 * slot + 1]
 """,
     )

@@ -13,9 +13,9 @@ from language_models import WORDS, lm_of, small_lm
 import jaxlm
 from jaxlm.data import vocab as vocabularies
 from jaxlm.data.tokens import Bytes, Characters, Words
-from jaxlm.data.vocab import EOS, TextSize, Vocab
-from jaxlm.report.units import comparable
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.runs import run
+from jaxlm.units import TextSize, comparable
 
 
 def uniform(lm):

@@ -18,8 +18,9 @@ from language_models import lm_of
 
 from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
-from jaxlm.data.vocab import UNK, TextSize, Vocab
+from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
+from jaxlm.units import TextSize
 
 TEXT = (
     "Der Hund bellt,\n  und if (x > 0):\n\treturn x\n你好世界。\n"

@@ -21,12 +21,12 @@ import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
+from jaxlm.hashed_json import seal, unseal
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
-from jaxlm.sealed import seal, unseal
 from jaxlm.training import step as steps
 
 CONFIG = processes.CONFIG.replace(checkpoint_every=20)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxlm.report.units import perplexity, perplexity_text
+from jaxlm.units import perplexity, perplexity_text
 
 NAN = math.nan
 INF = math.inf

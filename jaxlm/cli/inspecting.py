@@ -26,8 +26,8 @@ from jaxlm.cli.verbs import (
 )
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import setting_text
-from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import say, say_line
+from jaxlm.units import perplexity_text
 
 TARGETS = (
     "safetensors",

@@ -49,7 +49,7 @@ def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str
 
 def json_text(tree: Any, indent: int | None = None) -> str:
     """A tree as JSON in ASCII: null for numbers that JSON lacks, and an escape for DEL, which JSON leaves as it is."""
-    from jaxlm.sealed import finite
+    from jaxlm.hashed_json import finite
 
     return json.dumps(finite(tree), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 

@@ -23,8 +23,8 @@ from jaxlm.cli.verbs import (
 )
 from jaxlm.config.protocols import described
 from jaxlm.errors import DataError, JaxlmError
-from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.terminal import is_terminal, printable, say, say_line
+from jaxlm.units import comparable_text, perplexity_text
 
 if TYPE_CHECKING:
     from jaxlm.data.tokens import Words

@@ -29,7 +29,7 @@ from jaxlm.data.vocab import Vocab, check_ids
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.sealed import unseal
+from jaxlm.hashed_json import unseal
 from jaxlm.terminal import say_line
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it

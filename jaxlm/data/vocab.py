@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +15,9 @@ from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
 from jaxlm.fields import shown
+from jaxlm.units import TextSize
 
 BLOCK = 1 << 22  # ids read at once
-
-
-class TextSize(NamedTuple):
-    """How much text there is: in tokens, in UTF-8, in code points, and in words at white space with ends of lines."""
-
-    tokens: int = 0
-    bytes: int = 0
-    characters: int = 0
-    words: int = 0
 
 
 @dataclass(frozen=True, repr=False)

@@ -141,7 +141,7 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
     return jax.tree_util.tree_map_with_path(put, tree)
 
 
-def stay(mesh: Mesh | None, tree: Tree) -> Tree:
+def constrain_sharding(mesh: Mesh | None, tree: Tree) -> Tree:
     """Within a program: a tree whose arrays lie as `place` puts them."""
     if mesh is None:
         return tree

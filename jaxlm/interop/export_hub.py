@@ -28,13 +28,13 @@ from jaxlm.interop.tensorflow import message_fields
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
-from jaxlm.report.units import perplexity_text
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import printable
+from jaxlm.units import perplexity_text
 
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # that str.split splits at

@@ -17,13 +17,13 @@ from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
+from jaxlm.hashed_json import strict_json
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
 from jaxlm.runs import directory, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.sealed import strict_json
 
 FORMAT = 1  # of a hub's folder, which has the files:
 CONFIG = "config.json"

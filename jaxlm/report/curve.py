@@ -20,7 +20,7 @@ from jaxlm.report.figure import (
     perplexity_axis,
     save,
 )
-from jaxlm.report.units import perplexity_text
+from jaxlm.units import perplexity_text
 
 Row = dict[str, Any]  # a line of the metrics or of the timing
 MOST_POINTS = 400  # of a line of windows

@@ -19,6 +19,7 @@ import numpy as np
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.fields import setting_text
+from jaxlm.hashed_json import finite
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
 from jaxlm.report.sweep_plots import (
@@ -29,10 +30,9 @@ from jaxlm.report.sweep_plots import (
     draw_slice,
     value_text,
 )
-from jaxlm.report.units import mean_and_deviation, spread
 from jaxlm.report.word_map import WordMap, drawn_map
-from jaxlm.sealed import finite
 from jaxlm.terminal import printable
+from jaxlm.units import mean_and_deviation, spread
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours

@@ -9,8 +9,8 @@ from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from jaxlm.report.units import perplexity_text
 from jaxlm.terminal import printable
+from jaxlm.units import perplexity_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,7 +19,7 @@ from jaxlm.report.figure import (
     perplexity_axis,
     save,
 )
-from jaxlm.report.units import perplexity_text
+from jaxlm.units import perplexity_text
 
 PERPLEXITY = "validation perplexity"
 

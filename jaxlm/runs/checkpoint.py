@@ -24,8 +24,8 @@ from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
+from jaxlm.hashed_json import seal, unseal
 from jaxlm.runs.metrics import Prefix
-from jaxlm.sealed import seal, unseal
 
 if TYPE_CHECKING:
     from jaxlm.training.step import TrainState

@@ -21,12 +21,12 @@ from jaxlm.config.config import Config, conflicts
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.hashed_json import seal, strict_json, unseal
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
-from jaxlm.sealed import seal, strict_json, unseal
 from jaxlm.terminal import without_password
 
 CONFIG = "config.json"

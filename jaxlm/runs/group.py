@@ -94,7 +94,7 @@ class MemberGroup:
         """Puts a run into a free slot."""
         recipe = run.config.recipe
         if hasattr(self, "_members"):
-            self._members = members.replaced(self._members, slot, recipe, state)
+            self._members = members.with_member(self._members, slot, recipe, state)
         else:
             self._members = members.stacked(recipe, state, len(self.runs), self.mesh)
         self.runs[slot] = run
@@ -145,16 +145,16 @@ class MemberGroup:
             self._members = recipes, replace(states, validations=placed)
             for slot, run in enumerate(self.runs):
                 if run is not None:
-                    run.remember(members.taken(record, slot))
+                    run.remember(members.member_at(record, slot))
         return found
 
     def state(self, slot: int) -> TrainState:
-        return jax.device_put(members.taken(self._members[1], slot), jax.local_devices()[0])
+        return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
 
     def nats(
         self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
     ) -> tuple[float, int]:
-        recipe = jax.device_put(members.taken(self._members[0], slot), jax.local_devices()[0])
+        recipe = jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
 
 

@@ -16,7 +16,7 @@ from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
-from jaxlm.training.members import taken
+from jaxlm.training.members import member_at
 from jaxlm.training.step import Metrics
 
 Take = Callable[
@@ -88,7 +88,7 @@ def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None
     for slot, run in enumerate(
         group.runs
     ):  # (some may have ended since the call began, and none has come)
-        if run is not None and (problem := run.trained(taken(columns, slot), count)):
+        if run is not None and (problem := run.trained(member_at(columns, slot), count)):
             observer.diverged(group, slot, problem)
     observer.trained(group)
 

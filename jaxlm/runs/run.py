@@ -17,17 +17,17 @@ import numpy as np
 from jaxlm.config.config import Config
 from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
-from jaxlm.data.vocab import BLOCK, TextSize, Vocab
+from jaxlm.data.vocab import BLOCK, Vocab
 from jaxlm.data.windows import RandomLengths, WindowPlan, batch
 from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.report.units import comparable, perplexity
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
+from jaxlm.units import TextSize, comparable, perplexity
 
 
 class Run:

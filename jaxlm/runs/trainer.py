@@ -23,7 +23,6 @@ from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.report.units import comparable_text, perplexity_text
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
@@ -33,6 +32,7 @@ from jaxlm.runs.run import Run, floors
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState, fresh_state, init_state
+from jaxlm.units import comparable_text, perplexity_text
 
 
 @dataclass(frozen=True)

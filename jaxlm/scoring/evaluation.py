@@ -34,7 +34,6 @@ from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.fields import checked_value, shown, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
-from jaxlm.report.units import comparable, perplexity
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
@@ -43,6 +42,7 @@ from jaxlm.scoring.sentences import Sentence, check_words
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, Network
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
+from jaxlm.units import comparable, perplexity
 
 BLOCK = 1 << 16  # tokens that are handed to a reader at a time
 READ_ONCE = Cache, Temperature  # whose state depends on no setting: one pass scores a whole grid
@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         unknown: the share of the text's tokens that are `<unk>`: easily predicted, they make a perplexity look good.
-        bits_per_byte, bits_per_character, word_perplexity: as `report.units.comparable` has them.
+        bits_per_byte, bits_per_character, word_perplexity: as `units.comparable` has them.
     """
 
     perplexity: float

@@ -15,7 +15,7 @@ from jaxlm import files
 from jaxlm.data.text import decode, read_errors
 from jaxlm.errors import DataError
 from jaxlm.fields import checked_value
-from jaxlm.sealed import strict_json
+from jaxlm.hashed_json import strict_json
 from jaxlm.terminal import is_terminal, say
 
 LONGEST_LINE = 1 << 24  # bytes

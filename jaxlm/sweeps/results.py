@@ -15,10 +15,10 @@ from typing import Any
 from jaxlm.config.config import KINDS, PRESETS, Config, preset, taken_over
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
+from jaxlm.hashed_json import finite, seal, unseal
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
-from jaxlm.report.units import mean_and_deviation
-from jaxlm.sealed import finite, seal, unseal
 from jaxlm.terminal import flag_text
+from jaxlm.units import mean_and_deviation
 
 RESULTS = "sweep.json"
 MOST_BYTES = 256 << 20  # of sweep.json

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import files, sealed
+from jaxlm import files, hashed_json
 from jaxlm.config.config import KINDS, MAY_CHANGE, Config, differences, spec_of_field
 from jaxlm.data.corpora import EMBEDDED, PENN
 from jaxlm.errors import JaxlmError
@@ -175,7 +175,7 @@ def read_space_file(path: Path) -> dict[str, Any]:
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode("utf-8-sig")
         if text.lstrip().startswith("{"):
-            return sealed.strict_json(text)
+            return hashed_json.strict_json(text)
         return tomllib.loads(text)
 
 

@@ -26,7 +26,6 @@ from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
 from jaxlm.report.sweep_plots import value_text
-from jaxlm.report.units import perplexity_text, spread
 from jaxlm.runs import directory, ram, signals
 from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.state_arrays import shapes_of_state
@@ -36,6 +35,7 @@ from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import Worker
 from jaxlm.terminal import flag_text, printable
+from jaxlm.units import perplexity_text, spread
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
 MOST_SHOWN = 20  # trials in the summary

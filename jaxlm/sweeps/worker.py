@@ -20,7 +20,6 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
-from jaxlm.report.units import perplexity
 from jaxlm.runs import directory, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
@@ -32,6 +31,7 @@ from jaxlm.sweeps.space import Plan
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
+from jaxlm.units import perplexity
 
 POLL = 1.0
 PATIENCE = 5  # seconds between two looks for a trial whose worker is gone; looks before it is told

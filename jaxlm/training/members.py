@@ -30,12 +30,12 @@ def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> 
 
 
 @partial(jax.jit, donate_argnums=0)
-def replaced(members: Members, slot: Scalar | int, recipe: Recipe, state: TrainState) -> Members:
+def with_member(members: Members, slot: Scalar | int, recipe: Recipe, state: TrainState) -> Members:
     """The members with another one in a slot; the old arrays are donated."""
     return jax.tree.map(lambda column, one: column.at[slot].set(one), members, (recipe, state))
 
 
-def taken(tree: Any, slot: int) -> Any:
+def member_at(tree: Any, slot: int) -> Any:
     """One member's leaves of any tree with an axis M, each from the device that holds it.
 
     Indexing a leaf that is spread over devices would be a program with a collective for each leaf. Many such programs

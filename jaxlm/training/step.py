@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import Windows
-from jaxlm.distributed.mesh import stay
+from jaxlm.distributed.mesh import constrain_sharding
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
@@ -289,4 +289,4 @@ def train_windows(
     # (Within the mesh's context functions can tell that devices share the program.)
     with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
-    return stay(mesh, state), metrics
+    return constrain_sharding(mesh, state), metrics

@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from jaxlm.data.vocab import TextSize
+
+class TextSize(NamedTuple):
+    """How much text there is: in tokens, in UTF-8, in code points, and in words at white space with ends of lines."""
+
+    tokens: int = 0
+    bytes: int = 0
+    characters: int = 0
+    words: int = 0
 
 
 def perplexity(nats: float, count: float) -> float:
@@ -22,14 +28,14 @@ def perplexity(nats: float, count: float) -> float:
         return math.inf
 
 
-def comparable(nats: float, size: "TextSize") -> dict[str, float]:
+def comparable(nats: float, size: TextSize) -> dict[str, float]:
     """The numbers that compare between vocabularies, of the summed nats of a text of this size; nan for an empty text.
 
     Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al. 2020,
     arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and the ends of lines (in the
     lm-evaluation-harness, over the words alone).
 
-    >>> from jaxlm.data.vocab import TextSize
+    >>> from jaxlm.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
     {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
     """
@@ -44,7 +50,7 @@ def comparable(nats: float, size: "TextSize") -> dict[str, float]:
 def comparable_text(found: Mapping[str, float]) -> str:
     """What `comparable` found, as it stands beside a perplexity.
 
-    >>> from jaxlm.data.vocab import TextSize
+    >>> from jaxlm.units import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
     >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without white space
