@@ -97,3 +97,36 @@ def spread(
     if math.isnan(mean):
         return ""
     return shown(mean) + ("" if math.isnan(deviation) else f" ± {shown(deviation)}")
+
+
+_BITS = {"characters": "bits per character", "bytes": "bits per byte"}
+
+
+def measure_name(tokens: str = "words") -> str:
+    """The measure that readers expect of models of such tokens.
+
+    >>> measure_name("words"), measure_name("characters"), measure_name("bytes")
+    ('perplexity', 'bits per character', 'bits per byte')
+    """
+    return _BITS.get(tokens, "perplexity")
+
+
+def measured(perplexity: float, tokens: str = "words") -> float:
+    """A perplexity per token in the measure of these tokens: its logarithm of base 2 for characters and bytes.
+
+    >>> measured(8.0, "words"), measured(8.0, "characters")
+    (8.0, 3.0)
+    """
+    if tokens not in _BITS:
+        return perplexity
+    return math.log2(perplexity) if perplexity > 0 else math.nan
+
+
+def measure_text(perplexity: float, tokens: str = "words") -> str:
+    """The number of `measured` with two decimals, or four of bits.
+
+    >>> measure_text(8.0, "subwords"), measure_text(8.0, "bytes")
+    ('8.00', '3.0000')
+    """
+    value = measured(perplexity, tokens)
+    return f"{value:.4f}" if tokens in _BITS else perplexity_text(value)

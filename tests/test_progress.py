@@ -284,3 +284,16 @@ sys.stderr.write("to its end")
     os.read(terminal, 1)
     os.close(terminal)
     assert process.communicate(timeout=60)[1] == b"to its end" and process.returncode == 0
+
+
+def test_a_run_of_characters_is_told_in_bits_per_character():
+    file = io.StringIO()
+    bar = Progress(1, 2, 100, "text", Console(file=file, width=400), tokens="characters")
+    bar.epoch(EpochResult(1, 1.0, 8.0, 4.0), 1234.0, 1.0, floor=2.0)
+    bar._last_line = -1e9
+    bar.advance(EpochResult(1, 1.0, 8.0), 1, 2, 1)
+    assert file.getvalue().splitlines() == [
+        "epoch 1/1 on text: train bits per character 3.0000, valid 2.0000 (floor 1.0000), rate 1, "
+        "1,234 characters/s, 1.0 s",
+        "epoch 1/1, window 1/2, bits per character 3.0000, rate 1",
+    ]

@@ -12,6 +12,7 @@ import signal
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -633,6 +634,10 @@ def test_a_killed_worker_s_trials_are_taken_over(server, tmp_path, undisturbed):
     assert_each_ended_once(run_dir, undisturbed)
 
 
+def has_checkpoints(run_dir: Path, count: int) -> bool:
+    return len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= count
+
+
 def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
     """Ctrl-C to a sweep in one process and SIGTERM to one of two workers, both in the middle of an epoch."""
     run_dir = tmp_path / "sweep"
@@ -643,9 +648,8 @@ def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
         ((*resume, "--workers", "2"), signal.SIGTERM, 8),
     ):
         sweep = server.start(*command)
-        assert wait_for(
-            lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= checkpoints, sweep
-        )
+        saved = partial(has_checkpoints, run_dir, checkpoints)
+        assert wait_for(saved, sweep)
         os.kill(sweep.pid, number)
         code, said, wrong = sweep.end()
         assert (code, wrong) == (128 + number, "")

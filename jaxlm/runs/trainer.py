@@ -164,7 +164,7 @@ def train(
         console = lasting_console(quiet or not first)
         per_window = counts.bptt_length * counts.batch_size
         progress = held.enter_context(
-            Progress(counts.epochs, run.last, per_window, corpus.name, console)
+            Progress(counts.epochs, run.last, per_window, corpus.name, console, corpus.vocab.kind)
         )
         for line in (*corpus.notes, *([note] if note else []), *of_dtype, *run.notes):
             progress.say(line, loud=True)
