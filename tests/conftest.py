@@ -18,14 +18,17 @@ hypothesis.settings.load_profile("jaxlm")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# The default suite compiles thousands of small programs, in a third of the time that XLA's optimisations would take.
-# Where numbers were recorded (`golden`) and in the slow tests, CI compiles as users do.
+# The default suite compiles thousands of small programs, in a third of the time that XLA's
+# optimisations would take. Where numbers were recorded (`golden`) and in the slow tests, CI
+# compiles as users do.
 DEFAULT_SUITE = "not slow"
 COMPILED_BYTES = 1 << 30
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before JAX is imported anywhere: how all processes of the session compile, and where they keep programs."""
+    """Before JAX is imported anywhere:
+    how all processes of the session compile, and where they keep programs.
+    """
     if hasattr(config, "workerinput"):
         return
     for name in (
@@ -49,9 +52,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def _keep_programs(config: pytest.Config) -> None:
     """Names one folder of compiled programs for all processes of all sessions.
 
-    Most of what tests take is XLA's time, and the same program is met in many files and processes. JAX names a program
-    by its text, its options, the compiler and the folder, so that none is taken for another. The folder is that of
-    JAXLM_TEST_PROGRAMS, which .ci/run keeps between its runs, or pytest's cache (`pytest --cache-clear` empties it).
+    Most of what tests take is XLA's time, and the same program is met in many files and processes.
+    JAX names a program by its text, its options, the compiler and the folder, so that none is taken
+    for another. The folder is that of JAXLM_TEST_PROGRAMS, which .ci/run keeps between its runs, or
+    pytest's cache (`pytest --cache-clear` empties it).
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or not hasattr(config, "cache"):
         return
@@ -71,7 +75,8 @@ def _keep_programs(config: pytest.Config) -> None:
     }
 
 
-# Where JAXLM_NO_SKIPS is set, as in CI, a test may only be skipped for these reasons; "all": not for these packages.
+# Where JAXLM_NO_SKIPS is set, as in CI, a test may only be skipped for these reasons; "all": not
+# for these packages.
 MAY_BE_ABSENT = (
     "torch",
     "transformers",
@@ -102,7 +107,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
-MOST_SECONDS = 180  # of all cores' time that a test of the default suite may take: more, and it would never end
+# of all cores' time that a test of the default suite may take: more, and it would never end
+MOST_SECONDS = 180
 
 
 @pytest.hookimpl(wrapper=True)
@@ -136,7 +142,9 @@ def ptb_dir() -> Path:
 
 @pytest.fixture
 def small_disk(request: pytest.FixtureRequest, tmp_path: Path):
-    """A file system of two megabytes, or of the size of an indirect parameter; skips where none can be mounted."""
+    """A file system of two megabytes, or of the size of an indirect parameter;
+    skips where none can be mounted.
+    """
     folder = tmp_path / "disk"
     size = getattr(request, "param", "2m")
     folder.mkdir()
@@ -216,7 +224,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
-    """A finished run of a small model on the tiny embedded corpus: (TrainResult, what it printed)."""
+    """A finished run of a small model on the tiny embedded corpus:
+    (TrainResult, what it printed).
+    """
     import contextlib
     import io
 

@@ -1,4 +1,6 @@
-"""Exact models of the generated corpus that know less than its source: unigram, bigram; and the source word by word."""
+"""Exact models of the generated corpus that know less than its source: unigram, bigram;
+and the source word by word.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +29,11 @@ def sample(spec: Size | str) -> Sample:
 
 
 def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> float:
-    """The summed nats of a stream: the nats of its classes, and of its words by a filter over the hidden topic.
+    """The summed nats of a stream: the nats of its classes,
+    and of its words by a filter over the hidden topic.
 
-    Within a sentence the topic is constant, so the evidence for each topic is a sum over the sentence's words;
-    only a belief of K probabilities passes from each sentence to the next.
+    Within a sentence the topic is constant, so the evidence for each topic is a sum over the
+    sentence's words; only a belief of K probabilities passes from each sentence to the next.
 
     Args:
         source: The source of the stream.
@@ -66,7 +69,9 @@ def floor_nats(source: Source, ids: np.ndarray) -> float:
 
 
 def states(source: Source, ids: np.ndarray) -> np.ndarray:
-    """The state of the grammar before each token of a stream `[N]`; all sentences advance together."""
+    """The state of the grammar before each token of a stream `[N]`;
+    all sentences advance together.
+    """
     classes = source.word_class[ids]
     found = np.zeros(len(ids), np.int64)
     position = _starts(ids)
@@ -83,7 +88,9 @@ def _starts(ids: np.ndarray) -> np.ndarray:
 
 
 def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
-    """The probability of each word after all ids of a stream so far [V]: the plain reference of `nats`."""
+    """The probability of each word after all ids of a stream so far [V]:
+    the plain reference of `nats`.
+    """
     stay = source.spec.stay / 256
     topics = source.spec.topics
     state = 0
@@ -108,17 +115,20 @@ def stationary(source: Source) -> np.ndarray:
 
 
 def unigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
-    """The nats of each token without context [N], by the source's stationary frequencies of words."""
+    """The nats of each token without context [N],
+    by the source's stationary frequencies of words.
+    """
     classes = stationary(source) @ source.class_weight / 2.0**BITS
     words = classes[source.word_class] * source.word_weight.mean(0) / 2.0**BITS
     return -np.log(words)[ids]
 
 
 def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
-    """The nats of each token given only the one before [N], by the source's stationary frequencies of pairs.
+    """The nats of each token given only the one before [N],
+    by the source's stationary frequencies of pairs.
 
-    The word before determines its class and, by Bayes' rule, the distribution of the topic. The first token is taken
-    to follow `<eos>`.
+    The word before determines its class and, by Bayes' rule, the distribution of the topic. The
+    first token is taken to follow `<eos>`.
     """
     before = np.concatenate([[0], ids[:-1]])
     chance = source.class_weight / 2.0**BITS
@@ -137,7 +147,9 @@ def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
 
 
 def perplexities(corpus: Sample, split: str) -> dict[str, float]:
-    """The perplexity of a split's predicted tokens (all but the first) under models that know less and less."""
+    """The perplexity of a split's predicted tokens (all but the first)
+    under models that know less and less.
+    """
     source = corpus.source
     ids = getattr(corpus, split)
     alone = nats(source, ids, across_sentences=False) - nats(source, ids[:1])

@@ -1,6 +1,8 @@
-"""`jaxlm` commands as forked children of one process that has imported everything, so that one starts in no time.
+"""`jaxlm` commands as forked children of one process that has imported everything,
+so that one starts in no time.
 
-Each child is a real process with its own signals, locks and exit code; nothing of JAX was computed before the fork.
+Each child is a real process with its own signals, locks and exit code; nothing of JAX was computed
+before the fork.
 """
 
 import gc
@@ -103,7 +105,9 @@ class Server:
         self._process.stdout.close()
 
     def start(self, *arguments: str | Path, before: str = "") -> Command:
-        """Starts `jaxlm ARGUMENTS` after Python code that changes something in that process alone."""
+        """Starts `jaxlm ARGUMENTS` after Python code that changes
+        something in that process alone.
+        """
         assert self._process.stdin
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
@@ -126,7 +130,9 @@ class Server:
         return self._ended.get(pid)
 
     def _hear(self, wait: float) -> int | None:
-        """Notes the next thing that the server says: the child that started, 0 where one ended, None: nothing."""
+        """Notes the next thing that the server says:
+        the child that started, 0 where one ended, None: nothing.
+        """
         assert self._process.stdout
         while b"\n" not in self._rest:
             if not select.select([self._process.stdout], [], [], wait)[0]:
@@ -172,7 +178,9 @@ def _serve() -> None:
 
 
 def _import_all() -> None:
-    """All that a command may import, and small blocks, so that a kill falls between many writes of `prepare`."""
+    """All that a command may import, and small blocks,
+    so that a kill falls between many writes of `prepare`.
+    """
     for name in (
         "sklearn.cluster",
         "sklearn.decomposition",

@@ -1,4 +1,6 @@
-"""Files as PyTorch and TensorFlow write them, put together by hand; and the model that they hold, computed in NumPy."""
+"""Files as PyTorch and TensorFlow write them, put together by hand;
+and the model that they hold, computed in NumPy.
+"""
 
 import io
 import json

@@ -1,4 +1,6 @@
-"""Small language models with parameters that were never trained, and surprisals computed plainly."""
+"""Small language models with parameters that were never trained,
+and surprisals computed plainly.
+"""
 
 from functools import cache
 
@@ -55,7 +57,9 @@ def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
-    """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V]; no padding."""
+    """Log-probabilities of every next word after `<eos>` and after each word,
+    [len(words) + 1, V]; no padding.
+    """
     ids = jnp.asarray([lm.vocab.eos, *lm.vocab.encode(words)])
     return np.asarray(
         next_word(lm.config.model, lm.params if params is None else params, ids), np.float64

@@ -51,7 +51,9 @@ MAIN = "from jaxlm.__main__ import main; main()"
 
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:
-    """`jaxlm ARGUMENTS` as a process of its own with one thread of XLA; its output is read by `end`."""
+    """`jaxlm ARGUMENTS` as a process of its own with one thread of XLA;
+    its output is read by `end`.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -125,7 +127,9 @@ def windows(run_dir: Path) -> int:
 
 
 def kept(run_dir: Path) -> dict[str, bytes]:
-    """Every byte of a finished run that must be reproduced: its metrics and checkpoints: last, best and milestones."""
+    """Every byte of a finished run that must be reproduced: its metrics and checkpoints:
+    last, best and milestones.
+    """
     files = {"metrics.jsonl": (run_dir / "metrics.jsonl").read_bytes()}
     milestones = [str(step) for step, one in checkpoint.manifests(run_dir).items() if one.words]
     for which in ("last", "best", *milestones):

@@ -1,8 +1,9 @@
-"""The tables that every law is tested over: each kind of model, optimiser and schedule, and each mechanism by itself.
+"""The tables that every law is tested over:
+each kind of model, optimiser and schedule, and each mechanism by itself.
 
-A new kind is in them as soon as it is in the tables of `jaxlm/models/` and `jaxlm/config/`. By default the laws are
-tested over a few cases (`USUAL_MODELS` has every model, `COVERING` every optimiser and schedule); over all cases with
-the slow tests.
+A new kind is in them as soon as it is in the tables of `jaxlm/models/` and `jaxlm/config/`. By
+default the laws are tested over a few cases (`USUAL_MODELS` has every model, `COVERING` every
+optimiser and schedule); over all cases with the slow tests.
 """
 
 from itertools import cycle, islice
@@ -154,8 +155,8 @@ CASES = (
         ),
         "average": BASE.replace(average_decay=0.9),
         "mogrifier-all": MODEL_CASES["mogrifier-all"].replace(layer_norm=False, **LAMB),
-        # One layer and no word without an embedding: a norm divides by a deviation, and two layers of four units, whose
-        # deviations are small, make a hundred roundings of one.
+        # One layer and no word without an embedding: a norm divides by a deviation, and two layers
+        # of four units, whose deviations are small, make a hundred roundings of one.
         "layer-norm": MODEL_CASES["mogrifier-all"].replace(
             embedding_size=8, hidden_sizes=(8,), **LAMB | {"keep_words": 1.0}
         ),
@@ -178,7 +179,9 @@ CASES = (
 
 
 def parameters(cases, usual):
-    """The cases of a table for `pytest.mark.parametrize`; those that are not usual with the slow tests."""
+    """The cases of a table for `pytest.mark.parametrize`;
+    those that are not usual with the slow tests.
+    """
     return [
         pytest.param(case, id=name, marks=[] if name in usual else [pytest.mark.slow])
         for name, case in cases.items()

@@ -43,7 +43,9 @@ def run(folder: Path, epochs: int = 3, windows: int = 40, **result: Any) -> Path
 
 
 def intrude(path: Path, intruder: str) -> Path:
-    """Puts something else than a file of its own in a file's place; the file that it leads to, if any."""
+    """Puts something else than a file of its own in a file's place;
+    the file that it leads to, if any.
+    """
     path.unlink(missing_ok=True)
     target = path.parent.parent / "precious"
     target.write_text("precious")

@@ -1,6 +1,8 @@
-"""Traces the library with every annotation checked: `test_shapes.py` starts it in a process of its own.
+"""Traces the library with every annotation checked:
+`test_shapes.py` starts it in a process of its own.
 
-The ops refuse wrong shapes by sentences of their own, which a checker in the tests' process would precede.
+The ops refuse wrong shapes by sentences of their own, which a checker in the tests' process would
+precede.
 """
 
 import importlib
@@ -24,8 +26,8 @@ CHECKED = ("jaxlm.ops", "jaxlm.models", "jaxlm.published", "jaxlm.training")
 def checked(function):
     """Checks arguments and results, and the fields of those that are dataclasses or named tuples.
 
-    Fields come first: the sizes that they name may be met in the other arguments. Constructors are left alone: JAX
-    makes pytrees of anything.
+    Fields come first: the sizes that they name may be met in the other arguments. Constructors are
+    left alone: JAX makes pytrees of anything.
     """
     if function.__name__ == "__init__":
         return function
@@ -77,7 +79,9 @@ def fields(kind):
 
 
 def import_checked():
-    """Imports the checked rooms, with the names that only annotations use; every annotation has a meaning."""
+    """Imports the checked rooms, with the names that only annotations use;
+    every annotation has a meaning.
+    """
     with install_import_hook(CHECKED, "shapes.checked"):
         importlib.import_module("jaxlm")
         importlib.import_module(
@@ -99,7 +103,9 @@ def import_checked():
 
 
 def trace(config):
-    """Traces the first windows of a run of a config, their evaluation and generated words; nothing is compiled."""
+    """Traces the first windows of a run of a config, their evaluation and generated words;
+    nothing is compiled.
+    """
     from jaxlm.runs.run import window_plan
     from jaxlm.scoring.generation import Position, advance
     from jaxlm.scoring.sampling import Sampling
@@ -129,7 +135,9 @@ def trace(config):
 
 
 def trace_ops():
-    """Traces the plain references, whose shapes are those of the fast ops; and wrong shapes, which are refused."""
+    """Traces the plain references, whose shapes are those of the fast ops;
+    and wrong shapes, which are refused.
+    """
     from jaxlm.ops import (
         linear_attention,
         lstm,

@@ -1,4 +1,6 @@
-"""experiments/ablation.py and optimizers.py: each run is made once, and their tables end in their pages."""
+"""experiments/ablation.py and optimizers.py:
+each run is made once, and their tables end in their pages.
+"""
 
 import runpy
 import sys

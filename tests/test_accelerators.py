@@ -1,7 +1,8 @@
-"""Programs compiled for an H100 and for TPUs v5e, none of which is here: they compile, are divided, and fit.
+"""Programs compiled for an H100 and for TPUs v5e, none of which is here:
+they compile, are divided, and fit.
 
-Needs libtpu and the CUDA plugin of JAX's version (`.ci/nightly` installs them); nothing is run, so nothing is said of
-numbers or speed. Each program takes seconds to minutes to compile.
+Needs libtpu and the CUDA plugin of JAX's version (`.ci/nightly` installs them); nothing is run, so
+nothing is said of numbers or speed. Each program takes seconds to minutes to compile.
 """
 
 import re
@@ -29,12 +30,13 @@ pytestmark = [
         not (
             find_spec("libtpu") and find_spec("jax_plugins") and find_spec("jax_plugins.xla_cuda12")
         ),
-        reason="libtpu and jax_cuda12_plugin are not installed: .ci/nightly compiles for accelerators",
+        reason="libtpu and jax_cuda12_plugin are not installed: .ci/nightly compiles for them",
     ),
 ]
 WIDE = dict(vocab_size=1000, hidden_sizes=(24, 16), embedding_size=16)
 
-# Every kind of model, head, optimiser and dtype is in some case; a case is compiled for both targets.
+# Every kind of model, head, optimiser and dtype is in some case; a case is compiled for both
+# targets.
 COVERING = {
     name: {**CASES, **MODEL_CASES}[name].replace(compute_dtype=dtype)
     for name, dtype in (
@@ -68,7 +70,9 @@ def test_a_step_compiles_for_a_gpu(name):
 
 @pytest.mark.parametrize("name", COVERING)
 def test_a_step_compiles_for_tpus_that_share_rows_and_words_and_gathers_no_logits(name):
-    """V does not divide over two devices; no array of words is gathered that has a window's rows too."""
+    """V does not divide over two devices;
+    no array of words is gathered that has a window's rows too.
+    """
     config = COVERING[name]
     text = accelerators.compiled(accelerators.training(config, "v5e", 2, 2), "v5e").as_text()
     rows = config.train.longest * config.train.batch_size
@@ -138,7 +142,9 @@ def test_the_largest_programs_fit_into_one_device(name, target):
 
 
 def test_a_window_of_small_launches_few_kernels():
-    """Each costs an H100 microseconds, and `small` little else: 646 before its loops were partly written out."""
+    """Each costs an H100 microseconds, and `small` little else:
+    646 before its loops were partly written out.
+    """
     assert accelerators.row_of("small", "h100")["kernels a window"] < 400
 
 

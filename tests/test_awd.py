@@ -1,7 +1,8 @@
-"""AWD-LSTM (Merity et al. 2018): trajectories that its published code really ran, with the noise that it had.
+"""AWD-LSTM (Merity et al. 2018): trajectories that its published code really ran,
+with the noise that it had.
 
-The recordings and their draws: tests/golden/published/README.md. The step is the project's own; recorded masks are its
-input.
+The recordings and their draws: tests/golden/published/README.md. The step is the project's own;
+recorded masks are its input.
 """
 
 from dataclasses import replace
@@ -38,7 +39,9 @@ def torch_gates(array: np.ndarray) -> np.ndarray:
 
 
 def torch_layers(layers: list, differences: list, apart: float) -> dict[str, np.ndarray]:
-    """PyTorch's tensors of the layers, each with two biases that began so far from each other, now times `apart`."""
+    """PyTorch's tensors of the layers,
+    each with two biases that began so far from each other, now times `apart`.
+    """
     found = {}
     for k, (layer, difference) in enumerate(zip(layers, differences, strict=True)):
         kernel = np.asarray(layer["kernel"])
@@ -107,7 +110,9 @@ class Replay:
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
 
     def _weights(self, g):
-        """The parameters; and of each layer the difference of PyTorch's two biases, which only decays."""
+        """The parameters; and of each layer the difference of
+        PyTorch's two biases, which only decays.
+        """
 
         def draw(s, *shape):
             return g.uniform(-s, s, shape).astype(np.float32).astype(self.dtype)
@@ -154,7 +159,9 @@ class Replay:
         return jax.tree.map(jnp.asarray, Noise(embedding, tuple(outputs), words, tuple(weights)))
 
     def run(self):
-        """Reported and minimised losses, gradient norms, evaluations, and named tensors at three times."""
+        """Reported and minimised losses, gradient norms, evaluations,
+        and named tensors at three times.
+        """
         golden = self.golden
         tokens = jnp.asarray(batch(self.train, self.c["B"]))
         state = init_state(self.recipe, jax.random.key(0), self.c["B"], self.params)
@@ -215,7 +222,9 @@ class Replay:
 
 
 def agreeing(golden: dict) -> int:
-    """The steps until which the published code agrees with itself, float32 with float64, to 1e-4."""
+    """The steps until which the published code agrees with itself,
+    float32 with float64, to 1e-4.
+    """
     told = golden["expected"]
     off = np.abs(np.array(told["float32"]["raw_loss"]) / told["float64"]["raw_loss"] - 1) > 1e-4
     if off.any():

@@ -1,4 +1,6 @@
-"""experiments/speedrun.py and benchmark.py: their commands are accepted, they run, and they tell what was run."""
+"""experiments/speedrun.py and benchmark.py:
+their commands are accepted, they run, and they tell what was run.
+"""
 
 import csv
 import io
@@ -186,7 +188,9 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--texts embedded-tiny --minutes inf": "above 0, found 'inf'",
         "--texts embedded-tiny --share -1": "above 0, found '-1'",
         "--texts embedded-tiny --set keep_output": "takes FIELD=SPACE",
-        f"{TINY_CELL} --minutes 1 --set keep_output=2,3": "keep_output must be above 0 and at most 1",
+        f"{TINY_CELL} --minutes 1 --set keep_output=2,3": (
+            "keep_output must be above 0 and at most 1"
+        ),
         f"{TINY_CELL} --minutes 1 --run-dir kept.json": "kept.json cannot be used",
     },
     "optimizers.py": {

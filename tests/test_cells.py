@@ -1,4 +1,5 @@
-"""Matrix-valued states and sLSTM beside their authors' code, and the op of such states beside a plain one.
+"""Matrix-valued states and sLSTM beside their authors' code,
+and the op of such states beside a plain one.
 
 The recordings and their draws: tests/golden/published/README.md.
 """
@@ -158,7 +159,9 @@ def test_gated_deltanet_is_the_paper_s_equations():
     seed=st.integers(0, 99),
 )
 def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, length, seed):
-    """Values and gradients; a decay a head, with and without the delta rule, and one for each key unit."""
+    """Values and gradients; a decay a head, with and without the delta rule,
+    and one for each key unit.
+    """
     B = 2
     N = 2
     D = 2
@@ -199,7 +202,9 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, width, lengt
 
 @pytest.mark.parametrize("units, delta", [(1, False), (1, True), (9, False)])
 def test_chunks_are_as_exact_as_steps(units, delta):
-    """Of a decay for all keys and of one for each, some as hard as exp(-20), by the error against float64."""
+    """Of a decay for all keys and of one for each, some as hard as exp(-20),
+    by the error against float64.
+    """
     rng = np.random.default_rng(units)
     shape = (301, 2, 1, 9)
     q, k, v = (rng.normal(size=shape).astype(np.float32) for _ in range(3))

@@ -1,13 +1,16 @@
-"""Everything that can happen to a run, a sweep or a preparation, mixed at random: nothing is lost in silence.
+"""Everything that can happen to a run, a sweep or a preparation, mixed at random:
+nothing is lost in silence.
 
-A life begins in an empty directory and is disturbed until it ends. A case is one disturbance and the command that meets
-it. After each, what was planted is taken away and what was damaged is put back, and the same command is given again. At
-the end every byte that is promised must be that of a life that nobody disturbed.
+A life begins in an empty directory and is disturbed until it ends. A case is one disturbance and
+the command that meets it. After each, what was planted is taken away and what was damaged is put
+back, and the same command is given again. At the end every byte that is promised must be that of a
+life that nobody disturbed.
 
-Then Ctrl-C comes at any moment of any verb, output goes to paths of every kind, and texts are long and regular.
+Then Ctrl-C comes at any moment of any verb, output goes to paths of every kind, and texts are long
+and regular.
 
-JAXLM_CHAOS is the number of cases (200): half are disturbances, a quarter are Ctrl-C, the rest are outputs and texts.
-JAXLM_CHAOS_SEED is the seed, which is printed:
+JAXLM_CHAOS is the number of cases (200): half are disturbances, a quarter are Ctrl-C, the rest are
+outputs and texts. JAXLM_CHAOS_SEED is the seed, which is printed:
 
     JAXLM_CHAOS=3000 JAXLM_CHAOS_SEED=1 pytest -m slow -n 0 tests/test_chaos.py
 """
@@ -284,7 +287,9 @@ def different(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
 def finished(
     subject: Subject, place: Place, command: Command, told: list[str], asked: object = ""
 ) -> tuple[int, str]:
-    """Waits for a command and holds it to what is promised of every command: (exit code, what it complains of)."""
+    """Waits for a command and holds it to what is promised of every command:
+    (exit code, what it complains of).
+    """
     code, out, err = command.end()
     told.append(f"  {asked} -> {code} {err}")
     assert code in CODES, f"exit code {code}: {err}"
@@ -314,7 +319,8 @@ def killed(subject: Subject, at: Path, place: Place, rng: random.Random, told: l
         command.kill()
         code, err = finished(subject, place, command, told, "killed")
         caught += code == -9
-        # A second one may come before there is a run to resume, or find one that it would have begun.
+        # A second one may come before there is a run to resume, or find one that it would have
+        # begun.
         assert code != 1 or len(both) > 1, err
     return f"{caught} of {len(both)}"
 
@@ -322,7 +328,9 @@ def killed(subject: Subject, at: Path, place: Place, rng: random.Random, told: l
 def second_writer(
     subject: Subject, at: Path, place: Place, rng: random.Random, told: list[str]
 ) -> str:
-    """Another process comes while one works: a run is refused, a sweep is helped, a preparation waits."""
+    """Another process comes while one works:
+    a run is refused, a sweep is helped, a preparation waits.
+    """
     first = place.server.start(*next(subject.commands(at)))
     time.sleep(rng.uniform(0, 0.6 * place.seconds[subject.name]))
     second = place.server.start(*next(subject.commands(at)))
@@ -355,7 +363,8 @@ def answered(
     if code == 1:
         there = re.search("|".join(map(re.escape, names)), err)
         begun = re.search(
-            "problems|holds no (run|checkpoints|sweep)|there is no (directory|corpus)|finished epoch|"
+            "problems|holds no (run|checkpoints|sweep)|there is no (directory|corpus)|"
+            "finished epoch|"
             "is not a finished corpus|is not empty|has no checkpoint|in use|cannot be found|"
             "does not exist|is damaged|not intact|is intact",
             err,
@@ -498,7 +507,8 @@ DISTURBANCES = {
 }
 
 
-MARKED = "import sys, jaxlm.__main__ as it; sys.stderr.write('!'); sys.stderr.flush(); it.main()"  # `!`: Python has begun
+# `!`: Python has begun
+MARKED = "import sys, jaxlm.__main__ as it; sys.stderr.write('!'); sys.stderr.flush(); it.main()"
 SENTENCES = "the cat sat\nw1 w2 w3\n"
 PAIR = '{"sentence_good": "the cat", "sentence_bad": "cat the", "UID": "order"}\n'
 CONDITION = {"condition_name": "c", "regions": [{"region_number": 1, "content": "the cat"}]}

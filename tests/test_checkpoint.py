@@ -1,4 +1,6 @@
-"""Checkpoints: every damage is found and named, nothing unfinished is read, and a stranger's is only data."""
+"""Checkpoints: every damage is found and named, nothing unfinished is read,
+and a stranger's is only data.
+"""
 
 import dataclasses
 import errno
@@ -96,7 +98,9 @@ def test_equal_states_give_equal_bytes(original, tmp_path):
 
 
 def test_the_arrays_are_one_file_that_others_open(original):
-    """PyTorch and any other reader of safetensors; PRNG keys are their bits, and shapes are the config's."""
+    """PyTorch and any other reader of safetensors;
+    PRNG keys are their bits, and shapes are the config's.
+    """
     found = arrays_of((original / "state.safetensors").read_bytes())
     state = checkpoint.read(original).state
     expected = state_arrays.shapes(state_arrays._without_keys(state))
@@ -537,7 +541,8 @@ def test_a_checkpoint_of_small_costs_less_than_a_hundredth_of_its_epoch(tmp_path
     with capsys.disabled():
         size = sum(file.stat().st_size for file in files(checkpoint.find(tmp_path)))
         print(
-            f"\na checkpoint of {size / 1e6:.1f} MB: median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s"
+            f"\na checkpoint of {size / 1e6:.1f} MB: "
+            f"median {sorted(seconds)[3]:.2f} s, worst {max(seconds):.2f} s"
         )
     assert sorted(seconds)[3] < 1
 

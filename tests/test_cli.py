@@ -1,4 +1,6 @@
-"""`jaxlm` as a user meets it: every mistake is one clear sentence and a non-zero exit, and nothing is overwritten."""
+"""`jaxlm` as a user meets it: every mistake is one clear sentence and a non-zero exit,
+and nothing is overwritten.
+"""
 
 import hashlib
 import io
@@ -229,7 +231,9 @@ def test_there_must_be_something_to_resume(capsys, tmp_path, monkeypatch):
 
 
 def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch, capsys):
-    """Of the preset where one is named; a run under a name of its own, or finished, is never taken."""
+    """Of the preset where one is named;
+    a run under a name of its own, or finished, is never taken.
+    """
     monkeypatch.chdir(tmp_path)
     finished = {"kind": "test", "corpus": "x", "test_perplexity": 2.0}
     for name, rows in (

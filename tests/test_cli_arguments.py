@@ -1,6 +1,8 @@
-"""Arguments: a flag for every field of every kind, help that follows the kinds chosen, and one sentence for the rest.
+"""Arguments: a flag for every field of every kind, help that follows the kinds chosen,
+and one sentence for the rest.
 
-What is heavy (training, loading, preparing) is replaced; parsing, configs, files and messages are the real ones.
+What is heavy (training, loading, preparing) is replaced; parsing, configs, files and messages are
+the real ones.
 """
 
 import io

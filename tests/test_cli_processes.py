@@ -73,7 +73,8 @@ def jaxlm(*arguments, code=MAIN, before="", after="", **options):
 def test_help_and_mistakes_import_nothing_heavy(arguments):
     code = (
         "import sys\nfrom jaxlm.cli import main\ntry: main()\nexcept SystemExit: pass\n"
-        f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr, sep=' ', end='!')"
+        f"heavy = [name for name in {HEAVY} if name in sys.modules]\n"
+        "print(*heavy, file=sys.stderr, end='!')"
     )
     heavy = (
         [] if "-1" not in arguments else ["jax", "numpy"]
@@ -168,7 +169,8 @@ def test_settings_of_jax_change_no_number(tmp_path):
 
 
 def test_ctrl_c_before_there_is_a_run(finished):
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # also in the background
+    # also in the background
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     process = subprocess.Popen(
         [sys.executable, "-c", heeding + MAIN, "perplexity", str(finished)],
         stdin=subprocess.PIPE,

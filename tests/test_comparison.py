@@ -1,4 +1,6 @@
-"""jaxlm compare: the difference between two runs on one text, with the interval of a paired bootstrap over lines."""
+"""jaxlm compare: the difference between two runs on one text,
+with the interval of a paired bootstrap over lines.
+"""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,6 @@
-"""config/: presets are the recipes, kinds bring their fields, JSON comes back as it went, wrong fields are named."""
+"""config/: presets are the recipes, kinds bring their fields, JSON comes back as it went,
+wrong fields are named.
+"""
 
 import json
 import math
@@ -168,7 +170,8 @@ def test_every_field_has_help_and_means_the_same_in_every_kind_that_has_it():
             assert spec.help
             types.setdefault(name, set()).add((spec.type, spec.optional))
     assert not set(types) & set(KINDS)
-    # Muon always has a momentum, Adam and Muon a weight decay, and averaged SGD an average; others may have none.
+    # Muon always has a momentum, Adam and Muon a weight decay, and averaged SGD an average; others
+    # may have none.
     either, either_count = ({(kind, True), (kind, False)} for kind in (float, int))
     assert {name: found for name, found in types.items() if len(found) > 1} == {
         "momentum": either,
@@ -199,7 +202,9 @@ def test_a_plain_name_belongs_to_one_section_only():
 
 
 def test_no_kind_is_taken_for_another_with_the_same_fields():
-    """As `jax.jit` compares them: GRU and MinGRU, or the schedules linear and cosine, differ by their class alone."""
+    """As `jax.jit` compares them: GRU and MinGRU, or the schedules linear and cosine,
+    differ by their class alone.
+    """
     kinds = [
         *(kind for _, _, kind in all_kinds() if kind not in FIXED.values()),
         *PROTOCOLS.values(),
@@ -259,12 +264,12 @@ def test_a_field_is_taken_over_only_where_it_means_the_same(old):
 
 def test_what_another_kind_takes_over_is_said():
     assert changed_kinds(preset("awd-lstm"), dict(optimizer="adamw", cost="sum")) == [
-        "the optimizer adamw takes over from asgd: activation_penalty 2, temporal_penalty 1; it has its own defaults "
-        "in place of learning_rate 30, clip_norm 0.25, weight_decay 1.2e-06"
+        "the optimizer adamw takes over from asgd: activation_penalty 2, temporal_penalty 1; "
+        "it has its own defaults in place of learning_rate 30, clip_norm 0.25, weight_decay 1.2e-06"
     ]
     assert changed_kinds(preset("zaremba-medium"), dict(model="gru", keep_output=0.8)) == [
-        "the model gru takes over from lstm: embedding_size 650, hidden_sizes 650,650, init_scale 0.05, "
-        "keep_embedding 0.5"
+        "the model gru takes over from lstm: embedding_size 650, "
+        "hidden_sizes 650,650, init_scale 0.05, keep_embedding 0.5"
     ]
     assert changed_kinds(preset("small"), dict(optimizer="adamw", model="lstm")) == []
 
@@ -331,7 +336,8 @@ def test_what_another_kind_takes_over_is_said():
         (dict(model="grv"), f"model must be {MODEL_NAMES}; it is 'grv'"),
         (
             dict(model="gru", forget_bias=1.0),
-            "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, and the model is gru, "
+            "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, "
+            "and the model is gru, "
             "whose fields are vocab_size, .*compute_dtype",
         ),
         (

@@ -1,4 +1,6 @@
-"""Corpora: any text in, ids out; downloads from a local server; bad input gives one clear sentence."""
+"""Corpora: any text in, ids out; downloads from a local server;
+bad input gives one clear sentence.
+"""
 
 import hashlib
 import os
@@ -55,7 +57,9 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def irregular(path: Path, change: str, target: Path = Path("/dev/zero")) -> None:
-    """Replaces a file by a FIFO, a link to a device, a sparse file of 1 TB, or a link to `target`."""
+    """Replaces a file by a FIFO, a link to a device, a sparse file of 1 TB,
+    or a link to `target`.
+    """
     path.unlink(missing_ok=True)
     if change == "FIFO":
         os.mkfifo(path)
@@ -357,7 +361,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def mirrors(monkeypatch, fake_ptb):
-    """A function that sets the mirrors to folders of a local server, each named by how it answers."""
+    """A function that sets the mirrors to folders of a local server,
+    each named by how it answers.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.released = threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

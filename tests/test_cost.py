@@ -1,4 +1,6 @@
-"""training/gradient.py and weight decay: what is minimised, what is reported, and what is clipped."""
+"""training/gradient.py and weight decay:
+what is minimised, what is reported, and what is clipped.
+"""
 
 import jax
 import jax.numpy as jnp

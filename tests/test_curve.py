@@ -71,7 +71,8 @@ def test_nobodys_matplotlib_is_touched(tmp_path):
     """No display, another backend chosen, pyplot not imported: all as before."""
     code = (
         "import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
-        "from jaxlm.report.curve import learning_curve; from jaxlm.runs.metrics import read_metrics; "
+        "from jaxlm.report.curve import learning_curve; "
+        "from jaxlm.runs.metrics import read_metrics; "
         "learning_curve(read_metrics(sys.argv[1]), 20, Path(sys.argv[1], 'curve.png')); "
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )

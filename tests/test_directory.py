@@ -1,4 +1,6 @@
-"""A run's directory: what a stranger, a killed process or an odd name put there leads nowhere else and never hangs."""
+"""A run's directory: what a stranger,
+a killed process or an odd name put there leads nowhere else and never hangs.
+"""
 
 import hashlib
 import json
@@ -320,8 +322,8 @@ def test_problems_name_what_is_damaged(run_dir):
         (run_dir / "metrics.jsonl").write_bytes(damaged)
         (problem,) = rundir.problems(run_dir)
         assert (
-            "metrics.jsonl is damaged: its first 2,384 bytes are not those that the checkpoint sealed"
-            in problem
+            "metrics.jsonl is damaged: "
+            "its first 2,384 bytes are not those that the checkpoint sealed" in problem
         )
     (run_dir / "metrics.jsonl").write_bytes(metrics + b'{"kind":"window",')
     (problem,) = rundir.problems(run_dir)

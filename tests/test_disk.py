@@ -1,4 +1,6 @@
-"""Disks that are full, read-only or gone: training says so in one sentence, and what was saved stays valid."""
+"""Disks that are full, read-only or gone:
+training says so in one sentence, and what was saved stays valid.
+"""
 
 import os
 import re

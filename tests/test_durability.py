@@ -1,6 +1,8 @@
-"""Loss of power: bytes are synced before they get their name, and names before an older file is removed.
+"""Loss of power: bytes are synced before they get their name,
+and names before an older file is removed.
 
-Kills cannot show this: the kernel keeps what a killed process wrote. So the calls themselves are recorded.
+Kills cannot show this: the kernel keeps what a killed process wrote. So the calls themselves are
+recorded.
 """
 
 import os

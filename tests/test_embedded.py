@@ -1,4 +1,6 @@
-"""The generated corpus: the same bytes everywhere, and a floor that equals the one found by brute force."""
+"""The generated corpus: the same bytes everywhere,
+and a floor that equals the one found by brute force.
+"""
 
 import hashlib
 import itertools
@@ -43,7 +45,9 @@ def tiny() -> Sample:
 
 @pytest.fixture(scope="module")
 def short() -> Sample:
-    """A few short sentences with few topics that change often, so that every sequence of topics can be listed."""
+    """A few short sentences with few topics that change often,
+    so that every sequence of topics can be listed.
+    """
     spec = embedded.Size.of("embedded-tiny")
     return sample(replace(spec, tokens=(60, 60, 60), topics=4, stay=128, close=400))
 

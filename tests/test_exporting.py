@@ -1,4 +1,6 @@
-"""Export: each file holds the same model, checked by whoever reads it; what cannot be held is refused."""
+"""Export: each file holds the same model, checked by whoever reads it;
+what cannot be held is refused.
+"""
 
 import json
 import shutil

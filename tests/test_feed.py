@@ -1,4 +1,6 @@
-"""Feeding: a memory-mapped corpus is read ahead in slabs, and trains and evaluates as one in memory does."""
+"""Feeding: a memory-mapped corpus is read ahead in slabs,
+and trains and evaluates as one in memory does.
+"""
 
 import os
 import signal

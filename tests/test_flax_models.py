@@ -1,4 +1,6 @@
-"""The whole model as a Flax module: of every kind and head it is jaxlm's own, in linen and in NNX."""
+"""The whole model as a Flax module:
+of every kind and head it is jaxlm's own, in linen and in NNX.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -180,7 +182,9 @@ def test_nnx_trains_and_turns_dropout_on_and_off():
 def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(
     text, tmp_path, monkeypatch, request, capsys
 ):
-    """50 windows, in which clipping acts; on the small text over an epoch's end, after which the rate is halved."""
+    """50 windows, in which clipping acts;
+    on the small text over an epoch's end, after which the rate is halved.
+    """
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "experiments")
     example = import_module("flax_example")
     monkeypatch.setattr(example, "HOLD", 1)

@@ -1,4 +1,6 @@
-"""Mutated files, thousands of them: one sentence or a right answer; no traceback, no hang, no memory blow-up."""
+"""Mutated files, thousands of them: one sentence or a right answer;
+no traceback, no hang, no memory blow-up.
+"""
 
 import contextlib
 import hashlib
@@ -276,8 +278,11 @@ def feed(target: str, run_dir: Path, inputs: int) -> None:
     fed = 0
 
     @settings(
-        max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
-    )  # pyright: ignore
+        max_examples=inputs,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),  # pyright: ignore
+    )
     @given(mutation(original if isinstance(original, bytes) else original.encode()))
     def one(data: bytes) -> None:
         nonlocal fed
@@ -376,7 +381,9 @@ def finished(tmp_path_factory) -> Path:
 
 
 def spoken(arguments: tuple[str, ...]) -> str | None:
-    """Runs a command, and holds what it says and how it ends to what is promised of every command; what it answered."""
+    """Runs a command, and holds what it says and how it ends to what is
+    promised of every command; what it answered.
+    """
     out = io.StringIO()
     err = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -419,8 +426,11 @@ def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -
         right = {verb: spoken(VERBS[verb]) for verb in answers}
 
     @settings(
-        max_examples=inputs, database=None, derandomize=True, suppress_health_check=[*HealthCheck]
-    )  # pyright: ignore
+        max_examples=inputs,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),  # pyright: ignore
+    )
     @given(change(original), st.booleans(), st.data())
     def one(data: bytes, seal_again: bool, drawn: st.DataObject) -> None:
         if seal_again:

@@ -1,4 +1,6 @@
-"""Generation: the same text from the same seed, the distribution that was asked for, and flags that contradict."""
+"""Generation: the same text from the same seed, the distribution that was asked for,
+and flags that contradict.
+"""
 
 import io
 import itertools
@@ -149,7 +151,9 @@ def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():
 
 
 def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
-    """The likeliest single word begins no likely pair: a search of one word more would begin with another."""
+    """The likeliest single word begins no likely pair:
+    a search of one word more would begin with another.
+    """
     lm = small_lm(words=(*WORDS, "one", "more"))
     log_p = np.full((19, 19), -9.0)
     log_p[0, [2, 3]] = np.log([0.6, 0.4])  # after <eos>
@@ -313,7 +317,8 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
     [
         (
             {"seed": 2**63},
-            "seed must be at least 0 and at most 9,223,372,036,854,775,807; it is 9223372036854775808",
+            "seed must be at least 0 and at most 9,223,372,036,854,775,807; "
+            "it is 9223372036854775808",
         ),
         ({"seed": -1}, "seed must"),
         ({"seed": 1.5}, "seed takes a whole number; it is 1.5"),

@@ -1,10 +1,12 @@
-"""Trajectories that TensorFlow really ran, reproduced: costs, gradient norms, rates, validation, test, final weights.
+"""Trajectories that TensorFlow really ran, reproduced:
+costs, gradient norms, rates, validation, test, final weights.
 
-The cases in `golden/` (made by `golden/make.py`) hold everywhere at the full tolerance. The Penn Treebank one, 50
-windows of the main job, is chaotic: clipped SGD at rate 1.0 doubles a difference every window or two, so that two
-float32 runs that agree to 1e-7 part by 1e-2 after thirty windows. TensorFlow 2.15 itself, run again on another
-machine with the same seed, leaves its own recorded costs by 3e-2 and its norms by 0.9. What float32 determines is
-therefore held strictly, and beyond that the trajectory is held to be a shadow of the same dynamics (see the tests).
+The cases in `golden/` (made by `golden/make.py`) hold everywhere at the full tolerance. The Penn
+Treebank one, 50 windows of the main job, is chaotic: clipped SGD at rate 1.0 doubles a difference
+every window or two, so that two float32 runs that agree to 1e-7 part by 1e-2 after thirty windows.
+TensorFlow 2.15 itself, run again on another machine with the same seed, leaves its own recorded
+costs by 3e-2 and its norms by 0.9. What float32 determines is therefore held strictly, and beyond
+that the trajectory is held to be a shadow of the same dynamics (see the tests).
 """
 
 import importlib.util
@@ -129,7 +131,9 @@ def recorded(ptb_dir):
 
 
 def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
-    """Costs and norms of the 50 windows and the 8 validation costs; `nudge` seeds a change of the weights by 1e-6."""
+    """Costs and norms of the 50 windows and the 8 validation costs;
+    `nudge` seeds a change of the weights by 1e-6.
+    """
     config = jaxlm.preset("small")
     case = dict(V=10_000, E=200, hidden=[256, 128], init=0.1)
     variables = named(case, golden["variables"])
@@ -166,7 +170,9 @@ def test_penn_treebank_as_far_as_float32_determines_it(ptb_golden):
 
 
 def follow_penn_treebank(ptb_golden, mesh=None):
-    """Full tolerance over the windows in which rounding has not yet grown to it; then the same dynamics."""
+    """Full tolerance over the windows in which rounding has not yet grown to it;
+    then the same dynamics.
+    """
     golden, corpus = ptb_golden
     told, (ran, valid) = (
         np.array(golden["train_cost_and_grad_norm"]),
@@ -185,9 +191,11 @@ def follow_penn_treebank(ptb_golden, mesh=None):
 
 @pytest.mark.slow
 def test_penn_treebank_within_the_spread_of_its_own_rounding(ptb_golden):
-    """At every window TensorFlow lies within four times the spread of runs whose weights were nudged by 1e-6.
+    """At every window TensorFlow lies within four times the spread of
+    runs whose weights were nudged by 1e-6.
 
-    That is the size which the recorded norms' own rounding has reached by the tenth window, against float64.
+    That is the size which the recorded norms' own rounding has reached by the tenth window, against
+    float64.
     """
     golden, corpus = ptb_golden
     told = np.array(golden["train_cost_and_grad_norm"])

@@ -1,4 +1,6 @@
-"""Heads that are more than one softmax: everything that asks a model for words works with them, or says why not."""
+"""Heads that are more than one softmax:
+everything that asks a model for words works with them, or says why not.
+"""
 
 import jax
 import jax.numpy as jnp

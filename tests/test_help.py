@@ -1,4 +1,6 @@
-"""Help by task, by verb and by flag, on one screen; completion in the shell; what `jaxlm info` loads."""
+"""Help by task, by verb and by flag, on one screen; completion in the shell;
+what `jaxlm info` loads.
+"""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""A hub's folder: read back it is the same model; damaged, it is refused in a sentence. test_hub_peers.py loads it."""
+"""A hub's folder: read back it is the same model; damaged, it is refused in a sentence.
+test_hub_peers.py loads it.
+"""
 
 import json
 import re

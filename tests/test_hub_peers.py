@@ -1,4 +1,6 @@
-"""What others make of a hub's folder: transformers, lm-evaluation-harness and minicons compute jaxlm's numbers."""
+"""What others make of a hub's folder:
+transformers, lm-evaluation-harness and minicons compute jaxlm's numbers.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""Models of other programs as runs: made whole or not at all, used by every verb, and trained further."""
+"""Models of other programs as runs:
+made whole or not at all, used by every verb, and trained further.
+"""
 
 import hashlib
 import re
@@ -26,7 +28,9 @@ TUNE = ["--epochs", "2", "--batch-size", "4", "--bptt-length", "5", "--learning-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a model of PyTorch, its words, a text with a word more, and the run that was imported."""
+    """A folder with a model of PyTorch, its words, a text with a word more,
+    and the run that was imported.
+    """
     folder = tmp_path_factory.mktemp("imported")
     arrays = weights(sizes=(3, 5))
     storages = Storages()
@@ -380,7 +384,9 @@ def test_there_must_be_a_run_to_begin_from(place, tmp_path, capsys):
 def test_the_page_on_published_models_runs_on_files_of_their_layout(
     tmp_path, monkeypatch, capsys, name, words
 ):
-    """Its commands but for the downloads, with a small model of the code that made the published one."""
+    """Its commands but for the downloads,
+    with a small model of the code that made the published one.
+    """
     page = (ROOT / "docs/published-lstm.md").read_text()
     block = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)[name == "neural_complexity"]
     import_, surprisal = (shlex.split(line)[1:] for line in re.findall(r"jaxlm .*", block))

@@ -303,7 +303,9 @@ def test_other_files_are_one_sentence(tmp_path, content):
 
 
 def test_the_state_of_a_tensor_changes_nothing(tmp_path):
-    """What `pickle` itself would write into the tensor's attributes, past the checks of its claims."""
+    """What `pickle` itself would write into the tensor's attributes,
+    past the checks of its claims.
+    """
     storages = Storages()
     value = {name: storages.tensor(array) for name, array in weights().items()}
     state = {"shape": (1 << 20, 1 << 20), "kind": "int8", "read": None}

@@ -1,4 +1,6 @@
-"""Models of PyTorch files: recorded ones of the published codes, and ones that are put together here."""
+"""Models of PyTorch files: recorded ones of the published codes,
+and ones that are put together here.
+"""
 
 import json
 import time
@@ -183,7 +185,9 @@ def test_an_old_file_has_storages_that_are_views_of_others(saved):
 
 
 def test_parameters_and_dicts_of_old_versions(saved):
-    """PyTorch 0.3: a Parameter is a class that is called; Python 2: an OrderedDict is made of a list of pairs."""
+    """PyTorch 0.3: a Parameter is a class that is called; Python 2:
+    an OrderedDict is made of a list of pairs.
+    """
     arrays = weights()
     storages = Storages("cuda:0", old=True)
     pairs = []
@@ -516,7 +520,9 @@ def test_names_that_are_no_files(tmp_path):
 
 
 def test_module_graphs_that_never_end(saved):
-    """A module that holds itself; one whose 2**40 paths lead through 40 modules; and wide ones that share a dict."""
+    """A module that holds itself; one whose 2**40 paths lead through 40 modules;
+    and wide ones that share a dict.
+    """
     begun = (
         b"cmodel\nRNNModel\n)\x81q\x01}("
         + opcodes("_parameters")

@@ -1,4 +1,6 @@
-"""language_model.py and the whole way to it: a run on the tiny corpus learns, and answers when it is restored."""
+"""language_model.py and the whole way to it:
+a run on the tiny corpus learns, and answers when it is restored.
+"""
 
 import inspect
 from typing import Any
@@ -18,7 +20,9 @@ def lm(tiny_run):
 
 
 def test_training_comes_near_the_floor_and_beats_the_exact_unigram_and_bigram(tiny_run):
-    """After 8 epochs within 1.8 of the true source's perplexity; the best bigram is at 2.2, the best unigram at 10."""
+    """After 8 epochs within 1.8 of the true source's perplexity;
+    the best bigram is at 2.2, the best unigram at 10.
+    """
     result, printed = tiny_run
     exact = perplexities(sample("embedded-tiny"), "test")
     assert exact["floor"] < result.test_perplexity < 1.8 * exact["floor"]
@@ -124,10 +128,10 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
             "split must be train, valid or test; it is 'dev'",
         ),
         (
-            lambda lm: jaxlm.compare(*["runs/a", "runs/b"]),
+            lambda lm: jaxlm.compare(*["runs/a", "runs/b"]),  # pyright: ignore
             JaxlmError,
             "compare takes models, .*; one is 'runs/a'",
-        ),  # pyright: ignore
+        ),
         (lambda lm: lm.evaluate(text="/no/such/file"), DataError, "there is no file /no/such/file"),
         (lambda lm: lm.evaluate(text=["a line"]), JaxlmError, "text takes a path; it is "),
         (lambda lm: lm.evaluate(corpus=5), JaxlmError, "corpus takes a path; it is 5"),
@@ -142,15 +146,15 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (lambda lm: jaxlm.preset(None), JaxlmError, "preset takes a text; it is None"),  # pyright: ignore
         (lambda lm: jaxlm.train("small"), JaxlmError, "config takes a Config, .*; it is 'small'"),  # pyright: ignore
         (
-            lambda lm: jaxlm.train(lm.config, steps=1.5),
+            lambda lm: jaxlm.train(lm.config, steps=1.5),  # pyright: ignore
             JaxlmError,
             "steps takes a whole number or none",
-        ),  # pyright: ignore
+        ),
         (
-            lambda lm: jaxlm.train(lm.config, devices="2"),
+            lambda lm: jaxlm.train(lm.config, devices="2"),  # pyright: ignore
             JaxlmError,
             "devices takes a whole number",
-        ),  # pyright: ignore
+        ),
         (lambda lm: jaxlm.train(lm.config, run_dir=5), JaxlmError, "run_dir takes a path"),  # pyright: ignore
         (lambda lm: jaxlm.train(lm.config, resume=True), JaxlmError, "give run_dir"),
         (

@@ -225,7 +225,9 @@ class TestTraining:
             equal(members.member_at(states, slot), alone, **tolerance)
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
-        """Parameters, carry, key, optimiser and average: whatever the state holds is saved and restored."""
+        """Parameters, carry, key, optimiser and average:
+        whatever the state holds is saved and restored.
+        """
         config = config.replace(
             corpus=str(text), vocab_size=100, checkpoint_every=3, windows_per_call=SLOTS
         )

@@ -30,8 +30,8 @@ for name in names:
     np.testing.assert_allclose(many[1], one[1], rtol=1e-4, err_msg=name)
     np.testing.assert_allclose(many_nats, nats, rtol=1e-5, err_msg=name)
     for part in ("params", "carry", "opt_state", "average"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5, err_msg=name),
-                     getattr(many_end, part), getattr(end, part))
+        close = partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5, err_msg=name)
+        jax.tree.map(close, getattr(many_end, part), getattr(end, part))
 """,
         optimized=False,
     )

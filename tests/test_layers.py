@@ -1,4 +1,6 @@
-"""The architecture, read from the imports: they point down the list only, without a circle between files."""
+"""The architecture, read from the imports:
+they point down the list only, without a circle between files.
+"""
 
 import ast
 import re

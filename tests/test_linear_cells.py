@@ -1,4 +1,6 @@
-"""Cells that are linear in their state: beside their papers' equations in float64, and beside published code."""
+"""Cells that are linear in their state:
+beside their papers' equations in float64, and beside published code.
+"""
 
 import re
 from functools import partial
@@ -43,7 +45,9 @@ def drawn(kind, **fields):
 
 
 def step_by_step(kind, step, **fields):
-    """Holds a window, and T windows of one step, to `step(params, state, x [B, E]) -> (y [B, H], state)`."""
+    """Holds a window, and T windows of one step, to `step(params, state, x [B,
+    E]) -> (y [B, H], state)`.
+    """
     model, params, x, state = drawn(kind, **fields)
     apply = jax.jit(lambda x, state: model.apply_layer(params, x, state, CellNoise(), None))
     exact, theirs, ours, after, outputs, singly = (
@@ -91,7 +95,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES)
 def test_hawk_is_the_published_block(case):
-    """recurrentgemma's norm and block: outputs, state and gradients of a window, and three steps decoded after it."""
+    """recurrentgemma's norm and block:
+    outputs, state and gradients of a window, and three steps decoded after it.
+    """
     rng = np.random.default_rng(case["seed"])
     expected = case["float64"]
     W, T, B, more = (HAWK["shapes"][name] for name in ("W", "T", "B", "decoded"))
@@ -145,7 +151,9 @@ def test_hawk_is_the_published_block(case):
 
 
 def test_hawk_is_the_paper_s_equations():
-    """arXiv:2402.19427, equations 1 to 4 and section 2.3: another input width, two heads, a state from before."""
+    """arXiv:2402.19427, equations 1 to 4 and section 2.3:
+    another input width, two heads, a state from before.
+    """
 
     def step(params, state, x):
         x = rms_norm(x, 1e-6)
@@ -169,7 +177,9 @@ def test_hawk_is_the_paper_s_equations():
 
 @pytest.mark.parametrize("bound", [0.0, 0.4])
 def test_hgrn2_is_the_paper_s_equations(bound):
-    """arXiv:2404.07904, section 3.2: the state's rows decay by the forget gate, and 1 minus the gate writes them."""
+    """arXiv:2404.07904, section 3.2: the state's rows decay by the forget gate,
+    and 1 minus the gate writes them.
+    """
 
     def step(params, state, x):
         q, f, v = (

@@ -74,7 +74,8 @@ def test_half_precision_computes_in_half_precision():
     x = X.astype(jnp.bfloat16)
     short = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     ours = LSTM(4, param_dtype=jnp.bfloat16)
-    # (The parameters are given; jax 0.12 draws no orthogonal matrix in bfloat16, as Flax's own initialiser would.)
+    # (The parameters are given; jax 0.12 draws no orthogonal matrix in bfloat16, as Flax's own
+    # initialiser would.)
     theirs = theirs_of(
         4, param_dtype=jnp.bfloat16, recurrent_kernel_init=nn.initializers.zeros_init()
     )

@@ -1,4 +1,6 @@
-"""ops/lstm.py: the fast op equals its reference in values and gradients, and refuses shapes that do not fit."""
+"""ops/lstm.py: the fast op equals its reference in values and gradients,
+and refuses shapes that do not fit.
+"""
 
 import functools
 
@@ -26,7 +28,9 @@ def draw(T, B, E, H, dtype, seed=0):
 
 
 def values_and_gradients(op, x, kernel, bias, state, forget_bias):
-    """A scalar in which outputs and both parts of the final carry weigh differently, and all its gradients."""
+    """A scalar in which outputs and both parts of the final carry weigh differently,
+    and all its gradients.
+    """
 
     def scalar(x, kernel, bias, state, forget_bias):
         h, final = op(x, kernel, bias, state, forget_bias)

@@ -1,4 +1,6 @@
-"""metrics.jsonl: bytes that depend on the training alone, and a reader that reads any file or refuses it."""
+"""metrics.jsonl: bytes that depend on the training alone,
+and a reader that reads any file or refuses it.
+"""
 
 import hashlib
 import json
@@ -29,7 +31,9 @@ FLOATS = st.floats(width=32)
 def write(
     log: MetricsLog, values: np.ndarray, start: int = 0, chunk: int = 4, per_epoch: int = 6
 ) -> list[tuple[int, Prefix]]:
-    """Logs windows [3, n] from `start` on, a result after each epoch; (windows, bytes) after each call."""
+    """Logs windows [3, n] from `start` on, a result after each epoch;
+    (windows, bytes) after each call.
+    """
     synced = []
     n = values.shape[1]
     while start < n:
@@ -88,7 +92,9 @@ def test_every_float32_comes_back_and_every_line_is_strict_json(costs):
 @given(st.lists(st.tuples(FLOATS, FLOATS, st.integers(1, 9)), max_size=12), st.data())
 @settings(max_examples=25)
 def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
-    """The sum of float32 values as floats in order, over the steps of windows whose cost is finite."""
+    """The sum of float32 values as floats in order,
+    over the steps of windows whose cost is finite.
+    """
     epochs = data.draw(
         st.lists(st.integers(1, 2), min_size=len(windows), max_size=len(windows)).map(sorted)
     )
@@ -270,7 +276,8 @@ def test_importing_loads_no_jax_rich_or_matplotlib():
     code = (
         "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.units, jaxlm.report.curve, "
         "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
-        "found = {name.split('.')[0] for name in sys.modules} & {'jax', 'rich', 'matplotlib', 'sklearn'}; "
+        "found = {name.split('.')[0] for name in sys.modules};"
+        "found &= {'jax', 'rich', 'matplotlib', 'sklearn'}; "
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,6 @@
-"""ops/mixture.py: the fused op equals its reference, never holds [N, V], and refuses shapes that do not fit."""
+"""ops/mixture.py: the fused op equals its reference, never holds [N, V],
+and refuses shapes that do not fit.
+"""
 
 import functools
 
@@ -121,6 +123,7 @@ def test_words_on_several_devices_give_one_devices_numbers():
     on_devices(
         2,
         """
+from functools import partial
 import jax, jax.numpy as jnp, numpy as np
 from test_mixture import draw, summed_nats
 from jaxlm.distributed.mesh import MODEL, make_mesh
@@ -129,8 +132,8 @@ gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3))
 where = (jax.P(), jax.P(), jax.P(None, MODEL), jax.P(MODEL), jax.P(), jax.P())
 mesh = make_mesh(1, 1, 2)[0]
 spread = [jax.device_put(a, jax.NamedSharding(mesh, spec)) for a, spec in zip(arguments, where)]
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.jit(gradients)(*spread),
-             gradients(*arguments))
+close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+jax.tree.map(close, jax.jit(gradients)(*spread), gradients(*arguments))
 """,
     )
 

@@ -1,4 +1,6 @@
-"""The Mogrifier: its op beside its reference, and against what DeepMind's lamb recorded (golden/mogrifier.json)."""
+"""The Mogrifier: its op beside its reference,
+and against what DeepMind's lamb recorded (golden/mogrifier.json).
+"""
 
 from functools import partial
 
@@ -43,7 +45,9 @@ def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
 
 
 def values_and_gradients(op, input_gate, x, weights, state, limits):
-    """A scalar in which outputs and both parts of the final carry weigh differently, and all its gradients."""
+    """A scalar in which outputs and both parts of the final carry weigh differently,
+    and all its gradients.
+    """
 
     def scalar(x, weights, state, limits):
         y, final = op(x, weights, state, input_gate, limits)
@@ -139,7 +143,9 @@ def test_bfloat16_multiplies_in_bfloat16_and_carries_in_float32():
 
 
 def test_each_gradient_of_a_matrix_is_one_product_after_the_backward_scan():
-    """No matrix is carried or added up in a scan of the fast op; in the reference the gradient of each is."""
+    """No matrix is carried or added up in a scan of the fast op;
+    in the reference the gradient of each is.
+    """
     x, weights, state, *_ = draw(jaxlm.Mogrifier(rounds=2), 7, 1, 4, 3)
 
     def carried(op):

@@ -1,7 +1,8 @@
-"""Mixture of softmaxes (Yang et al. 2018): trajectories that its published code really ran, with its noise and lengths.
+"""Mixture of softmaxes (Yang et al. 2018):
+trajectories that its published code really ran, with its noise and lengths.
 
-The recording and its draws: tests/golden/published/README.md. All windows are padded to one length, which is traced,
-and the plan says where they lie.
+The recording and its draws: tests/golden/published/README.md. All windows are padded to one length,
+which is traced, and the plan says where they lie.
 """
 
 from dataclasses import replace
@@ -27,7 +28,9 @@ step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0
 
 
 class Replay:
-    """The published run again: its weights, tokens, masks and drawn lengths, through the project's plan and step."""
+    """The published run again: its weights, tokens, masks and drawn lengths,
+    through the project's plan and step.
+    """
 
     def __init__(self, case: dict, dtype: str):
         c = self.c = case["config"]
@@ -37,9 +40,7 @@ class Replay:
         self.widths = (*[c["hidden"]] * (c["layers"] - 1), c["hidden_last"])
         self.small = 0 if c["small_batch"] == c["B"] else c["small_batch"]
         kept = self.kept
-        self.config = jaxlm.preset(
-            "small"
-        ).replace(
+        self.config = jaxlm.preset("small").replace(
             vocab_size=c["V"],
             embedding_size=c["emb"],
             hidden_sizes=self.widths,
@@ -64,7 +65,8 @@ class Replay:
             batch_size=c["B"],
             small_batch=self.small,
             bptt_length=c["bptt"],
-            length_deviation=5.0,  # the README's normal(bptt, 5); the lengths that it drew are recorded
+            # the README's normal(bptt, 5); the lengths that it drew are recorded
+            length_deviation=5.0,
             longest_window=max(case["T_nominal"]),
             epochs=c["epochs"],
         )
@@ -77,7 +79,9 @@ class Replay:
         self.params, self.apart = self._weights(np.random.default_rng(c["weight_seed"]))
 
     def _weights(self, g):
-        """The parameters; and of each layer the difference of PyTorch's two biases, which only decays."""
+        """The parameters; and of each layer the difference of
+        PyTorch's two biases, which only decays.
+        """
         c = self.c
 
         def draw(s, *shape):
@@ -150,7 +154,9 @@ class Replay:
         return replace(plan, random=Recorded(**vars(plan.random)))
 
     def run(self):
-        """Losses and gradient norms of each step, rates and lengths, evaluations, and named tensors at three times."""
+        """Losses and gradient norms of each step, rates and lengths, evaluations,
+        and named tensors at three times.
+        """
         c = self.c
         plan = self.plan()
         tokens = jnp.asarray(batch(self.train, self.c["B"]))
@@ -217,7 +223,9 @@ class Replay:
 
 
 def agreeing(told: dict) -> int:
-    """The steps until which the published code agrees with itself, float32 with float64, to 1e-4 nats."""
+    """The steps until which the published code agrees with itself,
+    float32 with float64, to 1e-4 nats.
+    """
     off = np.abs(np.array(told["raw_loss_float32"]) - told["raw_loss"]) > 1e-4
     if off.any():
         return int(off.argmax())

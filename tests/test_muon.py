@@ -1,4 +1,6 @@
-"""Muon: the orthogonalised update against optax's, and the whole optimiser against Jordan's rule written plainly."""
+"""Muon: the orthogonalised update against optax's,
+and the whole optimiser against Jordan's rule written plainly.
+"""
 
 from typing import Any
 
@@ -32,7 +34,7 @@ def test_singular_values_end_near_one():
     assert values.min() > 0.68 and values.max() < 1.21
 
 
-def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_the_smallest_value_that_it_aims_at():
+def test_polar_express_comes_closer_to_one_in_as_many_iterations_from_its_smallest_value():
     size = 40
     rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
     values = np.geomspace(0.02, 1, size)

@@ -18,7 +18,9 @@ def close(a, b):
 
 
 def pair(**options):
-    """Flax's module and ours, of equal parameters that were loaded from Flax's, its bias moved from zero."""
+    """Flax's module and ours, of equal parameters that were loaded from Flax's,
+    its bias moved from zero.
+    """
     cell = nnx.OptimizedLSTMCell(5, 4, rngs=nnx.Rngs(1))
     assert cell.dense_h.bias is not None
     cell.dense_h.bias[...] += 0.1 * jnp.arange(16)

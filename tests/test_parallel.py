@@ -1,4 +1,6 @@
-"""Many devices give one device's numbers: virtual ones of the processor, in processes of their own."""
+"""Many devices give one device's numbers:
+virtual ones of the processor, in processes of their own.
+"""
 
 import os
 import subprocess
@@ -16,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def on_devices(count: int, code: str, optimized: bool = True) -> str:
-    """Runs a program with so many virtual devices; what it printed. Not optimized, it compiles in half the time."""
+    """Runs a program with so many virtual devices; what it printed.
+    Not optimized, it compiles in half the time.
+    """
     flags = f"{ONE_THREAD} --xla_force_host_platform_device_count={count}"
     flags += "" if optimized else " --xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XLA_FLAGS": flags}
@@ -39,6 +43,7 @@ def test_a_row_s_dropout_does_not_depend_on_the_rows_beside_it():
 
 TRAJECTORY = """
 import tempfile
+from functools import partial
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
 import jaxlm
@@ -55,38 +60,57 @@ def trajectory(config, ids, valid, params=None, mesh=None, steps=50):
     state = place(mesh, fresh(recipe, jax.random.key(config.train.seed), B, params))
     tokens = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
     plan, costs = window_plan(config.replace(epochs=9), len(ids) // B), []
-    while (at := len(costs)) < steps:
-        (epoch, index), size = plan.locate(at), plan.windows_in(0)
+    while len(costs) < steps:
+        at = len(costs)
+        epoch, index = plan.locate(at)
+        size = plan.windows_in(0)
         count = min(plan.windows_in(epoch) - index, size, steps - at)
-        state, metrics = train_windows(recipe, state, tokens, plan.windows(at, count, size), jnp.int32(count),
-                                       bptt_length=config.train.longest, small_batch=config.train.small_batch,
-                                       mesh=mesh)
-        costs += np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T[:count].tolist()
+        windows = plan.windows(at, count, size)
+        state, metrics = train_windows(
+            recipe,
+            state,
+            tokens,
+            windows,
+            jnp.int32(count),
+            bptt_length=config.train.longest,
+            small_batch=config.train.small_batch,
+            mesh=mesh,
+        )
+        rows = np.array([metrics.cost, metrics.grad_norm, metrics.learning_rate]).T
+        costs += rows[:count].tolist()
     nats, _ = stream_nats(recipe.model, state.evaluated, valid, B, T, mesh)
     return np.array(costs).T, nats, fetch(mesh, state, recipe.model.vocab_size)
 """
 
 
 def test_a_divided_step_gathers_no_logits():
-    """The program of a window over 2 x 2 devices exchanges sums over rows or words, and gathers no [rows, V]."""
+    """The program of a window over 2 x 2 devices exchanges sums over rows or words,
+    and gathers no [rows, V].
+    """
     on_devices(
         4,
         TRAJECTORY
         + """
 import re
 V, B = 1000, 8
-config = jaxlm.preset("small").replace(vocab_size=V, embedding_size=8, hidden_sizes=(8, 6), batch_size=B, bptt_length=4)
+config = jaxlm.preset("small").replace(
+    vocab_size=V, embedding_size=8, hidden_sizes=(8, 6), batch_size=B, bptt_length=4
+)
 for changes in ({}, {"tied": True, "hidden_sizes": (8, 8)}, {"experts": 2}):
     config, mesh = config.replace(**changes), make_mesh(B, 2, 2)[0]
     state = place(mesh, fresh(config.recipe, jax.random.key(0), B))
     tokens = put_rows(mesh, (40, B), lambda rows: np.zeros((40, B), np.int32)[:, rows])
     windows = window_plan(config, 40).windows(0, 2, 2)
-    lowered = train_windows.lower(config.recipe, state, tokens, windows, 2, bptt_length=4, mesh=mesh)
+    lowered = train_windows.lower(
+        config.recipe, state, tokens, windows, 2, bptt_length=4, mesh=mesh
+    )
     program = lowered.compile().as_text()
-    shapes = re.findall(r"\\w+\\[([\\d,]*)\\]\\S* (all-gather|all-to-all|collective-permute)", program)
+    exchange = "all-gather|all-to-all|collective-permute"
+    shapes = re.findall(r"\\w+\\[([\\d,]*)\\]\\S* (" + exchange + ")", program)
     assert " all-reduce" in program
     if not changes:  # an update of the embedding is sent as the rows that were read, not as a table
-        sums = [line.split(" all-reduce(")[0] for line in program.splitlines() if " all-reduce(" in line]
+        lines = [line for line in program.splitlines() if " all-reduce(" in line]
+        sums = [line.split(" all-reduce(")[0] for line in lines]
         assert not [shapes for shapes in sums if "[500,8]" in shapes]
     widest = max([int(shape.split(",")[-1] or 1) for shape, _ in shapes], default=0)
     assert widest < V // 2, shapes
@@ -103,8 +127,9 @@ def test_fifty_windows_are_one_devices():
         + """
 corpus = jaxlm.load_corpus("embedded-tiny")
 for keep, meshes in ((0.7, [(8, 1), (2, 2)]), (None, [(2, 1), (1, 8)])):
-    config = jaxlm.preset("small").replace(corpus="embedded-tiny", vocab_size=len(corpus.vocab), embedding_size=8,
-                                           hidden_sizes=(8, 6), batch_size=24, bptt_length=10, keep_output=keep,
+    config = jaxlm.preset("small").replace(corpus="embedded-tiny", vocab_size=len(corpus.vocab),
+                                           embedding_size=8, hidden_sizes=(8, 6), batch_size=24,
+                                           bptt_length=10, keep_output=keep,
                                            keep_embedding=keep, clip_norm=1.0)
     one, nats, end = trajectory(config, corpus.train, corpus.valid)
     for sizes in meshes:
@@ -132,18 +157,24 @@ from jaxlm.runs.metrics import read_metrics
 
 folder = Path(tempfile.mkdtemp())
 one = jaxlm.train(CONFIG, run_dir=folder / "one", steps=45, quiet=True, devices=1)
-for steps, devices, words in ((20, 2, 3), (30, 1, 1), (45, 2, 3)):  # 39 are an epoch; the end is tested, batch 1
-    many = jaxlm.train(CONFIG, run_dir=folder / "many", steps=steps, quiet=True, devices=devices, model_devices=words,
-                       resume=steps > 20)
+# 39 are an epoch; the end is tested, batch 1
+for steps, devices, words in ((20, 2, 3), (30, 1, 1), (45, 2, 3)):
+    many = jaxlm.train(CONFIG, run_dir=folder / "many", steps=steps, quiet=True, devices=devices,
+                       model_devices=words, resume=steps > 20)
 rows = [read_metrics(folder / name) for name in ("one", "many")]
 costs = [[row["cost"] for row in told if row["kind"] == "window"] for told in rows]
 np.testing.assert_allclose(*costs, rtol=2e-6)
 assert len(costs[0]) == 45
-np.testing.assert_allclose(many.epochs[0].valid_perplexity, one.epochs[0].valid_perplexity, rtol=5e-6)
+np.testing.assert_allclose(
+    many.epochs[0].valid_perplexity, one.epochs[0].valid_perplexity, rtol=5e-6
+)
 np.testing.assert_allclose(many.test_perplexity, one.test_perplexity, rtol=5e-6)
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-6), many.params, one.params)
+close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-6)
+jax.tree.map(close, many.params, one.params)
 
-spread = jaxlm.train(CONFIG, run_dir=folder / "spread", steps=20, quiet=True, devices=2, model_devices=3)
+spread = jaxlm.train(
+    CONFIG, run_dir=folder / "spread", steps=20, quiet=True, devices=2, model_devices=3
+)
 from jaxlm.runs.reproduction import reproduce
 same = reproduce(folder / "spread", quiet=True)
 assert not same.results and not same.surroundings, same
@@ -172,9 +203,11 @@ def refused(says, *args):
     assert "\\n" not in str(caught.value)
 
 refused("60 rows .* do not divide over 8 devices: take batch_size 56 or 64, or devices 6$", 60, 8)
-refused("64 rows .* do not divide over 5 devices: take batch_size 60 or 65, or devices 4 or 8$", 64, 5)
+says = "64 rows .* do not divide over 5 devices: take batch_size 60 or 65, or devices 4 or 8$"
+refused(says, 64, 5)
 refused("3 rows .* over 5 devices: take batch_size 5, or devices 3$", 3, 5)
-refused("16 devices were asked for .16 for rows x 1 for words., and JAX has 8: .*device_count=16", 64, 16)
+says = "16 devices were asked for .16 for rows x 1 for words., and JAX has 8: .*device_count=16"
+refused(says, 64, 16)
 refused("JAX has 8", 64, 4, 3)
 refused("JAX has 8", 64, None, 9)
 refused("devices must be at least 1; it is 0", 64, 0)

@@ -1,4 +1,6 @@
-"""Programs lowered for devices that are not here: they are made for the platform they are lowered for."""
+"""Programs lowered for devices that are not here:
+they are made for the platform they are lowered for.
+"""
 
 import re
 from functools import partial
@@ -79,7 +81,9 @@ def rows_of(text, V):
 
 
 def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
-    """4,096 rows of logits are 128 MB: one chunk on an accelerator, many on a CPU, whose cache they should stay in."""
+    """4,096 rows of logits are 128 MB:
+    one chunk on an accelerator, many on a CPU, whose cache they should stay in.
+    """
     V = 8192
     rng = np.random.default_rng(0)
     x, kernel, bias = (

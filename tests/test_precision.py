@@ -23,7 +23,9 @@ SMALL = BASE.replace(vocab_size=100, corpus="embedded-tiny")
 
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
-    """Rates to be measured, float32's and bfloat16's, and how often they were; the cache is empty."""
+    """Rates to be measured, float32's and bfloat16's,
+    and how often they were; the cache is empty.
+    """
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     found = SimpleNamespace(rates=(100.0, 200.0), times=0)
 
@@ -56,7 +58,10 @@ def test_auto_takes_bfloat16_where_it_is_faster_by_15_percent_says_and_records_i
         == taken
     )
     assert saved_record(tmp_path / "run")["rates"] == {"float32": rates[0], "bfloat16": rates[1]}
-    said = f"compute_dtype auto: {taken}; this model's products run here at {rates[1]:,.0f} GFLOP/s in bfloat16 and"
+    said = (
+        f"compute_dtype auto: {taken}; this model's products run here at "
+        f"{rates[1]:,.0f} GFLOP/s in bfloat16 and"
+    )
     assert f"{said} {rates[0]:,.0f} in float32" in " ".join(capsys.readouterr().out.split())
     measured.rates = rates[::-1]  # another machine: the run keeps its dtype
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
@@ -135,7 +140,9 @@ def test_a_step_of_ones_own_is_told_to_take_a_dtype():
 
 
 def _products(function, *arguments):
-    """The operands' and result's dtypes of every matrix product, as they are handed to the compiler."""
+    """The operands' and result's dtypes of every matrix product,
+    as they are handed to the compiler.
+    """
     text = jax.jit(function).lower(*arguments).as_text()
     array = r"tensor<[^>]*x(\w+)>"
     found = re.findall(rf"stablehlo\.dot_general.*?: \({array}, {array}\) -> {array}", text)
@@ -157,7 +164,9 @@ def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(n
 
 
 def test_a_transpose_is_never_the_first_factor_of_a_product():
-    """XLA turns such a product of bfloat16 into a slow one of float32: it must have been written out before."""
+    """XLA turns such a product of bfloat16 into a slow one of float32:
+    it must have been written out before.
+    """
     x = jnp.ones((64, 32), jnp.bfloat16)
     kernel = jnp.ones((32, 96))
     text = (

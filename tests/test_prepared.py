@@ -1,5 +1,6 @@
-"""Prepared corpora: equal to the in-memory ones to the byte, however the text is cut or the process killed; and safe to
-load when they come from a stranger."""
+"""Prepared corpora: equal to the in-memory ones to the byte, however the text is cut or the process
+killed; and safe to load when they come from a stranger.
+"""
 
 import hashlib
 import json
@@ -217,7 +218,9 @@ def test_ids_take_two_bytes_while_they_fit(tmp_path):
 
 
 def killed_at(call: int, text: Path, out: Path) -> int:
-    """A process that prepares in tiny segments, and is killed at the Nth call that reaches the disk: its exit code."""
+    """A process that prepares in tiny segments,
+    and is killed at the Nth call that reaches the disk: its exit code.
+    """
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -289,7 +292,9 @@ def test_killed_in_each_write_it_resumes(tmp_path):
 
 
 def interrupted(text: Path, out: Path) -> None:
-    """A preparation that stopped at byte 400 of the text, which is then what it should have been."""
+    """A preparation that stopped at byte 400 of the text,
+    which is then what it should have been.
+    """
     text.write_bytes(b"a b\n" * 100 + b"\xff\n")
     with pytest.raises(DataError, match=r"byte 400 \(0xff\)"):
         prepare(text, out)
@@ -328,7 +333,9 @@ def test_another_text_starts_over_and_other_options_resume(tmp_path, tiny_blocks
 def test_a_text_that_changes_while_it_is_prepared_is_refused(
     tmp_path, monkeypatch, tiny_blocks, change, where
 ):
-    """In its first segment or its last; and the same command then prepares what the text has become."""
+    """In its first segment or its last;
+    and the same command then prepares what the text has become.
+    """
     text = tmp_path / "text"
     units = Words.units
     calls = []

@@ -34,11 +34,16 @@ CONFIG = processes_.CONFIG.replace(batch_size=48, epochs=2)
 
 
 KILLS = int(os.environ.get("JAXLM_CHAOS_PROCESSES", "3"))
-FOUR_DEVICES = f"import os; os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=4'; {processes_.MAIN}"
+FOUR_DEVICES = (
+    "import os; os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=4'; "
+    f"{processes_.MAIN}"
+)
 
 
 def start_two(run_dir: Path, *arguments: str | Path, code: str = processes_.MAIN):
-    """The same command as two processes with a device each, connected by a free port. An existing run is resumed."""
+    """The same command as two processes with a device each, connected by a free port.
+    An existing run is resumed.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -155,7 +160,8 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
         for i in killed:
             kill(both[i])
         for i in {0, 1} - {*killed}:
-            # By itself: done, with a sentence, or aborted by JAX's service or by gloo, where that saw the death first.
+            # By itself: done, with a sentence, or aborted by JAX's service or by gloo, where that
+            # saw the death first.
             code, said = end(both[i])
             assert code in (0, 1) or (
                 code == -signal.SIGABRT and re.search("another task died|gloo::", said)
@@ -170,7 +176,8 @@ def test_two_processes_with_four_devices_each_killed_at_random_end_as_one_alone(
     assert_same_numbers(run_dir, alone)
     with capsys.disabled():
         print(
-            f"survived SIGKILL of two processes with four devices each: {dict(caught)}; JAX aborted {aborted}"
+            f"survived SIGKILL of two processes with four devices each: {dict(caught)}; "
+            f"JAX aborted {aborted}"
         )
 
 

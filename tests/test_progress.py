@@ -71,7 +71,8 @@ def test_without_a_terminal_there_are_plain_unwrapped_lines():
         "!! a loud",
         "!! word",
         "a [quiet] word",
-        "epoch 1/2 on my [bold] text: train perplexity 200.00, valid nan, rate 0.25, 12,346 words/s, 61.2 s",
+        "epoch 1/2 on my [bold] text: train perplexity 200.00, valid nan, rate 0.25, "
+        "12,346 words/s, 61.2 s",
         "epoch 2/2 on my [bold] text: train perplexity 200.00, valid nan (floor 99.50), rate 0.25, "
         "12,346 words/s, 61.2 s",
         "done",
@@ -131,7 +132,8 @@ def test_the_bar_of_a_real_terminal_names_what_is_done_and_takes_one_line(column
     text = " ".join(" ".join(seen.lines).split())
     assert (
         text.count(
-            "epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), rate 0.0123"
+            "epoch 9/15 on some-corpus: train perplexity 12345.67, valid 12345.67 (floor 14.00), "
+            "rate 0.0123"
         )
         == 1
         and "118.40" in text

@@ -1,4 +1,6 @@
-"""Evaluation protocols: what the published codes answered, what must always hold, and mistakes in one sentence."""
+"""Evaluation protocols: what the published codes answered, what must always hold,
+and mistakes in one sentence.
+"""
 
 import json
 from dataclasses import replace
@@ -188,7 +190,9 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
 
 @pytest.mark.golden
 def test_lamb_s_dynamic_evaluation():
-    """After its ten windows of training by rmsprop, which is Adam without a mean of the gradient."""
+    """After its ten windows of training by rmsprop,
+    which is Adam without a mean of the gradient.
+    """
     every = recorded("mogrifier")["language_models"]
     case = next(case for case in every if not case["masks"])
     config = lamb_config(case)

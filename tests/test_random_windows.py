@@ -1,4 +1,6 @@
-"""Windows of random length: a function of the step, padded so that nothing compiles anew; and small batches."""
+"""Windows of random length: a function of the step,
+padded so that nothing compiles anew; and small batches.
+"""
 
 import re
 from dataclasses import replace
@@ -84,7 +86,9 @@ def test_windows_tile_each_epoch_and_follow_from_the_step(rows, epochs, seed, sh
     ("rows", "drawn"), [(30, [10, 9, 8, 7]), (28, [10, 9, 8, 7]), (29, [10, 9, 8, 7]), (12, [10])]
 )
 def test_the_published_code_ends_an_epoch_by_drawn_lengths(rows, drawn):
-    """Its loop, written out: `while i < rows - 1 - 1`, a rate for the drawn length, a window cut at the end."""
+    """Its loop, written out: `while i < rows - 1 - 1`, a rate for the drawn length,
+    a window cut at the end.
+    """
 
     class Given(RandomLengths):
         def draw(self, rows, epoch):

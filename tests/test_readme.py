@@ -1,8 +1,10 @@
-"""README.md, CONTRIBUTING.md and docs/: every block of commands runs, and every link, path and flag is there.
+"""README.md, CONTRIBUTING.md and docs/:
+every block of commands runs, and every link, path and flag is there.
 
-A block of `sh` or `python` is run as it stands, unless the line before it is `<!-- not run: REASON -->`, or one of the
-two commands of the README, which .ci/run runs. Of those not run, the commands are parsed with all their flags. Blocks
-run in one folder, page after page; docs/training.md's first trains `runs/mine`, which the others use.
+A block of `sh` or `python` is run as it stands, unless the line before it is `<!-- not run: REASON
+-->`, or one of the two commands of the README, which .ci/run runs. Of those not run, the commands
+are parsed with all their flags. Blocks run in one folder, page after page; docs/training.md's first
+trains `runs/mine`, which the others use.
 """
 
 import ast
@@ -87,7 +89,9 @@ FIRST = next(block for block in RUN if block.page == "docs/training.md")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with the experiments, `jaxlm` on the path of its shell, and the run of the first block."""
+    """A folder with the experiments, `jaxlm` on the path of its shell,
+    and the run of the first block.
+    """
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(ROOT / "experiments", folder / "experiments")
     (folder / "bin").mkdir()
@@ -118,7 +122,9 @@ def run(block: Block, folder: Path) -> None:
 
 
 def execute(command: str) -> int:
-    """A command's exit code: in this process, where it is `jaxlm` or an experiment and nothing else."""
+    """A command's exit code: in this process,
+    where it is `jaxlm` or an experiment and nothing else.
+    """
     words = shlex.split(command)
     operators = set(shlex.shlex(command, punctuation_chars=True)) & {"|", "<", ">", "&&"}
     if operators or words[0] not in ("jaxlm", "python") or words[1] == "-c":
@@ -175,7 +181,9 @@ def test_a_command_of_the_readme_s_table_parses(command, monkeypatch):
 
 
 def parses(words: list[str], monkeypatch) -> None:
-    """Parses a command of jaxlm or of an experiment, up to its config and space. Other programs are nobody's here."""
+    """Parses a command of jaxlm or of an experiment, up to its config and space.
+    Other programs are nobody's here.
+    """
     parsed = []
     monkeypatch.setattr(
         cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0

@@ -1,4 +1,6 @@
-"""The GRU, the linear recurrence and the short convolution beside Flax's cell, a plain reference and NumPy."""
+"""The GRU, the linear recurrence and the short convolution beside Flax's cell,
+a plain reference and NumPy.
+"""
 
 from typing import Any
 
@@ -16,7 +18,9 @@ from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference, shor
 
 
 def test_the_gru_is_flax_s_cell():
-    """Values and gradients; Flax's GRUCell is cuDNN's variant, with its bias on the candidate's recurrent part."""
+    """Values and gradients; Flax's GRUCell is cuDNN's variant,
+    with its bias on the candidate's recurrent part.
+    """
     T = 6
     B = 3
     E = 4

@@ -1,4 +1,6 @@
-"""The report page: what is on it, nothing of a stranger's obeyed, nothing loaded, whole or not there."""
+"""The report page: what is on it, nothing of a stranger's obeyed,
+nothing loaded, whole or not there.
+"""
 
 import base64
 import hashlib
@@ -272,7 +274,9 @@ def test_an_epoch_whose_first_window_alone_draws_words_is_an_estimate(tmp_path):
 
 
 def test_a_runs_metrics_name_unknown_tokens_and_estimated_perplexities(tmp_path, capsys):
-    """Words are drawn in the first of two epochs. Where all would be drawn the perplexity is exact."""
+    """Words are drawn in the first of two epochs.
+    Where all would be drawn the perplexity is exact.
+    """
     assert not jaxlm.train(TINY.replace(sampled_words=500), quiet=True).epochs[0].train_estimated
     config = TINY.replace(sampled_words=50, sampled_share=0.5, epochs=2)
     result = jaxlm.train(config, run_dir=tmp_path / "run")

@@ -1,4 +1,6 @@
-"""Runs killed and stopped as real processes: the disk holds only whole checkpoints, and a resumed run ends the same."""
+"""Runs killed and stopped as real processes:
+the disk holds only whole checkpoints, and a resumed run ends the same.
+"""
 
 import os
 import random
@@ -52,7 +54,9 @@ def hidden(checkpoints: Path, removed: bool) -> bool:
 
 
 def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -> str:
-    """Starts or resumes the run and kills it; where it was caught. Where it was too late, "finished"."""
+    """Starts or resumes the run and kills it; where it was caught.
+    Where it was too late, "finished".
+    """
     checkpoints = run_dir / "checkpoints"
     how = rng.choice(("anywhere", "in training", "in a save", "in a removal"))
     begun_with = windows(run_dir)
@@ -76,7 +80,9 @@ def kill_at_a_random_moment(server: Server, run_dir: Path, rng: random.Random) -
 def survive(
     server: Server, tmp_path: Path, reference: dict[str, bytes], kills: int, seed: int
 ) -> dict[str, int]:
-    """Kills a run so many times at random moments, a new one each time that one finishes; the end is the reference."""
+    """Kills a run so many times at random moments, a new one each time that one finishes;
+    the end is the reference.
+    """
     rng = random.Random(seed)
     caught = {}
     run_dir = tmp_path / "0"
@@ -124,7 +130,8 @@ def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
         code, said, err = process.end()
         assert (code, err) == (128 + number, ""), said + err
         stopped = re.search(
-            rf"stopped by {number.name} after window (\d+): saved; resume with --run-dir (.*) --resume",
+            rf"stopped by {number.name} after window (\d+): saved; "
+            "resume with --run-dir (.*) --resume",
             said,
         )
         assert stopped and stopped[2] == str(run_dir), said
@@ -146,7 +153,8 @@ Folder.write = slow
 """
 
 
-UNREAD = "\nimport os\nend, pipe = os.pipe()\nos.dup2(pipe, 2)\nos.close(end)\n"  # as `2>&1 | tee` after Ctrl-C
+# as `2>&1 | tee` after Ctrl-C
+UNREAD = "\nimport os\nend, pipe = os.pipe()\nos.dup2(pipe, 2)\nos.close(end)\n"
 
 
 @pytest.mark.parametrize("unread", ["", UNREAD])

@@ -1,4 +1,6 @@
-"""ops/sampled_softmax.py: equal to its plain reference and, with all words, to the softmax; its sums are unbiased."""
+"""ops/sampled_softmax.py: equal to its plain reference and, with all words, to the softmax;
+its sums are unbiased.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,6 @@
-"""The shapes that annotations name are those of the arrays: `shapes.py` traces the library with all of them checked."""
+"""The shapes that annotations name are those of the arrays:
+`shapes.py` traces the library with all of them checked.
+"""
 
 import subprocess
 import sys

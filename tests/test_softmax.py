@@ -1,4 +1,6 @@
-"""ops/softmax.py: the fused op equals its reference, never holds [N, V], and refuses shapes that do not fit."""
+"""ops/softmax.py: the fused op equals its reference, never holds [N, V],
+and refuses shapes that do not fit.
+"""
 
 import functools
 import runpy

@@ -1,4 +1,6 @@
-"""How a space is read, counted and drawn from, and that nothing which is given as one costs more than a sentence."""
+"""How a space is read, counted and drawn from,
+and that nothing which is given as one costs more than a sentence.
+"""
 
 import json
 import math

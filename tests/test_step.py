@@ -1,4 +1,6 @@
-"""training/: the exact semantics of TensorFlow's PTB tutorial, one by one, on the classic LSTM with SGD."""
+"""training/: the exact semantics of TensorFlow's PTB tutorial, one by one,
+on the classic LSTM with SGD.
+"""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -52,7 +54,9 @@ def outputs(model, params, x, carry, noise=None):
 
 @jax.jit
 def plain_cost(params, recipe, w, carry):
-    """The cost written plainly: log-softmax of all logits; the mean over the batch, summed over the steps."""
+    """The cost written plainly: log-softmax of all logits;
+    the mean over the batch, summed over the steps.
+    """
     h, carry = outputs(recipe.model, params, stack.embed(params, w.inputs), carry)
     log_p = jax.nn.log_softmax(h @ params["softmax"]["kernel"] + params["softmax"]["bias"])
     nats = -jnp.take_along_axis(log_p, w.targets[..., None], -1)[..., 0]
@@ -141,7 +145,9 @@ def test_initialisation():
 
 
 def test_initialisation_as_pytorch_s():
-    """Two biases of a gate, of which ours is the sum, where PyTorch has two; a Linear's alone for minGRU."""
+    """Two biases of a gate, of which ours is the sum, where PyTorch has two;
+    a Linear's alone for minGRU.
+    """
     H = 400
     E = 100
     params = {

@@ -1,4 +1,6 @@
-"""scoring/stream.py: nats of a stream, and the law that how it is cut into windows changes nothing."""
+"""scoring/stream.py: nats of a stream,
+and the law that how it is cut into windows changes nothing.
+"""
 
 import sys
 

@@ -1,4 +1,6 @@
-"""The study's journal and storage: torn, damaged, removed, full, linked, secret; and who waits for whom."""
+"""The study's journal and storage: torn, damaged, removed, full, linked, secret;
+and who waits for whom.
+"""
 
 import os
 import random
@@ -116,7 +118,8 @@ def test_seeds_train_a_point_again_and_tpe_optimises_their_mean(tmp_path):
 def test_a_diverged_member_counts_as_infinite_from_then_on(tmp_path):
     plan = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0, 4.0]}, "grid", None, 2, None, {})
     study = open_study(tmp_path, plan)
-    # One member diverges in its second epoch or at that one's validation, beside one that ends, or both do.
+    # One member diverges in its second epoch or at that one's validation, beside one that ends, or
+    # both do.
     for first, second in (
         ((3.0,), (5.0, 4.0)),
         ((3.0,), ()),
@@ -382,7 +385,9 @@ def test_a_password_appears_nowhere(tmp_path, capsys, monkeypatch):
 
 
 def test_a_sweep_with_a_database_keeps_no_password(tmp_path, capsys, monkeypatch):
-    """SQLite ignores what the query names: so the whole path is walked, with a worker process of its own."""
+    """SQLite ignores what the query names:
+    so the whole path is walked, with a worker process of its own.
+    """
     url = f"sqlite:///{tmp_path / 'study.db'}?password=swordfish"
     config = TINY.replace(epochs=1)
     space = {"learning_rate": [1.0, 2.0]}
@@ -574,14 +579,18 @@ def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):
 
 
 def test_optuna_is_needed_for_sweeps_alone(tmp_path):
-    """Where it cannot be imported: everything else works, and a sweep names the line that installs it."""
+    """Where it cannot be imported: everything else works,
+    and a sweep names the line that installs it.
+    """
     code = """
 import sys
 sys.modules["optuna"] = None
 import jaxlm
 for name in jaxlm.__all__:
     getattr(jaxlm, name)
-tiny = jaxlm.preset("small").replace(corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4, batch_size=20)
+tiny = jaxlm.preset("small").replace(
+    corpus="embedded-tiny", hidden_sizes=(4,), embedding_size=4, batch_size=20
+)
 jaxlm.train(tiny, run_dir=sys.argv[1] + "/run", steps=1, quiet=True)
 try:
     jaxlm.sweep(tiny, {"learning_rate": [1.0]}, run_dir=sys.argv[1] + "/sweep", quiet=True)

@@ -1,4 +1,6 @@
-"""Surprisal: the numbers by definition, alone and in batches, in tables that others read; mistakes in one sentence."""
+"""Surprisal: the numbers by definition, alone and in batches, in tables that others read;
+mistakes in one sentence.
+"""
 
 import csv
 import io
@@ -763,7 +765,10 @@ def test_the_share_of_unknown_words_stands_beside_every_result(run, tmp_path, ca
 
     out, error = said("evaluate", run, "--text", text)
     assert "predictions, 75% <unk>;" in out and f"warning: 75.0% of {text}" in error
-    told = "warning: 6 of 7 words are outside the vocabulary, read as <unk> (85.7%): der, hund, lief, nach, haus, und\n"
+    told = (
+        "warning: 6 of 7 words are outside the vocabulary, read as <unk> (85.7%): "
+        "der, hund, lief, nach, haus, und\n"
+    )
     for verb, flags in (
         ("perplexity", [text.read_text().strip()]),
         ("predict", [text.read_text().strip()]),

@@ -1,4 +1,6 @@
-"""Sweeps: members against the same runs alone, one compile for a shape, workers that die, and what users get wrong."""
+"""Sweeps: members against the same runs alone, one compile for a shape, workers that die,
+and what users get wrong.
+"""
 
 import csv
 import gc
@@ -120,7 +122,9 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
 
 
 def test_no_member_s_costs_decide_on_the_end_of_a_loop(corpus):
-    """If they did, every window would choose between two states of all members, which takes a copy."""
+    """If they did, every window would choose between two states of
+    all members, which takes a copy.
+    """
     config, _ = with_corpus(TINY, corpus)
     group = members.stacked(config.recipe, new_state(config), 2, None)
     tokens, windows = windows_of(config, corpus, 2)
@@ -160,16 +164,21 @@ from pathlib import Path
 from jaxlm.runs.group import MemberGroup
 assert MemberGroup(4, {vmap}).mesh.size == 4 and MemberGroup(3, {vmap}).mesh.size == 3
 folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
-(folder / "text.txt").write_text("\\n".join(" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)))
+sentences = [" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)]
+(folder / "text.txt").write_text("\\n".join(sentences))
 jaxlm.prepare(folder / "text.txt", folder / "prepared")
-config = jaxlm.preset("test").replace(corpus=str(folder / "prepared"), hidden_sizes=(4,), embedding_size=3,
-                                      batch_size=2, bptt_length=5, epochs=2, keep_output=0.7)
+config = jaxlm.preset("test").replace(
+    corpus=str(folder / "prepared"), hidden_sizes=(4,), embedding_size=3,
+    batch_size=2, bptt_length=5, epochs=2, keep_output=0.7,
+)
 rates = [0.1, 0.3, 0.5, 1.0]
-swept = jaxlm.sweep(config, {{"learning_rate": rates[:3]}}, vmap={vmap}, quiet=True)  # one slot is empty
+# One slot is empty.
+swept = jaxlm.sweep(config, {{"learning_rate": rates[:3]}}, vmap={vmap}, quiet=True)
 assert [member.status for member in swept.members] == ["done"] * 3
 for member in swept.members:
     alone = jaxlm.train(config.replace(**member.values), folder / "text.txt", quiet=True, devices=1)
-    np.testing.assert_allclose(member.valid_perplexities, [e.valid_perplexity for e in alone.epochs], rtol=1e-5)
+    valid = [epoch.valid_perplexity for epoch in alone.epochs]
+    np.testing.assert_allclose(member.valid_perplexities, valid, rtol=1e-5)
     np.testing.assert_allclose(member.test_perplexity, alone.test_perplexity, rtol=1e-5)
 """,
     )
@@ -192,7 +201,9 @@ def compiled() -> int:
 
 @pytest.mark.parametrize("vmap", [True, False])
 def test_the_group_compiles_once_whoever_comes_and_goes(tmp_path, vmap):
-    """8 points on 3 slots: some diverge, and epochs differ, so that slots are refilled when others are at others."""
+    """8 points on 3 slots: some diverge, and epochs differ,
+    so that slots are refilled when others are at others.
+    """
     config = TINY.replace(windows_per_call=7 + vmap)
     before = compiled()
     found = jaxlm.sweep(
@@ -422,7 +433,9 @@ def test_a_space_that_is_none_is_one_sentence_also_with_a_corpus_in_memory(corpu
 def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
     tmp_path, capsys, files, named
 ):
-    """An unfinished member whose only checkpoints, or metrics, are damaged; the others are trained meanwhile."""
+    """An unfinished member whose only checkpoints, or metrics, are damaged;
+    the others are trained meanwhile.
+    """
     space = {"learning_rate": [0.5, 1.0, 2.0]}
     run_dir = tmp_path / "sweep"
     expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
@@ -590,7 +603,9 @@ SETTINGS = ["--set", "learning_rate=0.25,0.5,1,2", "--set", "clip_norm=1,5"]
 
 @pytest.fixture(scope="module")
 def undisturbed(server, tmp_path_factory) -> dict[str, bytes]:
-    """The metrics of a sweep's trials when nobody disturbs it; with one thread of XLA, as the others here."""
+    """The metrics of a sweep's trials when nobody disturbs it;
+    with one thread of XLA, as the others here.
+    """
     run_dir = tmp_path_factory.mktemp("undisturbed") / "sweep"
     code, _, said = server.start(
         "sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir
@@ -639,7 +654,9 @@ def has_checkpoints(run_dir: Path, count: int) -> bool:
 
 
 def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
-    """Ctrl-C to a sweep in one process and SIGTERM to one of two workers, both in the middle of an epoch."""
+    """Ctrl-C to a sweep in one process and SIGTERM to one of two workers,
+    both in the middle of an epoch.
+    """
     run_dir = tmp_path / "sweep"
     begin = ("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
     resume = ("sweep", "--run-dir", run_dir, "--resume")
@@ -691,7 +708,9 @@ def test_machines_without_a_common_directory_share_a_database(server, tmp_path):
 
 @pytest.mark.slow
 def test_a_silent_machine_s_trials_are_begun_again_elsewhere(server, tmp_path, monkeypatch):
-    """One of two that share a database only is killed; the other has its own directory, and waits."""
+    """One of two that share a database only is killed;
+    the other has its own directory, and waits.
+    """
     where = f"sqlite:///{tmp_path / 'study.db'}"
     dead = server.start(
         "sweep",

@@ -1,4 +1,6 @@
-"""Numbers that compare between vocabularies, by hand, and for texts read in any rows and windows."""
+"""Numbers that compare between vocabularies, by hand,
+and for texts read in any rows and windows.
+"""
 
 import math
 from itertools import pairwise
@@ -28,7 +30,8 @@ def test_a_uniform_model_has_the_numbers_of_a_pencil(tmp_path):
     lm = uniform(small_lm(words=(EOS, "<unk>", "naïve", "dogs", "run", "the", "x", "y")))
     (tmp_path / "text.txt").write_text("the naïve dogs\nrun zebräs\n")
     found = lm.evaluate(text=tmp_path / "text.txt")
-    # Predicted: " naïve dogs\nrun zebräs\n": 23 characters, two of them of two bytes; 4 words, 2 ends of lines.
+    # Predicted: " naïve dogs\nrun zebräs\n": 23 characters, two of them of two bytes; 4 words, 2
+    # ends of lines.
     assert found.predictions == 6 and found.nats == pytest.approx(6 * math.log(8))
     assert found.bits_per_byte == pytest.approx(6 * 3 / 25)
     assert found.bits_per_character == pytest.approx(6 * 3 / 23)

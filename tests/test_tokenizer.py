@@ -51,10 +51,10 @@ MIKOLOV = Vocab(
 )
 # Words that the files have; there is no %, no comma, no quote and no fraction.
 SEEN = r"""
-    N n't 's ' $ # c$ us$ hk$ & s&p \* 1\/2-year mgm\/ua 1980s mid-1980s 10-year '80s from to the of a on rose oct. oct
-    inc. inc corp. corp p.m. p.m n.j. n.j u.s. mr. s.p a. j. f. j.p. no. no say we met at can not dogs million acquired
-    said over-the-counter rate 19th cents u.s.-soviet
-"""
+    N n't 's ' $ # c$ us$ hk$ & s&p \* 1\/2-year mgm\/ua 1980s mid-1980s 10-year '80s
+    from to the of a on rose oct. oct inc. inc corp. corp p.m. p.m n.j. n.j u.s. mr. s.p a. j. f.
+    j.p. no. no say we met at can not dogs million acquired said over-the-counter rate 19th cents
+    u.s.-soviet """
 FILES = Vocab((EOS, UNK, *SEEN.split()))
 CASED = Vocab((EOS, UNK, "The", "the", "dog", ",", ".", "?", "''", "``", "(", ")", "'s", "12"))
 
@@ -205,7 +205,8 @@ def test_punctuation_at_a_word_shows_that_a_text_is_not_tokenised(word):
         ("* a", "\\* a"),
         ("we cannot", "we can not"),
         ("'The dogs' said", "the dogs ' said"),
-        # The last word of a sentence has lost its period: 285 lines end in "inc", 3 in "inc."; "u.s." has kept it.
+        # The last word of a sentence has lost its period: 285 lines end in "inc", 3 in "inc.";
+        # "u.s." has kept it.
         ("We acquired the Inc.", "we acquired the inc"),
         ("We acquired the Inc. a", "we acquired the inc. a"),
         ('We met at 5 "p.m."', "we met at N p.m"),

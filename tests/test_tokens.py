@@ -1,4 +1,6 @@
-"""Kinds of tokens: every text comes back from its ids, and nothing but `DataError` for a file that is no tokenizer."""
+"""Kinds of tokens: every text comes back from its ids,
+and nothing but `DataError` for a file that is no tokenizer.
+"""
 
 import base64
 import io
@@ -221,7 +223,9 @@ def test_tokenizers_without_a_token_for_unknown_letters_are_refused():
 
 
 def test_a_panic_of_the_library_is_one_sentence():
-    """Of a map of characters that is empty: it is looked up at the first letter, and `PanicException` is no error."""
+    """Of a map of characters that is empty: it is looked up at the first letter, and
+    `PanicException` is no error.
+    """
     damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
     with suppress(DataError):  # (a version of the library may take it)
         Subwords.read(

@@ -109,7 +109,9 @@ def test_a_signal_saves_where_no_checkpoint_is_due(train, reference, tmp_path):
 
 
 def test_a_signal_s_handler_that_is_not_python_s_stays_out_of_the_way(train, monkeypatch):
-    """As of an interpreter that R or Julia began: Python can neither name such a handler nor put it back."""
+    """As of an interpreter that R or Julia began:
+    Python can neither name such a handler nor put it back.
+    """
     whole = signal.signal
 
     def foreign(number: int, handler: Any) -> Any:
@@ -233,7 +235,9 @@ def test_a_damaged_last_checkpoint_is_passed_over_and_the_end_is_the_same(
 def test_a_damaged_checkpoint_that_comes_back_after_a_resume_is_not_missed(
     train, reference, tmp_path, corpus, monkeypatch
 ):
-    """The resumed run is killed before its first save, when the metrics end at the checkpoint before."""
+    """The resumed run is killed before its first save,
+    when the metrics end at the checkpoint before.
+    """
     train(steps=60)
     chunk = checkpoint.find(tmp_path / "run") / "state.safetensors"
     whole = chunk.read_bytes()

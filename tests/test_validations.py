@@ -1,4 +1,6 @@
-"""training/validations.py: what follows from a validation, also after a run was stopped and resumed."""
+"""training/validations.py: what follows from a validation,
+also after a run was stopped and resumed.
+"""
 
 import re
 from dataclasses import replace
@@ -149,7 +151,9 @@ def test_the_published_code_moves_by_the_rate_of_the_step_before():
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """A few lines that are learnt by heart, and others to validate on: validation soon gets worse."""
+    """A few lines that are learnt by heart, and others to validate on:
+    validation soon gets worse.
+    """
     return sentences(tmp_path_factory.mktemp("text"), train=20, valid=12, test=6)
 
 
@@ -163,9 +167,11 @@ def text(tmp_path_factory):
     ids=["asgd", "adamw", "plateau"],
 )
 def test_what_followed_is_the_same_after_a_stop(fields, text, tmp_path):
-    """The switch, the lowered rate and the early end fall in the same windows, with the same numbers.
+    """The switch, the lowered rate and the early end fall in the same windows,
+    with the same numbers.
 
-    Validation gets worse by a thousandth and more, so that rounding (XLA has several threads here) moves none of these.
+    Validation gets worse by a thousandth and more, so that rounding (XLA has several threads here)
+    moves none of these.
     """
     config = BASE.replace(
         **{"learning_rate": 2.0} | fields,

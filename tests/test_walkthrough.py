@@ -1,4 +1,6 @@
-"""experiments/walkthrough: source and notebook are one, it runs, exercises can be solved, outputs may be published."""
+"""experiments/walkthrough: source and notebook are one, it runs, exercises can be solved,
+and its outputs may be published.
+"""
 
 import os
 import re
@@ -21,7 +23,8 @@ MAX_CPU_SECONDS = 2 * 180  # three minutes of two cores
 WRONG = {  # an answer that each exercise's check must refuse
     1: "answer_1 = float(V)",
     2: "def cell_2(x_t, kernel, bias, state):\n    return lstm_cell(x_t, kernel, bias, state)",
-    3: "def dropout(key, x, keep):\n    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x, 0)",
+    3: "def dropout(key, x, keep):\n"
+    "    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x, 0)",
     4: "answer_4 = 19_775_201",
     5: "answer_5 = 0.8 ** 5",
     6: "def greedy():\n    return [vocab.eos] * 10",
@@ -45,7 +48,7 @@ def all_text(notebook: Any) -> str:
 
 
 def exercises(notebook: Any) -> dict[int, tuple[str, str]]:
-    """{number: (solution, its check)}: the folded solution, and the check of the code cell below it."""
+    """{number: (solution, its check)}: the folded solution, and the code cell's check below it."""
     found = {}
     for task, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
         if match := re.match(r"\*\*Exercise (\d+)\.", task.source):
@@ -94,7 +97,9 @@ def test_the_outputs_are_of_the_generated_corpus(published):
 
 
 def test_no_output_holds_text_of_penn_treebank(published, ptb_dir):
-    """No five tokens in a row: four common words, such as "<unk> by <unk> of", are in any English."""
+    """No five tokens in a row: four common words,
+    such as "<unk> by <unk> of", are in any English.
+    """
     split = {
         name: WORDS.units((ptb_dir / f"ptb.{name}.txt").read_text())
         for name in ("train", "valid", "test")

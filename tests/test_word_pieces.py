@@ -1,6 +1,8 @@
-"""Words made of subwords, characters or bytes: their probabilities sum to one, however words and punctuation are cut.
+"""Words made of subwords, characters or bytes:
+their probabilities sum to one, however words and punctuation are cut.
 
-The model is a bigram: an LSTM whose state is the last token, so that all words that can follow are few enough to list.
+The model is a bigram: an LSTM whose state is the last token, so that all words that can follow are
+few enough to list.
 """
 
 import csv
@@ -380,8 +382,8 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
         "a",
     ] and "surprisal.pieces" in found[0]
     assert (
-        error
-        == "warning: 1 of 5 words are outside the vocabulary of words, read as <unk> (20.0%): \u00df\n"
+        error == "warning: 1 of 5 words are outside the vocabulary of words, "
+        "read as <unk> (20.0%): \u00df\n"
     )
     published, _ = rows(
         capsys, runs / "pieces", tmp_path / "text.txt", "--boundary", "published", "--eos"

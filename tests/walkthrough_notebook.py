@@ -1,7 +1,9 @@
-"""The walkthrough as a notebook: from experiments/walkthrough.py, run, and written with its outputs.
+"""The walkthrough as a notebook: from experiments/walkthrough.py, run,
+and written with its outputs.
 
-`python tests/walkthrough_notebook.py` writes experiments/walkthrough.ipynb anew. It runs on the generated corpus, since
-outputs on Penn Treebank would hold that corpus's text; where only prose has changed, the outputs are kept.
+`python tests/walkthrough_notebook.py` writes experiments/walkthrough.ipynb anew. It runs on the
+generated corpus, since outputs on Penn Treebank would hold that corpus's text; where only prose has
+changed, the outputs are kept.
 """
 
 import os

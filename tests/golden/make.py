@@ -1,8 +1,10 @@
-"""How the trajectories beside this file were made: TensorFlow 2.15's graph mode, TensorFlow 1's own cells and ops.
+"""How the trajectories beside this file were made:
+TensorFlow 2.15's graph mode, TensorFlow 1's own cells and ops.
 
     pip install tensorflow-cpu==2.15.1 && python tests/golden/make.py tests/golden
 
-Tokens and initial weights are functions of the case (see `tokens` and `weights`, which the test calls too).
+Tokens and initial weights are functions of the case (see `tokens` and `weights`, which the test
+calls too).
 """
 
 import itertools
@@ -81,7 +83,9 @@ CASES = {
 
 
 def tokens(case: dict) -> np.ndarray:
-    """A stream of N + 400 ids with a skew and some order in it, from raw bits: the last 400 are for validation."""
+    """A stream of N + 400 ids with a skew and some order in it, from raw bits:
+    the last 400 are for validation.
+    """
     raw = np.random.Philox(key=7).random_raw(case["N"] + 400).astype(np.float64) / 2.0**64
     fresh = np.floor(raw**2 * case["V"]).astype(np.int32)
     stream = fresh.copy()
