@@ -102,6 +102,7 @@ def test_published_models_score_a_text_as_their_own_code(name):
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoints_of_tensorflow_become_runs(tmp_path, name):
+    pytest.importorskip("tensorflow")
     case = CHECKPOINTS[name]
     folder = golden("tf1_ckpt")
     jaxlm.import_model(folder / case["checkpoint"], folder / "vocab.txt", tmp_path / "run")

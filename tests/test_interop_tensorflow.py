@@ -1,23 +1,38 @@
-"""TensorFlow 1's checkpoints: recorded ones, and ones that are put together here."""
+"""TensorFlow 1's checkpoints: recorded ones, and ones that are put together here.
+
+What needs TensorFlow runs where it is installed, as .ci/nightly has it.
+"""
 
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interop_files import golden, log_probabilities, recorded
 
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.importing import model_vocabulary, read_model
-from jaxlm.interop.tensorflow import crc32c, masked
+from jaxlm.interop.tensorflow import checkpoint_prefix, tensorflow_model
 
 CASES = recorded("tf1_ckpt", "checkpoints")
 TOKENS = [0, 3, 5, 1, 1, 2]
+
+
+@pytest.fixture(scope="session")
+def tensorflow():
+    """Skips where there is no TensorFlow."""
+    pytest.importorskip("tensorflow")
+
+
+def masked(checksum: int) -> int:
+    """A checksum as TensorFlow stores it."""
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def slow_crc(data: bytes) -> int:
@@ -161,7 +176,7 @@ def check(model, arrays: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     "form", ["{0}", "{0}.index", "{0}.data-00000-of-00001", "{1}", "{1}/checkpoint"]
 )
-def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
+def test_checkpoints_of_tensorflow_answer_as_it_did(tensorflow, name, form):
     case = CASES[name]
     folder = golden("tf1_ckpt")
     model = read_model(folder / form.format(case["checkpoint"], name))
@@ -183,9 +198,9 @@ def test_checkpoints_of_tensorflow_answer_as_it_did(name, form):
         ("model/", "RNN/MultiRNNCell/Cell{}/BasicLSTMCell/Linear/{}", ("Matrix", "Bias")),
     ],
 )
-def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
+def test_any_scope_and_the_names_of_every_version(scope, cell, names):
     arrays = variables(scope, cell, names=names)
-    model = read_model(write_checkpoint(tmp_path / "model.ckpt-7", arrays))
+    model = tensorflow_model(arrays)
     check(model, arrays)
     assert (model.config.embedding_size, model.config.hidden_sizes, model.config.vocab_size) == (
         3,
@@ -194,15 +209,7 @@ def test_any_scope_and_the_names_of_every_version(tmp_path, scope, cell, names):
     )
 
 
-def test_compressed_blocks_big_endian_numbers_and_several_shards_are_refused(tmp_path):
-    with pytest.raises(JaxlmError, match="compressed"):
-        read_model(write_checkpoint(tmp_path / "m", variables(), kind=b"\1"))
-    for header in (number(1, 1) + number(2, 1), number(1, 2)):
-        with pytest.raises(JaxlmError, match=r"one shard, .* little-endian"):
-            read_model(write_checkpoint(tmp_path / "m", variables(), more={b"": header}))
-
-
-def test_other_precisions(tmp_path):
+def test_other_precisions(tensorflow, tmp_path):
     arrays = variables()
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     check(read_model(write_checkpoint(tmp_path / "m", wide)), arrays)
@@ -211,7 +218,7 @@ def test_other_precisions(tmp_path):
     check(read_model(write_checkpoint(tmp_path / "m", half)), exact)
 
 
-def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
+def test_slots_and_scalars_are_left_out_and_others_named():
     arrays = variables()
     extra = {
         "global_step": np.array(5),
@@ -221,7 +228,7 @@ def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
         "Model/softmax_w/Momentum": np.ones(2, np.float32),
     }
     extra = {name: np.asarray(array) for name, array in extra.items()}
-    model = read_model(write_checkpoint(tmp_path / "m", {**arrays, **extra}))
+    model = tensorflow_model({**arrays, **extra})
     check(model, arrays)
     assert all(any(name in note for note in model.notes) for name in extra)
     for wrong, problem in [
@@ -237,43 +244,43 @@ def test_slots_and_scalars_are_left_out_and_others_named(tmp_path):
         ),
     ]:
         with pytest.raises(JaxlmError, match=problem):
-            read_model(write_checkpoint(tmp_path / "m", {**arrays, **wrong}))
+            tensorflow_model({**arrays, **wrong})
     for name in arrays:
         with pytest.raises(JaxlmError, match=r"missing are|layer"):
-            read_model(
-                write_checkpoint(
-                    tmp_path / "m", {key: array for key, array in arrays.items() if key != name}
-                )
-            )
+            tensorflow_model({key: array for key, array in arrays.items() if key != name})
         with pytest.raises(JaxlmError, match=f"{name}' has the shape|expected"):
-            read_model(
-                write_checkpoint(tmp_path / "m", {**arrays, name: np.ones((5, 5), np.float32)})
-            )
+            tensorflow_model({**arrays, name: np.ones((5, 5), np.float32)})
         with pytest.raises(JaxlmError, match=f"{name}' holds .*not finite"):
-            read_model(
-                write_checkpoint(
-                    tmp_path / "m", {**arrays, name: arrays[name] * np.float32(np.inf)}
-                )
-            )
+            tensorflow_model({**arrays, name: arrays[name] * np.float32(np.inf)})
+        with pytest.raises(JaxlmError, match=f"{name}' holds 'int64'"):
+            tensorflow_model({**arrays, name: np.ones(arrays[name].shape, np.int64)})
 
 
-def test_missing_short_and_changed_data(tmp_path):
+def test_a_missing_tensorflow_names_the_install_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(JaxlmError, match=r"needs TensorFlow: pip install 'jaxlm\[tensorflow\]'$"):
+        read_model(write_checkpoint(tmp_path / "m", variables()))
+
+
+def test_missing_short_and_changed_data(tensorflow, tmp_path):
     prefix = write_checkpoint(tmp_path / "m", variables())
     shard = tmp_path / "m.data-00000-of-00001"
     content = shard.read_bytes()
     for name in ("m", "m.index", "m.meta", "m.data-00000-of-00001"):
         assert read_model(tmp_path / name).config.vocab_size == 6
     shard.write_bytes(content[:-1])
-    with pytest.raises(JaxlmError, match=r"ends at byte .* cut short"):
+    with pytest.raises(JaxlmError, match=r"may be damaged: 'Read less bytes"):
         read_model(prefix)
     shard.write_bytes(content[:9] + bytes([content[9] ^ 4]) + content[10:])
-    with pytest.raises(JaxlmError, match=r"checksum .* damaged"):
+    with pytest.raises(JaxlmError, match=r"may be damaged: .*Checksum does not match"):
         read_model(prefix)
     shard.unlink()
-    with pytest.raises(JaxlmError, match=r"its 'm\.data-00000-of-00001': No such file"):
+    with pytest.raises(JaxlmError, match=r"m\.data-00000-of-00001; No such file"):
         read_model(prefix)
-    (tmp_path / "m.index").unlink()
-    with pytest.raises(JaxlmError, match=r"m\.index"):
+
+
+def test_a_missing_index_is_named(tmp_path):
+    with pytest.raises(JaxlmError, match=r"its 'm\.index': No such file"):
         read_model(tmp_path / "m.meta")
 
 
@@ -282,61 +289,44 @@ def entry(shape: tuple[int, ...], kind: int = 1, offset: int = 0, size: int = 0)
     return number(1, kind) + message(2, dims) + number(4, offset) + number(5, size)
 
 
-EMPTY = bytes([6 << 3 | 5]) + struct.pack(
-    "<I", masked(crc32c(b""))
-)  # the checksum of no bytes, as a field of an entry
+EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(0))  # the checksum of no bytes
 
 
 @pytest.mark.parametrize(
-    ("more", "problem"),
+    "claim",
     [
-        (
-            {b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)},
-            "ends at byte 1,099,511,627,776",
-        ),
-        (
-            {b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)},
-            "ends at byte 1,099,511,627,776",
-        ),
-        ({b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)}, "cut short"),
-        ({b"Model/embedding": entry((6, 3), size=71)}, "checksum"),
-        ({b"Model/embedding": entry((6, 3), kind=7, size=4)}, "something else than floats"),
-        ({b"Model/embedding": entry((6, 3), size=72) + message(7, b"")}, "partitioned"),
-        ({b"Model/embedding": entry((1,) * 64, size=4)}, "checksum"),
-        ({b"Model/embedding": entry((0, 1 << 63)) + EMPTY}, "it is damaged or cut short"),
-        ({b"Model/embedding": b"\x0f"}, "damaged"),
-        ({b"Model/embedding": b"\x08" + b"\xff" * 11}, "64 bits"),
-        ({b"": b""}, "one shard"),
-        ({b"": number(1, 1 << 40)}, "one shard"),
-        ({b"": message(1, b"1")}, "expected a number"),
-        ({b"%d" % place: b"" for place in range(20000)}, "20,000 entries"),
-        ({b"k" * 600: entry((1,), size=4)}, "key"),
+        {b"Model/embedding": entry((1 << 20, 1 << 18), size=1 << 40)},
+        {b"Model/embedding": entry((1 << 61, 1 << 61), size=1 << 40)},
+        {b"Model/embedding": entry((6, 3), size=72, offset=1 << 61)},
+        {b"Model/embedding": entry((6, 3), size=71)},
+        {b"Model/embedding": entry((6, 3), kind=7, size=4)},
+        {b"Model/embedding": entry((6, 3), kind=99, size=72)},
+        {b"Model/embedding": entry((6, 3), size=72) + message(7, b"")},
+        {b"Model/embedding": entry((1,) * 300, size=4)},
+        {b"Model/embedding": entry((0, 1 << 63)) + EMPTY},
+        {b"Model/embedding": b"\x0f"},
+        {b"Model/embedding": b"\x08" + b"\xff" * 11},
+        {b"": b""},
+        {b"": number(1, 1 << 40)},
+        {b"\xff": entry((1,), size=4)},
     ],
 )
-def test_an_index_that_claims_too_much(tmp_path, more, problem):
-    with pytest.raises(JaxlmError, match=problem):
-        read_model(write_checkpoint(tmp_path / "m", variables(), more=more))
+def test_an_index_that_claims_too_much_is_refused(tensorflow, tmp_path, claim):
+    """TensorFlow itself aborts its process at some of these."""
+    with pytest.raises(JaxlmError, match="TensorFlow cannot read it") as error:
+        read_model(write_checkpoint(tmp_path / "m", variables(), more=claim))
+    assert str(error.value).isprintable() and len(str(error.value)) < 1500
 
 
-def test_many_variables_of_the_same_bytes_are_refused(tmp_path):
-    arrays = variables(sizes=(3, 3))
-    last = "Model/RNN/multi_rnn_cell/cell_{}/basic_lstm_cell/{}"
-    plain = write_checkpoint(tmp_path / "plain", arrays)
-    assert read_model(plain).config.hidden_sizes == (3, 3)
-    kernel = arrays[last.format(1, "kernel")]
-    before = [array.nbytes for name, array in arrays.items()]
-    offset = sum(before[: list(arrays).index(last.format(1, "kernel"))])
-    shape = b"".join(message(2, number(1, size)) for size in kernel.shape)
-    entry = (
-        number(1, 1)
-        + message(2, shape)
-        + number(4, offset)
-        + number(5, kernel.nbytes)
-        + varint(6 << 3 | 5)
-        + struct.pack("<I", masked(slow_crc(kernel.tobytes())))
-    )
-    more = {last.format(place, "kernel").encode(): entry for place in range(2, 40)}
-    with pytest.raises(JaxlmError, match="4 times"):
+def test_many_variables_of_the_same_bytes_are_refused(tensorflow, tmp_path):
+    shape = (64, 64)
+    arrays = {**variables(sizes=(3, 3)), "Model/large": np.zeros(shape, np.float32)}
+    offset = sum(array.nbytes for array in arrays.values()) - arrays["Model/large"].nbytes
+    checksum = struct.pack("<I", masked(slow_crc(arrays["Model/large"].tobytes())))
+    same = entry(shape, offset=offset, size=arrays["Model/large"].nbytes)
+    same += varint(6 << 3 | 5) + checksum
+    more = {b"Model/copy%d" % place: same for place in range(8)}
+    with pytest.raises(JaxlmError, match=r"variables claim .* more than the checkpoint can hold"):
         read_model(write_checkpoint(tmp_path / "many", arrays, more=more))
 
 
@@ -350,18 +340,18 @@ def test_the_words_of_a_folder_are_not_the_tutorial_s(tmp_path):
 def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
-    arrays = variables()
-    write_checkpoint(folder / "model.ckpt-2", arrays)
-    write_checkpoint(folder / 'café"3', arrays)
-    write_checkpoint(tmp_path / "outside", arrays)
-    write_checkpoint(tmp_path / "train", arrays)  # beside the folder, and of its name
-    told = folder / "checkpoint"
-    for name in ("model.ckpt-2", "/home/someone/train/model.ckpt-2", r"caf\303\251\"3"):
-        told.write_text(
+    for prefix in (folder / "model.ckpt-2", folder / 'café"3', tmp_path / "train"):
+        Path(f"{prefix}.index").touch()
+    latest = folder / "checkpoint"
+    for name, file in (
+        ("model.ckpt-2", "model.ckpt-2"),
+        ("/home/someone/train/model.ckpt-2", "model.ckpt-2"),
+        (r"caf\303\251\"3", 'café"3'),
+    ):
+        latest.write_text(
             f'model_checkpoint_path: "{name}"\nall_model_checkpoint_paths: "../outside"\n'
         )
-        check(read_model(folder), arrays)
-        check(read_model(told), arrays)
+        assert checkpoint_prefix(folder) == checkpoint_prefix(latest) == folder / file
     for name in (
         "../outside",
         "a/../../outside",
@@ -372,15 +362,15 @@ def test_a_checkpoint_file_names_something_in_its_own_folder(tmp_path):
         r"a\000b",
         r"\033[2J",
     ):
-        told.write_text(f'model_checkpoint_path: "{name}"\n')
+        latest.write_text(f'model_checkpoint_path: "{name}"\n')
         with pytest.raises(JaxlmError) as error:
             read_model(folder)
         assert str(error.value).isprintable()
     (folder / "loop").symlink_to("loop")
-    told.write_text('model_checkpoint_path: "loop"\n')
+    latest.write_text('model_checkpoint_path: "loop"\n')
     with pytest.raises(JaxlmError, match="cannot import"):
         read_model(folder)
-    told.write_text("nothing\n")
+    latest.write_text("nothing\n")
     with pytest.raises(JaxlmError, match="model_checkpoint_path"):
         read_model(folder)
 
@@ -396,30 +386,13 @@ def test_a_checkpoint_file_takes_time_that_is_linear_in_its_size(tmp_path, filli
     assert time.process_time() - start < 20
 
 
-@pytest.mark.parametrize(
-    ("data", "checksum"),
-    [  # RFC 3720, B.4
-        (bytes(32), 0x8A9136AA),
-        (b"\xff" * 32, 0x62A8AB43),
-        (bytes(range(32)), 0x46DD794E),
-        (bytes(range(31, -1, -1)), 0x113FDB5C),
-        (b"123456789", 0xE3069283),
-        (b"", 0),
-    ],
+@settings(
+    max_examples=12, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_checksums_of_the_standard(data, checksum):
-    assert crc32c(data) == checksum
-
-
-@pytest.mark.parametrize("length", [1, 16383, 16384, 16385, 50001, 100_000])
-def test_checksums_of_stretches_side_by_side(length):
-    data = np.random.default_rng(length).bytes(length)
-    assert crc32c(data) == slow_crc(data)
-
-
-@settings(max_examples=200)
 @given(st.data())
-def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(tmp_path_factory, data):
+def test_a_damaged_checkpoint_is_read_or_refused_in_one_sentence(
+    tensorflow, tmp_path_factory, data
+):
     base = tmp_path_factory.getbasetemp() / "damaged"
     source = base / "source"
     if not source.exists():

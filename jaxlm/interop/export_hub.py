@@ -5,6 +5,7 @@ tokenizer.json (of the library `tokenizers`)  tokenizer_config.json  vocab.json 
 """
 
 import base64
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -24,7 +25,6 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, VOCAB, WEIGHTS
-from jaxlm.interop.tensorflow import message_fields
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
@@ -283,19 +283,52 @@ def _is_json(vocab: Vocab) -> bool:
     return isinstance(vocab.tokens, Subwords) and vocab.tokens.model[:1] == b"{"
 
 
+def _message_fields(data: Any) -> dict[int, list[Any]]:
+    """The values of a protocol buffer's message, by the number of their field.
+
+    A number is an int, all else its bytes. The message must be sound, as a model that SentencePiece
+    has loaded is.
+    """
+    stream = io.BytesIO(data)
+
+    def varint() -> int:
+        value = 0
+        for shift in range(0, 70, 7):  # seven bits a byte, lowest first
+            byte = stream.read(1)[0]
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+        return value
+
+    fields: dict[int, list[Any]] = {}
+    while stream.tell() < len(data):
+        tag = varint()
+        match tag & 7:
+            case 0:
+                value = varint()
+            case 1:
+                value = stream.read(8)
+            case 5:
+                value = stream.read(4)
+            case _:
+                value = stream.read(varint())
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
 def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     """What `tokenizers` needs of a SentencePiece model (its message ModelProto)."""
     assert isinstance(vocab.tokens, Subwords)
-    proto = message_fields(vocab.tokens.model)
-    bits = np.array([message_fields(piece).get(2, [0])[-1] for piece in proto[1]], np.uint32)
-    scores = dict(zip(ids, bits.view(np.float32).tolist(), strict=True))
+    proto = _message_fields(vocab.tokens.model)
+    bits = b"".join(_message_fields(piece).get(2, [bytes(4)])[-1] for piece in proto[1])
+    scores = dict(zip(ids, np.frombuffer(bits, "<f4").tolist(), strict=True))
     model: dict[str, Any] = {
         "unk_token": vocab.tokens.unknown,
         "fuse_unk": True,
         "byte_fallback": True,
     }
-    if message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
-        kinds = [message_fields(piece).get(3, [1])[-1] for piece in proto[1]]
+    if _message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
+        kinds = [_message_fields(piece).get(3, [1])[-1] for piece in proto[1]]
         pieces = zip(
             scores.items(), kinds, strict=True
         )  # (2, 3: unknown, control; no text spells them with a space)
@@ -310,7 +343,7 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
         merges = [pair for pair in cuts if pair[0] in scores and pair[1] in scores]
         model |= {"type": "BPE", "vocab": ids, "merges": merges}
     charsmap = b"".join(
-        bytes(part) for spec in proto.get(3, []) for part in message_fields(spec).get(2, [])
+        bytes(part) for spec in proto.get(3, []) for part in _message_fields(spec).get(2, [])
     )
     precompiled = {
         "type": "Precompiled",
