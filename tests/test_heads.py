@@ -96,7 +96,7 @@ def test_texts_are_drawn_searched_and_adapted_to(lm):
     assert adapted[-1] < adapted[0]
 
 
-@pytest.mark.parametrize("target", ["torch", "safetensors", "onnx"])
+@pytest.mark.parametrize("target", ["safetensors", "onnx"])
 def test_what_a_target_cannot_express_is_refused(lm, tmp_path, target):
     if target == "onnx":
         pytest.importorskip("onnx")

@@ -111,8 +111,8 @@ def tokenizer(kind: str, **options):
 def test_every_kind_of_tokens_is_imported(tmp_path, kind):
     export_model(language_model(BASE, vocab(kind)), "hub", tmp_path / "out")
     assert import_model(tmp_path / "out").vocab == vocab(kind)
-    export_model(language_model(BASE, vocab(kind)), "torch", tmp_path / "m.pt")
-    found = import_model(tmp_path / "m.pt", tmp_path / "out/vocab.json")
+    export_model(language_model(BASE, vocab(kind)), "safetensors", tmp_path / "m")
+    found = import_model(tmp_path / "m", tmp_path / "out/vocab.json")
     assert found.vocab == vocab(kind) and found.config.data.tokens == vocab(kind).kind
 
 
@@ -225,9 +225,9 @@ def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_p
         same.corpus == jaxlm.load(tmp_path / "run").corpus
         and same.vocab == import_model(folder).vocab
     )
-    export_model(language_model(BASE), "torch", tmp_path / "m.pt")
+    export_model(language_model(BASE), "safetensors", tmp_path / "m")
     capsys.readouterr()
-    assert main(["import", str(tmp_path / "m.pt"), str(tmp_path / "other")]) == 1
+    assert main(["import", str(tmp_path / "m"), str(tmp_path / "other")]) == 1
     assert "has no vocabulary: give the file" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "other").exists()
 

@@ -31,12 +31,21 @@ from jaxlm.units import perplexity_text
 
 TARGETS = (
     "safetensors",
-    "torch",
     "onnx",
     "stablehlo",
     "hub",
 )  # (whose code imports JAX: too slow for --help)
-TARGET = "safetensors or torch (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
+TARGET = "safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx or stablehlo"
+
+
+def _target(name: str) -> str:
+    """The type of `--to`."""
+    if name == "torch":
+        raise argparse.ArgumentTypeError(
+            "torch is gone: --to safetensors writes the same state_dict, "
+            "for safetensors.torch.load_file"
+        )
+    return name
 
 
 @verb("show a run's results, config, corpus, checkpoints and problems", RUN, JSON, uses_jax=False)
@@ -121,7 +130,7 @@ def report(args: argparse.Namespace) -> None:
 @verb(
     "write a run's model for another program",
     *MODEL,
-    argument("--to", choices=TARGETS, required=True, metavar="TARGET", help=TARGET),
+    argument("--to", type=_target, choices=TARGETS, required=True, metavar="TARGET", help=TARGET),
     output("the file or folder to make", required=True),
 )
 def export(args: argparse.Namespace) -> None:
