@@ -50,7 +50,7 @@ from jaxlm.data.windows import batch
 from jaxlm.errors import JaxlmError
 from jaxlm.files import output
 from jaxlm.late import optuna
-from jaxlm.models.kinds import MODELS
+from jaxlm.models.recurrent import MODELS
 from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
 from jaxlm.runs.lock import lock
@@ -65,6 +65,7 @@ from jaxlm.training.step import traced, train_windows
 from jaxlm.units import mean_and_deviation, spread
 
 NEAR = 0.02  # how far a cell's parameters may be from those asked for, as a share
+CELLS = [name for name, kind in MODELS.items() if kind.__module__.startswith("jaxlm.models.")]
 Row = dict[str, Any]  # of shootout.csv
 
 
@@ -313,7 +314,7 @@ def rows_of(run_dir: Path) -> list[Row]:
     rows = [json.loads(path.read_text()) for path in run_dir.glob("*/*/*/seed*.json")]
     return sorted(
         rows,
-        key=lambda row: (row["text"], row["minutes"], list(MODELS).index(row["cell"]), row["seed"]),
+        key=lambda row: (row["text"], row["minutes"], CELLS.index(row["cell"]), row["seed"]),
     )
 
 
@@ -420,9 +421,7 @@ def main() -> None:
         metavar="TEXT[:PRESET]",
         help="as train's --corpus (ptb)",
     )
-    parser.add_argument(
-        "--cells", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="CELL"
-    )
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS, metavar="CELL")
     parser.add_argument(
         "--minutes", nargs="+", type=above_zero, default=[5.0], help="of training a run (5)"
     )

@@ -1,18 +1,15 @@
-"""Kinds of schedules: each has the fields of its config and the factor that it puts on the learning rate.
-
-Nothing here imports JAX before a function runs, so that a command line can show its help at once.
-"""
-
-from __future__ import annotations
+"""Kinds of schedules: each has the fields of its config and the factor that it puts on the learning rate."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
 
 from jaxlm.fields import number
-from jaxlm.late import jax, jnp
+from jaxlm.kinds import Kinds
 
-if TYPE_CHECKING:
-    Number = jax.Array | int | float
+Number = jax.Array | int | float
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,10 @@ class Schedule:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+SCHEDULES = Kinds[Schedule]()
+
+
+@SCHEDULES.kind("piecewise")
 class Piecewise(Schedule):
     """Constant, then decayed once an epoch, as in TensorFlow's PTB tutorial."""
 
@@ -59,7 +59,7 @@ class Piecewise(Schedule):
         return self.decay ** jnp.maximum(late, 0.0)
 
 
-@dataclass(frozen=True)
+@SCHEDULES.kind("cosine")
 class Cosine(Schedule):
     """Linear warm-up, then half a cosine down to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
 
@@ -76,7 +76,7 @@ class Cosine(Schedule):
         return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
 
 
-@dataclass(frozen=True)
+@SCHEDULES.kind("linear")
 class Linear(Schedule):
     """Linear warm-up, then linear down to `final`."""
 
@@ -93,7 +93,7 @@ class Linear(Schedule):
         return risen * (1 - (1 - self.final) * progress)
 
 
-@dataclass(frozen=True)
+@SCHEDULES.kind("plateau")
 class Plateau(Schedule):
     """Constant, then lowered whenever validation stops improving."""
 
@@ -111,14 +111,6 @@ class Plateau(Schedule):
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
     ) -> jax.Array:
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
-
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    "piecewise": Piecewise,
-    "cosine": Cosine,
-    "linear": Linear,
-    "plateau": Plateau,
-}
 
 
 def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:

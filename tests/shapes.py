@@ -15,7 +15,6 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax  # noqa: F401 (before names of annotations are imported)
 from beartype import BeartypeConf, beartype
 from beartype.door import die_if_unbearable
 from jaxtyping import TypeCheckError, install_import_hook
@@ -79,15 +78,9 @@ def fields(kind):
 
 
 def import_checked():
-    """Imports the checked rooms, with the names that only annotations use;
-    every annotation has a meaning.
-    """
+    """Imports the checked rooms; every annotation has a meaning."""
     with install_import_hook(CHECKED, "shapes.checked"):
         importlib.import_module("jaxlm")
-        importlib.import_module(
-            "optuna"
-        )  # before its TYPE_CHECKING asks for packages that are not installed
-        typing.TYPE_CHECKING = True
         rooms = [importlib.import_module(name) for name in CHECKED]
         names = [
             info.name
@@ -95,7 +88,6 @@ def import_checked():
             for info in pkgutil.iter_modules(room.__path__, f"{room.__name__}.")
         ]
         modules = [importlib.import_module(name) for name in names]
-        typing.TYPE_CHECKING = False
     classes = [one for module in modules for _, one in inspect.getmembers(module, inspect.isclass)]
     for owner in (*modules, *(one for one in classes if one.__module__.startswith(CHECKED))):
         for _, one in inspect.getmembers(owner, inspect.isfunction):

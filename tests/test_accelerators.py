@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
-from recipes import BASE, CASES, MODEL_CASES, V
+from recipes import BASE, CASES, MODEL_CASES, MODELS, OPTIMIZERS, V
 
 import jaxlm
 from jaxlm.errors import JaxlmError
-from jaxlm.models.kinds import MODELS
-from jaxlm.optimizers import OPTIMIZERS
 
 sys.path.append(str(ROOT / "experiments"))
 import accelerators  # pyright: ignore (of experiments/)

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
+from recipes import MODELS
 from terminals import run
 
 import jaxlm.runs.trainer
 from jaxlm.cli.ending import exit_code
 from jaxlm.errors import JaxlmError
-from jaxlm.models.kinds import MODELS
 
 EXPERIMENTS = ROOT / "experiments"
 
@@ -307,7 +307,7 @@ def test_a_shoot_out_goes_on_where_it_was_and_its_rows_are_repeated(tmp_path, mo
         "--trials",
         "2",
     ]
-    monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *list(shootout.MODELS)[:2]])
+    monkeypatch.setattr(sys, "argv", [*line, "--seeds", "2", "--cells", *shootout.CELLS[:2]])
     monkeypatch.setattr(shootout, "seconds_of", lambda *_: (0.0, 30.0))
     trained = shootout.trained
     runs = []

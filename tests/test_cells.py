@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recipes import MODELS
 from recordings import recorded, summary
 
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops import linear_attention as op
 from jaxlm.ops.activations import unit_norm

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import MODELS
 from recordings import recorded, summary
 
 from jaxlm.models.hawk import Hawk
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.recurrent import CellNoise
 
 T = 23

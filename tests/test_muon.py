@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 from optax.contrib import scale_by_muon
-from recipes import BASE
+from recipes import BASE, MODELS
 
-from jaxlm.models.kinds import MODELS
 from jaxlm.ops.newton_schulz import SMALLEST, orthogonalized, polar_express
 from jaxlm.optimizers.muon import Muon
 from jaxlm.training.step import init_state

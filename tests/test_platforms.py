@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, MODEL_CASES, B, T
+from recipes import BASE, CASES, MODEL_CASES, MODELS, B, T
 
 import jaxlm
 from jaxlm.models import stack
-from jaxlm.models.kinds import MODELS
 from jaxlm.ops import softmax
 from jaxlm.ops.lstm import LSTMState, lstm
 from jaxlm.scoring import generation

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import BASE, EVERY_DROPOUT, RANDOM_WINDOWS, B, V, parameters
+from recipes import BASE, EVERY_DROPOUT, MODELS, RANDOM_WINDOWS, B, V, parameters
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import RandomLengths, WindowPlan
 from jaxlm.errors import JaxlmError
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.noise import draw_noise
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import window_plan

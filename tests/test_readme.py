@@ -289,9 +289,8 @@ def extended(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (layer,) = (block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python")
     (folder / "jaxlm/models/decay.py").write_text(layer)
-    table = folder / "jaxlm/models/kinds.py"
-    entry = table.read_text().replace('"lstm": LSTM,', '"lstm": LSTM, "decay": Decay,')
-    table.write_text(entry.replace("\n\n", "\n\nfrom jaxlm.models.decay import Decay\n", 1))
+    package = folder / "jaxlm/models/__init__.py"
+    package.write_text(package.read_text().replace("import lstm,", "import lstm, decay,"))
     return folder
 
 

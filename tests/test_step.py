@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import MODELS
 
 import jaxlm
 from jaxlm.config.config import Recipe
 from jaxlm.data.windows import WindowPlan
 from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack
-from jaxlm.models.kinds import MODELS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step

@@ -1,35 +1,27 @@
-"""What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text.
-
-Nothing here imports JAX, so that help is instant; `Config.recipe` does, so that it is a pytree.
-"""
+"""What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text."""
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
+
+import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
-from jaxlm.models.kinds import MODELS
+from jaxlm.kinds import Kinds
 from jaxlm.models.lstm import LSTM
-from jaxlm.models.recurrent import Recurrent
-from jaxlm.optimizers import OPTIMIZERS
+from jaxlm.models.recurrent import MODELS, Recurrent
 from jaxlm.optimizers.descent import SGD
-from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.published.awd_lstm import PublishedASGD
-from jaxlm.published.lamb import LambAdam, LambMogrifier
+from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer
 from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 
 FORMAT = 2  # of config.json
 
-KINDS: dict[str, Mapping[str, type]] = {
-    "model": {**MODELS, "lamb-mogrifier": LambMogrifier},
-    "optimizer": {**OPTIMIZERS, "awd-lstm": PublishedASGD, "lamb-adam": LambAdam},
-    "schedule": SCHEDULES,
-}
+KINDS: dict[str, Kinds] = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
 SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
 # Named recipes: the base, the fields that differ from it, and where they come from.
@@ -51,6 +43,7 @@ MAY_CHANGE = {
 }
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recipe:
     """Model, optimiser and schedule: the pytree that the step takes, whose numbers may be traced."""
@@ -61,9 +54,12 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Config(Recipe):
+class Config:
     """The config of a run: model, optimiser, schedule, counts and data."""
 
+    model: Recurrent = field(default_factory=LSTM)
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Piecewise)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preset: str = "custom"
@@ -83,7 +79,6 @@ class Config(Recipe):
     @property
     def recipe(self) -> Recipe:
         """Model, optimiser and schedule, as the step takes them: a pytree."""
-        import_module("jaxlm.training")  # (which registers it)
         return Recipe(self.model, self.optimizer, self.schedule)
 
     def replace(self, **changes: Any) -> "Config":
@@ -110,7 +105,7 @@ class Config(Recipe):
             section, having = _kinds_with(name)
             part = sections[section]
             if name not in specs(type(part)):
-                own = f"the {section} is {kind_of(section, part)}, whose fields are {', '.join(specs(type(part)))}"
+                own = f"the {section} is {KINDS[section].name_of(part)}, whose fields are {', '.join(specs(type(part)))}"
                 raise JaxlmError(
                     f"{name} is a field of the {section} {either([*having])}, and {own}"
                 )
@@ -163,7 +158,15 @@ class Config(Recipe):
     @property
     def kinds(self) -> dict[str, str]:
         """The name of each kind chosen: model, optimizer and schedule."""
-        return {slot: kind_of(slot, getattr(self, slot)) for slot in KINDS}
+        return {slot: kinds.name_of(getattr(self, slot)) for slot, kinds in KINDS.items()}
+
+
+def _refuse_config(*_: Any) -> NoReturn:
+    raise JaxlmError("a step takes a recipe, and this is a whole Config: give it config.recipe")
+
+
+# JAX asks a value for its leaves first, so that a Config given to a jitted step is refused by a sentence.
+jax.tree_util.register_pytree_node(Config, _refuse_config, _refuse_config)
 
 
 def preset(name: str) -> Config:
@@ -181,11 +184,6 @@ def preset(name: str) -> Config:
     }
     base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()
     return base.replace(**changes, preset=name)
-
-
-def kind_of(slot: str, section: Any) -> str:
-    """The name of a section's kind."""
-    return next(name for name, kind in KINDS[slot].items() if kind is type(section))
 
 
 def all_kinds() -> Iterator[tuple[str, str, type]]:

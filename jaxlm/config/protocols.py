@@ -5,23 +5,27 @@ run, so that it is no part of the config. (`lambda` is a word of Python: its fie
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked, choice, count, either, nearest, number, setting_text, specs
+from jaxlm.kinds import Kinds
 
 Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
 
 
-@dataclass(frozen=True)
+PROTOCOLS = Kinds[Any]()
+
+
+@PROTOCOLS.kind("plain")
 class Plain:
     """The model's own probabilities."""
 
     grid: ClassVar[Grid] = {}
 
 
-@dataclass(frozen=True)
+@PROTOCOLS.kind("temperature")
 class Temperature(Plain):
     """The softmax at another temperature: p^(1 / temperature), normalised (Guo et al. 2017, arXiv:1706.04599)."""
 
@@ -29,7 +33,7 @@ class Temperature(Plain):
     temperature: float = number(1.0, "divides the logits", low=1e-6)
 
 
-@dataclass(frozen=True)
+@PROTOCOLS.kind("cache")
 class Cache(Plain):
     """Neural cache: recent words after similar features are likelier (Grave et al. 2017, arXiv:1612.04426)."""
 
@@ -50,7 +54,7 @@ class Cache(Plain):
     )
 
 
-@dataclass(frozen=True)
+@PROTOCOLS.kind("dynamic")
 class Dynamic(Plain):
     """Dynamic evaluation: learn from each segment once it is scored (Krause et al. 2018, arXiv:1709.07432)."""
 
@@ -105,21 +109,12 @@ class Dynamic(Plain):
         return self.RMS_GRID
 
 
-@dataclass(frozen=True)
+@PROTOCOLS.kind("mc")
 class MCDropout(Plain):
     """Monte Carlo dropout: the mean of networks with dropout (Gal and Ghahramani 2016, arXiv:1512.05287)."""
 
     samples: int = count(10, "networks drawn", "networks", low=1, high=2**16)
     seed: int = count(0, "seed of the dropout masks", high=2**32 - 1)
-
-
-PROTOCOLS: dict[str, type[Plain]] = {
-    "plain": Plain,
-    "cache": Cache,
-    "dynamic": Dynamic,
-    "temperature": Temperature,
-    "mc": MCDropout,
-}
 
 
 def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
@@ -137,18 +132,13 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     known = specs(type(protocol))
     for name in values:
         if name not in known:
-            own = name_of(protocol)
+            own = PROTOCOLS.name_of(protocol)
             having = [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
                 belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
                 raise JaxlmError(f"{belongs}: leave it out, or choose that protocol")
             raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
     return checked(replace(protocol, **values))
-
-
-def name_of(protocol: Plain) -> str:
-    """The name of a protocol's kind."""
-    return next(name for name, kind in PROTOCOLS.items() if kind is type(protocol))
 
 
 def described(protocol: Plain) -> str:
@@ -158,4 +148,4 @@ def described(protocol: Plain) -> str:
         for name, value in vars(protocol).items()
         if value != "none"
     ]
-    return name_of(protocol) + (f" ({', '.join(values)})" if values else "")
+    return PROTOCOLS.name_of(protocol) + (f" ({', '.join(values)})" if values else "")

@@ -18,7 +18,6 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from jaxlm.config.config import kind_of
 from jaxlm.errors import JaxlmError
 from jaxlm.files import explained, vacant
 from jaxlm.interop.export_hub import export_hub
@@ -26,7 +25,7 @@ from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import Noise
-from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.models.recurrent import MODELS, Params, Recurrent
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
 from jaxlm.scoring.language_model import LanguageModel
@@ -87,7 +86,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
             softmax.
     """
     problems = {
-        f"layers of the kind {kind_of('model', model)}": type(model) not in _LAYERS,
+        f"layers of the kind {MODELS.name_of(model)}": type(model) not in _LAYERS,
         "skip connections": model.skip,
         "scaled embeddings": model.scale_embedding,
         f"a head of {model.experts} softmaxes mixed": model.experts,

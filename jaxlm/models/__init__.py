@@ -1,0 +1,3 @@
+"""Recurrent language models. Each file listed here adds its kinds to the table MODELS, in the order of help."""
+
+from jaxlm.models import lstm, gru, mingru, mogrifier, hawk, hgrn2, xlstm, gated_deltanet  # noqa: F401, I001

@@ -11,26 +11,26 @@ with the norm of its block, without its output projection, which the next layer'
 at once.
 """
 
-from __future__ import annotations
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.ops.activations import rms_norm, unit_norm
+from jaxlm.ops.linear_attention import linear_attention
+from jaxlm.ops.product import product
+from jaxlm.ops.scans import Length, short_convolution
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
 
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        kernel: Float[Array, "E 4*N*D"]
-        convolution: Float[Array, "4 3*N*D"]
-        gate: Float[Array, "E 2*N"]
-        rate: Float[Array, " N"]
-        time_step: Float[Array, " N"]
-        norm: Float[Array, " N*D"]
+class Layer(TypedDict):  # its parameters
+    kernel: Float[Array, "E 4*N*D"]
+    convolution: Float[Array, "4 3*N*D"]
+    gate: Float[Array, "E 2*N"]
+    rate: Float[Array, " N"]
+    time_step: Float[Array, " N"]
+    norm: Float[Array, " N*D"]
 
 
 TAPS = 4  # steps that the convolution sees
@@ -43,7 +43,7 @@ class DeltaState(NamedTuple):
     inputs: Float[Array, "B 3 3*N*D"]
 
 
-@dataclass(frozen=True)
+@MODELS.kind("gated-deltanet")
 class GatedDeltaNet(Recurrent):
     """A matrix as memory, which a gate decays and the delta rule writes (Yang et al. 2024, arXiv:2412.06464)."""
 
@@ -82,11 +82,6 @@ class GatedDeltaNet(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], DeltaState]:
-        from jaxlm.ops.activations import rms_norm, unit_norm
-        from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.product import product
-        from jaxlm.ops.scans import short_convolution
-
         n = rms_norm(x.astype(state.S.dtype))
         projected, gate = jnp.split(
             product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1

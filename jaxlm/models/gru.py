@@ -5,28 +5,27 @@
 The order of kernels and bias is r, z, n.
 """
 
-from __future__ import annotations
+from typing import ClassVar, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform, weight_drop
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
-
-    from jaxlm.ops.recurrence import LinearMap
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        kernel: Float[Array, "E 3*H"]
-        bias: Float[Array, " 3*H"]
-        recurrent_kernel: Float[Array, "H 3*H"]
-        recurrent_bias: Float[Array, " H"]  # c_n
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, uniform, weight_drop
+from jaxlm.ops.activations import sigmoid
+from jaxlm.ops.product import product
+from jaxlm.ops.recurrence import LinearMap, recurrence
+from jaxlm.ops.scans import Length
 
 
-@dataclass(frozen=True)
+class Layer(TypedDict):  # its parameters
+    kernel: Float[Array, "E 3*H"]
+    bias: Float[Array, " 3*H"]
+    recurrent_kernel: Float[Array, "H 3*H"]
+    recurrent_bias: Float[Array, " H"]  # c_n
+
+
+@MODELS.kind("gru")
 class GRU(Recurrent):
     """Gated recurrent unit, the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078)."""
 
@@ -61,9 +60,6 @@ class GRU(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-        from jaxlm.ops.product import product
-        from jaxlm.ops.recurrence import recurrence
-
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}
         y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)
@@ -76,8 +72,6 @@ def _cell(
     projected: Float[Array, "B 3*H"],
     recurrent_bias: Float[Array, " H"],
 ) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
-    from jaxlm.ops.activations import sigmoid
-
     gates = 2 * h.shape[-1]
     (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
     r, z = jnp.split(sigmoid(rz + hrz), 2, -1)

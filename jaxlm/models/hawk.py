@@ -9,37 +9,36 @@ There are N heads with D = H / N units each. The published code resets h at a do
 1 and not by the root; here a text is one stream, which begins with h = 0.
 """
 
-from __future__ import annotations
+from typing import Any, ClassVar, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.ops.activations import rms_norm
+from jaxlm.ops.product import contraction, product
+from jaxlm.ops.scans import Length, last_step, linear_recurrence, short_convolution
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
 
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        x_kernel: Float[Array, "E H"]
-        y_kernel: Float[Array, "E H"]
-        output_kernel: Float[Array, "H H"]
-        x_bias: Float[Array, " H"]
-        y_bias: Float[Array, " H"]
-        output_bias: Float[Array, " H"]
-        convolution: Float[Array, "4 H"]
-        convolution_bias: Float[Array, " H"]
-        gates: Float[Array, "N D 2*D"]  # i before r
-        gates_bias: Float[Array, "N 2*D"]
-        decay: Float[Array, " H"]
+class Layer(TypedDict):  # its parameters
+    x_kernel: Float[Array, "E H"]
+    y_kernel: Float[Array, "E H"]
+    output_kernel: Float[Array, "H H"]
+    x_bias: Float[Array, " H"]
+    y_bias: Float[Array, " H"]
+    output_bias: Float[Array, " H"]
+    convolution: Float[Array, "4 H"]
+    convolution_bias: Float[Array, " H"]
+    gates: Float[Array, "N D 2*D"]  # i before r
+    gates_bias: Float[Array, "N 2*D"]
+    decay: Float[Array, " H"]
 
 
 REACH = 4  # steps that the convolution reads
 
 
-@dataclass(frozen=True)
+@MODELS.kind("hawk")
 class Hawk(Recurrent):
     """Hawk: a real-gated linear recurrent unit behind a short convolution (De et al. 2024, arXiv:2402.19427)."""
 
@@ -91,10 +90,6 @@ class Hawk(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
-        from jaxlm.ops.activations import rms_norm
-        from jaxlm.ops.product import contraction, product
-        from jaxlm.ops.scans import last_step, linear_recurrence, short_convolution
-
         def linear(
             a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]
         ) -> Float[Array, "T B H"]:

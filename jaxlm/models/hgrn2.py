@@ -8,25 +8,25 @@ layer's kernel; residual connection and GLU belong to the paper's stack. The pap
 from layer to layer, from zero; here the bound is one number.
 """
 
-from __future__ import annotations
+from typing import Any, ClassVar, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.fields import number
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
-
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        kernel: Float[Array, "E 3*N*D"]  # q, f, v
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.ops.activations import rms_norm
+from jaxlm.ops.linear_attention import linear_attention
+from jaxlm.ops.product import product
+from jaxlm.ops.scans import Length
 
 
-@dataclass(frozen=True)
+class Layer(TypedDict):  # its parameters
+    kernel: Float[Array, "E 3*N*D"]  # q, f, v
+
+
+@MODELS.kind("hgrn2")
 class HGRN2(Recurrent):
     """Gated linear RNN whose state is a matrix a head, decayed row by row (Qin et al. 2024, arXiv:2404.07904)."""
 
@@ -51,10 +51,6 @@ class HGRN2(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
-        from jaxlm.ops.activations import rms_norm
-        from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.product import product
-
         z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
         log_a = jnp.logaddexp(

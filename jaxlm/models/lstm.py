@@ -1,13 +1,13 @@
 """The LSTM. The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell."""
 
-from __future__ import annotations
+from typing import Any, ClassVar, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.fields import number
-from jaxlm.late import jnp
 from jaxlm.models.recurrent import (
+    MODELS,
     CellNoise,
     Recurrent,
     state_dropout,
@@ -15,19 +15,16 @@ from jaxlm.models.recurrent import (
     uniform,
     weight_drop,
 )
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
-
-    from jaxlm.ops.lstm import LSTMState
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        kernel: Float[Array, "E+H 4*H"]
-        bias: Float[Array, " 4*H"]
+from jaxlm.ops.lstm import LSTMState, lstm
+from jaxlm.ops.scans import Length
 
 
-@dataclass(frozen=True)
+class Layer(TypedDict):  # its parameters
+    kernel: Float[Array, "E+H 4*H"]
+    bias: Float[Array, " 4*H"]
+
+
+@MODELS.kind("lstm")
 class LSTM(Recurrent):
     """Long short-term memory, as TensorFlow's BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329)."""
 
@@ -44,8 +41,6 @@ class LSTM(Recurrent):
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
-        from jaxlm.ops.lstm import LSTMState
-
         return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
 
     def apply_layer(
@@ -56,8 +51,6 @@ class LSTM(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
-        from jaxlm.ops.lstm import lstm
-
         return lstm(
             x,
             params["kernel"],

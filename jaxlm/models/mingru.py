@@ -7,25 +7,23 @@ A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends 
 associative scan.
 """
 
-from __future__ import annotations
+from typing import ClassVar, TypedDict
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, torch_biases, uniform
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
-
-    from jaxlm.ops.scans import Length
-
-    class Layer(TypedDict):  # its parameters
-        kernel: Float[Array, "E G"]
-        bias: Float[Array, " G"]
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, uniform
+from jaxlm.ops.product import product
+from jaxlm.ops.scans import Length, last_step, linear_recurrence
 
 
-@dataclass(frozen=True)
+class Layer(TypedDict):  # its parameters
+    kernel: Float[Array, "E G"]
+    bias: Float[Array, " G"]
+
+
+@MODELS.kind("mingru")
 class MinGRU(Recurrent):
     """Minimal GRU, whose gates depend on the input alone (Feng et al. 2024, arXiv:2410.01201)."""
 
@@ -45,9 +43,6 @@ class MinGRU(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
-        from jaxlm.ops.product import product
-        from jaxlm.ops.scans import last_step, linear_recurrence
-
         *gates, n = jnp.split(
             product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1
         )
@@ -60,7 +55,7 @@ class MinGRU(Recurrent):
         return y.astype(x.dtype), last_step(y, length)
 
 
-@dataclass(frozen=True)
+@MODELS.kind("minlstm")
 class MinLSTM(MinGRU):
     """Minimal LSTM, whose gates depend on the input alone and sum to one (Feng et al. 2024, arXiv:2410.01201)."""
 

@@ -1,15 +1,14 @@
 """The Mogrifier LSTM. A layer's parameters: `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogrifier.py`."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability
-from jaxlm.late import jax, jnp
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import (
+    MODELS,
     CellNoise,
     Params,
     Recurrent,
@@ -18,15 +17,12 @@ from jaxlm.models.recurrent import (
     uniform,
     weight_drop,
 )
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
-
-    from jaxlm.ops.lstm import LSTMState
-    from jaxlm.ops.scans import Length
+from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.mogrifier import Limits, mogrifier
+from jaxlm.ops.scans import Length
 
 
-@dataclass(frozen=True)
+@MODELS.kind("mogrifier")
 class Mogrifier(Recurrent):
     """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
 
@@ -117,8 +113,6 @@ class Mogrifier(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], LSTMState]:
-        from jaxlm.ops.mogrifier import Limits, mogrifier
-
         limits = Limits(
             self.cell_clip,
             _scaled(noise.kept, self.keep_state),

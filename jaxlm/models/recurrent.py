@@ -4,19 +4,17 @@ A kind is one file beside this one, and an entry in `kinds.py`. Nothing here imp
 a command line can show its help at once. Letters: `T` steps, `B` batch, `E` input width, `H` hidden width.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import choice, count, flag, number, probability, setting_text
-from jaxlm.late import jax, jnp
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
-
-    from jaxlm.ops.scans import Length
+from jaxlm.kinds import Kinds
+from jaxlm.ops.scans import Length
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, ...]
@@ -234,6 +232,9 @@ class Recurrent:
             found, cure = (f" and heads is {heads}", "fewer heads or ") if heads > 1 else ("", "")
             why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths}{found}"
             raise JaxlmError(f"{why}; set {cure}larger widths")
+
+
+MODELS = Kinds[Recurrent]()
 
 
 def head_count() -> Any:

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models.heads import init_head
-from jaxlm.models.kinds import MODELS, register
 from jaxlm.models.noise import (
     Noise,
     drop_carry,
@@ -27,9 +26,6 @@ from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
 from jaxlm.ops.scans import Length, Units
-
-for _kind in MODELS.values():
-    register(_kind)
 
 Carry = tuple[State, ...]
 Embedded = Float[Array, "T B E"]

@@ -18,34 +18,35 @@ The carry holds c or C, and n, over exp(m), so that nothing overflows. A layer i
 around it: residual, convolution, and feed-forward layer or projections.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.fields import number
-from jaxlm.late import jax, jnp
-from jaxlm.models.recurrent import CellNoise, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.ops.activations import layer_norm, sigmoid
+from jaxlm.ops.linear_attention import linear_attention
+from jaxlm.ops.product import product
+from jaxlm.ops.recurrence import LinearMap, recurrence
+from jaxlm.ops.scans import Length, last_step
 
-if TYPE_CHECKING:
-    from jaxtyping import Array, Float, PRNGKeyArray
 
-    from jaxlm.ops.recurrence import LinearMap
-    from jaxlm.ops.scans import Length
+class SLSTMLayer(TypedDict):  # its parameters
+    kernel: Float[Array, "E 4*H"]
+    recurrent_kernel: Float[Array, "D 4*H"]
+    bias: Float[Array, " 4*H"]
+    norm: Float[Array, " H"]
 
-    class SLSTMLayer(TypedDict):  # its parameters
-        kernel: Float[Array, "E 4*H"]
-        recurrent_kernel: Float[Array, "D 4*H"]
-        bias: Float[Array, " 4*H"]
-        norm: Float[Array, " H"]
 
-    class MLSTMLayer(TypedDict):
-        kernel: Float[Array, "E 4*N*D"]
-        bias: Float[Array, " 4*N*D"]
-        gate: Float[Array, "E 2*N"]
-        gate_bias: Float[Array, " 2*N"]
-        norm: Float[Array, " N*D"]
+class MLSTMLayer(TypedDict):
+    kernel: Float[Array, "E 4*N*D"]
+    bias: Float[Array, " 4*N*D"]
+    gate: Float[Array, "E 2*N"]
+    gate_bias: Float[Array, " 2*N"]
+    norm: Float[Array, " N*D"]
 
 
 class SLSTMState(NamedTuple):
@@ -57,7 +58,7 @@ class SLSTMState(NamedTuple):
     h: Float[Array, "B H"]
 
 
-@dataclass(frozen=True)
+@MODELS.kind("slstm")
 class SLSTM(Recurrent):
     """xLSTM's LSTM with exponential gates and a normaliser (Beck et al. 2024, arXiv:2405.04517)."""
 
@@ -89,10 +90,6 @@ class SLSTM(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], SLSTMState]:
-        from jaxlm.ops.activations import layer_norm
-        from jaxlm.ops.product import product
-        from jaxlm.ops.recurrence import recurrence
-
         D = len(params["recurrent_kernel"])
         of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
             -1, D, 4 * D
@@ -109,8 +106,6 @@ class SLSTM(Recurrent):
 def _slstm_cell(
     heads: int, linear: LinearMap, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
 ) -> tuple[SLSTMState, Float[Array, "B H"]]:
-    from jaxlm.ops.activations import sigmoid
-
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
     recurrent = (
@@ -142,7 +137,7 @@ class MLSTMState(NamedTuple):
     m: Float[Array, "B N"]
 
 
-@dataclass(frozen=True)
+@MODELS.kind("mlstm")
 class MLSTM(Recurrent):
     """xLSTM's layer with a matrix as memory and exponential gates (Beck et al. 2024, arXiv:2405.04517)."""
 
@@ -185,11 +180,6 @@ class MLSTM(Recurrent):
         noise: CellNoise,
         length: Length,
     ) -> tuple[Float[Array, "T B H"], MLSTMState]:
-        from jaxlm.ops.activations import layer_norm
-        from jaxlm.ops.linear_attention import linear_attention
-        from jaxlm.ops.product import product
-        from jaxlm.ops.scans import last_step
-
         z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])
         gates = product(x, params["gate"], x.dtype) + params["gate_bias"]

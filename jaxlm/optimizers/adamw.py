@@ -1,16 +1,13 @@
 """Adam with decoupled weight decay; and what it shares with Muon."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import jax
+import optax
 
 from jaxlm.fields import count, number
-from jaxlm.late import jax, optax
-from jaxlm.optimizers.optimizer import Optimizer, average_latest, matrices
-
-if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Recurrent
+from jaxlm.models.recurrent import Recurrent
+from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest, matrices
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Adaptive(Optimizer):
         return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("adamw")
 class AdamW(Adaptive):
     """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 

@@ -1,17 +1,14 @@
 """Gradient descent, averaged or not."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import jax
+import optax
 
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import count, flag, number
-from jaxlm.late import jax, optax
-from jaxlm.optimizers.optimizer import Optimizer, average_latest
-
-if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Recurrent
+from jaxlm.models.recurrent import Recurrent
+from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Descent(Optimizer):
         return [optax.add_decayed_weights(self.weight_decay)]
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("sgd")
 class SGD(Descent):
     """Stochastic gradient descent."""
 
@@ -52,7 +49,7 @@ class SGD(Descent):
         )
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("asgd")
 class ASGD(Descent):
     """Averaged SGD from when validation stops improving: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
 

@@ -1,21 +1,20 @@
 """Muon: the layers' matrices by orthogonalised momentum, one matrix a gate; all else by Adam."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
 
 from jaxlm.fields import choice, count, flag, number
-from jaxlm.late import jax, jnp, optax
+from jaxlm.models.recurrent import Recurrent
+from jaxlm.ops.newton_schulz import orthogonalized
 from jaxlm.optimizers.adamw import Adaptive
-from jaxlm.optimizers.optimizer import matrices
-
-if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Recurrent
+from jaxlm.optimizers.optimizer import OPTIMIZERS, matrices
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("muon")
 class Muon(Adaptive):
     """Muon on the layers' kernels, gate by gate; Adam on the rest (Jordan et al. 2024)."""
 
@@ -62,7 +61,6 @@ class Muon(Adaptive):
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
         """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
-        from jaxlm.ops.newton_schulz import orthogonalized
 
         def orthogonal(kernel: jax.Array) -> jax.Array:
             gates = jnp.stack(jnp.split(kernel, model.gates, 1))

@@ -1,15 +1,14 @@
 """What every optimiser has: the fields of its config, and the functions that each kind defines (JAX loaded late)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import jax
+import optax
 
 from jaxlm.fields import choice, count, number
-from jaxlm.late import jax, optax
-
-if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.kinds import Kinds
+from jaxlm.models.recurrent import Params, Recurrent
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,9 @@ class Optimizer:
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         """The transformation without clipping."""
         raise NotImplementedError
+
+
+OPTIMIZERS = Kinds[Optimizer]()
 
 
 def average_latest(**relations: Any) -> Any:

@@ -11,22 +11,20 @@ What differs from `ASGD`:
 - An epoch of random windows ends, and rates its last window, as `RandomLengths.as_published` tells.
 """
 
-from __future__ import annotations
+from typing import Any, ClassVar, NamedTuple
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
 
 from jaxlm.errors import JaxlmError
-from jaxlm.late import jax, jnp, optax
 from jaxlm.models.lstm import LSTM
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.optimizers.descent import ASGD
-from jaxlm.optimizers.optimizer import clip_by_given_norm
-
-if TYPE_CHECKING:
-    from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.optimizers.optimizer import OPTIMIZERS, clip_by_given_norm
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("awd-lstm")
 class PublishedASGD(ASGD):
     """NT-ASGD with the quirks of AWD-LSTM's published code (docs/awd-lstm.md)."""
 

@@ -9,22 +9,21 @@ What differs:
 - A kept update of the cell is scaled by 1.5 whatever its probability, and in evaluation too.
 """
 
-from __future__ import annotations
+from typing import ClassVar
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
 
-from jaxlm.late import jnp, optax
 from jaxlm.models.mogrifier import Mogrifier
+from jaxlm.models.recurrent import MODELS
 from jaxlm.optimizers.adamw import AdamW
-
-if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+from jaxlm.optimizers.optimizer import OPTIMIZERS
 
 UPDATE_SCALE = 1.5
 
 
-@dataclass(frozen=True)
+@OPTIMIZERS.kind("lamb-adam")
 class LambAdam(AdamW):
     """Adam with the quirks of lamb and TensorFlow 1 (docs/mogrifier.md)."""
 
@@ -44,7 +43,7 @@ class LambAdam(AdamW):
         return optax.GradientTransformation(super().adam().init, update)
 
 
-@dataclass(frozen=True)
+@MODELS.kind("lamb-mogrifier")
 class LambMogrifier(Mogrifier):
     """Mogrifier with lamb's quirks of dropout (docs/mogrifier.md)."""
 

@@ -1,1 +1,0 @@
-import jaxlm.training  # noqa: F401 (makes recipes and protocols pytrees)

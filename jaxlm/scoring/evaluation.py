@@ -16,12 +16,12 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import (
+    PROTOCOLS,
     Cache,
     Dynamic,
     MCDropout,
     Plain,
     Temperature,
-    name_of,
     protocol_of,
 )
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
@@ -243,7 +243,7 @@ class TrainedModel:
         }
         if not grid or not all(map(len, grid.values())):
             raise JaxlmError(
-                f"the protocol {name_of(protocol)} has nothing left to tune: evaluate it without tuning"
+                f"the protocol {PROTOCOLS.name_of(protocol)} has nothing left to tune: evaluate it without tuning"
             )
         points = product(*grid.values())
         every = [protocol_of(protocol, **dict(zip(grid, values, strict=True))) for values in points]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.config.protocols import name_of, protocol_of
+from jaxlm.config.protocols import PROTOCOLS, protocol_of
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.fields import checked_value
 from jaxlm.scoring import generation
@@ -119,7 +119,7 @@ class LanguageModel(TrainedModel):
             JaxlmError: the rate is not above 0, or there is a protocol.
         """
         how = SurprisalOptions(**options)
-        if name_of(protocol_of(how.protocol)) != "plain":
+        if PROTOCOLS.name_of(protocol_of(how.protocol)) != "plain":
             raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
         return AdaptiveScoring(self._network(how), rate, how.context == "stream", Detail(how.top_k))
 

@@ -1,0 +1,62 @@
+"""Tables of kinds. A class adds itself to a table where it is defined: `@MODELS.kind("lstm")` stands above `LSTM`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, dataclass_transform
+
+import jax
+
+from jaxlm.fields import specs
+
+Base = TypeVar("Base")
+Kind = TypeVar("Kind", bound=type)
+
+
+class Kinds(dict[str, type[Base]], Generic[Base]):
+    """The kinds of one sort (models, optimisers, ...) by name, in the order of their definition."""
+
+    @dataclass_transform(frozen_default=True)
+    def kind(self, name: str) -> Callable[[Kind], Kind]:
+        """Adds the class below it to the table, as a frozen dataclass and a pytree.
+
+        The numbers of a kind are the leaves of its pytree, so that changing one compiles nothing. Its class and all
+        other fields are static.
+
+        Args:
+            name: What `--model`, `Config.replace(model=...)` and config.json call the kind.
+
+        Returns:
+            A decorator, which returns the class.
+        """
+
+        def add(cls: Kind) -> Kind:
+            kind = dataclass(frozen=True)(cls)
+            _register_pytree(kind)
+            self[name] = kind
+            return kind
+
+        return add
+
+    def name_of(self, section: Base) -> str:
+        """Returns the name of a section's kind."""
+        return next(name for name, kind in self.items() if kind is type(section))
+
+
+def _register_pytree(kind: type) -> None:
+    """Makes a dataclass a pytree whose leaves are its numbers.
+
+    `jax.tree_util.register_dataclass` will not do: two classes with the same fields have equal trees there, and
+    `jax.jit` may run the program of one for the other, wherever their hashes collide. Here the class is static data.
+    """
+    numbers = [name for name, spec in specs(kind).items() if spec.type is float]
+    static = [name for name in specs(kind) if name not in numbers]
+
+    def flatten(section: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        leaves = [getattr(section, name) for name in numbers]
+        return leaves, (kind, *(getattr(section, name) for name in static))
+
+    def unflatten(data: tuple[Any, ...], leaves: Any) -> Any:
+        values = dict(zip(static, data[1:], strict=True))
+        return kind(**values, **dict(zip(numbers, leaves, strict=True)))
+
+    jax.tree_util.register_pytree_node(kind, flatten, unflatten)
