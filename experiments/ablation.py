@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxlm
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
 from jaxlm.runs.directory import saved_config

@@ -29,8 +29,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 import jaxlm
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.distributed.mesh import DATA, MODEL, spec_of
 from jaxlm.errors import JaxlmError
 from jaxlm.runs.run import window_plan

@@ -32,8 +32,8 @@ from typing import Any
 from peers import EVALUATED, SWEPT, flops, words
 
 from jaxlm import preset
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.report.figure import figure, save
 from jaxlm.terminal import printable

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from benchmark import Contender, compare
 
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.data import embedded
 
 WINDOWS = 64  # in a turn

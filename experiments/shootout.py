@@ -43,8 +43,8 @@ from ablation import trained
 from speedrun import commit, machine
 
 import jaxlm
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.config.config import PRESETS
 from jaxlm.data.windows import batch
 from jaxlm.errors import JaxlmError

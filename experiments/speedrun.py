@@ -38,8 +38,8 @@ from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
 
+from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
 from jaxlm.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent

@@ -1,10 +1,10 @@
 """Durable, atomic files, never reached over a link: everything that jaxlm keeps is written here.
 
-A file appears under its name by one rename, after its bytes have reached the disk: a reader finds the old bytes or the
-new, whatever ends the process. Below a held directory (`Folder`) no link is followed, and only regular files are
-opened, so a directory that a stranger made leads nowhere else and never hangs. The bytes that are checked are the
-bytes that are read: one open file, of a size that the caller bounds. A path that the user gives for output goes
-through `output`.
+A file appears under its name by one rename, after its bytes have reached the disk: a reader finds
+the old bytes or the new, whatever ends the process. Below a held directory (`Folder`) no link is
+followed, and only regular files are opened, so a directory that a stranger made leads nowhere else
+and never hangs. The bytes that are checked are the bytes that are read: one open file, of a size
+that the caller bounds. A path that the user gives for output goes through `output`.
 
 Errors are OSError (`strerror` ends a sentence; `filename` is the whole path) and ValueError.
 """
@@ -28,7 +28,8 @@ _UNFINISHED = re.compile(
 )  # the names of unfinished files and folders
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
-# A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of these names.
+# A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of
+# these names.
 OWNERS = {"run.json": "run", ".claim": "sweep", "sweep.json": "sweep", "prepared.json": "corpus"}
 _OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
     *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
@@ -242,7 +243,8 @@ def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iter
 def reader(path: str | Path) -> BinaryIO:
     """Opens the regular file at a path that the user gave, over links too; or a pipe that the shell opened for us.
 
-    Such a pipe is /dev/stdin or /dev/fd/N, as in `<(command)`. Raises OSError; never waits for any other FIFO.
+    Such a pipe is /dev/stdin or /dev/fd/N, as in `<(command)`. Raises OSError; never waits for any
+    other FIFO.
     """
     if re.fullmatch(r"/dev/(stdin|fd/[0-9]+)", str(path)):
         return open(path, "rb")
@@ -259,11 +261,12 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 def output(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write at a path that the user gave for output.
 
-    A regular file is replaced durably once the block ends without an exception, and is else unchanged; a link's target
-    is replaced, and the link stays. A device, a pipe and everything in /dev and /proc is written to directly.
+    A regular file is replaced durably once the block ends without an exception, and is else
+    unchanged; a link's target is replaced, and the link stays. A device, a pipe and everything in
+    /dev and /proc is written to directly.
 
-    Raises OSError where the path cannot be written, or belongs to a run, a sweep or a corpus; in the directory of one
-    also where it is no regular file: a stranger may have put a link there.
+    Raises OSError where the path cannot be written, or belongs to a run, a sweep or a corpus; in
+    the directory of one also where it is no regular file: a stranger may have put a link there.
     """
     path = Path(path)
     for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
@@ -302,7 +305,8 @@ def _check_owner(path: Path) -> None:
 def vacant(path: str | Path) -> Iterator[tuple[Folder, str]]:
     """Yields the directory above a path, made where it is missing, and the path's name.
 
-    Raises OSError where something other than an empty directory is there, or the directory above cannot be made.
+    Raises OSError where something other than an empty directory is there, or the directory above
+    cannot be made.
     """
     whole = Path(os.path.abspath(path))
     if os.path.lexists(whole) and (whole.is_symlink() or not whole.is_dir() or os.listdir(whole)):

@@ -31,9 +31,9 @@ def perplexity(nats: float, count: float) -> float:
 def comparable(nats: float, size: TextSize) -> dict[str, float]:
     """The numbers that compare between vocabularies, of the summed nats of a text of this size; nan for an empty text.
 
-    Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al. 2020,
-    arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and the ends of lines (in the
-    lm-evaluation-harness, over the words alone).
+    Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al.
+    2020, arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and
+    the ends of lines (in the lm-evaluation-harness, over the words alone).
 
     >>> from jaxlm.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
@@ -53,8 +53,8 @@ def comparable_text(found: Mapping[str, float]) -> str:
     >>> from jaxlm.units import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
-    >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without white space
-    '0.3333 bits per byte, 1.0000 per character'
+    >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without
+    white space '0.3333 bits per byte, 1.0000 per character'
     """
     byte, character, word = (
         found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity")

@@ -19,7 +19,7 @@ from processes import TINY
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.cli.tables import json_text
-from jaxlm.cli.training import _unfinished_run, new_run
+from jaxlm.cli.training import new_run, newest_unfinished
 from jaxlm.config.config import KINDS, preset
 from jaxlm.data import embedded
 from jaxlm.fields import either
@@ -251,8 +251,8 @@ def test_resume_takes_the_newest_run_that_has_not_finished(tmp_path, monkeypatch
         (tmp_path / "runs" / name / "metrics.jsonl").write_text(
             "".join(json.dumps(row) + "\n" for row in rows)
         )
-    assert _unfinished_run("awd-lstm").name == "awd-lstm-20260101-000000-10"
-    assert _unfinished_run(None).name == "awd-lstm-mos-20270101-000000"
+    assert newest_unfinished("awd-lstm").name == "awd-lstm-20260101-000000-10"
+    assert newest_unfinished(None).name == "awd-lstm-mos-20270101-000000"
     assert "resuming runs/awd-lstm-mos-20270101-000000" in capsys.readouterr().out
     refused(
         capsys,
@@ -433,7 +433,7 @@ def test_keep_output_alone_turns_dropout_on(tmp_path):
 
 
 def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
-    assert main(["info", str(finished)]) == 0
+    assert main(["info", str(finished), "--all"]) == 0
     text = capsys.readouterr().out
     config = rundir.saved_config(finished)
     rows = [line.split() for line in text.splitlines()]

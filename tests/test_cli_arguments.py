@@ -32,9 +32,9 @@ import jaxlm.runs.loading
 import jaxlm.runs.reproduction
 import jaxlm.runs.trainer
 import jaxlm.sweeps
+from jaxlm.cli.arguments import argument, command, whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.cli.parsing import whole
-from jaxlm.cli.verbs import VERBS, argument, verb
+from jaxlm.cli.verbs import VERBS, Verb
 from jaxlm.config.config import FIXED, KINDS, PRESETS, Config, all_kinds, preset
 from jaxlm.config.protocols import protocol_of
 from jaxlm.errors import Diverged, JaxlmError
@@ -138,10 +138,7 @@ def calls(tmp_path_factory):
     }
     lm = SimpleNamespace(**{**methods, **heavy}, vocab=model.vocab)
     corpus = SimpleNamespace(notes=(), name="x", description="y", vocab=range(9))
-    supervisor = SimpleNamespace(
-        sweep=stub(SimpleNamespace(stopped_by=None, best=1, damaged=[])),
-        saved_options=lambda *_: (Config(), {}, {}),
-    )
+    sweep = SimpleNamespace(stopped_by=None, best=1, damaged=[])
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(tmp_path_factory.mktemp("here"))
         monkeypatch.setattr(
@@ -158,8 +155,8 @@ def calls(tmp_path_factory):
         monkeypatch.setattr(
             "jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x"))
         )
-        monkeypatch.setattr(jaxlm.sweeps, "supervisor", supervisor, raising=False)
-        monkeypatch.setitem(sys.modules, "jaxlm.sweeps.supervisor", supervisor)
+        monkeypatch.setattr("jaxlm.sweeps.supervisor.sweep", stub(sweep))
+        monkeypatch.setattr("jaxlm.sweeps.supervisor.saved_options", lambda *_: (Config(), {}, {}))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b")))
         os.mkdir("empty")
         os.mkfifo("fifo")
@@ -356,21 +353,19 @@ def test_a_run_of_any_config_has_its_usual_place_in_runs(calls):
     assert folder.parent == Path("runs") and folder.name.startswith("..-..-a--b-")
 
 
-def test_a_verb_is_one_function(calls):
-    @verb(
-        "twice a number",
+def test_a_verb_is_one_function_and_a_row(monkeypatch):
+    @command(
         argument("number", type=whole(1)),
         argument("--by", type=whole(1), default=2),
     )
     def times_it(args):
         say(args.number * args.by)
 
-    try:
-        assert run(["times-it", "4", "--by", "3"]) == (0, "12\n", "")
-        assert run(["times-it", "0"])[0] == 2
-        assert "times-it" in run(["--help"])[1]
-    finally:
-        del VERBS["times-it"]
+    monkeypatch.setitem(sys.modules, "jaxlm.cli.times", SimpleNamespace(times_it=times_it))
+    monkeypatch.setitem(VERBS, "times-it", Verb("times-it", "times:times_it", "twice a number"))
+    assert run(["times-it", "4", "--by", "3"]) == (0, "12\n", "")
+    assert run(["times-it", "0"])[0] == 2
+    assert "times-it" in run(["--help"])[1]
 
 
 def test_negative_numbers_with_an_exponent_are_values(calls):

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm import cli
-from jaxlm.cli.parsing import changes
+from jaxlm.cli.config_flags import changes
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS

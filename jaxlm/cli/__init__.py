@@ -1,9 +1,9 @@
 """The command line: arguments and exit codes (`EXIT_CODES` in `ending.py`) only.
 
-A verb is one function under `@verb`, in one of the files imported below or a new one, to be imported here (`perplexity`
-in `using.py` is an example). `import_` is `jaxlm import`, `minimal_pairs` is `jaxlm minimal-pairs`. A verb imports
-heavy modules inside, so that `jaxlm --help` is instant. It returns an exit code or None, raises JaxlmError for a
-mistake, and prints by `terminal.say` alone. `ending.py` turns exceptions into exit codes.
+A verb is one function under `@command`, in a file of this folder, and a row in `verbs.py`, which
+names it (`perplexity` in `using.py` is an example). It returns an exit code or None, raises
+JaxlmError for a mistake, and prints by `terminal.say` alone. `ending.py` turns exceptions into exit
+codes.
 """
 
 import argparse
@@ -13,19 +13,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, check_limits, exit_code, fail
-from jaxlm.cli.parsing import Parser
-from jaxlm.cli.verbs import VERBS, complete
+from jaxlm.cli.arguments import Parser
+from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, UNPARSED, check_limits, exit_code, fail
+from jaxlm.cli.verbs import VERBS, Verb
 from jaxlm.terminal import say
-
-# Each module adds its verbs to VERBS, in the order of the help.
-# isort: off
-import jaxlm.cli.training
-import jaxlm.cli.using
-import jaxlm.cli.inspecting
-import jaxlm.cli.scoring  # noqa: F401
-# isort: on
-
 
 TASKS = {  # by task, a command
     "train a model": "jaxlm train",
@@ -40,25 +31,37 @@ TASKS = {  # by task, a command
     "a page of its curves": "jaxlm report RUN",
     "load others' models": "jaxlm import model.pt --vocab vocab.txt RUN",
 }
-# Settings of JAX by which a run would have other numbers, or arrays of other types: commands have JAX's defaults.
-UNSET = (
+# JAX's settings that change a run's numbers or the types of its arrays. Commands use JAX's
+# defaults.
+_UNSET = (
     "ENABLE_X64",
     "DEFAULT_PRNG_IMPL",
     "THREEFRY_PARTITIONABLE",
     "NUMPY_DTYPE_PROMOTION",
     "NUMPY_RANK_PROMOTION",
 )
+# Allocations between two collections of garbage: with Python's own 700, they take 0.1 s while JAX
+# is imported.
+_GARBAGE_THRESHOLD = 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`jaxlm VERB ...`, from the process's own arguments or others.
+    """Runs `jaxlm VERB ...`.
 
-    Returns the exit code. Raises SystemExit where help was asked for, or the arguments do not parse.
+    Args:
+        arguments: What follows `jaxlm`; the process's own arguments by default.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: Help was asked for, or the arguments do not parse.
     """
-    complete()
-    name, *given = (sys.argv[1:] if arguments is None else arguments) or ("",)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ.get("COMP_LINE", "").split()[1:])
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ("",)
     if name in VERBS:
-        return _run(VERBS[name].parser(given), given)
+        return _run(VERBS[name], rest)
     return exit_code(lambda: _without_verb(name))
 
 
@@ -66,24 +69,23 @@ def _without_verb(name: str) -> int:
     """Answers a command line that begins with no verb."""
     if not name:
         say(
-            f"jaxlm trains and uses recurrent language models. RUN is the directory of a run.\n\n{_table(TASKS)}\n\n"
+            "jaxlm trains and uses recurrent language models. RUN is the directory of a run.\n\n"
+            f"{_table(TASKS)}\n\n"
             "All verbs: jaxlm --help    Flags: jaxlm VERB --help    All flags: --help-all"
         )
     elif name in ("-h", "--help", "--help-all"):
         say(
             "usage: jaxlm VERB ...    (jaxlm VERB --help explains one; jaxlm alone: by task)\n"
-            f"{_table({one.name: one.help for one in VERBS.values()})}\n\n{EXIT_CODES}"
+            f"{_table({verb.name: verb.help for verb in VERBS.values()})}\n\n{EXIT_CODES}"
         )
     elif name == "--version":
-        from jaxlm.runs.checkpoint import library_versions
+        from importlib.metadata import version
 
-        say(f"jaxlm {library_versions()['jaxlm']}")
+        say(f"jaxlm {version('jaxlm')}")
     else:
-        near = difflib.get_close_matches(name, VERBS, 1)
-        return fail(
-            f"there is no verb {name!r}{f'; did you mean {near[0]}?' if near else ''} (see jaxlm --help)",
-            2,
-        )
+        nearest = difflib.get_close_matches(name, VERBS, 1)
+        guess = f"; did you mean {nearest[0]}?" if nearest else ""
+        return fail(f"there is no verb {name!r}{guess} (see jaxlm --help)", UNPARSED)
     return 0
 
 
@@ -92,31 +94,47 @@ def _table(rows: Mapping[str, str]) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows.items())
 
 
-def _run(parser: Parser, given: Sequence[str]) -> int:
+def _run(verb: Verb, arguments: Sequence[str]) -> int:
     """Parses the arguments, acts, and turns exceptions into an exit code."""
-    args = argparse.Namespace()
 
     def act() -> int | None:
-        parser.parse_args(given, args)
-        if args.verb.uses_jax:
-            check_limits()
-            from jaxlm.data.cache import compilation_cache
-
-            # JAX reads these when it is imported. What took a tenth of a second to compile is read in hundredths.
-            os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
-            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-            for name in UNSET:
-                os.environ.pop(f"JAX_{name}", None)
-            gc.set_threshold(
-                50_000
-            )  # as Python sets it, collections take 0.1 s while JAX is imported and traces
-        return args.verb.action(args)
+        check_limits()
+        _configure_jax()
+        args: argparse.Namespace = verb.parser(arguments).parse_args(arguments)
+        return args.action(args)
 
     code = exit_code(act)
-    if getattr(args, "joined", False):
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
         if 0 < code < SIGNALLED:
-            os._exit(code)  # a usual exit would wait for the other processes, and they for this one
-        import jax
-
-        jax.distributed.shutdown()  # once all do: one that ended earlier would count as dead, and end the others
+            os._exit(
+                code
+            )  # A usual exit would wait for the other processes, and they for this one.
+        # A process that left before the others would count as dead and end them.
+        jax.distributed.shutdown()
     return code
+
+
+def _configure_jax() -> None:
+    """Sets what JAX reads when it is imported.
+
+    Programs that take 0.1 s to compile are kept in the user's cache.
+    """
+    from jaxlm.data.cache import compilation_cache
+
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    for name in _UNSET:
+        os.environ.pop(f"JAX_{name}", None)
+    gc.set_threshold(_GARBAGE_THRESHOLD)
+
+
+def _complete(words: Sequence[str]) -> None:
+    """Completes the words after `jaxlm` for the shell that started this process, and ends it."""
+    import argcomplete
+
+    parser = Parser([*words, "--help-all"])  # All fields of the kinds on the line are completed.
+    parser.add_argument("verb", choices=VERBS)
+    if words and words[0] in VERBS:
+        VERBS[words[0]].command().add_to(parser)
+    argcomplete.autocomplete(parser)

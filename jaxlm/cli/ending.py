@@ -10,105 +10,132 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from typing import TextIO
 
 from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.terminal import printable, say
 
 FAILED = 1
+UNPARSED = 2
 DIVERGED = 3
-SIGNALLED = 128  # (2: arguments that do not parse, by parsing.py)
+SIGNALLED = 128  # plus the signal's number
 EXIT_CODES = """\
 exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 3 the run diverged; 128 + N ended by signal N (the first saves a run)
 JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
 MOST_SHOWN = 1000  # characters of an error
-LEAST_MEMORY = (
-    3 << 29
-)  # bytes of address space; with less, a thread that cannot start ends the process
-_MEMORY = "there is not enough memory: use a smaller model or batch_size, or raise the limit on memory (ulimit -v)"
-_HINTS = {  # what an error says -> what to do
-    "MemoryError|RESOURCE_EXHAUSTED|failed to map segment|Cannot allocate memory": _MEMORY,
+LEAST_MEMORY = 3 << 29  # bytes of address space: with less, JAX cannot start its threads
+_CLONE = Path(__file__).resolve().parents[2]
+_INSTALL = "pip install --force-reinstall jaxlm"
+if (_CLONE / "pyproject.toml").is_file():
+    _INSTALL = f"pip install -e {_CLONE}"
+_REMEDIES = {  # a pattern in an error's text -> what to do
+    "MemoryError|RESOURCE_EXHAUSTED|failed to map segment|Cannot allocate memory": (
+        "there is not enough memory: use a smaller model or batch_size, "
+        "or raise the limit on memory (ulimit -v)"
+    ),
     "Too many open files": "raise the limit on open files (ulimit -n)",
     "start new thread": "raise the limits on processes and memory (ulimit -u, ulimit -v)",
     "Unable to initialize backend": "unset JAX_PLATFORMS, or set it to cpu",
     "RecursionError": "an input is nested too deeply to be read",
     "OverflowError": "a number is too large",
     "Unicode": "a text or a name is not UTF-8",
-    "ImportError|ModuleNotFoundError": "install jaxlm's dependencies again (pip install -e .)",
+    "ImportError|ModuleNotFoundError": f"install jaxlm and its dependencies again ({_INSTALL})",
     "OSError": "check the file or device",
 }
+# What a mistake of the user or the machine raises, beside JaxlmError. RecursionError and
+# JaxRuntimeError are RuntimeErrors. Anything else is a mistake in jaxlm, and keeps its traceback.
+_EXPECTED = (OSError, MemoryError, OverflowError, UnicodeError, RuntimeError, ImportError)
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """Acts, says on standard error what was raised, in a sentence, and returns the exit code. Passes SystemExit on."""
-    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 (closed: else errors would be output)
-    with _quiet() as ended:
+    """Acts, and says in a sentence on standard error what was raised.
+
+    Args:
+        action: What to do; returns an exit code, or None for 0.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: The action raised it.
+    """
+    if sys.stderr is None:  # It was closed; without a file errors would go to the output.
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    with _warnings_as_lines() as thread_errors:
         try:
             try:
                 code = action() or 0
-            except Exception as error:
-                if any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
-                    raise KeyboardInterrupt from error
-                raise
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
-        except JaxlmError as error:
-            return fail(str(error), DIVERGED if isinstance(error, Diverged) else FAILED)
-        except KeyboardInterrupt:
-            return fail("interrupted", SIGNALLED + 2)
-        except (
-            AssertionError
-        ) as error:  # JAX's own, without a message, where there is no GPU of NVIDIA's
-            if str(error) or "cuda" not in os.environ.get("JAX_PLATFORMS", ""):
-                raise
-            return fail(
-                "JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu"
-            )
-        except (
-            OSError,
-            MemoryError,
-            OverflowError,
-            UnicodeError,
-            RuntimeError,
-            ImportError,
-        ) as error:
-            _drop_output(sys.stdout)
-            # (RecursionError and JaxRuntimeError are RuntimeErrors. A reader that has left needs no message.)
-            if isinstance(error, BrokenPipeError):
-                return FAILED
-            return fail(_sentence(error))
-    if ended and code == 0:
-        with suppress(OSError):
-            say(
-                f"warning: a background thread ended early: {_one_line(_sentence(ended[0]))}",
-                file=sys.stderr,
-            )
+        except (Exception, KeyboardInterrupt) as error:
+            code = _failure(error)
+        if thread_errors and code == 0:
+            with suppress(OSError):
+                reason = _one_line(_sentence(thread_errors[0]))
+                say(f"warning: a background thread ended early: {reason}", file=sys.stderr)
     return code
 
 
 def check_limits() -> None:
-    """Raises JaxlmError where a limit on memory would end JAX without a message, in a library of its own."""
+    """Raises JaxlmError where a limit on memory would end JAX without a message."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < LEAST_MEMORY:
-        needed = f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space"
         raise JaxlmError(
-            f"{needed}, and the limit is {limit >> 20:,} MiB: raise it (ulimit -v unlimited)"
+            f"JAX needs at least {LEAST_MEMORY >> 20:,} MiB of address space, "
+            f"and the limit is {limit >> 20:,} MiB: raise it (ulimit -v unlimited)"
         )
 
 
 def fail(message: str, code: int = FAILED) -> int:
-    """Prints an error as one line on standard error; returns the code."""
-    with suppress(OSError):  # its reader may be gone, as that of `2>&1 | tee` after Ctrl-C
+    """Prints an error as one line on standard error.
+
+    Args:
+        message: What was expected, what came, what to do.
+        code: The exit code.
+
+    Returns:
+        The exit code.
+    """
+    with suppress(OSError):  # Its reader may be gone, as that of `2>&1 | tee` after Ctrl-C.
         if os.environ.get("JAXLM_TRACEBACK") and sys.exc_info()[0]:
             traceback.print_exc()
         say(f"error: {_one_line(message)}", file=sys.stderr)
     return code
 
 
+def _failure(error: BaseException) -> int:
+    """Says what a command raised, and returns its exit code; raises jaxlm's own mistakes again."""
+    for cause in _causes(error):
+        if isinstance(cause, KeyboardInterrupt):  # `__main__` raises it with a signal's number.
+            return fail("interrupted", SIGNALLED + (cause.args or (signal.SIGINT,))[0])
+    if isinstance(error, Diverged):
+        return fail(str(error), DIVERGED)
+    if isinstance(error, JaxlmError):
+        return fail(str(error))
+    if (
+        isinstance(error, AssertionError)
+        and not str(error)
+        and "cuda" in os.environ.get("JAX_PLATFORMS", "")
+    ):  # JAX's own, without a message, where there is no GPU of NVIDIA's
+        return fail(
+            "JAX sees no GPU, which JAX_PLATFORMS asks for: unset JAX_PLATFORMS, or set it to cpu"
+        )
+    if not isinstance(error, _EXPECTED):
+        raise error
+    _drop_output(sys.stdout)
+    if isinstance(error, BrokenPipeError):  # The output's reader has left, and needs no message.
+        return FAILED
+    return fail(_sentence(error))
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from: JAX turns a Ctrl-C that arrives as it compares trees into a ValueError."""
+    """An exception, and those that it came from.
+
+    JAX turns a Ctrl-C that arrives while it compares trees into a ValueError.
+    """
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -118,11 +145,16 @@ def _sentence(error: BaseException) -> str:
     """What happened and what to do next."""
     text = str(error).strip().split("\n")[0]
     if isinstance(error, OSError) and error.strerror:
-        named = isinstance(error.filename, str | bytes)
-        text = error.strerror + (f": {os.fsdecode(error.filename)}" if named else "")
+        text = error.strerror
+        if isinstance(error.filename, str | bytes):
+            text += f": {os.fsdecode(error.filename)}"
     text = f"{type(error).__name__}: {text}"
-    hint = next((hint for said, hint in _HINTS.items() if re.search(said, text)), None)
-    return f"{text}; {hint or 'JAXLM_TRACEBACK=1 shows where it came from'}; what was saved before is intact"
+    remedy = "JAXLM_TRACEBACK=1 shows where it came from"
+    for pattern, known_remedy in _REMEDIES.items():
+        if re.search(pattern, text):
+            remedy = known_remedy
+            break
+    return f"{text}; {remedy}; what was saved before is intact"
 
 
 def _one_line(text: str) -> str:
@@ -132,33 +164,36 @@ def _one_line(text: str) -> str:
     return f"{line[: MOST_SHOWN // 2]} ... {line[-MOST_SHOWN // 2 :]} ({len(text):,} characters)"
 
 
-def _drop_output(file: Any) -> None:
+def _drop_output(file: TextIO | None) -> None:
     """Drops output that cannot be written: Python would try again, and complain, as it exits."""
-    with suppress(OSError, ValueError, AttributeError):
+    if file is None:
+        return
+    with suppress(OSError, ValueError):
         file.flush()
         return
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 @contextmanager
-def _quiet() -> Iterator[list[BaseException]]:
-    """Collects what background threads raise, in place of their tracebacks; a warning is one line.
+def _warnings_as_lines() -> Iterator[list[BaseException]]:
+    """Shows a warning as one line, and collects what background threads raise.
 
-    A damaged entry of the compilation cache is removed: JAX would warn of it in every process. A Ctrl-C that arrives in
+    A damaged entry of the compilation cache is removed: JAX would warn of it in every process. A
+        Ctrl-C that arrives in
     a destructor or a callback, where Python drops exceptions, is raised again a moment later.
     """
-    ended: list[BaseException] = []
+    thread_errors: list[BaseException] = []
 
-    def note(args: threading.ExceptHookArgs) -> None:
+    def collect(args: threading.ExceptHookArgs) -> None:
         if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-            ended.append(args.exc_value)
+            thread_errors.append(args.exc_value)
 
-    def dropped(args: "sys.UnraisableHookArgs") -> None:
+    def raise_later(args: "sys.UnraisableHookArgs") -> None:
         if isinstance(args.exc_value, KeyboardInterrupt):
-            threading.Timer(
-                0.01, os.kill, (os.getpid(), signal.SIGINT)
-            ).start()  # to the main thread, also in a wait
+            number = (args.exc_value.args or (signal.SIGINT,))[0]
+            # `os.kill` reaches the main thread, also while it waits.
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
     def warn(message: Warning | str, *_: object) -> None:
         program = re.search(
@@ -167,19 +202,19 @@ def _quiet() -> Iterator[list[BaseException]]:
         if program:
             from jaxlm.data.cache import remove_programs
 
-            return remove_programs(
-                program[1]
-            )  # JAX compiles it now, and writes only entries that do not exist
-        with suppress(OSError, ValueError):  # (standard error may be closed)
+            # JAX compiles it now, and writes only entries that do not exist.
+            remove_programs(program[1])
+            return
+        with suppress(OSError, ValueError):  # Standard error may be closed.
             say(f"warning: {_one_line(str(message))}", file=sys.stderr)
 
-    before = threading.excepthook, sys.unraisablehook, warnings.showwarning
+    hooks = (threading.excepthook, sys.unraisablehook, warnings.showwarning)
     if not os.environ.get("JAXLM_TRACEBACK"):
-        threading.excepthook = note
-        sys.unraisablehook = dropped
+        threading.excepthook = collect
+        sys.unraisablehook = raise_later
         warnings.showwarning = warn
     try:
-        yield ended
+        yield thread_errors
     finally:
-        threading.excepthook, sys.unraisablehook, warnings.showwarning = before
+        threading.excepthook, sys.unraisablehook, warnings.showwarning = hooks
         _drop_output(sys.stderr)

@@ -5,56 +5,65 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from jaxlm.cli.parsing import add_protocol_flags, given_protocol, whole
-from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
-from jaxlm.cli.using import say_unknown
-from jaxlm.cli.verbs import (
+import numpy as np
+
+from jaxlm import files
+from jaxlm.cli.arguments import (
     DATA_DIR,
     MODEL,
     TOKENIZER,
     Adder,
     argument,
-    loaded,
+    command,
     output,
     pathname,
     switch,
-    verb,
+    whole,
 )
+from jaxlm.cli.config_flags import add_protocol_flags, given_protocol
+from jaxlm.cli.opening import open_model
+from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
+from jaxlm.cli.using import say_unknown
+from jaxlm.data.corpora import UNKNOWN
+from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError, JaxlmError, RunDirError
-from jaxlm.terminal import is_terminal, printable, say, say_line
+from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.reading_times import predictors, span_surprisal, word_counts
+from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
+from jaxlm.scoring.surprisal import SurprisalOptions
+from jaxlm.scoring.syntaxgym import read_suite
+from jaxlm.terminal import is_terminal, printable, say, say_line, say_written
 
-if TYPE_CHECKING:
-    from jaxlm.scoring.language_model import LanguageModel
-    from jaxlm.scoring.stimuli import StimulusTable
-
-FORMAT = argument(
-    "--format", choices=("tsv", "csv", "jsonl"), help="of the table (default tsv; csv for --csv)"
-)
-SCORES = (
-    FORMAT,
+_SCORES = (
+    argument(
+        "--format",
+        choices=("tsv", "csv", "jsonl"),
+        help="of the table (default tsv; csv for --csv)",
+    ),
     DATA_DIR,
     output("write the table to a file, which appears whole at the end"),
     add_protocol_flags,
 )
-TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
+_TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
 _BOUNDARY = (
     "include the boundary after a word made of pieces (corrected, default), or not (published)"
 )
-WORDS = (
+_WORDS = (
     TOKENIZER,
     argument(
         "--punctuation", choices=("word", "own"), help="attached to its word, or a word of its own"
     ),
     argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
 )
-NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
-EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
+_NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
+_EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": (
         "is that tool's table of one run, in bits",
         ("format", "top_k", "csv", "unit", "predictors", "runs"),
@@ -67,27 +76,51 @@ EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room fo
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
 }
+_USUAL = {  # defaults of `surprisal` that count as not given
+    "layout": "jaxlm",
+    "protocol": "plain",
+    "context": "sentence",
+    "unit": "bits",
+    "boundary": "corrected",
+}
+_OOV = {  # --oov -> what it does with unknown words
+    "error": "refuse them",
+    "nan": "give them NaN",
+    "filter": "leave out pairs that differ in nothing else",
+}
+
+
+class _Block(NamedTuple):
+    """Lines of a text, as they come.
+
+    Attributes:
+        first: The number of the first line, from 1.
+        lines: The lines.
+        where: What names a line in an error, by its number.
+    """
+
+    first: int
+    lines: list[str]
+    where: Callable[[int], str]
+
+
+# Scores a block by a model: (model, block, what `LanguageModel.scorer` returned) -> a table.
+_Score = Callable[[LanguageModel, _Block, Any], Any]
 
 
 def _oov(*choices: str) -> Adder:
-    what = {
-        "error": "refuse them",
-        "nan": "give them NaN",
-        "filter": "leave out pairs that differ in nothing else",
-    }
-    others = " or ".join(what[choice] for choice in choices)
+    remedies = " or ".join(_OOV[choice] for choice in choices)
     return argument(
         "--oov",
         choices=("unk", *choices),
         default="unk",
-        help=f"read unknown words as <unk>, or {others}",
+        help=f"read unknown words as <unk>, or {remedies}",
     )
 
 
-@verb(
-    "the surprisal of every word of a text",
+@command(
     *MODEL,
-    pathname("texts", "FILE", TEXTS, nargs="*", default=[]),
+    pathname("texts", "FILE", _TEXTS, nargs="*", default=[]),
     pathname("--csv", "FILE", "stimuli in CSV (-: standard input), a row a word"),
     argument(
         "--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"
@@ -103,7 +136,7 @@ def _oov(*choices: str) -> Adder:
         help="a row for the characters from start to end (columns of --csv)",
     ),
     switch("--predictors", "add length and log frequency in the training text"),
-    *WORDS,
+    *_WORDS,
     argument(
         "--unit",
         choices=("bits", "nats"),
@@ -126,137 +159,189 @@ def _oov(*choices: str) -> Adder:
         "--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"
     ),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
-    *SCORES,
+    *_SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
+    """Prints the surprisal of every word of texts, by one run or several side by side."""
     args.runs = [path for path in args.texts if path.is_dir()]
     args.texts = [path for path in args.texts if not path.is_dir()]
-    _check_surprisal(args)
-    how = _how(args) | {
+    _check_flags(args)
+    runs = [args.run, *args.runs]
+    options = _options(args) | {
         "context": args.context,
         "unit": args.unit,
         "eos": args.eos,
         "top_k": args.top_k or 0,
     }
-    runs = [args.run, *args.runs]
-    short = len({path.name for path in runs}) == len(runs)
-    lms = {path.name if short else str(path): loaded(path, args.checkpoint) for path in runs}
-    scorings: dict[str, Any] = {
-        name: lm.scorer(**how) if args.adapt is None else lm.adaptive(args.adapt, **how)
-        for name, lm in lms.items()
-    }
-
-    from jaxlm.scoring.reading_times import predictors
-    from jaxlm.scoring.stimuli import read_table
-
+    names_differ = len({run.name for run in runs}) == len(runs)
+    lms = {run.name if names_differ else str(run): open_model(run, args.checkpoint) for run in runs}
+    rate: float | None = args.adapt
+    scorers: dict[str, Any] = {}
+    for name, lm in lms.items():
+        if rate is None:
+            scorers[name] = lm.scorer(**options)
+        else:
+            scorers[name] = lm.adaptive(rate, **options)
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    score = _scorer(args, stimuli, how, {lm.vocab.kind for lm in lms.values()})
-    counts = (
-        {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
-        if args.predictors
-        else {}
-    )
-    blocks = [(1, stimuli.sentences, stimuli.where)] if stimuli else _blocks(args.texts)
+    score = _score_function(args, stimuli, options, {lm.vocab.kind for lm in lms.values()})
+    counts = {}
+    if args.predictors:
+        counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
+    blocks: Iterator[_Block] | list[_Block] = _blocks(args.texts)
+    if stimuli is not None:
+        blocks = [_Block(1, stimuli.sentences, stimuli.where)]
     rows = 0
     unknown = {name: Counter[str]() for name in lms}
-    keeping = _keeping(args, lms, scorings) if args.save_adapted else nullcontext()
-    with keeping, _writing(args, "csv" if stimuli else args.layout) as write:
-        for first, lines, where in blocks:
-            tables = {
-                name: score(lm, lines, where, first=first, scoring=scorings[name])
-                for name, lm in lms.items()
-            }
-            columns = {name: dict(LAYOUTS[args.layout](one)) for name, one in tables.items()}
-            for name, known in counts.items():
-                columns[name] |= predictors(lms[name], tables[name], known)
-            own = side_by_side(columns)
-            write({**_kept(stimuli, own), **own} if stimuli else own, first == 1)
-            for name, table in tables.items():
+    with ExitStack() as stack:
+        if args.save_adapted:
+            ((name, lm),) = lms.items()
+            note = f"adapted from {args.run} by jaxlm surprisal --adapt {rate:g}"
+            stack.enter_context(_keeping(args.save_adapted, lm, scorers[name], note))
+        default_format = args.layout if stimuli is None else "csv"
+        write = stack.enter_context(_writer(args.output, args.format or default_format))
+        for block in blocks:
+            tables = {}
+            for name, lm in lms.items():
+                table = score(lm, block, scorers[name])
                 unknown[name].update(compress(table.word, table.oov))
-            rows += len(next(iter(tables.values())))
-    what = (
-        "critical spans have words"
-        if args.spans
-        else "regions have words"
-        if args.regions
-        else "words are"
-    )
-    for name, found in unknown.items():
-        say_unknown(found, rows, what, f" of {name}" if len(lms) > 1 else "")
+                tables[name] = dict(LAYOUTS[args.layout](table))
+                if args.predictors:
+                    tables[name] |= predictors(lm, table, counts[name])
+                row_count = len(table)
+            rows += row_count
+            columns = side_by_side(tables)
+            if stimuli is not None:
+                columns = {**_stimulus_columns(stimuli, columns), **columns}
+            write(columns, block.first == 1)
+    what = "words are"
+    if args.spans:
+        what = "critical spans have words"
+    elif args.regions:
+        what = "regions have words"
+    for name in lms:
+        say_unknown(unknown[name], rows, what, f" of {name}" if len(lms) > 1 else "")
 
 
-@contextmanager
-def _keeping(
-    args: argparse.Namespace, lms: Mapping[str, Any], scorings: Mapping[str, Any]
-) -> Iterator[None]:
-    """Opens the folder of --save-adapted, before hours of scoring; keeps the adapted model in it after the scoring."""
-    from jaxlm.files import explained, new_folder
-    from jaxlm.runs.loading import keep_model, unread_corpus
+@command(
+    *MODEL,
+    pathname("text", "FILE", "text, a sentence a line (-: standard input)"),
+    TOKENIZER,
+    output("the file to write (default: the text's name with .npz)"),
+)
+def states(args: argparse.Namespace) -> None:
+    """Writes the state of every layer after each word."""
+    lm = open_model(args.run, args.checkpoint)
+    path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
+    read = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer))
+    words = []
+    sentence_id = []
+    layers = []
+    with _output(path) as file:
+        for block in _blocks([args.text]):
+            for sentence, line in enumerate(block.lines, block.first):
+                where = block.where(sentence)
+                tokens = read(line, "unk", where).tokens
+                layers.append(lm.states(tokens, where=where))
+                words += tokens
+                sentence_id += [sentence] * len(tokens)
+        arrays = {name: np.concatenate([states[name] for states in layers]) for name in layers[0]}
+        archive = io.BytesIO()  # A device cannot be sought in, as the archive's writer does.
+        np.savez(
+            archive,
+            allow_pickle=False,
+            words=np.array(words),
+            sentence_id=np.array(sentence_id),
+            **arrays,
+        )
+        file.write(archive.getbuffer())
+    say_written(path, f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
 
-    ((name, lm),) = lms.items()
-    with ExitStack() as made:
-        with explained(RunDirError, f"cannot make the run {args.save_adapted}"):
-            folder = made.enter_context(new_folder(args.save_adapted))
-        yield
-        note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
-        trained = lm.corpus
-        spec = lm.config.data.corpus
-        corpus = unread_corpus(trained["name"], trained["sha256"], lm.vocab, note, spec=spec)
-        keep_model(folder, lm.config.replace(epochs=0), scorings[name].params, corpus)
+
+@command(
+    *MODEL,
+    pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
+    *_WORDS,
+    _oov("error", "filter"),
+    switch("--eos", "score the <eos> after the last word too"),
+    *_SCORES,
+)
+def minimal_pairs(args: argparse.Namespace) -> None:
+    """Prints the accuracy on minimal pairs, in all and of each paradigm."""
+    options = _options(args)
+    lm = open_model(args.run, args.checkpoint)
+    with _writer(args.output, args.format) as write:
+        result = lm.minimal_pairs(args.pairs, eos=args.eos, **options)
+        write(_columns(result.total._fields, [*result.by_uid, result.total]), True)
 
 
-def _how(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of scoring that verbs share. Raises JaxlmError."""
-    shared = {name: getattr(args, name) for name in ("oov", "tokenizer", "boundary", "data_dir")}
-    return {**shared, "punctuation": args.punctuation or "word", "protocol": given_protocol(args)}
+@command(
+    *MODEL,
+    pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
+    *_WORDS,
+    _oov("error"),
+    *_SCORES,
+)
+def syntaxgym(args: argparse.Namespace) -> None:
+    """Prints which predictions of test suites hold."""
+    options = _options(args)
+    lm = open_model(args.run, args.checkpoint)
+    rows = []
+    with _writer(args.output, args.format) as write:
+        suites = [read_suite(path) for path in args.suites]  # All, before the first is scored.
+        for result in [lm.syntaxgym(suite, **options) for suite in suites]:
+            name = result.suite.name
+            oov = sum(item.oov for item in result.items)
+            for place, formula in enumerate(result.suite.predictions):
+                for item in result.items:
+                    holds = int(item.predictions[place])
+                    rows.append((name, item.number, formula, holds, item.oov))
+                rows.append((name, "all", formula, result.by_prediction[place], oov))
+            rows.append((name, "all", "every prediction", result.accuracy, oov))
+        write(_columns(("suite", "item", "prediction", "correct", "oov"), rows), True)
 
 
-def _check_surprisal(args: argparse.Namespace) -> None:
-    """Raises JaxlmError where arguments contradict each other."""
-    usual = {
-        "layout": "jaxlm",
-        "protocol": "plain",
-        "context": "sentence",
-        "unit": "bits",
-        "boundary": "corrected",
-    }
-    given = {
-        name: ", ".join(map(str, value))
-        if isinstance(value, list)
-        else f"--{name.replace('_', '-')}"
-        for name, value in vars(args).items()
-        if value is not None and value is not False and value not in ([], usual.get(name))
-    }
-    for name, other in NEEDS.items():
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises JaxlmError where arguments of `surprisal` contradict each other."""
+    given = {}
+    for name, value in vars(args).items():
+        if value is None or value is False or value == [] or value == _USUAL.get(name):
+            continue
+        if isinstance(value, list):
+            given[name] = ", ".join(map(str, value))
+        else:
+            given[name] = f"--{name.replace('_', '-')}"
+    for name, other in _NEEDS.items():
         if name in given and other not in given:
             raise JaxlmError(f"{given[name]} needs --{other}: give both")
-    for name, (why, others) in EXCLUDES.items():
-        if name in given and (taken := [given[other] for other in others if other in given]):
-            raise JaxlmError(f"{given[name]} {why}: leave {', '.join(taken)} out")
+    for name, (reason, others) in _EXCLUDES.items():
+        excluded = [given[other] for other in others if other in given]
+        if name in given and excluded:
+            raise JaxlmError(f"{given[name]} {reason}: leave {', '.join(excluded)} out")
     if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
         raise JaxlmError(
             f"{args.save_adapted} exists already, or is --output too: name a new directory"
         )
 
 
-def _scorer(
-    args: argparse.Namespace,
-    stimuli: "StimulusTable | None",
-    how: Mapping[str, Any],
-    kinds: set[str],
-) -> Callable[..., Any]:
-    """What makes a table: (model, lines, what names a line; the number of the first, the scoring) -> its table."""
-    if stimuli and args.spans:
-        from jaxlm.scoring.reading_times import span_surprisal
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of scoring that verbs share. Raises JaxlmError."""
+    return {
+        "oov": args.oov,
+        "tokenizer": args.tokenizer,
+        "boundary": args.boundary,
+        "data_dir": args.data_dir,
+        "punctuation": args.punctuation or "word",
+        "protocol": given_protocol(args),
+    }
 
-        spans = [*zip(*map(stimuli.numbers, ("start", "end")), strict=True)]
-        options = {name: how[name] for name in ("oov", "unit", "tokenizer")}
-        return lambda lm, lines, where, **_: span_surprisal(lm, lines, spans, where, **options)
-    if stimuli and args.regions:
-        how = {
-            **how,
-            "regions": [[*map(str.strip, cell.split("|"))] for cell in stimuli.cells(args.regions)],
-        }
+
+def _score_function(
+    args: argparse.Namespace,
+    stimuli: StimulusTable | None,
+    options: Mapping[str, Any],
+    kinds: set[str],
+) -> _Score:
+    """What scores a block by a model: by spans, regions, displayed words or tokens."""
     by_tokens = args.layout != "jaxlm" or args.top_k
     if by_tokens and args.punctuation and "words" in kinds:
         raise JaxlmError(
@@ -266,177 +351,119 @@ def _scorer(
         raise JaxlmError(
             "--predictors are of words, and --top-k has a row for each piece: leave one out"
         )
-    by_words = (stimuli or args.punctuation or kinds != {"words"}) and not by_tokens
-    method = "word_surprisal" if by_words else "surprisal"
-    return lambda lm, lines, where, **at: getattr(lm, method)(lines, where=where, **at, **how)
+
+    if stimuli is not None and args.spans:
+        spans = list(zip(stimuli.numbers("start"), stimuli.numbers("end"), strict=True))
+        span_options = {name: options[name] for name in ("oov", "unit", "tokenizer")}
+
+        def score_spans(lm: LanguageModel, block: _Block, _: Any) -> Any:
+            return span_surprisal(lm, block.lines, spans, block.where, **span_options)
+
+        return score_spans
+
+    if stimuli is not None and args.regions:
+        cells = stimuli.cells(args.regions)
+        regions = [[region.strip() for region in cell.split("|")] for cell in cells]
+        options = {**options, "regions": regions}
+    by_words = stimuli is not None or args.punctuation or kinds != {"words"}
+
+    def score(lm: LanguageModel, block: _Block, scoring: Any) -> Any:
+        method = lm.word_surprisal if by_words and not by_tokens else lm.surprisal
+        return method(block.lines, where=block.where, first=block.first, scoring=scoring, **options)
+
+    return score
 
 
-def _kept(stimuli: "StimulusTable", own: Columns) -> Columns:
-    """The other columns of the stimuli, a row for each row of the result. Raises DataError where names collide."""
-    kept = {
-        f"stimulus.{name}" if name in own else name: cells
-        for name, cells in stimuli.columns.items()
-    }
-    if len({*kept, *own}) < len(stimuli.columns) + len(own):
-        raise DataError(
-            f"{stimuli.name} has a column named as one of the result: rename one of {', '.join(kept)}"
+@contextmanager
+def _keeping(run_dir: Path, lm: LanguageModel, scorer: Any, note: str) -> Iterator[None]:
+    """Opens the folder of --save-adapted before hours of scoring, and fills it afterwards."""
+    with ExitStack() as stack:
+        with files.explained(RunDirError, f"cannot make the run {run_dir}"):
+            folder = stack.enter_context(files.new_folder(run_dir))
+        yield
+        corpus = unread_corpus(
+            lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus
         )
-    return {
-        name: [cells[sentence - 1] for sentence in own["sentence_id"]]
-        for name, cells in kept.items()
-    }
+        keep_model(folder, lm.config.replace(epochs=0), scorer.params, corpus)
 
 
-def _word_counts(name: str, lm: "LanguageModel", data_dir: Path | None) -> Mapping[str, int] | None:
-    """How often each word is in the training text of a run; None, with a note, where the text is not there."""
-    from jaxlm.data.corpora import UNKNOWN
-    from jaxlm.scoring.reading_times import word_counts
+def _stimulus_columns(stimuli: StimulusTable, columns: Columns) -> Columns:
+    """The other columns of the stimuli, a row for each row of the result.
 
+    Raises DataError where names collide.
+    """
+    repeated = {}
+    for name, cells in stimuli.columns.items():
+        title = f"stimulus.{name}" if name in columns else name
+        repeated[title] = [cells[sentence - 1] for sentence in columns["sentence_id"]]
+    if len({*repeated, *columns}) < len(stimuli.columns) + len(columns):
+        raise DataError(
+            f"{stimuli.name} has a column named as one of the result: "
+            f"rename one of {', '.join(repeated)}"
+        )
+    return repeated
+
+
+def _word_counts(name: str, lm: LanguageModel, data_dir: Path | None) -> Mapping[str, int] | None:
+    """How often each word is in a run's training text; None, with a note, without the text."""
     try:
         return word_counts(lm.find_corpus(data_dir=data_dir))
-    except DataError as error:  # (which may name flags of other verbs)
-        unknown = lm.config.data.corpus == UNKNOWN
-        why = "the corpus of an imported model is unknown" if unknown else error
-        say_line(f"note: no log frequencies of {name}: {why}", sys.stderr)
-
-
-@verb(
-    "the state of every layer after each word, in an .npz file",
-    *MODEL,
-    pathname("text", "FILE", "text, a sentence a line (-: standard input)"),
-    TOKENIZER,
-    output("the file to write (default: the text's name with .npz)"),
-)
-def states(args: argparse.Namespace) -> None:
-    import numpy as np
-
-    lm = loaded(args.run, args.checkpoint)
-
-    from jaxlm.scoring.surprisal import SurprisalOptions
-
-    path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    read = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer))
-    words = []
-    numbers = []
-    found = []
-    with _output(path) as file:
-        for first, lines, where in _blocks([args.text]):
-            for sentence, line in enumerate(lines, first):
-                tokens = read(line, "unk", where(sentence)).tokens
-                found.append(lm.states(tokens, where=where(sentence)))
-                words += tokens
-                numbers += [sentence] * len(tokens)
-        arrays = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-        archive = io.BytesIO()  # a device cannot be sought in, as the archive's writer does
-        np.savez(
-            archive,
-            allow_pickle=False,
-            words=np.array(words),
-            sentence_id=np.array(numbers),
-            **arrays,
-        )
-        file.write(archive.getbuffer())
-    say_line(f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
-
-
-@verb(
-    "accuracy on minimal pairs in BLiMP's format",
-    *MODEL,
-    pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
-    *WORDS,
-    _oov("error", "filter"),
-    switch("--eos", "score the <eos> after the last word too"),
-    *SCORES,
-)
-def minimal_pairs(args: argparse.Namespace) -> None:
-    how = _how(args)
-    lm = loaded(args.run, args.checkpoint)
-    with _writing(args) as write:
-        found = lm.minimal_pairs(args.pairs, eos=args.eos, **how)
-        write(_columns(found.total._fields, [*found.by_uid, found.total]), True)
-
-
-@verb(
-    "results of SyntaxGym test suites",
-    *MODEL,
-    pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
-    *WORDS,
-    _oov("error"),
-    *SCORES,
-)
-def syntaxgym(args: argparse.Namespace) -> None:
-    how = _how(args)
-    lm = loaded(args.run, args.checkpoint)
-    rows = []
-
-    from jaxlm.scoring.syntaxgym import read_suite
-
-    with _writing(args) as write:
-        suites = [*map(read_suite, args.suites)]  # all, before the first is scored
-        for result in [lm.syntaxgym(suite, **how) for suite in suites]:
-            name = result.suite.name
-            items = result.items
-            oov = sum(item.oov for item in result.items)
-            for place, formula in enumerate(result.suite.predictions):
-                rows += [
-                    (name, item.number, formula, int(item.predictions[place]), item.oov)
-                    for item in items
-                ]
-                rows.append((name, "all", formula, result.by_prediction[place], oov))
-            rows.append((name, "all", "every prediction", result.accuracy, oov))
-        write(_columns(("suite", "item", "prediction", "correct", "oov"), rows), True)
+    except DataError as error:  # Its sentence may name flags of other verbs.
+        reason = str(error)
+        if lm.config.data.corpus == UNKNOWN:
+            reason = "the corpus of an imported model is unknown"
+        say_line(f"note: no log frequencies of {name}: {reason}", sys.stderr)
+        return None
 
 
 def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
-def _blocks(texts: Sequence[Path]) -> Iterator[tuple[int, list[str], Callable[[int], str]]]:
-    """Lines as they come, from files one after the other: the number of the first, the lines, and what names one."""
-    from jaxlm.data.text import read_errors
-    from jaxlm.scoring.stimuli import lines_of, source
+def _blocks(texts: Sequence[Path]) -> Iterator[_Block]:
+    """The lines of files one after the other, or of standard input.
 
+    All files are looked for before the first is read.
+    """
     paths = texts or [Path("-")]
-    done = 0
-    for path in paths:  # all of them, before hours are spent on the first
+    for path in paths:
         if path.suffix.lower() in (".csv", ".tsv"):
-            how = f"jaxlm surprisal takes it as --csv {path} --column NAME; or write its sentences to a file of lines"
-            raise JaxlmError(f"{path} is a table: {how}")
+            raise JaxlmError(
+                f"{path} is a table: jaxlm surprisal takes it as --csv {path} --column NAME; "
+                "or write its sentences to a file of lines"
+            )
         if str(path) != "-":
             with read_errors(path):
                 path.stat()
+    count = 0
     for path in paths:
-        before = done
-        name = source(path)
+        where = partial(_line_name, source(path), count)
         for lines in lines_of(path):
-            yield (
-                done + 1,
-                lines,
-                lambda sentence, before=before, name=name: f"{name}, line {sentence - before}",
-            )
-            done += len(lines)
+            yield _Block(count + 1, lines, where)
+            count += len(lines)
+
+
+def _line_name(name: str, before: int, sentence: int) -> str:
+    """What names a line in an error, by its number among the lines of all files."""
+    return f"{name}, line {sentence - before}"
 
 
 @contextmanager
-def _writing(
-    args: argparse.Namespace, layout: str = "jaxlm"
-) -> Iterator[Callable[[Columns, bool], object]]:
-    """A function that writes columns, with their names or without, to --output or standard output, by --format.
+def _writer(path: Path | None, format: str | None) -> Iterator[Callable[[Columns, bool], object]]:
+    """A function that writes columns, with their names or without, to --output or standard output.
 
-    A file appears whole at the end. Control characters become escapes, except in CSV that no terminal shows.
+    A file appears whole at the end. Control characters become escapes, except in CSV that no
+    terminal shows.
     """
-    terminal = args.output is None and is_terminal(sys.stdout)
-    format = args.format or layout
-    clean = (
-        str
-        if format == "csv" and not terminal
-        else partial(printable, keep_newlines=format == "csv")
-    )
-    text = partial(table_text, format=format, clean=clean)
-    if args.output is None:
+    shown = path is None and is_terminal(sys.stdout)
+    clean: Callable[[str], str] = partial(printable, keep_newlines=format == "csv")
+    if format == "csv" and not shown:
+        clean = str
+    text = partial(table_text, format=format or "tsv", clean=clean)
+    if path is None:
         yield lambda columns, header: say(text(columns, header), end="", exact=True, flush=True)
         return
-    with _output(args.output) as file:
+    with _output(path) as file:
         yield lambda columns, header: file.write(
             text(columns, header).encode("utf-8", "surrogateescape")
         )
@@ -445,10 +472,8 @@ def _writing(
 @contextmanager
 def _output(path: Path) -> Iterator[BinaryIO]:
     """The file of --output, before hours are spent on what it will hold. Raises JaxlmError."""
-    from jaxlm import files
-
     try:
         with files.output(path) as file:
             yield file
-    except OSError as error:  # (what is short of memory in here is the scoring)
+    except OSError as error:  # A MemoryError in here is of the scoring.
         raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None

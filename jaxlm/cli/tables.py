@@ -1,77 +1,134 @@
-"""Tables as text: tab- or comma-separated, JSON lines, or exactly as lm-zoo and neural-complexity print them."""
+"""Tables as text: TSV, CSV, JSON lines, or as lm-zoo and neural-complexity print them."""
 
 import csv
 import io
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlm.data.tokens import SPACE
 from jaxlm.errors import JaxlmError
-
-if TYPE_CHECKING:  # (JAX would make help slow)
-    from jaxlm.scoring.surprisal import Surprisals
+from jaxlm.hashed_json import finite
+from jaxlm.scoring.surprisal import Surprisals
 
 Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of NumPy
+_SHARED = (
+    "sentence_id",
+    "token_id",
+    "word_id",
+    "word",
+)  # the columns that are the same for all runs
 
 
 def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str], str]) -> str:
-    """A table as lines of text: in CSV, JSON lines, with spaces (neural-complexity) or tabs (others) between cells.
+    """A table as lines of text.
 
-    Numbers have six decimals; what is not a number is NaN, in JSON null. Texts in cells go through `clean`, except in
-    JSON, which is ASCII and has no `header`. A character that separates cells is written as \u2581.
+    Numbers have six decimals; what is not a number is NaN, in JSON null. A character that separates
+    cells is written as \u2581.
+
+    Args:
+        columns: The table.
+        header: Whether a line of names comes first; JSON has none.
+        format: csv; jsonl; neural-complexity, with spaces between cells; or another name, with
+            tabs.
+        clean: What texts in cells go through, except in JSON, which is ASCII.
+
+    Returns:
+        The lines, each with a newline at its end.
     """
-    values = (
+    lists = [
         column.tolist() if hasattr(column, "tolist") else column for column in columns.values()
-    )
-    rows = zip(*values, strict=True)
+    ]
+    rows = list(zip(*lists, strict=True))
     if format == "jsonl":
-        rounded = (
-            [round(cell, 6) if isinstance(cell, float) else cell for cell in row] for row in rows
-        )
-        return "".join(json_text(dict(zip(columns, row, strict=True))) + "\n" for row in rounded)
-
-    def shown(cell: Any) -> str:
-        if isinstance(cell, float):
-            return f"{cell:.6f}".replace("nan", "NaN")
-        return clean(str(cell))
-
-    cells = [[*map(shown, line)] for line in [*([[*columns]] if header else []), *rows]]
-    if format != "csv":
-        space = " " if format == "neural-complexity" else "\t"
-        return "".join(
-            space.join(cell.replace(space, SPACE) for cell in row) + "\n" for row in cells
-        )
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(cells)
-    return text.getvalue()
+        objects = [dict(zip(columns, map(_rounded, row), strict=True)) for row in rows]
+        return "".join(f"{json_text(row)}\n" for row in objects)
+    if header:
+        rows.insert(0, tuple(columns))
+    cells = [[_cell(value, clean) for value in row] for row in rows]
+    if format == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(cells)
+        return text.getvalue()
+    separator = " " if format == "neural-complexity" else "\t"
+    lines = [separator.join(cell.replace(separator, SPACE) for cell in row) for row in cells]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def json_text(tree: Any, indent: int | None = None) -> str:
-    """A tree as JSON in ASCII: null for numbers that JSON lacks, and an escape for DEL, which JSON leaves as it is."""
-    from jaxlm.hashed_json import finite
+    """A tree as JSON in ASCII, without control characters.
 
+    Args:
+        tree: The tree; numbers that JSON lacks become null.
+        indent: Spaces a level; without it the text is one line.
+
+    Returns:
+        The text. JSON leaves DEL as it is; here it is an escape.
+    """
     return json.dumps(finite(tree), indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
 
-def _lm_zoo(table: "Surprisals") -> Columns:
+def side_by_side(tables: Mapping[str, Columns]) -> Columns:
+    """Joins the tables that several runs give for the same texts.
+
+    Args:
+        tables: By the run's name.
+
+    Returns:
+        The table of one run as it is; of several, one table whose columns have a dot and the run's
+        name after their own, except those that runs share.
+
+    Raises:
+        JaxlmError: The tables have different rows.
+    """
+    first_run, *other_runs = tables
+    first = tables[first_run]
+    if not other_runs:
+        return first
+    joined = {column: first[column] for column in _SHARED if column in first}
+    shared = list(joined)
+    for run, table in tables.items():
+        if any(list(table[column]) != list(first[column]) for column in shared):
+            raise JaxlmError(
+                f"the tokenizer splits a text otherwise for {run} than for {first_run}: "
+                "score them one after the other, or with tokenizer none"
+            )
+        for column in table:
+            if column not in shared:
+                joined[f"{column}.{run}"] = table[column]
+    return joined
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _cell(value: Any, clean: Callable[[str], str]) -> str:
+    if isinstance(value, float):
+        return f"{value:.6f}".replace("nan", "NaN")
+    return clean(str(value))
+
+
+def _lm_zoo(table: Surprisals) -> Columns:
     """lm-zoo's columns, of which the first two are numbers from 1 and the last is in bits."""
-    numbers = {"sentence_id": table.sentence_id, "token_id": table.token_id}
-    return {**numbers, "token": table.word, "surprisal": table.surprisal}
-
-
-def _neural_complexity(table: "Surprisals") -> Columns:
-    """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all their digits."""
-    numbers = {
-        "sentid": table.sentence_id - 1,
-        "sentpos": table.token_id - 1,
-        "wlen": [*map(len, table.token)],
+    return {
+        "sentence_id": table.sentence_id,
+        "token_id": table.token_id,
+        "token": table.word,
+        "surprisal": table.surprisal,
     }
-    bits = {"surp": table.surprisal, "entropy": table.entropy, "entred": table.entropy_reduction}
+
+
+def _neural_complexity(table: Surprisals) -> Columns:
+    """neural-complexity's columns: numbers from 0, the vocabulary's words, bits with all digits."""
     return {
         "word": table.token,
-        **numbers,
-        **{name: [*map(str, values.tolist())] for name, values in bits.items()},
+        "sentid": table.sentence_id - 1,
+        "sentpos": table.token_id - 1,
+        "wlen": [len(token) for token in table.token],
+        "surp": [str(bits) for bits in table.surprisal.tolist()],
+        "entropy": [str(bits) for bits in table.entropy.tolist()],
+        "entred": [str(bits) for bits in table.entropy_reduction.tolist()],
     }
 
 
@@ -80,25 +137,3 @@ LAYOUTS: dict[str, Callable[[Any], Columns]] = {
     "lm-zoo": _lm_zoo,
     "neural-complexity": _neural_complexity,
 }
-
-
-def side_by_side(tables: Mapping[str, Columns]) -> Columns:
-    """The table of one run; or of several as one, with a dot and the run's name after a column that runs do not share.
-
-    Raises JaxlmError where the tables have different rows.
-    """
-    (own, first), *others = tables.items()
-    if not others:
-        return first
-    shared = [
-        column for column in ("sentence_id", "token_id", "word_id", "word") if column in first
-    ]
-    joined = {column: first[column] for column in shared}
-    for name, table in tables.items():
-        if any([*table[column]] != [*first[column]] for column in shared):
-            what = f"the tokenizer splits a text otherwise for {name} than for {own}"
-            raise JaxlmError(f"{what}: score them one after the other, or with tokenizer none")
-        joined |= {
-            f"{column}.{name}": values for column, values in table.items() if column not in shared
-        }
-    return joined

@@ -1,4 +1,4 @@
-"""The verbs that use a trained model: `jaxlm evaluate`, `perplexity`, `predict`, `neighbors` and `generate`."""
+"""The verbs that ask a model: evaluate, compare, perplexity, predict, neighbors and generate."""
 
 import argparse
 import shutil
@@ -6,34 +6,39 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jaxlm.cli.parsing import add_protocol_flags, changes, given_protocol, whole
-from jaxlm.cli.tables import json_text
-from jaxlm.cli.verbs import (
+from rich.cells import cell_len
+
+from jaxlm.cli.arguments import (
     DATA_DIR,
     JSON,
     MODEL,
     TOKENIZER,
     argument,
-    loaded,
+    command,
     pathname,
     switch,
-    verb,
+    whole,
 )
-from jaxlm.config.protocols import described
+from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
+from jaxlm.cli.opening import open_model
+from jaxlm.cli.tables import json_text
+from jaxlm.config.protocols import Plain, described
+from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text, unknown_warning
+from jaxlm.data.text import SPLITS
+from jaxlm.data.tokens import normalize_newlines
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.scoring import evaluation
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.stimuli import lines_of, source
+from jaxlm.scoring.tokenizers import detokenized
 from jaxlm.terminal import is_terminal, printable, say, say_line
 from jaxlm.units import comparable_text, perplexity_text
 
-if TYPE_CHECKING:
-    from jaxlm.data.tokens import Words
-    from jaxlm.scoring.language_model import LanguageModel
-
-MOST_NAMED = 10
-MOST_SHOWN = 40  # unknown words, and characters of each
+MOST_NAMED = 10  # unknown words that a note names
+MOST_SHOWN = 40  # characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
-SAMPLING = (
+_SAMPLING = (  # the flags that `LanguageModel.generate` takes by their names
     "words",
     "seed",
     "temperature",
@@ -45,12 +50,10 @@ SAMPLING = (
     "no_unk",
     "stop",
 )
-SPLITS = ("train", "valid", "test")  # as in `data.text`, which imports NumPy
-HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
+_HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
 
 
-@verb(
-    "perplexity of a trained model on a split or on a text file",
+@command(
     *MODEL,
     argument("--split", choices=SPLITS, help="which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
@@ -66,63 +69,59 @@ HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many
     add_protocol_flags,
 )
 def evaluate(args: argparse.Namespace) -> None:
-    if args.text and (given := "--corpus" if args.corpus else "--split" if args.split else ""):
-        raise JaxlmError(
-            f"--text is a whole text, and no split of a corpus: leave it or {given} out"
-        )
+    """Evaluates a model on a split or a text."""
+    _check_no_split_beside_text(args.text, args.split, args.corpus)
     if args.tokenizer and not args.text:
         raise JaxlmError(
             "--tokenizer splits a text, and a corpus is split already: give --text, or leave it out"
         )
+    if args.tune and (args.text or args.split):
+        flag = "--text" if args.text else "--split"
+        raise JaxlmError(f"--tune chooses on valid and then reads test: leave {flag} out")
     protocol = given_protocol(args)
-    if args.tune and (given := "--text" if args.text else "--split" if args.split else ""):
-        raise JaxlmError(f"--tune chooses on valid and then reads test: leave {given} out")
-    lm = loaded(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint)
     if args.tune:
-        grid = {name: values for name, values in protocol.grid.items() if name not in changes(args)}
+        given = changes(args)
+        grid = {name: values for name, values in protocol.grid.items() if name not in given}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
-        best = f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}"
-        say(f"{best}; test is read once, with it", file=sys.stderr if args.json else None)
-        protocol = tuned.protocol
-        found = tuned.test
-    else:
-        options = {
-            "text": args.text,
-            "corpus": args.corpus,
-            "data_dir": args.data_dir,
-            "tokenizer": args.tokenizer,
-        }
-        found = lm.evaluate(args.split or "test", protocol=protocol, **options)
-
-    from jaxlm.data.corpus import unknown_text, unknown_warning
-
-    if args.json:
-        how = {"name": args.protocol, **vars(protocol)}
         say(
-            json_text(
-                {
-                    "run": str(args.run),
-                    "checkpoint": args.checkpoint,
-                    "protocol": how,
-                    **found._asdict(),
-                }
-            )
+            f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; "
+            "test is read once, with it",
+            file=sys.stderr if args.json else None,
         )
+        protocol = tuned.protocol
+        result = tuned.test
     else:
-        how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
-        read = f"{found.nats:.1f} nats over {found.predictions:,} predictions, {unknown_text(found.unknown)}"
-        model = f"{args.checkpoint} checkpoint of {args.run}"
-        say_line(
-            f"{found.text}: perplexity {perplexity_text(found.perplexity)} ({read}; {model}{how})"
+        result = lm.evaluate(
+            args.split or "test",
+            text=args.text,
+            corpus=args.corpus,
+            data_dir=args.data_dir,
+            protocol=protocol,
+            tokenizer=args.tokenizer,
         )
-        say_line(f"{found.text}: {comparable_text(found._asdict())}")
-    warning = unknown_warning(found.unknown, found.text)
+    if args.json:
+        tree = {
+            "run": str(args.run),
+            "checkpoint": args.checkpoint,
+            "protocol": {"name": args.protocol, **vars(protocol)},
+            **result._asdict(),
+        }
+        say(json_text(tree))
+    else:
+        say_line(
+            f"{result.text}: perplexity {perplexity_text(result.perplexity)} "
+            f"({result.nats:.1f} nats over {result.predictions:,} predictions, "
+            f"{unknown_text(result.unknown)}; "
+            f"{args.checkpoint} checkpoint of {args.run}{_protocol_text(protocol)})"
+        )
+        say_line(f"{result.text}: {comparable_text(result._asdict())}")
+    warning = unknown_warning(result.unknown, result.text)
     if warning:
         say_line(warning, sys.stderr)
 
 
-@verb(
-    "which of two runs predicts a text better, by a bootstrap",
+@command(
     *MODEL,
     pathname("other", "RUN", "the other run"),
     argument("--split", choices=SPLITS, help="which split (default test)"),
@@ -132,79 +131,81 @@ def evaluate(args: argparse.Namespace) -> None:
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:
-    if args.text and args.split:
-        raise JaxlmError(
-            "--text is a whole text, and no split of a corpus: leave it or --split out"
-        )
+    """Compares two models on one text."""
+    _check_no_split_beside_text(args.text, args.split)
     protocol = given_protocol(args)
-    first, other = (loaded(run, args.checkpoint) for run in (args.run, args.other))
-
-    from jaxlm.scoring.evaluation import compare
-
-    found = compare(
-        first,
-        other,
+    comparison = evaluation.compare(
+        open_model(args.run, args.checkpoint),
+        open_model(args.other, args.checkpoint),
         args.split or "test",
         text=args.text,
         data_dir=args.data_dir,
         protocol=protocol,
     )
     if args.json:
-        named = {"run": str(args.run), "other": str(args.other), "checkpoint": args.checkpoint}
-        named["protocol"] = {"name": args.protocol, **vars(protocol)}
-        say(json_text({**named, **found._asdict()}))
+        tree = {
+            "run": str(args.run),
+            "other": str(args.other),
+            "checkpoint": args.checkpoint,
+            "protocol": {"name": args.protocol, **vars(protocol)},
+            **comparison._asdict(),
+        }
+        say(json_text(tree))
         return
-    better = args.other if found.high_95 < 0 else args.run if found.low_95 > 0 else None
-    how = "" if args.protocol == "plain" else f"; protocol {described(protocol)}"
+    verdict = "neither is shown to be better"
+    if comparison.high_95 < 0:
+        verdict = f"{args.other} is better"
+    elif comparison.low_95 > 0:
+        verdict = f"{args.run} is better"
     say_line(
-        f"{found.text}: {found.nats:.3f} nats a line of {args.run}, {found.other_nats:.3f} of {args.other}{how}"
+        f"{comparison.text}: {comparison.nats:.3f} nats a line of {args.run}, "
+        f"{comparison.other_nats:.3f} of {args.other}{_protocol_text(protocol)}"
     )
     say_line(
-        f"difference {found.difference:+.3f}, 95% of bootstraps over {found.lines:,} lines from {found.low_95:+.3f} to "
-        f"{found.high_95:+.3f}: {f'{better} is better' if better else 'neither is shown to be better'}"
+        f"difference {comparison.difference:+.3f}, 95% of bootstraps over {comparison.lines:,} "
+        f"lines from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
     )
 
 
-@verb(
-    "perplexity of a text given here, or on standard input",
+@command(
     *MODEL,
     argument("text", nargs="?", metavar="TEXT", help="default: standard input"),
     TOKENIZER,
 )
 def perplexity(args: argparse.Namespace) -> None:
+    """Prints the perplexity of a text."""
     text = _text_in("-") if args.text is None else args.text
-    lm = loaded(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint)
     say(perplexity_text(lm.perplexity(text, tokenizer=args.tokenizer)))
     _say_unknown_in(lm, text, args.tokenizer)
 
 
-@verb(
-    "the most probable next words after a text",
+@command(
     *MODEL,
     argument("text", metavar="TEXT", help="the words so far"),
     TOKENIZER,
-    HOW_MANY,
+    _HOW_MANY,
 )
 def predict(args: argparse.Namespace) -> None:
-    lm = loaded(args.run, args.checkpoint)
+    """Prints the most probable next words."""
+    lm = open_model(args.run, args.checkpoint)
     _say_unknown_in(lm, args.text, args.tokenizer)
     for word, probability in lm.predict(args.text, args.k, tokenizer=args.tokenizer):
         say_line(f"{probability:.4f}  {word}")
 
 
-@verb(
-    "the words whose embeddings are nearest to a word's",
+@command(
     *MODEL,
     argument("word", metavar="WORD", help="one of the model's vocabulary"),
-    HOW_MANY,
+    _HOW_MANY,
 )
 def neighbors(args: argparse.Namespace) -> None:
-    for word, cosine in loaded(args.run, args.checkpoint).neighbors(args.word, args.k):
+    """Prints the words nearest to a word."""
+    for word, cosine in open_model(args.run, args.checkpoint).neighbors(args.word, args.k):
         say_line(f"{cosine:.4f}  {word}")
 
 
-@verb(
-    "text that continues a prompt",
+@command(
     *MODEL,
     argument(
         "prompt",
@@ -279,6 +280,7 @@ def neighbors(args: argparse.Namespace) -> None:
     ),
 )
 def generate(args: argparse.Namespace) -> None:
+    """Generates texts that continue a prompt."""
     if args.prompt is not None and args.prompt_file is not None:
         raise JaxlmError("the prompt is given twice: leave PROMPT or --prompt-file out")
     if args.detokenize and args.format == "jsonl":
@@ -288,49 +290,41 @@ def generate(args: argparse.Namespace) -> None:
     prompt = args.prompt or ""
     if prompt == "-" or args.prompt_file is not None:
         prompt = _text_in(args.prompt_file or "-").removesuffix("\n")
-    lm = loaded(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint)
     _say_unknown_in(lm, prompt)
-    options = {name: getattr(args, name) for name in SAMPLING}
+    options = {name: getattr(args, name) for name in _SAMPLING}
+    texts: list[Iterable[tuple[str, float]]]
     if args.samples == 1 and args.beam is None:
-        texts: Iterable[Iterable[tuple[str, float]]] = [lm.stream(prompt, **options)]
+        texts = [lm.stream(prompt, **options)]
     else:
-        made = lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
-        texts = [zip(text.words, text.log_probs.tolist(), strict=True) for text in made]
-    for sample, text in enumerate(texts, 1):
-        if args.format == "text":
-            say(end="\n" if sample > 1 else "")
-            _print_text((word for word, _ in text), args.detokenize, lm.vocab.tokens)
+        samples = lm.generate(prompt, samples=args.samples, beam=args.beam, **options)
+        texts = [zip(text.words, text.log_probs.tolist(), strict=True) for text in samples]
+    for number, text in enumerate(texts, 1):
+        if args.format == "jsonl":
+            _print_rows(number, text)
             continue
-        for place, (word, log_prob) in enumerate(text, 1):
-            row = {
-                "sample": sample,
-                "position": place,
-                "word": word,
-                "log_prob": round(log_prob, 6),
-            }
-            say(json_text(row), flush=True)
-
-
-def _print_text(words: Iterable[str], joined: bool, tokens: "Words") -> None:
-    """Prints words as they come, in lines no wider than the terminal, if there is one; other tokens exactly."""
-    from jaxlm.scoring.tokenizers import detokenized
-
-    terminal = is_terminal(sys.stdout)
-    is_words = tokens.kind == "words"
-    end = "\n"
-    pieces = detokenized(words) if joined and is_words else tokens.pieces(words)
-    if is_words and terminal:
-        pieces = wrapped(pieces, shutil.get_terminal_size().columns, sys.stdout.encoding)
-    for piece in filter(None, pieces):
-        say(piece, end="", flush=terminal, exact=not (terminal or is_words))
-        end = "" if piece.endswith("\n") else "\n"
-    say(end=end)
+        if number > 1:
+            say()
+        words = (word for word, _ in text)
+        if args.detokenize and lm.vocab.kind == "words":
+            pieces = detokenized(words)
+        else:
+            pieces = lm.vocab.tokens.pieces(words)
+        _print_text(pieces, exact=lm.vocab.kind != "words")
 
 
 def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> Iterator[str]:
-    """Pieces of text; the space before a piece that would exceed the width, in columns, becomes a newline."""
-    from rich.cells import cell_len
+    """Breaks lines where the space before a piece stands.
 
+    Args:
+        pieces: Pieces of text, such as words with the space before them.
+        width: Of a line, in columns of a terminal.
+        encoding: The terminal's.
+
+    Yields:
+        The pieces as the terminal shows them; a newline in place of a space before a piece that
+        would exceed the width.
+    """
     column = 0
     for piece in pieces:
         space = piece.startswith(" ")
@@ -339,46 +333,105 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
             column = 0
             space = False
             yield "\n"
-        column = 0 if piece == "\n" else column + space + cell_len(word)
-        yield " " * space + word
+        if piece == "\n":
+            column = 0
+        else:
+            column += space + cell_len(word)
+        yield f" {word}" if space else word
 
 
 def say_unknown(
     unknown: Counter[str], total: int, what: str = "words are", whose: str = ""
 ) -> None:
-    """Says on standard error how many `words are` outside the vocabulary, and the most frequent; a warning if many."""
-    from jaxlm.data.corpus import MOST_UNKNOWN
+    """Says on standard error how many tokens are outside the vocabulary; many are a warning.
 
+    Args:
+        unknown: How often each of them stands in the text.
+        total: How many tokens the text has.
+        what: What they are, with a verb.
+        whose: Whose vocabulary it is, if there are several.
+    """
     count = unknown.total()
     if count:
         kind = "warning" if count > MOST_UNKNOWN * total else "note"
-        named = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
-        said = f"{count:,} of {total:,} {what} outside the vocabulary{whose}, read as <unk> ({count / total:.1%})"
-        say_line(f"{kind}: {said}: {named}", sys.stderr)
+        frequent = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
+        say_line(
+            f"{kind}: {count:,} of {total:,} {what} outside the vocabulary{whose}, "
+            f"read as <unk> ({count / total:.1%}): {frequent}",
+            sys.stderr,
+        )
 
 
-def _say_unknown_in(lm: "LanguageModel", text: str, tokenizer: str | None = None) -> None:
-    if lm.vocab.unknown_id >= 0:  # else an unknown token is an error
-        tokens = lm.tokens(text, tokenizer)
-        name = lm.vocab.tokens.unknown if lm.vocab.kind != "words" else None
-        unknown = Counter(token for token in tokens if token not in lm.vocab.ids or token == name)
-        say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
+def _check_no_split_beside_text(
+    text: Path | None, split: str | None, corpus: str | None = None
+) -> None:
+    """Raises JaxlmError where a text is given beside a split or a corpus."""
+    if text and (split or corpus):
+        flag = "--corpus" if corpus else "--split"
+        raise JaxlmError(
+            f"--text is a whole text, and no split of a corpus: leave it or {flag} out"
+        )
+
+
+def _protocol_text(protocol: Plain) -> str:
+    """The protocol, unless it is plain, as the last words of a line."""
+    return "" if type(protocol) is Plain else f"; protocol {described(protocol)}"
+
+
+def _print_rows(sample: int, text: Iterable[tuple[str, float]]) -> None:
+    """Prints each (word, log probability) of a text as a line of JSON."""
+    for position, (word, log_prob) in enumerate(text, 1):
+        row = {
+            "sample": sample,
+            "position": position,
+            "word": word,
+            "log_prob": round(log_prob, 6),
+        }
+        say(json_text(row), flush=True)
+
+
+def _print_text(pieces: Iterable[str], *, exact: bool) -> None:
+    """Prints pieces of text as they come.
+
+    Words are wrapped to the terminal's width. An `exact` text, of characters, bytes or subwords, is
+    not, and outside a terminal its control characters are kept.
+    """
+    terminal = is_terminal(sys.stdout)
+    if terminal and not exact:
+        pieces = wrapped(pieces, shutil.get_terminal_size().columns, sys.stdout.encoding)
+    end = "\n"
+    for piece in pieces:
+        if piece:
+            say(piece, end="", flush=terminal, exact=exact and not terminal)
+            end = "" if piece.endswith("\n") else "\n"
+    say(end=end)
+
+
+def _say_unknown_in(lm: LanguageModel, text: str, tokenizer: str | None = None) -> None:
+    if lm.vocab.unknown_id < 0:  # An unknown token is an error.
+        return
+    tokens = lm.tokens(text, tokenizer)
+    unknown_name = None if lm.vocab.kind == "words" else lm.vocab.tokens.unknown
+    unknown = Counter(
+        token for token in tokens if token not in lm.vocab.ids or token == unknown_name
+    )
+    say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
 
 
 def _text_in(path: str | Path) -> str:
     """The text in a file, or on standard input ("-"), with LF at the ends of lines.
 
-    Raises DataError as `lines_of`, and where there are more than `MOST_TEXT` characters: a pipe may never end.
+    Raises DataError as `lines_of`, and where there are more than `MOST_TEXT` characters: a pipe may
+    never end.
     """
-    from jaxlm.data.tokens import normalize_newlines
-    from jaxlm.scoring.stimuli import lines_of, source
-
     parts = []
     size = 0
     for lines in lines_of(path, MOST_TEXT):
         parts.append("".join(lines))
-        size = size + len(parts[-1])
+        size += len(parts[-1])
         if size > MOST_TEXT:
-            how = "give less, or a file to `jaxlm evaluate RUN --text FILE`"
-            raise DataError(f"{source(path)} has more than {MOST_TEXT:,} characters: {how}")
+            raise DataError(
+                f"{source(path)} has more than {MOST_TEXT:,} characters: "
+                "give less, or a file to `jaxlm evaluate RUN --text FILE`"
+            )
     return normalize_newlines("".join(parts))

@@ -1,0 +1,226 @@
+"""Arguments of verbs: their parser, `@command`, and the arguments that several verbs take."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jaxlm.cli.ending import UNPARSED, fail
+from jaxlm.terminal import say
+
+LARGEST = 2**31 - 1
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser for one command line.
+
+    Flags are never guessed from a prefix, and a mistake is one line of error.
+
+    Attributes:
+        arguments: The command line that it will parse.
+        brief: Whether the help that was asked for is the short one.
+    """
+
+    def __init__(self, arguments: Sequence[str], **options: Any):
+        super().__init__(
+            usage="%(prog)s [options]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+            **options,
+        )
+        self.color = False  # Python 3.14 colours help; `say` would show the escapes.
+        self._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own knows no exponents.
+        self.arguments = arguments
+        self.brief = not {"-h", "--help"}.isdisjoint(arguments)
+        self.add_argument("-h", "--help", action="help", help="show the arguments used most")
+        self.add_argument(
+            "--help-all", action="help", help="show every flag, with its limits and its default"
+        )
+
+    def parse_args(self, args: Any = (), namespace: Any = None) -> Any:
+        """Parses as argparse does; an optional positional argument may also come after flags."""
+        for token in args:
+            if token.startswith("--") and token.endswith("=--"):  # argparse raises an IndexError.
+                self.error(f"argument {token[:-3]}: expected a value, found '--'")
+        if "--" in args:  # Before Python 3.12 `parse_intermixed_args` loses it.
+            return super().parse_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints help; argparse's own method ignores a full disk."""
+        say(self.format_help(), file=file, end="")
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with one line of error; beside an unknown flag stands the nearest."""
+        unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*(--[^\s=]+)", message)
+        if unknown:
+            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            if near:
+                message += f" (did you mean {near[0]}?)"
+        raise SystemExit(fail(f"{message} (see {self.prog} --help)", UNPARSED))
+
+
+Action = Callable[[argparse.Namespace], int | None]  # returns an exit code, or None for 0
+Adder = Callable[[Parser], None]  # adds arguments to a parser
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a verb does, and its arguments.
+
+    Attributes:
+        action: The function that acts on the parsed arguments.
+        adders: What adds the arguments to a parser, in the order of help.
+        epilog: The last paragraph of help.
+    """
+
+    action: Action
+    adders: tuple[Adder, ...]
+    epilog: str | None
+
+    def add_to(self, parser: Parser) -> None:
+        """Adds the arguments to a parser."""
+        for add in self.adders:
+            add(parser)
+
+
+def command(*adders: Adder, epilog: str | None = None) -> Callable[[Action], Command]:
+    """Makes the function below it the `Command` that the table of verbs names.
+
+    Args:
+        *adders: Its arguments, in the order of help.
+        epilog: The last paragraph of help.
+
+    Returns:
+        The decorator.
+    """
+    return lambda action: Command(action, adders, epilog)
+
+
+def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **options: Any) -> Adder:
+    """An argument of a verb.
+
+    Args:
+        *names: Its name, or its flags.
+        values: What the shell completes.
+        rare: Whether `--help-all` alone shows it.
+        **options: As for argparse's `add_argument`.
+
+    Returns:
+        What adds it to a parser, and to the usage if it must be given.
+    """
+
+    def add(parser: Parser) -> None:
+        shown = dict(options)
+        if rare and parser.brief:
+            shown["help"] = argparse.SUPPRESS
+        suggest(parser.add_argument(*names, **shown), values)
+        name = options.get("metavar", names[0])
+        if not names[0].startswith("-"):
+            usages = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}
+            parser.usage = f"{parser.usage} {usages.get(options.get('nargs', ''), name)}"
+        elif options.get("required"):
+            parser.usage = f"{parser.usage} {names[0]} {name}"
+
+    return add
+
+
+def pathname(name: str, metavar: str, help: str, **options: Any) -> Adder:
+    """An argument that is a path.
+
+    Args:
+        name: Its name or flag.
+        metavar: How help calls its value.
+        help: Its line of help.
+        **options: As for argparse's `add_argument`.
+
+    Returns:
+        What adds it to a parser.
+    """
+    return argument(name, type=nonempty_path, metavar=metavar, help=help, **options)
+
+
+def switch(name: str, help: str) -> Adder:
+    """A flag without a value.
+
+    Args:
+        name: The flag.
+        help: Its line of help.
+
+    Returns:
+        What adds it to a parser.
+    """
+    return argument(name, action="store_true", help=help)
+
+
+def output(help: str, **options: Any) -> Adder:
+    """`-o`, the file or folder that a verb makes.
+
+    Args:
+        help: Its line of help.
+        **options: As for argparse's `add_argument`.
+
+    Returns:
+        What adds it to a parser.
+    """
+    return argument("-o", "--output", type=nonempty_path, metavar="FILE", help=help, **options)
+
+
+def whole(low: int = 0) -> Callable[[str], int]:
+    """The type of an argument that takes a whole number from `low` to `LARGEST`."""
+
+    def read(text: str) -> int:
+        with suppress(ValueError):
+            if low <= int(text) <= LARGEST:
+                return int(text)
+        limits = f"of at most {LARGEST:,} and at least {low:,}"
+        raise argparse.ArgumentTypeError(f"expected a whole number {limits}, found {text!r}")
+
+    return read
+
+
+def nonempty_path(text: str) -> Path:
+    """The type of an argument that takes a path, which is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found an empty text")
+    return Path(text)
+
+
+def suggest(action: argparse.Action, values: Iterable[str]) -> None:
+    """Gives an argument the values that the shell completes.
+
+    Args:
+        action: What `add_argument` returned.
+        values: The values; without any the shell completes files.
+    """
+    names = list(values)
+    if names:
+        vars(action)["completer"] = lambda **_: names
+
+
+RUN = pathname("run", "RUN", "the run's directory")
+CHECKPOINT = argument(
+    "--checkpoint",
+    default="last",
+    metavar="WHICH",
+    values=("last", "best"),
+    help="last (default), best or a step",
+)
+MODEL = (RUN, CHECKPOINT)
+TOKENIZER = argument(
+    "--tokenizer",
+    choices=("none", "ptb"),
+    help="split at white space, or as in Penn Treebank's files (default: as the training text)",
+)
+DATA_DIR = pathname(
+    "--data-dir",
+    "DIR",
+    "where Penn Treebank's files are (else $JAXLM_DATA, data/ptb, the user's cache, a download)",
+)
+JSON = switch("--json", "print JSON")

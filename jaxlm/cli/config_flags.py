@@ -1,0 +1,214 @@
+"""Flags of the config, one for every field of every kind. Help shows those of the kinds chosen."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jaxlm import files
+from jaxlm.cli.arguments import LARGEST, Parser, suggest
+from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, preset
+from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
+from jaxlm.errors import JaxlmError
+from jaxlm.fields import Spec, either, setting_text, specs
+
+MOST_CONFIG_BYTES = 1 << 20
+_FIELD = "field:"  # begins the name in the namespace under which a field's value is parsed
+_OFTEN = (  # what `train --help` shows
+    "model",
+    "embedding_size",
+    "hidden_sizes",
+    "optimizer",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "seed",
+    "corpus",
+    "tokens",
+)
+_TITLES = {"train": "counts of the run", "data": "text"}  # of the sections that have one kind
+_METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "N,N"}
+_EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    tuple: "whole numbers with commas between, as in 256,128",
+}
+
+
+def add_field(
+    group: Any, name: str, spec: Spec, default: Any, *, shown: bool = True, metavar: str = ""
+) -> None:
+    """Adds the flag of a field; its help names the unit, the limits and the default.
+
+    Args:
+        group: A parser, or a group of its arguments.
+        name: The field.
+        spec: Its declaration.
+        default: The value that help calls the default.
+        shown: Whether help shows the flag.
+        metavar: How help calls the value; by default its choices or its type.
+    """
+    help = argparse.SUPPRESS
+    if shown:
+        details = (spec.unit, _limits(spec), f"default {setting_text(default)}")
+        help = f"{spec.help} ({'; '.join(filter(None, details))})".replace("%", "%%")
+    flag = "--" + name.rstrip("_").replace("_", "-")
+    add = partial(
+        group.add_argument, flag, dest=_FIELD + name, default=argparse.SUPPRESS, help=help
+    )
+    if spec.type is bool:
+        add(action=argparse.BooleanOptionalAction)
+        return
+    if spec.choices and not metavar:
+        metavar = f"{{{','.join(spec.choices)}}}"
+    elif not metavar:
+        metavar = _METAVARS[spec.type] + ("|none" if spec.optional else "")
+    suggest(add(type=partial(_field_value, spec.type), metavar=metavar), spec.choices)
+
+
+def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
+    """Adds a flag for each slot's kind and for every field of every kind.
+
+    --preset, --config and kinds on the parser's command line decide the fields that help shows.
+
+    Args:
+        parser: Where the flags are added.
+        often: The fields that `--help` shows; `--help-all` shows all.
+    """
+    config = _shown_config(parser)
+    brief = parser.add_argument_group("fields used most")
+    own = set()
+    for section in SECTIONS:
+        settings = getattr(config, section)
+        kind = config.kinds.get(section)
+        if parser.brief:
+            group = brief
+        elif kind:
+            summary = (type(settings).__doc__ or "").split("\n")[0]
+            group = parser.add_argument_group(f"{section} ({kind})", summary)
+        else:
+            group = parser.add_argument_group(_TITLES[section])
+        if kind:
+            kinds = tuple(KINDS[section])
+            spec = Spec(str, either(list(kinds)), choices=kinds)
+            shown = section in often or not parser.brief
+            add_field(group, section, spec, kind, shown=shown, metavar="KIND")
+        for name, spec in specs(type(settings)).items():
+            own.add(name)
+            shown = name in often or not parser.brief
+            add_field(group, name, spec, getattr(settings, name), shown=shown)
+    others = {}
+    for *_, other_kind in all_kinds():
+        others |= specs(other_kind)
+    for name, spec in others.items():
+        if name not in own:  # `Config.replace` explains which kind has the field.
+            add_field(parser, name, spec, None, shown=False)
+
+
+def add_protocol_flags(parser: Parser) -> None:
+    """Adds --protocol, and a flag for every field of every evaluation protocol."""
+    name = _early(parser, "protocol").get("protocol", "plain")
+    chosen = PROTOCOLS.get(name, Plain)
+    group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
+    kinds = either(list(PROTOCOLS))
+    help = f"how probabilities are made: {kinds} (default plain; with --help: show its flags)"
+    group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
+    own = specs(chosen)
+    for field, spec in own.items():
+        add_field(group, field, spec, getattr(chosen(), field))
+    others = {}
+    for kind in PROTOCOLS.values():
+        others |= specs(kind)
+    for field, spec in others.items():
+        if field not in own:
+            add_field(group, field, spec, None, shown=False)
+
+
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields and kinds that have a flag on the command line, for `Config.replace`."""
+    given = vars(args).items()
+    return {name.removeprefix(_FIELD): value for name, value in given if name.startswith(_FIELD)}
+
+
+def given_protocol(args: argparse.Namespace) -> Plain:
+    """The protocol that a command line chooses, with its flags' numbers. Raises JaxlmError."""
+    return protocol_of(args.protocol, **changes(args))
+
+
+def starting_config(config: Path | None, name: str | None) -> Config:
+    """The config that flags change.
+
+    Args:
+        config: The file of --config.
+        name: The preset of --preset; `small` where neither is given.
+
+    Returns:
+        The config.
+
+    Raises:
+        JaxlmError: Both are given, there is no such preset, or the file is no config.
+    """
+    if config is None:
+        return preset(name or "small")
+    if name:
+        raise JaxlmError(
+            "--config starts from its file in place of a preset: leave --preset or --config out"
+        )
+    with files.explained(JaxlmError, f"{config} cannot be read"):
+        text = files.read_bytes(config, MOST_CONFIG_BYTES)
+    try:
+        return Config.from_json(text)
+    except JaxlmError as error:
+        raise JaxlmError(f"{config}: {error}") from None
+
+
+def _field_value(kind: type, text: str) -> Any:
+    """A field's value from its flag; `none` means that the mechanism is absent."""
+    if kind in (int, float) and text.strip().lower() == "none":
+        return None
+    try:
+        if kind is tuple:
+            return tuple(int(width) for width in text.split(",") if width.strip())
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {_EXPECTED[kind]}, found {text!r}") from None
+
+
+def _limits(spec: Spec) -> str:
+    """The limits worth showing: those of any count are not."""
+    if spec.type is int:
+        low = spec.low if spec.low > 1 else -float("inf")
+        high = spec.high if spec.high < LARGEST else float("inf")
+        spec = replace(spec, low=low, high=high)
+    if spec.type in (int, float) and spec.range != "finite":
+        return spec.range
+    return ""
+
+
+def _shown_config(parser: Parser) -> Config:
+    """The config whose fields and defaults help shows; mistakes on the command line are ignored."""
+    config = preset("small")
+    if {"-h", "--help", "--help-all"}.isdisjoint(parser.arguments):
+        return config
+    given = _early(parser, "preset", "config", *KINDS)
+    path = Path(given["config"]) if "config" in given else None
+    with suppress(JaxlmError):
+        config = starting_config(path, given.get("preset"))
+    for slot in KINDS:
+        with suppress(JaxlmError):
+            config = config.replace(**{slot: given.get(slot, config.kinds[slot])})
+    return config
+
+
+def _early(parser: Parser, *names: str) -> dict[str, str]:
+    """The values of some flags, read before the others are known."""
+    early = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    for name in names:
+        early.add_argument(f"--{name}", nargs="?")
+    given, _ = early.parse_known_args(parser.arguments)
+    return {name: value for name, value in vars(given).items() if value is not None}

@@ -1,0 +1,76 @@
+"""The verbs that draw runs: `jaxlm plot` and `report`."""
+
+import argparse
+
+from jaxlm.cli.arguments import (
+    CHECKPOINT,
+    DATA_DIR,
+    MODEL,
+    argument,
+    command,
+    output,
+    pathname,
+    whole,
+)
+from jaxlm.cli.opening import open_model
+from jaxlm.errors import RunDirError
+from jaxlm.report.curve import learning_curve
+from jaxlm.report.word_map import embedding_map
+from jaxlm.runs.metrics import read_metrics
+from jaxlm.sweeps.report_file import write_report
+from jaxlm.terminal import say, say_line, say_written
+
+
+@command(
+    *MODEL,
+    argument(
+        "--words",
+        type=whole(1),
+        default=400,
+        metavar="N",
+        help="most frequent words on the map (default 400)",
+    ),
+    argument(
+        "--method",
+        default="tsne",
+        choices=("tsne", "pca"),
+        help="how the map is drawn (default tsne)",
+    ),
+)
+def plot(args: argparse.Namespace) -> None:
+    """Draws a run's learning curve, and a map of its embedding."""
+    lm = open_model(args.run, args.checkpoint)
+    rows = read_metrics(args.run)
+    if any(row["kind"] == "epoch" for row in rows):
+        say_line(learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png"))
+    else:
+        say("there is no learning curve: no epoch has ended")
+    picture = args.run / "embedding.png"
+    embedding = lm.params["embedding"]
+    say_line(
+        embedding_map(embedding, lm.vocab.words, picture, count=args.words, method=args.method)
+    )
+
+
+@command(
+    pathname("runs", "RUN", "directories of runs and of sweeps", nargs="+"),
+    output("the file to write (default: report.html in the one directory)"),
+    argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="colour a text by its surprisal; repeatable",
+    ),
+    CHECKPOINT,
+    DATA_DIR,
+)
+def report(args: argparse.Namespace) -> None:
+    """Writes a page of HTML about runs and sweeps."""
+    for run in args.runs:
+        if not run.is_dir():
+            raise RunDirError(f"there is no directory {run}: name that of a run or a sweep")
+    page = write_report(
+        args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir
+    )
+    say_written(page, page)

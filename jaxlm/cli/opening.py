@@ -1,0 +1,45 @@
+"""Opens the run that a command line names."""
+
+from pathlib import Path
+
+from jaxlm.errors import RunDirError
+from jaxlm.runs import loading
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.terminal import flag_text
+
+
+def check_run(run: Path) -> None:
+    """Checks that a path is the directory of a run.
+
+    Args:
+        run: RUN on the command line.
+
+    Raises:
+        RunDirError: It is no directory, or holds a sweep.
+    """
+    if not run.is_dir():
+        dated = [path.parent for path in Path("runs").glob("*/config.json")]
+        example = f", such as {max(dated)}" if dated else ""
+        train = f"jaxlm train {flag_text('--run-dir', run)}"
+        raise RunDirError(
+            f"there is no directory {run}: name one{example}, or train a run with `{train}`"
+        )
+    if (run / "trials").exists() and not (run / "config.json").exists():
+        raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
+
+
+def open_model(run: Path, checkpoint: str) -> LanguageModel:
+    """Loads the model of a run.
+
+    Args:
+        run: The run's directory.
+        checkpoint: last, best or a step.
+
+    Returns:
+        The model.
+
+    Raises:
+        JaxlmError: There is none, or it is damaged.
+    """
+    check_run(run)
+    return loading.load(run, checkpoint)
