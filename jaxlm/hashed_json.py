@@ -1,4 +1,4 @@
-"""JSON as jaxlm keeps it: strict to read, and sealed, so that any changed byte shows."""
+"""JSON as jaxlm keeps it: strict to read, and with its own hash inside, so that any changed byte shows."""
 
 import hashlib
 import json
@@ -8,43 +8,51 @@ from contextlib import suppress
 from typing import Any
 
 
-def seal(tree: dict[str, Any]) -> str:
-    """Canonical JSON of a tree with the sha256 of the rest inside: any changed byte shows."""
-    body = json.dumps(tree, indent=1, sort_keys=True)
-    return json.dumps(
-        {**tree, "sha256": hashlib.sha256(body.encode()).hexdigest()}, indent=1, sort_keys=True
-    )
+def to_hashed_json(tree: dict[str, Any]) -> str:
+    """Canonical JSON of a tree, and the sha256 of the rest of the text inside."""
+    text = json.dumps(tree, indent=1, sort_keys=True)
+    hashed = {**tree, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return json.dumps(hashed, indent=1, sort_keys=True)
 
 
-def unseal(data: bytes, seal: Callable[[dict[str, Any]], str] = seal) -> dict[str, Any]:
-    """The tree that `seal` was given. Raises ValueError where the bytes are not those of the text that it returned."""
-    tree = strict_json(data)
+def from_hashed_json(
+    data: bytes, to_text: Callable[[dict[str, Any]], str] = to_hashed_json
+) -> dict[str, Any]:
+    """Reads hashed JSON back.
+
+    Args:
+        data: The bytes of a file.
+        to_text: What wrote them.
+
+    Returns:
+        The tree that `to_text` was given.
+
+    Raises:
+        ValueError: The bytes are not those that `to_text` writes of any tree.
+    """
+    tree = _parsed(data)
     if not isinstance(tree, dict) or tree.pop("sha256", None) is None:
-        raise ValueError("it carries no seal")
+        raise ValueError("it carries no sha256 of itself")
     with suppress(RecursionError):
-        if seal(tree).encode() == data:
+        if to_text(tree).encode() == data:
             return tree
     raise ValueError("it is not what was written: its sha256 is another")
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parsed JSON (UTF-8). Raises ValueError for anything else, for too deep a nesting, and for a name given twice.
+    """Parses JSON, which other readers understand in the same way.
 
-    Of two values for one name another reader might believe the other.
+    Args:
+        text: The text, or its bytes in UTF-8.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ValueError: It is no JSON (NaN and Infinity are none), is nested too deeply, or gives one name twice in an
+            object: of two values another reader might believe the other.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        tree = dict(pairs)
-        if len(tree) < len(pairs):
-            raise ValueError("a name is given twice in one object")
-        return tree
-
-    try:
-        return json.loads(
-            text.decode() if isinstance(text, bytes) else text, object_pairs_hook=once
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    return _parsed(text, parse_constant=_refuse)
 
 
 def finite(tree: Any) -> Any:
@@ -56,3 +64,25 @@ def finite(tree: Any) -> Any:
     if isinstance(tree, float) and not math.isfinite(tree):
         return None
     return tree
+
+
+def _parsed(text: str | bytes, **options: Any) -> Any:
+    try:
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text,
+            object_pairs_hook=_unique,
+            **options,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        raise ValueError("a name is given twice in one object")
+    return tree
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -26,7 +26,7 @@ import jaxlm
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError
 from jaxlm.files import Folder
-from jaxlm.hashed_json import seal
+from jaxlm.hashed_json import to_hashed_json
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.trainer import new_state
@@ -312,7 +312,7 @@ def forge(path: Path, **changes) -> None:
         for file in files(path)
         if file.name != "manifest.json"
     }
-    (path / "manifest.json").write_text(seal({**tree, "files": named, **changes}))
+    (path / "manifest.json").write_text(to_hashed_json({**tree, "files": named, **changes}))
 
 
 def config_of(path: Path, **changes) -> None:
@@ -452,7 +452,7 @@ def test_a_strangers_arrays_are_those_of_its_config(path, name):
 def forge_without_state(path: Path, named: dict[str, str]) -> None:
     tree = json.loads((path / "manifest.json").read_text())
     del tree["sha256"]
-    (path / "manifest.json").write_text(seal({**tree, "files": named}))
+    (path / "manifest.json").write_text(to_hashed_json({**tree, "files": named}))
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/etc/hostname", "state/../../outside", "."])

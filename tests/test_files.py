@@ -263,12 +263,12 @@ TREES = st.dictionaries(
 
 @given(TREES, st.data())
 @settings(max_examples=30)
-def test_a_seal_shows_every_changed_byte(tree, data):
-    raw = bytearray(hashed_json.seal(tree).encode())
-    assert hashed_json.unseal(bytes(raw)) == tree
+def test_a_hash_shows_every_changed_byte(tree, data):
+    raw = bytearray(hashed_json.to_hashed_json(tree).encode())
+    assert hashed_json.from_hashed_json(bytes(raw)) == tree
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     with pytest.raises(ValueError):
-        hashed_json.unseal(bytes(raw))
+        hashed_json.from_hashed_json(bytes(raw))
 
 
 @pytest.mark.parametrize(
@@ -286,9 +286,17 @@ def test_a_seal_shows_every_changed_byte(tree, data):
         json.dumps({"a": 1, "sha256": "0" * 64}, indent=1),
     ],
 )
-def test_what_is_not_sealed_is_refused(text):
+def test_what_carries_no_hash_is_refused(text):
     with pytest.raises(ValueError):
-        hashed_json.unseal(text if isinstance(text, bytes) else text.encode())
+        hashed_json.from_hashed_json(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_strict_json_has_no_numbers_that_other_readers_refuse(constant):
+    with pytest.raises(ValueError, match=f"{constant} is no number of JSON"):
+        hashed_json.strict_json(f'{{"a": [{constant}]}}')
+    kept = hashed_json.to_hashed_json({"a": float(constant)})  # as a diverged run's manifest
+    assert str(hashed_json.from_hashed_json(kept.encode())["a"]) == str(float(constant))
 
 
 @contextlib.contextmanager

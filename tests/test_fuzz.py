@@ -25,7 +25,7 @@ from jaxlm.data.text import read_string
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
-from jaxlm.hashed_json import seal, unseal
+from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.checkpoint import Manifest
@@ -174,9 +174,9 @@ def resealed(run_dir: Path, name: str, data: bytes) -> None:
     shutil.copy(path / "manifest.json", aside)
     try:
         (path / name).write_bytes(data)
-        tree = unseal((path / "manifest.json").read_bytes())
+        tree = from_hashed_json((path / "manifest.json").read_bytes())
         tree["files"][name] = hashlib.sha256(data).hexdigest()
-        (path / "manifest.json").write_text(seal(tree))
+        (path / "manifest.json").write_text(to_hashed_json(tree))
         state = checkpoint.read(path).state
         assert state.params["embedding"].shape == (5, 8)
     finally:
@@ -201,7 +201,7 @@ def sealed_anew(run_dir: Path, data: bytes) -> None:
     try:
         tree = json.loads(data)
         del tree["sha256"]
-        data = seal(tree).encode()
+        data = to_hashed_json(tree).encode()
     except (ValueError, TypeError, KeyError, RecursionError):
         return
     with contextlib.suppress(AssertionError):  # what does not matter to the arrays may be another's
@@ -437,7 +437,7 @@ def through_every_verb(finished: Path, tmp_path: Path, name: str, inputs: int) -
             with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
                 tree = json.loads(data)
                 tree.pop("sha256", None)
-                data = seal(tree).encode()
+                data = to_hashed_json(tree).encode()
         shutil.rmtree(tmp_path / "at", ignore_errors=True)
         shutil.copytree(finished, tmp_path / "at")
         (tmp_path / "at" / name).write_bytes(data)

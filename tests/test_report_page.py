@@ -18,7 +18,7 @@ from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
-from jaxlm.hashed_json import seal
+from jaxlm.hashed_json import to_hashed_json
 from jaxlm.report.page import groups, published, render, rounded
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
@@ -416,7 +416,9 @@ def test_a_sweep_without_results_or_with_damaged_ones_is_one_sentence(
     sweep.mkdir()
     (sweep / "trials").mkdir()
     if text is not None:
-        (sweep / "sweep.json").write_text(seal(json.loads(text)) if '"number":1' in text else text)
+        (sweep / "sweep.json").write_text(
+            to_hashed_json(json.loads(text)) if '"number":1' in text else text
+        )
     assert main(["report", str(sweep)]) == 1
     said = capsys.readouterr().err
     assert (

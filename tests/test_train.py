@@ -21,7 +21,7 @@ import jaxlm
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
-from jaxlm.hashed_json import seal, unseal
+from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
@@ -371,9 +371,9 @@ def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, cor
 
 def sealed_anew(path, **changes) -> None:
     """Seals a checkpoint with its files as they are now."""
-    tree = unseal((path / "manifest.json").read_bytes())
+    tree = from_hashed_json((path / "manifest.json").read_bytes())
     named = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in tree["files"]}
-    (path / "manifest.json").write_text(seal({**tree, "files": named, **changes}))
+    (path / "manifest.json").write_text(to_hashed_json({**tree, "files": named, **changes}))
 
 
 def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):

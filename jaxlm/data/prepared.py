@@ -29,7 +29,7 @@ from jaxlm.data.vocab import Vocab, check_ids
 from jaxlm.errors import DataError
 from jaxlm.fields import checked
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.hashed_json import unseal
+from jaxlm.hashed_json import from_hashed_json
 from jaxlm.terminal import say_line
 
 LARGE = 256 << 20  # bytes of text from which on `load_corpus` prepares it
@@ -212,7 +212,7 @@ def read_header(folder: Folder) -> dict[str, Any]:
             f"{folder.path} is not a finished corpus: resume it by the `jaxlm prepare` that began it"
         )
     with _intact(folder, HEADER):
-        tree = unseal(folder.read(HEADER, _MOST), _sealed)
+        tree = from_hashed_json(folder.read(HEADER, _MOST), _sealed)
         strange = {"options": {}, **tree}.keys() ^ _VALID.keys()
         wrong = strange or [name for name in tree if not _VALID[name](tree[name])]
         if wrong:

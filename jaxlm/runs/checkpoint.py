@@ -24,7 +24,7 @@ from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
-from jaxlm.hashed_json import seal, unseal
+from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs.metrics import Prefix
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
         }
         contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-        contents[MANIFEST] = seal(asdict(replace(manifest, files=hashes))).encode()
+        contents[MANIFEST] = to_hashed_json(asdict(replace(manifest, files=hashes))).encode()
         folder.clean()
         with folder.new_folder(name) as new:
             for file, data in contents.items():
@@ -255,7 +255,7 @@ def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
 def _manifest(folder: Folder) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError where it is missing or not the bytes that were sealed."""
     with _sound(folder.path / MANIFEST):
-        tree = unseal(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
+        tree = from_hashed_json(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         if tree.get("format") != FORMAT:
             raise ValueError(
                 f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}"

@@ -21,7 +21,7 @@ from jaxlm.config.config import Config, conflicts
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.hashed_json import seal, strict_json, unseal
+from jaxlm.hashed_json import from_hashed_json, strict_json, to_hashed_json
 from jaxlm.runs import checkpoint
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
@@ -91,7 +91,7 @@ def _write(run: Folder, record: dict[str, Any], config: Config, devices: tuple[i
     while len(text := json.dumps(record, indent=1) + "\n") > MOST_BYTES and len(sessions) > 2:
         del sessions[1]  # (`reproduce` needs the first)
     run.write(RECORD, text.encode())
-    run.write(CONFIG, seal(json.loads(config.to_json())).encode())
+    run.write(CONFIG, to_hashed_json(json.loads(config.to_json())).encode())
 
 
 def saved_config(run: str | Path | Folder) -> Config:
@@ -120,7 +120,9 @@ def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
 def _read_config(run: Folder) -> Config:
     with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
         text = run.read(CONFIG, MOST_BYTES)
-        unseal(text)  # before its first checkpoint a changed digit would train another run
+        from_hashed_json(
+            text
+        )  # before its first checkpoint a changed digit would train another run
         return Config.from_json(text.decode())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from jaxlm.config.config import KINDS, PRESETS, Config, preset, taken_over
 from jaxlm.errors import RunDirError
 from jaxlm.files import Folder, explained
-from jaxlm.hashed_json import finite, seal, unseal
+from jaxlm.hashed_json import finite, from_hashed_json, to_hashed_json
 from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot, value_text
 from jaxlm.terminal import flag_text
 from jaxlm.units import mean_and_deviation
@@ -201,7 +201,7 @@ def write(sweep: Sweep, path: Path, corpus: dict[str, str]) -> list[Path]:
         fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time
         folder.clean()
         folder.write("sweep.csv", text.getvalue().encode(errors="surrogateescape"))
-        folder.write(RESULTS, seal(finite(tree)).encode())
+        folder.write(RESULTS, to_hashed_json(finite(tree)).encode())
         if len(done) > 1:
             written += [
                 slice_plot(done, path / "slices.png"),
@@ -219,7 +219,7 @@ def read_sweep(path: Path) -> tuple[Sweep, dict[str, str]]:
         explained(RunDirError, f"{path / RESULTS} cannot be read", remedy),
         Folder.open(path) as folder,
     ):
-        tree = unseal(folder.read(RESULTS, MOST_BYTES))
+        tree = from_hashed_json(folder.read(RESULTS, MOST_BYTES))
         try:
             for one in tree["members"]:  # (JSON has no tuples, and null in place of nan)
                 one["values"] = {
