@@ -27,7 +27,7 @@ WINDOWS = 64  # in a turn
 
 def write_text(path: Path, tokens: int) -> None:
     """Text of at least so many tokens; a sentence a line."""
-    source = embedded.Source(embedded.Size.of("embedded"))
+    source = embedded.Generator(embedded.Size.of("embedded"))
     words = np.array([*("\n", *source.words[1:])], object)
     stream = 10
     with open(path, "w", encoding="utf-8") as file:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from jaxlm.config.settings import DataConfig as DataConfig
     from jaxlm.config.settings import TrainConfig as TrainConfig
     from jaxlm.data.corpora import load_corpus as load_corpus
+    from jaxlm.data.corpora import prepare as prepare
     from jaxlm.data.corpus import Corpus as Corpus
-    from jaxlm.data.prepared import prepare as prepare
     from jaxlm.data.vocab import Vocab as Vocab
     from jaxlm.errors import JaxlmError as JaxlmError
     from jaxlm.interop.exporting import export_model as export_model

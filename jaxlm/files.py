@@ -31,7 +31,7 @@ MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of
 # these names.
 OWNERS = {"run.json": "run", ".claim": "sweep", "sweep.json": "sweep", "prepared.json": "corpus"}
-_OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
+OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
     *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
     *("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids", ".partial"),
 }
@@ -186,9 +186,12 @@ class Folder:
         with suppress(OSError):
             self.remove(hidden)
 
-    def clean(self) -> None:
-        """Removes what killed writers left unfinished or half removed, and nothing that a living one writes."""
-        for name in filter(_UNFINISHED.fullmatch, self.names()):
+    def clean(self, entry: str = "") -> None:
+        """Removes what killed writers left unfinished, of one entry or of all; never what a living one writes."""
+        prefix = f".partial-{entry[:50]}"
+        for name in self.names():
+            if not (name.startswith(prefix) and _UNFINISHED.fullmatch(name)):
+                continue
             with suppress(OSError):
                 descriptor = os.open(
                     name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor
@@ -289,7 +292,7 @@ def _check_owner(path: Path) -> None:
     for folder in path.parents[:3]:
         owner = next((what for mark, what in OWNERS.items() if (folder / mark).is_file()), None)
         if owner:
-            if path.relative_to(folder).parts[0] in _OWNED:
+            if path.relative_to(folder).parts[0] in OWNED:
                 raise OSError(
                     errno.EEXIST,
                     f"it belongs to the {owner} in {folder}: name another file",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.embedded import BITS, Size, Source
+from jaxlm.data.embedded import BITS, Size, Generator
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A source and the ids of three splits drawn from it."""
 
-    source: Source
+    source: Generator
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
@@ -22,13 +22,13 @@ class Sample:
 
 def sample(spec: Size | str) -> Sample:
     """Draws the splits of a specification, or of a generated corpus by its name."""
-    source = Source(Size.of(spec) if isinstance(spec, str) else spec)
+    source = Generator(Size.of(spec) if isinstance(spec, str) else spec)
     return Sample(
         source, *(source.draw(length, stream) for stream, length in enumerate(source.spec.tokens))
     )
 
 
-def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> float:
+def nats(source: Generator, ids: np.ndarray, across_sentences: bool = True) -> float:
     """The summed nats of a stream: the nats of its classes,
     and of its words by a filter over the hidden topic.
 
@@ -60,7 +60,7 @@ def nats(source: Source, ids: np.ndarray, across_sentences: bool = True) -> floa
     return float(-log_probability - np.log(grammar).sum())
 
 
-def floor_nats(source: Source, ids: np.ndarray) -> float:
+def floor_nats(source: Generator, ids: np.ndarray) -> float:
     """The summed nats of the N - 1 predicted tokens of a stream `[N]`; no model predicts the first.
 
     No model has a lower expected cost, whatever it was trained on.
@@ -68,7 +68,7 @@ def floor_nats(source: Source, ids: np.ndarray) -> float:
     return nats(source, ids) - nats(source, ids[:1])
 
 
-def states(source: Source, ids: np.ndarray) -> np.ndarray:
+def states(source: Generator, ids: np.ndarray) -> np.ndarray:
     """The state of the grammar before each token of a stream `[N]`;
     all sentences advance together.
     """
@@ -87,7 +87,7 @@ def _starts(ids: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([[True], ids[:-1] == 0]))
 
 
-def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
+def conditional(source: Generator, history: Sequence[int]) -> np.ndarray:
     """The probability of each word after all ids of a stream so far [V]:
     the plain reference of `nats`.
     """
@@ -104,7 +104,7 @@ def conditional(source: Source, history: Sequence[int]) -> np.ndarray:
     return source.class_weight[state, source.word_class] * (belief @ source.word_weight) / 4.0**BITS
 
 
-def stationary(source: Source) -> np.ndarray:
+def stationary(source: Generator) -> np.ndarray:
     """The stationary share of tokens that each state emits [S]."""
     chance = source.class_weight / 2.0**BITS
     chance[:, 0] = 0.0  # a sentence ends here; count the visits within one
@@ -114,7 +114,7 @@ def stationary(source: Source) -> np.ndarray:
     return visits / visits.sum()
 
 
-def unigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
+def unigram_nats(source: Generator, ids: np.ndarray) -> np.ndarray:
     """The nats of each token without context [N],
     by the source's stationary frequencies of words.
     """
@@ -123,7 +123,7 @@ def unigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
     return -np.log(words)[ids]
 
 
-def bigram_nats(source: Source, ids: np.ndarray) -> np.ndarray:
+def bigram_nats(source: Generator, ids: np.ndarray) -> np.ndarray:
     """The nats of each token given only the one before [N],
     by the source's stationary frequencies of pairs.
 

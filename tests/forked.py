@@ -197,10 +197,9 @@ def _import_all() -> None:
     ):
         import_module(name)
     _ = import_module("optuna").create_study  # (it imports lazily)
-    from jaxlm.data import encoding, text
+    from jaxlm.data import text
 
     text.BLOCK = 256
-    encoding.SEGMENT = 1024
     gc.freeze()  # a child need not walk, and so copy, what was imported
 
 

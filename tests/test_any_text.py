@@ -1,6 +1,4 @@
-"""Corpora of every kind of tokens:
-texts in many scripts, in files, folders, patterns and parts of files; and runs.
-"""
+"""Corpora of every kind of tokens: texts in many scripts, in files, folders, patterns and parts of files; and runs."""
 
 import json
 import unicodedata
@@ -16,7 +14,6 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
-from jaxlm.data import prepared as preparing
 from jaxlm.data import text as texts
 from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.corpus import Corpus
@@ -26,8 +23,8 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.reproduction import reproduce
 
 TEXTS = {
-    "german": "Der Hund, der bellt, beißt nicht.\n"
-    "Ein alter Mann und das Meer; ein Lied über Bäume.\n\n" * 30,
+    "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n"
+    * 30,
     "chinese": "你好世界。今天天气很好。我们去公园散步吧。明天也许会下雨。" * 60,  # one line
     "arabic": "مرحبا بالعالم، كيف حالك اليوم؟ الكتاب على الطاولة.\n" * 40,
     "emoji": "🙂🙃 hello 👨‍👩‍👧 family 🇩🇪 flag e\u0301\n" * 40,
@@ -54,9 +51,7 @@ def file(folder: Path, text: str | bytes, name: str = "text") -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("language", TEXTS)
 def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
-    """In one block and in many, in memory and prepared;
-    and its vocabulary knows no more than train.
-    """
+    """In one block and in many, in memory and prepared; and its vocabulary knows no more than train."""
     path = file(tmp_path, TEXTS[language])
     options = KINDS[kind]
     if kind == "unigram" and language != "german":
@@ -68,7 +63,7 @@ def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
         corpus.vocab.encode_text(corpus.vocab.decode_text(corpus.valid)), corpus.valid
     )
     monkeypatch.setattr(texts, "BLOCK", 64)
-    monkeypatch.setattr(encoding, "SEGMENT", 512)
+    monkeypatch.setattr(encoding, "UNITS_AT_ONCE", 100)
     prepared = jaxlm.prepare(path, tmp_path / "out", **options)
     assert (prepared.sha256, prepared.vocab, prepared.name) == (
         corpus.sha256,
@@ -181,7 +176,6 @@ def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):
 )  # spaces, and a word, that go on behind a segment's end
 def test_texts_that_end_within_a_segment_are_joined_by_newlines(tmp_path, monkeypatch, last):
     monkeypatch.setattr(texts, "BLOCK", 4)
-    monkeypatch.setattr(encoding, "SEGMENT", 4)
     for name in ("a", "b"):
         file(tmp_path, "a b\n" * 9 + last, name)
     file(tmp_path, "", "c")
@@ -189,15 +183,13 @@ def test_texts_that_end_within_a_segment_are_joined_by_newlines(tmp_path, monkey
 
 
 def test_runs_below_a_folder_of_texts_are_no_text(tmp_path):
-    """As where one trains with `--corpus .`:
-    else the run could not be resumed, for its own files.
-    """
+    """As where one trains with `--corpus .`: else the run could not be resumed, for its own files."""
     for name in ("a", "b"):
         file(tmp_path, "one two\n" * 9, name)
     corpus = jaxlm.load_corpus(tmp_path)
     jaxlm.prepare(tmp_path / "a", tmp_path / "prepared")
-    (tmp_path / "unfinished" / ".partial").mkdir(parents=True)
-    file(tmp_path / "unfinished", b"\0", "train.ids")
+    (tmp_path / ".partial-prepared-0123456789abcdef").mkdir()
+    file(tmp_path / ".partial-prepared-0123456789abcdef", b"\0", "train.ids")
     run = tmp_path / "runs" / "small"
     (run / "checkpoints").mkdir(parents=True)
     for name in ("run.json", "checkpoints/state.safetensors"):
@@ -292,20 +284,15 @@ def test_a_sweep_reads_a_text_prepared_with_a_tokenizer_s_file(tmp_path, german,
     ).best
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_text_in_a_given_vocabulary_is_found_again(tmp_path, monkeypatch, large):
-    """Also where its training split lacks a character,
-    and without preparing a large text with its own words.
-    """
+def test_a_text_in_a_given_vocabulary_is_found_again(tmp_path, monkeypatch):
+    """Also where its training split lacks a character, and without preparing it with its own words."""
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     given = jaxlm.load_corpus(file(tmp_path, "abcd\n" * 99, "a"), tokens="characters").vocab
-    if large:
-        monkeypatch.setattr(preparing, "LARGE", 100)
     data = DataConfig(str(file(tmp_path, "abc\n" * 98 + "abd\n" * 2, "b")), tokens="characters")
     corpus = jaxlm.load_corpus(data.corpus, vocab=given, max_vocab=len(given), **data.options)
     again = reload_corpus(data, given)
     assert (again.sha256, again.name, again.vocab) == (corpus.sha256, corpus.name, given)
-    assert len(list((tmp_path / "cache").rglob(preparing.HEADER))) == large
+    assert len(list((tmp_path / "cache/texts").glob("*-b"))) == 1
 
 
 def test_lines_are_stripped_where_files_are_joined(tmp_path):
@@ -323,7 +310,6 @@ def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(
     tmp_path, german, monkeypatch
 ):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparing, "LARGE", 100)
     given: dict[str, Any] = {
         "tokens": "subwords",
         "tokenizer_file": str(given_tokenizer(tmp_path)),
@@ -336,14 +322,9 @@ def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_subwords_of_a_large_text_are_read_from_the_cache_again(
-    tmp_path, german, given, monkeypatch
-):
-    """As a resumed run and an evaluation read them:
-    with the model of the checkpoint, whose file may be gone.
-    """
+def test_subwords_are_read_from_the_cache_again(tmp_path, german, given, monkeypatch):
+    """As a resumed run and an evaluation read them: with the model of the checkpoint, whose file may be gone."""
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(preparing, "LARGE", 100)
     model = given_tokenizer(tmp_path) if given else None
     data = DataConfig(str(german), tokens="subwords", pieces=300, tokenizer_file=str(model or ""))
     corpus = jaxlm.load_corpus(data.corpus, max_vocab=10_000, **data.options)
@@ -351,7 +332,7 @@ def test_subwords_of_a_large_text_are_read_from_the_cache_again(
         reload_corpus(data, corpus.vocab),
         jaxlm.load_corpus(german, vocab=corpus.vocab, **data.options),
     ]
-    assert len(list((tmp_path / "cache").rglob(preparing.HEADER))) == 1
+    assert len(list((tmp_path / "cache/texts").glob("*-text"))) == 1
     if model:
         model.unlink()
         again.append(reload_corpus(data, corpus.vocab))

@@ -151,7 +151,7 @@ def calls(tmp_path_factory):
             "reproduce",
             stub(SimpleNamespace(surroundings=["s"], stopped_by=None, results=[], run_dir="x")),
         )
-        monkeypatch.setattr("jaxlm.data.prepared.prepare", stub(corpus))
+        monkeypatch.setattr("jaxlm.data.corpora.prepare", stub(corpus))
         monkeypatch.setattr(
             "jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x"))
         )

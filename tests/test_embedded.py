@@ -185,7 +185,7 @@ def test_the_floors_of_the_corpus_are_the_nats_of_its_source(size, request):
 )
 def test_tokens_have_the_lowest_cost_under_their_own_source(tiny, change):
     """Under any other source, even a similar one, their cost is higher."""
-    other = replace(tiny, source=embedded.Source(replace(tiny.source.spec, **change)))
+    other = replace(tiny, source=embedded.Generator(replace(tiny.source.spec, **change)))
     assert other.source.words == tiny.source.words
     assert floor_nats(tiny.source, tiny.train) + 3 < floor_nats(other.source, tiny.train)
 

@@ -15,9 +15,8 @@ import pytest
 from processes import WINDOWS, assert_same, end, kept, start
 
 import jaxlm
-from jaxlm.data.corpora import load_corpus
+from jaxlm.data.corpora import load_corpus, prepare
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.prepared import prepare
 from jaxlm.data.text import SPLITS
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.errors import DataError
@@ -28,6 +27,12 @@ from jaxlm.training import step as steps
 
 COUNTS = jaxlm.TrainConfig(batch_size=4, bptt_length=3, windows_per_call=5)
 LENGTH = 68  # of a row: 22 windows, and a token that no window reads
+
+
+@pytest.fixture(autouse=True)
+def as_if_large(monkeypatch):
+    """No file is small enough to be put on the device whole."""
+    monkeypatch.setattr("jaxlm.runs.loop.WHOLE_TOKENS", 0)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from jaxlm.cli.config_flags import add_field, changes
 from jaxlm.cli.opening import check_run
 from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
-from jaxlm.data import prepared
+from jaxlm.data import corpora
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.importing import import_model
 from jaxlm.runs.directory import saved_record
@@ -41,7 +41,7 @@ def _target(name: str) -> str:
 def prepare(args: argparse.Namespace) -> None:
     """Converts a text, and says how to train on it."""
     config = Config().replace(**changes(args))  # It checks them.
-    corpus = prepared.prepare(
+    corpus = corpora.prepare(
         args.text, args.out, max_vocab=config.model.vocab_size, **config.data.options
     )
     for note in corpus.notes:

@@ -1,36 +1,41 @@
-"""`load_corpus`: Penn Treebank, a folder or a file of text, a prepared corpus, or the generated corpus.
+"""`load_corpus` and `prepare`: from the name of a text to its corpus.
 
-Each becomes a `Corpus`: a vocabulary built from train alone, and the ids of three splits.
+Every text is a source (`sources`), which is encoded once (`encoding`) into a folder (`prepared`),
+and a corpus is such a folder opened. The user names the folder, or it lies in the user's cache:
+
+    texts/NAME-HASH     a folder, addressed by the hash of the text, the options and the vocabulary
+    texts/.HASH         a link to one, addressed by what was asked for: a text that is not read yet
+
+So a text is read once for each state of its files, and kept once for each vocabulary.
 """
 
+import errno
 import hashlib
+import json
 import os
-from collections.abc import Callable
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxlm.config.settings import DataConfig
-from jaxlm.data import prepared
-from jaxlm.data.cache import cache_dir, recall, remember
+from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.embedded import Size, Source
-from jaxlm.data.encoding import Encoder, NumberedText, TextOptions, number_units, stamps_of
-from jaxlm.data.penn_treebank import PTB_SHA256, NotFound, find_penn_treebank
-from jaxlm.data.text import SPLITS, FilePart, find_splits
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.encoding import Encoder
+from jaxlm.data.options import TextOptions
+from jaxlm.data.penn_treebank import NotFound
+from jaxlm.data.prepared import HEADER, is_prepared, load_prepared, read_header, write
+from jaxlm.data.sources import EMBEDDED, PENN, UNKNOWN, Source, find_source
+from jaxlm.data.text import Stamp, stamp
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
 from jaxlm.fields import checked, checked_value
-from jaxlm.files import Folder
+from jaxlm.files import Folder, explained, reason
 
-PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
-EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
-UNKNOWN = "unknown"  # the corpus of an imported model
+__all__ = ["EMBEDDED", "PENN", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
+
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
 def load_corpus(
@@ -42,151 +47,194 @@ def load_corpus(
     download: bool = True,
     **options: Any,
 ) -> Corpus:
-    """Finds or generates a corpus, and encodes it.
+    """Finds or generates a text, and opens its ids, which are made at the first time.
 
     Args:
-        spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are the generated corpus
-            in two sizes, and "auto" is Penn Treebank, or else the generated corpus. Anything else is the path of a
-            text (`text.find_splits`), or of a folder that `prepare` made. Text of more than `prepared.LARGE` bytes is
-            prepared in the user's cache.
-        data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
+        spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are
+            the generated corpus in two sizes, and "auto" is Penn Treebank, or else the generated
+            corpus. Anything else is the path of a text (`text.find_splits`), or of a folder that
+            `prepare` made.
+        data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the
+            user's cache.
         max_vocab: The most words or characters of the vocabulary.
-        vocab: A vocabulary to encode with, in place of one built from train. It changes the name of Penn Treebank and
-            the generated corpus, and the hash of any corpus.
+        vocab: A vocabulary to encode with, in place of one built from train. It changes the hash
+            of the corpus.
         download: Whether Penn Treebank may be downloaded into the user's cache.
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
+    Returns:
+        The corpus, its ids memory-mapped.
+
     Raises:
-        DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not fit an option.
+        DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not
+            fit an option.
     """
     read = checked(TextOptions(max_vocab=max_vocab, **options))
     checked_value("corpus", spec, Path)
-    if spec in PENN:
-        try:
-            paths = find_penn_treebank(data_dir, download)
-        except NotFound:
-            if spec != "auto":
-                raise
-            why = "no copy of Penn Treebank was found and none could be downloaded; ask for the corpus 'ptb' to see why"
-            return replace(
-                _generated("embedded", read, vocab),
-                notes=(f"EMBEDDED CORPUS, NOT PENN TREEBANK: {why}",),
-            )
-        title = "Penn Treebank (Mikolov's files)"
-        start = 0
-        name = "ptb"
-        if spec == "ptb-char":
-            title = "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, a space as _)"
-            tokens = "characters" if read.tokens == "words" else read.tokens
-            read = replace(read, tokens=tokens, lines="stripped")
-            start = 1
-            name = "ptb-char"  # (a space comes first)
-        parts = {split: [FilePart(path, start)] for split, path in paths.items()}
-
-        def build(vocab: Vocab | None) -> Corpus:
-            return _encode(name, title, number_units(parts, read, vocab), read, vocab)
-
-        return _cached(name, " ".join(PTB_SHA256.values()), read, vocab, build)
-    if spec in EMBEDDED:
-        return _generated(str(spec), read, vocab)
-    if spec == UNKNOWN:
-        raise DataError(
-            "the corpus of an imported model is unknown: name one with --corpus (or, to score it, --text)"
+    if spec != "auto":
+        return _load(spec, read, data_dir, vocab, download)
+    try:
+        return _load("ptb", read, data_dir, vocab, download)
+    except NotFound:
+        corpus = _load("embedded", read, data_dir, vocab, download)
+        note = (
+            "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could "
+            "be downloaded; ask for the corpus 'ptb' to see why"
         )
-    path = Path(spec)
-    if prepared.is_prepared(path):
-        corpus = prepared.load_prepared(path, read)
+        return replace(corpus, notes=(note,))
+
+
+def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
+    """Opens the corpus of a run, with the run's vocabulary; compare its hash.
+
+    Args:
+        data: The run's section.
+        vocab: The vocabulary of the run's checkpoints, which may not be the text's own.
+        data_dir: Where to look for Penn Treebank first.
+
+    Raises:
+        DataError: The text cannot be used (`load_corpus`).
+    """
+    return load_corpus(
+        data.corpus, data_dir=data_dir, max_vocab=len(vocab), vocab=vocab, **data.options
+    )
+
+
+def prepare(
+    text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any
+) -> Corpus:
+    """Makes a folder from a text; a finished folder is verified.
+
+    Args:
+        text: A text, as `load_corpus` takes it.
+        out: The folder, which appears once it is whole.
+        max_vocab: As `load_corpus` takes it.
+        **options: As `load_corpus` takes them.
+
+    Returns:
+        The corpus that `load_corpus` makes of the text with these options, its ids memory-mapped.
+
+    Raises:
+        DataError: The text or an option cannot be used, or `out` cannot be written or holds
+            something else.
+    """
+    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    out = Path(os.path.realpath(out) if os.path.islink(out) else os.path.abspath(out))
+    if is_prepared(text):
+        raise DataError(f"{text} is prepared already: train on it with --corpus")
+    source = find_source(text, read, None, download=True)
+    read = source.options
+    stamps = _stamps(source)
+    remedy = "fix that and run the same command again"
+    with explained(DataError, f"{out} cannot be written", remedy):
+        entries = sorted(os.listdir(out)) if out.exists() else []
+        if entries and HEADER not in entries:
+            raise DataError(
+                f"{out} is not empty (it holds {', '.join(entries[:4])}): choose another folder"
+            )
+        if not entries:
+            with (
+                Folder.open(out.parent, create=True) as parent,
+                tempfile.TemporaryFile(dir=parent.path) as scratch,
+            ):
+                parent.clean(out.name)
+                _write(parent, out.name, Encoder(source, None, scratch))
+        with Folder.open(out) as folder:
+            header = read_header(folder)
+    prepared = {"text": header["text"], "max_vocab": header["max_vocab"], **header["options"]}
+    asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
+    changed = [
+        f"{name} {prepared[name]}, not {value}"
+        for name, value in asked.items()
+        if prepared[name] != value
+    ]
+    if changed:
+        raise DataError(
+            f"{out} holds another corpus ({'; '.join(changed)}): choose another folder, or "
+            "remove it"
+        )
+    return load_prepared(out)
+
+
+def _load(
+    spec: str | Path,
+    options: TextOptions,
+    data_dir: str | Path | None,
+    vocab: Vocab | None,
+    download: bool,
+) -> Corpus:
+    """The corpus of any argument of `load_corpus` but "auto"."""
+    if is_prepared(spec):
+        corpus = load_prepared(spec, options)
         if vocab not in (None, corpus.vocab):
             raise DataError(
                 f"{spec} is prepared with a vocabulary of its own: load its text with another one"
             )
         return corpus
-    if not os.path.exists(spec) and not has_magic(str(path)):  # ("" is no folder)
-        expected = f"{', '.join((*PENN, *EMBEDDED))}, or the path of a folder or a file of text"
-        raise DataError(f"there is no corpus or file {str(spec)!r}; expected {expected}")
-    parts = find_splits(path)
-    if sum(size for _, size, _ in stamps_of(parts).values()) > prepared.LARGE:
-        return prepared.prepare_in_cache(path, parts, read, vocab)
-    corpus = _encode(
-        prepared.text_name(path), f"text in {path}", number_units(parts, read, vocab), read, vocab
-    )
-    return replace(corpus, spec=os.path.abspath(path))
+    source = find_source(spec, options, data_dir, download)
+    notes = ()
+    try:
+        with Folder.open(cache_dir() / "texts", create=True) as cache:
+            corpus = _from_cache(cache, source, vocab)
+    except OSError as error:
+        _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="jaxlm-"))
+        scratch = _TEMPORARY[-1].name
+        notes = (f"ids are in a temporary folder: {cache_dir()} cannot be used ({reason(error)})",)
+        with explained(DataError, f"{scratch} cannot be written"), Folder.open(scratch) as cache:
+            corpus = _from_cache(cache, source, vocab)
+    return replace(corpus, spec=source.spec or corpus.spec, notes=(*corpus.notes, *notes))
 
 
-def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
-    """The corpus that a run was trained on, encoded with the run's vocabulary where it can be; compare its hash.
-
-    A run that began from another run has the vocabulary of that run, and the subwords of a run are not found anew.
-    Raises DataError as `load_corpus`.
-    """
-    load = partial(
-        load_corpus, data.corpus, data_dir=data_dir, max_vocab=len(vocab), **data.options
-    )
-    with suppress(DataError):  # it is prepared with its own words, or has some that `vocab` lacks
-        return load(vocab=vocab)
-    return load()
-
-
-def _generated(name: str, options: TextOptions, vocab: Vocab | None) -> Corpus:
-    """The generated corpus, which has no paragraphs; its floor holds while all of its words are still distinguished."""
-    options = replace(options, lines="eos")
-
-    def build(vocab: Vocab | None) -> Corpus:
-        source = Source(Size.of(name))
-        drawn = [
-            [partial(np.asarray, source.draw(size, stream))]
-            for stream, size in enumerate(source.spec.tokens)
-        ]
-        words = [word.lower() for word in source.words] if options.lowercase else source.words
-        if (vocab.tokens if vocab else options.kind).kind != "words":
-            words = ["\n" if word == EOS else f" {word}" for word in words]
-        numbered = NumberedText(words, dict(zip(SPLITS, drawn, strict=True)))
-        corpus = _encode(name, f"{name} corpus (a generated language)", numbered, options, vocab)
-        if not corpus.vocab.ids.keys() >= {*source.words, *words}:
-            return corpus
-        return replace(corpus, floor=dict(zip(SPLITS, source.spec.floor, strict=True)))
-
-    return _cached(name, name, options, vocab, build)
-
-
-def _encode(
-    name: str, title: str, numbered: NumberedText, options: TextOptions, vocab: Vocab | None
-) -> Corpus:
-    """A corpus in memory, encoded with `vocab` or with a vocabulary of its own."""
-    encoder = Encoder(numbered, options, vocab)
-    ids = {split: np.concatenate(list(encoder.ids(split))) for split in SPLITS}
-    known = encoder.describe(name, title)
-    fixed = options.options | {"tokens": encoder.vocab.kind}
-    return Corpus(vocab=encoder.vocab, **ids, **known, spec=name, options=fixed)
-
-
-def _cached(
-    name: str,
-    key: str,
-    options: TextOptions,
-    vocab: Vocab | None,
-    build: Callable[[Vocab | None], Corpus],
-) -> Corpus:
-    """A corpus from the user's cache; what `build` makes is kept there, unless the cache cannot be written."""
-    if vocab and vocab.kind == "subwords":  # a model of them is not made again to compare it
-        return build(vocab)
-    corpus = None
-    key = f"{key} {options} {hashlib.sha256(getattr(options.kind, 'model', b'')).hexdigest()}"
-    with suppress(OSError), Folder.open(cache_dir() / "ids", create=True) as folder:
-        found = recall(folder, name, key)
-        if found:
-            known, ids = found
-            train, valid, test = np.split(ids, np.cumsum(known.pop("sizes"))[:-1])
-            known |= {"vocab": Vocab.from_json(known["vocab"]), "notes": tuple(known["notes"])}
-            corpus = Corpus(**known, train=train, valid=valid, test=test)
-        else:
-            corpus = build(None)
-            known = {**vars(corpus), "vocab": corpus.vocab.to_json()}
-            splits = [known.pop(split) for split in SPLITS]
-            remember(
-                folder, name, key, {**known, "sizes": [*map(len, splits)]}, np.concatenate(splits)
-            )
-    corpus = corpus or build(None)
-    if vocab not in (None, corpus.vocab):
-        return replace(build(vocab), name=f"{corpus.name}+other-vocab")
+def _from_cache(cache: Folder, source: Source, vocab: Vocab | None) -> Corpus:
+    """The corpus of a source, which is encoded unless the cache has it. Raises OSError."""
+    options = source.options
+    given = vocab.sha256 if vocab else _tokenizer_state(options)
+    asked = _digest(source.state, options.options, options.max_vocab, given)
+    with suppress(OSError, DataError):  # there is no such link, or its folder is damaged
+        return load_prepared(cache.path / os.readlink(cache.path / asked))
+    cache.clean()
+    with tempfile.TemporaryFile(dir=cache.path) as scratch:
+        encoder = Encoder(source, vocab, scratch)
+        bound = options.max_vocab if encoder.limited else None
+        text = (source.name, source.title, encoder.text.sha256)
+        address = _digest(text, options.options, bound, encoder.vocab.sha256)
+        name = f"{address}-{source.name.removeprefix('text:')[:40]}"
+        try:
+            corpus = load_prepared(cache.path / name)
+        except DataError:
+            if cache.exists(name):
+                cache.discard(name)
+            _write(cache, name, encoder)
+            corpus = load_prepared(cache.path / name)
+    # A resumed run asks with the vocabulary of its checkpoint (`reload_corpus`).
+    words = encoder.vocab
+    for link in {asked, _digest(source.state, corpus.options, len(words), words.sha256)}:
+        cache.remove(link)
+        with suppress(FileExistsError):  # another process has made it just now
+            os.symlink(name, cache.path / link)
     return corpus
+
+
+def _write(parent: Folder, name: str, encoder: Encoder) -> None:
+    """Makes a folder of a text that is encoded, unless another process has made it just now."""
+    try:
+        with parent.new_folder(name) as folder:
+            write(folder, encoder, _stamps(encoder.source))
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+
+
+def _stamps(source: Source) -> list[Stamp]:
+    """What a folder tells of its text: path, bytes and time of modification of each file."""
+    return [state[:3] for state in (*source.state, *_tokenizer_state(source.options))]
+
+
+def _tokenizer_state(options: TextOptions) -> list[Stamp]:
+    """The stamp of a tokenizer's file, if one is given."""
+    return [stamp(Path(options.tokenizer_file))] if options.tokenizer_file else []
+
+
+def _digest(*values: Any) -> str:
+    """A short hash of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

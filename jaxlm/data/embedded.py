@@ -111,7 +111,7 @@ def _with_s(word: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
 
 
-class Source:
+class Generator:
     """The tables of a `Size`. Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS.
 
     A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state

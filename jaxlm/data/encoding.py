@@ -1,333 +1,272 @@
-"""The one way that text becomes ids, in memory or, for text of any size, in files.
+"""The one way that text becomes ids, whatever its size.
 
-`number_units` reads a text once, in segments, and gives each distinct unit (a word or a character) a provisional id in
-the order of first occurrence. Segments stay in memory, or each is written to a sealed file; a process that was killed
-and is started again reads the files that are there and continues with the next segment. `Encoder` then counts the units
-of train, makes the vocabulary, and translates provisional ids into the ids of each unit's tokens, a segment at a time.
-What units and tokens are, `tokens` decides.
+`number_units` reads a text once and gives each distinct unit (a word or a character) a number, in
+the order of first occurrence. The numbers go to a scratch file; memory holds a block of the text
+and the distinct units. `Encoder` then counts the units of train, makes the vocabulary, and
+translates numbers into the ids of each unit's tokens. What units and tokens are, `tokens` decides.
 """
 
 import hashlib
 import json
 import os
-from bisect import bisect_left
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import accumulate, islice, pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxlm import files
-from jaxlm.config.settings import DataConfig
-from jaxlm.data import text
-from jaxlm.data.cache import recall, remember
 from jaxlm.data.corpus import unlearned_warning
-from jaxlm.data.text import SPLITS, FilePart, Parts
-from jaxlm.data.tokens import (
-    MOST_BYTES,
-    UNK,
-    WORDS,
-    Bytes,
-    Characters,
-    Subwords,
-    Words,
-    stripped,
-    unwrapped,
-)
+from jaxlm.data.options import TextOptions, as_read
+from jaxlm.data.sources import Part, Source
+from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, stamp
+from jaxlm.data.tokens import UNK, Words
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
-from jaxlm.fields import count
+from jaxlm.terminal import is_terminal
 
-SEGMENT = 4 << 20  # bytes of text in a segment
-LEAST_BYTES = 100  # of a text without lines, so that it is split
-
-Stamp = list[Any]  # [absolute path, bytes, time of change in ns]
-
-
-@dataclass(frozen=True)
-class TextOptions(DataConfig):
-    """What determines a corpus besides its text: see `load_corpus`."""
-
-    max_vocab: int | None = count(None, "most words or characters of the vocabulary", low=2)
-
-    @cached_property
-    def kind(self) -> Words:
-        """What cuts the text into units. Raises DataError where a tokenizer's file cannot be used."""
-        match self.tokens:
-            case "characters":
-                return Characters(self.normalize)
-            case "bytes":
-                return Bytes()
-            case "subwords" if self.tokenizer_file:
-                with text.read_errors(self.tokenizer_file):
-                    return Subwords.read(
-                        files.read_bytes(Path(self.tokenizer_file), MOST_BYTES), self.tokenizer_file
-                    )
-            case "subwords":
-                return Subwords(b"")  # until it is trained
-        return WORDS
-
-    def build(self, counts: Mapping[str, int]) -> Vocab:
-        """The vocabulary of a text with these counts of units. Raises DataError."""
-        kind = self.kind
-        if kind.kind in ("words", "characters"):
-            return Vocab.build(counts, max_size=self.max_vocab, min_count=self.min_count, kind=kind)
-        if self.tokens == "subwords" and not self.tokenizer_file:
-            kind = Subwords.train(counts, self.pieces, self.piece_model)
-        return Vocab(kind.names, kind)
-
-
-def as_read(data: DataConfig, text: str) -> str:
-    """A text as it is cut into units: in the case and the lines that `data` asks for."""
-    text = text.lower() if data.lowercase else text
-    return {"eos": str, "stripped": stripped, "unwrap": unwrapped}[data.lines](text)
-
-
-Segments = Sequence[
-    Callable[[], np.ndarray]
-]  # each returns the provisional ids of a part of a text, int32 [units]
+UNITS_AT_ONCE = 1 << 19  # that are translated in one piece
+LEAST_BYTES = 100  # of a text of one or two lines, from which on it is split by bytes
+BAR_BYTES = 4 << 20  # of a text, from which on its progress is shown
 
 
 @dataclass(frozen=True)
 class NumberedText:
-    """A text whose units are numbered."""
+    """A text whose units are numbered.
 
-    units: Sequence[str]  # of each provisional id
-    segments: Mapping[str, Segments]  # of each split
-    notes: tuple[str, ...] = ()  # lines to show the user
-
-
-def stamp(path: Path) -> Stamp:
-    """What identifies a text and its state without reading it. Raises DataError where it is no regular file."""
-    with text.read_errors(path), files.reader(path) as file:
-        status = os.fstat(file.fileno())
-    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
-
-
-def stamps_of(parts: Parts) -> dict[Path, Stamp]:
-    """The stamp of each file of a text, in order."""
-    return {part.path: stamp(part.path) for several in parts.values() for part in several}
-
-
-def number_units(
-    parts: Parts,
-    options: TextOptions,
-    vocab: Vocab | None = None,
-    work: files.Folder | None = None,
-    advance: Callable[[int], object] = lambda _: None,
-) -> NumberedText:
-    """Reads text files in order and numbers their units, as `vocab` (None: `options`) cuts a text.
-
-    Segments stay in memory, or lie in `work`, where nothing else writes, as long as the result is used. `advance` is
-    called with the number of bytes just read. Raises DataError where a file is not text, is empty, is too short to be
-    split, or changed while it was read; OSError where `work` cannot be written.
+    Attributes:
+        units: The unit of each number.
+        numbers: A file of the numbers of all units in order, int32.
+        spans: The first unit of each split, and the one behind its last.
+        sha256: The hash of all of the above.
+        notes: Lines to show the user.
     """
-    kind = vocab.tokens if vocab else options.kind
-    known: defaultdict[str, int] = defaultdict()
-    known.default_factory = known.__len__  # a new unit's id is its place
-    every = [(split, part) for split, several in parts.items() for part in several]
-    stamps = stamps_of(parts)
-    reading = [kind.kind, getattr(kind, "normalize", ""), options.lowercase, options.lines]
-    seal = hashlib.sha256(json.dumps([*stamps.values(), reading]).encode()).hexdigest()
-    segments: dict[str, list[Callable[[], np.ndarray]]] = {split: [] for split in parts}
-    newlines: list[int] = []  # in each segment
-    words = dict.fromkeys(parts, 0)
-    ended = True  # the units that are no newline; whether the last one is
-    for place, (split, part) in enumerate(every):
-        offset = part.start
-        done = False
-        while not done:
-            name = f"segment-{len(newlines)}{'' if part.stop is None else f'-{part.stop}'}"
-            before = len(known)
-            key = json.dumps(
-                [seal, place, part.stop, offset]
-            )  # the texts, the file, where the segment begins
-            found = recall(work, name, key) if work else None
-            fields, ids = found or _segment(part, offset, known, kind, options, ended)
-            if stamp(part.path) != stamps[part.path]:
-                raise DataError(
-                    f"{part.path} changed while it was read: start the same command again"
-                )
-            if work and not found:
-                remember(work, name, key, fields, ids)
-            known.update((unit, at) for at, unit in enumerate(fields["units"], before))
-            is_end = ids == known.get(kind.newline, -1)
-            newlines.append(int(np.count_nonzero(is_end)))
-            segments[split].append(
-                partial(_recalled, work, name, key) if work else partial(np.asarray, ids)
-            )
-            words[split] += len(ids) - newlines[-1]
-            ended = bool(is_end[-1]) if len(ids) else ended
-            advance(fields["end"] - offset)
-            offset = fields["end"]
-            done = fields["done"]
-    empty = next((split for split in parts if not words[split]), None)
-    if empty:
-        path, _, stop, _ = parts[empty][0]
-        raise text.empty(path if stop is None else f"the {empty} split of {path}")
-    numbered = NumberedText(list(known), segments)
-    if "all" not in parts:
-        held_out = " and ".join(f"{len(parts[split])} for {split}" for split in SPLITS[1:])
-        note = f"{len(every):,} texts are split by texts: {held_out}"
-        return replace(numbered, notes=(note,) if len(every) > len(SPLITS) else ())
-    (_, first), *others = every
-    title = f"{first.path} with {len(others)} more" if others else str(first.path)
-    lines = sum(newlines) + (not ended)
-    if lines < 3 and not others and os.path.getsize(first.path) >= LEAST_BYTES:
-        numbered = number_units(text.stretches(first.path), options, vocab, work)
-        return replace(
-            numbered,
-            notes=(f"{title} has {lines} line{'s' * (lines > 1)}, and is split 90/5/5 by bytes",),
-        )
-    return _split_by_lines(numbered, title, lines, newlines, known.get(kind.newline, -1))
+
+    units: Sequence[str]
+    numbers: BinaryIO
+    spans: Mapping[str, tuple[int, int]]
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def blocks(self, split: str) -> Iterator[np.ndarray]:
+        """Yields the numbers of a split's units, int32 [at most `UNITS_AT_ONCE`]."""
+        start, stop = self.spans[split]
+        self.numbers.seek(4 * start)
+        while start < stop:
+            size = min(stop - start, UNITS_AT_ONCE)
+            yield np.frombuffer(self.numbers.read(4 * size), np.int32)
+            start += size
 
 
-def _segment(
-    part: FilePart,
-    offset: int,
-    known: defaultdict[str, int],
-    kind: Words,
-    options: TextOptions,
-    ended: bool,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Reads a segment; returns (its end, whether the file ends there and its new units; its provisional ids)."""
-    found = [np.zeros(0, np.int32)]
-    end = offset
-    before = len(known)
-    done = False
-    for block, end in text.read_blocks(part.path, offset, part.stop, kind.errors):
-        lead = "\n" * (
-            part.joined and offset == part.start and len(found) == 1
-        )  # (of the file before)
-        units = kind.units(as_read(options, lead + block)[len(lead) :])
-        found.append(np.fromiter(map(known.__getitem__, units), np.int32, len(units)))
-        if end - offset >= SEGMENT:
-            break
-    else:
-        done = True
-    ids = np.concatenate(found)
-    if done and part.joined and not (ids[-1] == known.get(kind.newline) if len(ids) else ended):
-        ids = np.append(ids, np.int32(known[kind.newline]))
-    return {"end": end, "done": done, "units": list(islice(known, before, None))}, ids
+def number_units(source: Source, kind: Words, scratch: BinaryIO) -> NumberedText:
+    """Reads a text once and numbers its units.
+
+    Args:
+        source: The text.
+        kind: What cuts the text into units.
+        scratch: An empty file for the numbers; it must stay open while the result is used.
+
+    Returns:
+        The text, with the units of train, valid and test.
+
+    Raises:
+        DataError: A file is not text, has no word, is too short to be split, or changed while it
+            was read.
+        OSError: The scratch file cannot be written.
+    """
+    stamps = [stamp(path) for path in source.files]
+    numbered, lines = _number(source, source.parts, kind, scratch)
+    if "all" in source.parts:
+        first, *others = source.parts["all"]
+        assert isinstance(first, FilePart)  # generated text has its splits
+        path = first.path
+        if lines < 3 and not others and os.path.getsize(path) >= LEAST_BYTES:
+            scratch.seek(0)
+            scratch.truncate()
+            numbered, _ = _number(source, by_bytes(path), kind, scratch)
+            noun = "line" if lines == 1 else "lines"
+            note = f"{path} has {lines} {noun}, and is split 90/5/5 by bytes"
+            numbered = replace(numbered, notes=(note,))
+        else:
+            title = f"{path} with {len(others)} more" if others else str(path)
+            numbered = _split_by_lines(numbered, title, lines, kind.newline)
+    elif len(source.files) > len(SPLITS):
+        held_out = " and ".join(f"{len(source.parts[split])} for {split}" for split in SPLITS[1:])
+        note = f"{len(source.files):,} texts are split by texts: {held_out}"
+        numbered = replace(numbered, notes=(note,))
+    for path, before in zip(source.files, stamps, strict=True):
+        if stamp(path) != before:
+            raise DataError(f"{path} changed while it was read: start the same command again")
+    return numbered
 
 
-def _recalled(work: files.Folder, name: str, key: str) -> np.ndarray:
-    found = recall(work, name, key)
-    if found:
-        return found[1]
-    raise DataError(f"{work.path} was altered while it was in use: start the same command again")
+def _number(
+    source: Source, parts: Mapping[str, Sequence[Part]], kind: Words, scratch: BinaryIO
+) -> tuple[NumberedText, int]:
+    """Numbers the units of all parts, and counts their lines; Raises as `number_units`."""
+    number_of: defaultdict[str, int] = defaultdict()
+    number_of.default_factory = number_of.__len__
+    digest = hashlib.sha256()
+    spans = {}
+    lines = 0
+    count = 0  # of the units so far
+    ended = True  # whether the last unit is a newline
+    with progress_bar(f"reading {source.title}", source.size) as advance:
+        for split, several in parts.items():
+            start = count
+            has_words = False
+            for part in several:
+                for block, size in _units(part, source.options, kind):
+                    numbers = np.fromiter(map(number_of.__getitem__, block), np.int32, len(block))
+                    newlines = int(np.count_nonzero(numbers == number_of.get(kind.newline, -1)))
+                    if block:
+                        ended = block[-1] == kind.newline
+                    has_words = has_words or newlines < len(block)
+                    lines += newlines
+                    count += len(block)
+                    scratch.write(numbers.tobytes())
+                    digest.update(numbers.tobytes())
+                    advance(size)
+                if part.joined and not ended:
+                    newline = np.array([number_of[kind.newline]], np.int32)
+                    ended = True
+                    lines += 1
+                    count += 1
+                    scratch.write(newline.tobytes())
+                    digest.update(newline.tobytes())
+            if not has_words:
+                raise _no_word(split, several[0])
+            spans[split] = (start, count)
+    units = list(number_of)
+    digest.update(json.dumps([units, spans]).encode())
+    return NumberedText(units, scratch, spans, digest.hexdigest()), lines + (not ended)
 
 
-def _split_by_lines(
-    whole: NumberedText, title: str, lines: int, newlines: Sequence[int], newline: int
-) -> NumberedText:
-    """Splits a text into train, then 5% of its lines for valid, then 5% for test; at least one line each.
+def _units(part: Part, options: TextOptions, kind: Words) -> Iterator[tuple[list[str], int]]:
+    """Yields the units of a part, a block at a time, and the size of the block in bytes."""
+    before = "\n" if part.joined else ""  # the end of the text before
+    for block, size in part.blocks(kind.errors):
+        yield kind.units(as_read(options, before + block)[len(before) :]), size
+        before = ""
 
-    `newlines` is how many there are in each segment, `newline` their provisional id.
+
+def _no_word(split: str, part: Part) -> DataError:
+    """The error for a split without a word."""
+    if isinstance(part, FilePart) and part.stop is None:
+        return empty(part.path)
+    return empty(f"the {split} split of {getattr(part, 'path', 'the text')}")
+
+
+def _split_by_lines(text: NumberedText, title: str, lines: int, newline: str) -> NumberedText:
+    """Splits the span "all" into train, then 5% of its lines for valid, then 5% for test.
+
+    Args:
+        text: The text.
+        title: What it is called in the note.
+        lines: How many lines it has.
+        newline: The unit of a newline.
+
+    Raises:
+        DataError: The text has fewer than three lines.
     """
     if lines < 3:
         raise DataError(
             f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}"
         )
     held_out = max(1, lines // 20)
-    segments = whole.segments["all"]
-    seen = [*accumulate(newlines, initial=0)]
-    borders: list[tuple[int, int | None]] = [
-        (0, 0)
-    ]  # the segment where each split begins, and the unit of the segment
-    for line in (lines - 2 * held_out, lines - held_out):  # with which train and valid end
-        at = bisect_left(seen, line) - 1
-        borders.append(
-            (at, int(np.flatnonzero(segments[at]() == newline)[line - seen[at] - 1]) + 1)
-        )
-    ends = pairwise([*borders, (len(segments) - 1, None)])
-    parts = {
-        split: _between(segments, *first, *last)
-        for split, (first, last) in zip(SPLITS, ends, strict=True)
-    }
-    note = (
-        f"{title} is split 90/5/5 by lines: {lines - 2 * held_out:,} / {held_out:,} / {held_out:,}"
-    )
-    return replace(whole, segments=parts, notes=(note,))
-
-
-def _between(
-    segments: Segments, first: int, start: int | None, last: int, stop: int | None
-) -> Segments:
-    """The segments from a unit of the first to a unit of the last."""
-    return [
-        lambda load=segments[at], units=slice(start if at == first else 0, stop if at == last else None): (
-            load()[units]
-        )
-        for at in range(first, last + 1)
-    ]
+    last_lines = (lines - 2 * held_out, lines - held_out)  # of train and of valid
+    borders = []
+    seen = 0  # lines
+    place = 0
+    number = text.units.index(newline)
+    for block in text.blocks("all"):
+        ends = np.flatnonzero(block == number)
+        for line in last_lines:
+            if seen < line <= seen + len(ends):
+                borders.append(place + int(ends[line - seen - 1]) + 1)
+        seen += len(ends)
+        place += len(block)
+    valid, test = borders
+    note = f"{title} is split 90/5/5 by lines: {last_lines[0]:,} / {held_out:,} / {held_out:,}"
+    spans = {"train": (0, valid), "valid": (valid, test), "test": (test, place)}
+    return replace(text, spans=spans, notes=(note,))
 
 
 class Encoder:
     """Translates a numbered text into the ids of a vocabulary, while it counts and hashes them.
 
-    The sha256 of a corpus covers its vocabulary's hash, then the name, size and int32 ids of each split in order; so
-    each split must be read by `ids` once, in the order of `SPLITS`, before `describe`.
+    The sha256 of a corpus covers its vocabulary's hash, then the name, size and int32 ids of each
+    split in order. So `ids` must read each split once, in the order of `SPLITS`, before `describe`.
+
+    Attributes:
+        source: The text.
+        text: Its units.
+        vocab: The vocabulary.
+        limited: Whether `max_vocab` left words out.
+        sizes: The tokens of each split.
     """
 
-    def __init__(
-        self, numbered: NumberedText, options: TextOptions, vocab: Vocab | None = None
-    ) -> None:
-        """Makes the vocabulary from train, or takes `vocab`. Raises DataError where it or an option does not fit."""
-        totals = {split: np.zeros(len(numbered.units), np.int64) for split in SPLITS}
+    def __init__(self, source: Source, vocab: Vocab | None, scratch: BinaryIO) -> None:
+        """Reads the text, and makes the vocabulary from train unless one is given.
+
+        Args:
+            source: The text, with its options.
+            vocab: A vocabulary in place of the text's own.
+            scratch: An empty file, which must stay open.
+
+        Raises:
+            DataError: The text cannot be used, or the vocabulary or an option does not fit it.
+            OSError: The scratch file cannot be written.
+        """
+        options = source.options
+        text = number_units(source, vocab.tokens if vocab else options.kind, scratch)
+        self.source = source
+        self.text = text
+        totals = {split: np.zeros(len(text.units), np.int64) for split in SPLITS}
         for split, total in totals.items():
-            for load in numbered.segments[split]:
-                total += np.bincount(load(), minlength=len(total))
+            for numbers in text.blocks(split):
+                total += np.bincount(numbers, minlength=len(total))
         counts: Counter[str] = Counter()
-        for unit, total in zip(numbered.units, totals["train"].tolist(), strict=True):
-            if (
-                total or unit == "\n"
-            ):  # the others are in valid or test alone; only test may end with a newline
-                for token in unit if options.tokens == "characters" else (unit,):
-                    counts[token] += total
+        for unit, total in zip(text.units, totals["train"].tolist(), strict=True):
+            # Other units are in valid or test alone. Only test may end with a newline.
+            if total or unit == "\n":
+                counts[unit] = total
         self.vocab = vocab or options.build(counts)
         kind = self.vocab.tokens
-        most = options.max_vocab  # limited: fewer than the words that there are
-        self.limited = (
-            not kind.names
-            and most is not None
-            and most < len(frequent(counts, options.min_count, kind))
-        )
-        self._text = numbered
-        self._options = options
-        names = [kind.split(unit) for unit in numbered.units]
-        self._lengths = np.array([*map(len, names)], np.int64)  # the tokens of each unit
+        self.limited = False
+        if options.max_vocab is not None and not kind.names:
+            self.limited = options.max_vocab < len(frequent(counts, options.min_count, kind))
+        tokens = [kind.split(unit) for unit in text.units]
+        self._lengths = np.array([len(names) for names in tokens], np.int64)  # of each unit
         self._ends = np.cumsum(self._lengths)
-        self._table = self.vocab.encode([name for unit in names for name in unit])
-        self.sizes = {
-            split: int(total @ self._lengths) for split, total in totals.items()
-        }  # in tokens
+        self._table = self.vocab.encode([name for names in tokens for name in names])
+        self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}
         self._digest = hashlib.sha256(self.vocab.sha256.encode())
         self._unknown = dict.fromkeys(SPLITS, 0)
 
     def ids(self, split: str) -> Iterator[np.ndarray]:
-        """The ids of a split, int32, a segment at a time."""
+        """Yields the ids of a split in pieces, int32."""
         self._digest.update(f" {split} {self.sizes[split]} ".encode())
-        for load in self._text.segments[split]:
-            provisional = load()
-            lengths = self._lengths[provisional]
-            shift = self._ends[provisional] - np.cumsum(
-                lengths
-            )  # from a token's place here to its place in the table
+        for numbers in self.text.blocks(split):
+            lengths = self._lengths[numbers]
+            # From the place of a token in the piece to its place in the table.
+            shift = self._ends[numbers] - np.cumsum(lengths)
             ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
             self._unknown[split] += int(np.count_nonzero(ids == self.vocab.unknown_id))
             self._digest.update(ids.astype("<i4").tobytes())
             yield ids
 
-    def describe(self, name: str, title: str) -> dict[str, Any]:
-        """The name (with each option that changed the corpus after a "+"), description, sha256 and notes."""
+    def describe(self) -> dict[str, Any]:
+        """Returns the corpus's name, description, sha256, floor and notes.
+
+        The name has each option that changed the corpus behind a "+".
+        """
         kind = self.vocab.kind
-        options = self._options
-        changed = {
+        name = self.source.name
+        options = self.source.options
+        changes = {
             kind: kind != "words" and (name, kind) != ("ptb-char", "characters"),
             "unwrap": options.lines == "unwrap",
             "stripped": options.lines == "stripped" and kind != "words" and name != "ptb-char",
@@ -336,11 +275,41 @@ class Encoder:
             f"min_count={options.min_count}": options.min_count != 1,
         }
         shares = {split: self._unknown[split] / max(1, size) for split, size in self.sizes.items()}
-        tokens = f"{' / '.join(f'{size:,}' for size in self.sizes.values())} {'tokens' if kind == 'words' else kind}"
-        unknown = f", of which {' / '.join(f'{share:.1%}' for share in shares.values())} {UNK}"
+        sizes = " / ".join(f"{size:,}" for size in self.sizes.values())
+        unknown = ""
+        if self.vocab.unknown_id >= 0:
+            percents = " / ".join(f"{share:.1%}" for share in shares.values())
+            unknown = f", of which {percents} {UNK}"
+        tokens = "tokens" if kind == "words" else kind
         return {
-            "name": "+".join([name, *(option for option, given in changed.items() if given)]),
-            "description": f"{title}: {tokens}{unknown * (self.vocab.unknown_id >= 0)}; {len(self.vocab):,} types",
+            "name": "+".join([name, *(option for option, changed in changes.items() if changed)]),
+            "description": (
+                f"{self.source.title}: {sizes} {tokens}{unknown}; {len(self.vocab):,} types"
+            ),
             "sha256": self._digest.hexdigest(),
-            "notes": (*self._text.notes, *unlearned_warning(shares)),
+            "floor": self.source.floor(self.vocab),
+            "notes": (*self.text.notes, *unlearned_warning(shares)),
         }
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Shows on a terminal how much of something large is done.
+
+    Args:
+        label: What is done.
+        total: How much there is to do, in bytes or tokens.
+
+    Yields:
+        A function to be called with how much more is done.
+    """
+    if total < BAR_BYTES or not is_terminal(sys.stderr):
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(escape(label), total=total)
+        yield lambda done: bars.advance(task, done)

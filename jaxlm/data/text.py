@@ -1,4 +1,4 @@
-"""Text files: find the file of each split, and read it in pieces."""
+"""Text files: find the files of each split, and read them in pieces."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxlm import files
 from jaxlm.errors import DataError
@@ -14,35 +14,67 @@ from jaxlm.errors import DataError
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
-_WHITE_SPACE = (b" ", b"\n", b"\t")
 BY_BYTES = ("enwik8", "text8")  # files whose splits are 90, 5 and 5% of their bytes
 LEAST_TEXTS = 20  # from which on whole texts are held out
-_FILE_NAMES = {
-    prefix + name + suffix: split
+EXACT = "surrogateescape"  # how bytes are decoded, so that encoding gives every byte back
+_WHITE_SPACE = (b" ", b"\n", b"\t")
+_SPLIT_OF = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid"} | {
+    "test": "test"
+}
+_SPLIT_OF_FILE = {
+    f"{prefix}{name}{suffix}": split
     for prefix in ("", "ptb.", "wiki.")
-    for name, split in (
-        *zip(SPLITS, SPLITS, strict=True),
-        ("validation", "valid"),
-        ("dev", "valid"),
-    )
+    for name, split in _SPLIT_OF.items()
     for suffix in ("", ".txt", ".tokens", ".raw")
 }
 
+Stamp = list[Any]  # [absolute path, bytes, time of modification in ns, time of change in ns]
+
 
 class FilePart(NamedTuple):
-    """A part of a file, in bytes; `joined` to other files, it ends with a newline."""
+    """A part of a file.
+
+    Attributes:
+        path: The file.
+        start: The first byte.
+        stop: The byte behind the last one; None for the end of the file.
+        joined: Whether the part is one of several texts, each of which ends with a newline.
+    """
 
     path: Path
     start: int = 0
     stop: int | None = None
     joined: bool = False
 
+    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
+        """Yields the text in pieces (`read_blocks`)."""
+        return read_blocks(self.path, self.start, self.stop, errors)
+
 
 Parts = Mapping[str, Sequence[FilePart]]  # of each split; or of "all", to be split
 
 
+def stamp(path: Path) -> Stamp:
+    """Identifies a file and its state without reading it.
+
+    Raises:
+        DataError: The path is no regular file, or cannot be opened.
+    """
+    with read_errors(path), files.reader(path) as file:
+        status = os.fstat(file.fileno())
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
 def read_string(path: str | Path, errors: str = "strict") -> str:
-    """The text of a UTF-8 file. Raises DataError where it has no word, or as `read_blocks`."""
+    """Reads a UTF-8 file whole.
+
+    Args:
+        path: The file, or a pipe.
+        errors: What becomes of bytes that are not UTF-8 (`read_blocks`).
+
+    Raises:
+        DataError: The file has no word, or cannot be read (`read_blocks`).
+    """
     text = "".join(block for block, _ in read_blocks(path, errors=errors))
     if not text.strip():
         raise empty(path)
@@ -50,56 +82,93 @@ def read_string(path: str | Path, errors: str = "strict") -> str:
 
 
 def read_blocks(
-    path: str | Path, offset: int = 0, stop: int | None = None, errors: str = "strict"
+    path: str | Path, start: int = 0, stop: int | None = None, errors: str = "strict"
 ) -> Iterator[tuple[str, int]]:
-    """Yields a UTF-8 file from byte `offset` on: pieces of about `BLOCK` bytes, cut before white space, and their ends.
+    """Yields a UTF-8 file in pieces of about `BLOCK` bytes, cut before white space.
 
-    `errors` says what becomes of bytes that are not UTF-8, as in `bytes.decode`. Raises DataError where the path is no
-    regular file that can be read, or the file is binary, not UTF-8, or has `MAX_UNBROKEN` bytes without white space.
+    Args:
+        path: The file, or a pipe.
+        start: The first byte to read.
+        stop: The byte behind the last one; None for the end of the file.
+        errors: What becomes of bytes that are not UTF-8, as in `bytes.decode`. With `EXACT` a byte
+            order mark is kept too.
+
+    Yields:
+        A piece of the text, and its size in bytes.
+
+    Raises:
+        DataError: The path is no regular file that can be read, or the file is binary, not UTF-8,
+            or has more than `MAX_UNBROKEN` bytes without white space.
     """
     rest = b""
+    place = start  # of the first byte of `rest`
     with read_errors(path), files.reader(path) as file:
-        if offset:  # (a pipe has no other place than its beginning)
-            file.seek(offset)
-        while data := file.read(BLOCK if stop is None else min(BLOCK, stop - offset - len(rest))):
-            check_no_zero_byte(
-                data, path, offset + len(rest)
-            )  # at once: the holes of a sparse file are zeros
+        if start:  # a pipe cannot seek, not even to its beginning
+            file.seek(start)
+        while True:
+            size = BLOCK if stop is None else min(BLOCK, stop - place - len(rest))
+            data = file.read(size)
+            if not data:
+                break
+            # At once, since the holes of a sparse file are zeros.
+            check_no_zero_byte(data, path, place + len(rest))
             rest += data
-            last = max(rest.rfind(space) for space in _WHITE_SPACE) + 1
-            cut = len(rest[:last].rstrip(b" \t\r\n"))
+            last_space = max(rest.rfind(space) for space in _WHITE_SPACE)
+            cut = len(rest[: last_space + 1].rstrip(b" \t\r\n"))
             if cut:
-                yield decode(rest[:cut], path, offset, errors), offset + cut
+                yield decode(rest[:cut], path, place, errors), cut
                 rest = rest[cut:]
-                offset = offset + cut
+                place += cut
             elif len(rest) > MAX_UNBROKEN:
                 raise DataError(
-                    f"{path} has {len(rest):,} bytes in a row without a space or a newline: give text"
+                    f"{path} has {len(rest):,} bytes in a row without a space or a newline: "
+                    "give text"
                 )
         if rest:
-            yield decode(rest, path, offset, errors), offset + len(rest)
+            yield decode(rest, path, place, errors), len(rest)
 
 
 def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict") -> str:
-    """The text of a part of a file that begins at byte `start`. Raises DataError where it is not UTF-8."""
+    """Decodes a part of a UTF-8 file, without a byte order mark at the file's beginning.
+
+    Args:
+        data: The bytes of the part.
+        path: The file, for the error.
+        start: The place of the part's first byte in the file.
+        errors: As in `bytes.decode`. With `EXACT` the byte order mark is kept.
+
+    Raises:
+        DataError: The bytes are not UTF-8, or one is zero.
+    """
     check_no_zero_byte(data, path, start)
     try:
         text = data.decode(errors=errors)
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot be decoded; convert it"
+            f"{path} is not UTF-8: byte {start + error.start} (0x{data[error.start]:02x}) cannot "
+            "be decoded; convert it"
         ) from None
-    if start:
+    if start or errors == EXACT:
         return text
     return text.removeprefix("\ufeff")
 
 
 def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
-    """Raises DataError if a part of a file that begins at byte `start` holds a zero byte, as binary files do."""
+    """Checks that a part of a file holds no zero byte, as binary files do.
+
+    Args:
+        data: The bytes of the part.
+        path: The file, for the error.
+        start: The place of the part's first byte in the file.
+
+    Raises:
+        DataError: A byte is zero.
+    """
     zero = data.find(b"\0")
     if zero >= 0:
         raise DataError(
-            f"{path} is not text: byte {start + zero} is zero, as in binary files; give text in UTF-8"
+            f"{path} is not text: byte {start + zero} is zero, as in binary files; "
+            "give text in UTF-8"
         )
 
 
@@ -119,72 +188,90 @@ def read_errors(path: str | Path) -> Iterator[None]:
 
 
 def find_splits(path: Path) -> dict[str, list[FilePart]]:
-    """The files of each split: in a folder such as `train.txt`, `ptb.valid.txt`, `wiki.test.tokens` or `dev`.
+    """Finds the files of each split.
 
-    Of another folder, or a pattern such as `texts/*.txt`, all files are texts, in the order of their names; hidden ones
-    and those of a run, a sweep or a prepared corpus below the folder are left out. From `LEAST_TEXTS` on, of each 20
-    the 19th is valid, the 20th test. Fewer, and a file, are {"all": files}. `BY_BYTES` are split by their published
-    protocol, 90/5/5 million bytes (Mahoney 2011).
+    - A folder with `train.txt`, `ptb.valid.txt`, `wiki.test.tokens`, `dev` and the like holds one
+      file for each split.
+    - All files of another folder, or of a pattern such as `texts/*.txt`, are texts, in the order
+      of their names; so are `LEAST_TEXTS` files of which one happens to be called `test`. Hidden files are left out, and so is all that belongs to a run, a sweep or a
+      prepared corpus.
+    - From `LEAST_TEXTS` texts on, of each 20 the 19th is valid and the 20th test. Fewer texts, and
+      a single file, are to be split by lines.
+    - Files of the names `BY_BYTES` are split 90/5/5 by bytes, as published (Mahoney 2011).
 
-    Raises DataError where there is no file, the folder cannot be read, or some split is there, and not each once.
+    Returns:
+        The parts of each split; or of "all", to be split by lines.
+
+    Raises:
+        DataError: There is no file, the folder cannot be read, or some splits are there but not
+            each once.
     """
-    if os.path.exists(path) and not os.path.isdir(path):
+    if os.path.isdir(path):
+        try:
+            names = [entry.name for entry in os.scandir(path) if not entry.is_dir()]
+        except OSError as error:
+            raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
+        names = sorted(name for name in names if name in _SPLIT_OF_FILE)
+        if sorted(_SPLIT_OF_FILE[name] for name in names) == sorted(SPLITS):
+            return _one_file_each(path, names)
+        texts = _texts_below(path)
+        if not texts or (names and len(texts) < LEAST_TEXTS):
+            return _one_file_each(path, names)
+    elif os.path.exists(path):
         if path.name in BY_BYTES:
-            return stretches(path)
-        return {"all": [FilePart(path)]}
-    try:
-        names = sorted(
-            entry.name
-            for entry in os.scandir(path)
-            if entry.name in _FILE_NAMES and not entry.is_dir()
-        )
-        every = [] if names else [*path.rglob("*")]
-        ours = {
-            one.parent for one in every if one.name in (*files.OWNERS, ".partial")
-        }  # (of an unfinished corpus)
-        shown = (
-            one
-            for one in every
-            if "/." not in f"/{one.relative_to(path)}" and ours.isdisjoint(one.parents)
-        )
-        texts = sorted(one for one in shown if one.is_file())
-    except FileNotFoundError:
-        found = [Path(found) for found in glob(str(path), recursive=True) if os.path.isfile(found)]
-        names = []
-        texts = sorted(found) or [path]
-    except OSError as error:
-        raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
-    if texts:
-        parts = [FilePart(found, joined=len(texts) > 1) for found in texts]
-        if len(parts) < LEAST_TEXTS:
-            return {"all": parts}
-        train = [part for place, part in enumerate(parts) if place % 20 < 18]
-        return dict(zip(SPLITS, (train, parts[18::20], parts[19::20]), strict=True))
-    splits: dict[str, list[FilePart]] = {}
+            return by_bytes(path)
+        texts = [path]
+    else:
+        matches = [Path(match) for match in glob(str(path), recursive=True)]
+        texts = sorted(match for match in matches if match.is_file()) or [path]
+    parts = [FilePart(text, joined=len(texts) > 1) for text in texts]
+    if len(parts) < LEAST_TEXTS:
+        return {"all": parts}
+    train = [part for place, part in enumerate(parts) if place % 20 < 18]
+    return {"train": train, "valid": parts[18::20], "test": parts[19::20]}
+
+
+def _texts_below(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones, and but those of runs, sweeps and corpora."""
+    entries = [path for path in folder.rglob("*") if "/." not in f"/{path.relative_to(folder)}"]
+    owned = {path.parent for path in entries if path.name in files.OWNERS}
+    if folder in owned:  # a run beside texts, or a file that is only called so
+        owned.remove(folder)
+        owned.update(folder / name for name in files.OWNED)
+    return sorted(
+        path for path in entries if path.is_file() and owned.isdisjoint((path, *path.parents))
+    )
+
+
+def _one_file_each(folder: Path, names: Sequence[str]) -> dict[str, list[FilePart]]:
+    """The file of each split among the `names` of a folder. Raises DataError if one is not there once."""
+    splits = {}
     for split in SPLITS:
-        found = [name for name in names if _FILE_NAMES[name] == split]
-        if len(found) != 1:
-            what = (
-                f"{' and '.join(found)}; keep one"
-                if found
-                else f"none; add one, such as {split}.txt"
-            )
-            raise DataError(f"the folder {path} should hold one {split} text, and holds {what}")
-        splits[split] = [FilePart(path / found[0])]
+        candidates = [name for name in names if _SPLIT_OF_FILE[name] == split]
+        if len(candidates) != 1:
+            reason = f"none; add one, such as {split}.txt"
+            if candidates:
+                reason = f"{' and '.join(candidates)}; keep one"
+            raise DataError(f"the folder {folder} should hold one {split} text, and holds {reason}")
+        splits[split] = [FilePart(folder / candidates[0])]
     return splits
 
 
-def stretches(path: Path) -> dict[str, list[FilePart]]:
-    """The splits of a file by its bytes, 90/5/5, cut between characters. Raises DataError where it cannot be read."""
+def by_bytes(path: Path) -> dict[str, list[FilePart]]:
+    """The splits of a file by its bytes, 90/5/5, cut between characters.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    borders = [0]
     with read_errors(path), files.reader(path) as file:
-        borders = [0]
         size = os.path.getsize(path)
         for percent in (90, 95):
-            at = file.seek(size * percent // 100)
-            borders.append(
-                at + next((n for n, byte in enumerate(file.read(4)) if byte & 0xC0 != 0x80), 0)
-            )
-    return {
-        split: [FilePart(path, *span)]
-        for split, span in zip(SPLITS, pairwise([*borders, size]), strict=True)
-    }
+            border = file.seek(size * percent // 100)
+            following = file.read(4)
+            while following and following[0] & 0xC0 == 0x80:  # within a character
+                following = following[1:]
+                border += 1
+            borders.append(border)
+    spans = zip(SPLITS, pairwise([*borders, size]), strict=True)
+    return {split: [FilePart(path, start, stop)] for split, (start, stop) in spans}

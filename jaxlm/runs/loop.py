@@ -19,6 +19,8 @@ from jaxlm.runs.run import Run
 from jaxlm.training.members import member_at
 from jaxlm.training.step import Metrics
 
+WHOLE_TOKENS = 1 << 26  # of a split, up to which all of it is put on the device
+
 Take = Callable[
     [int, int], tuple[Integer[Array, "R B"], int]
 ]  # (row, then) -> tokens, and the row they begin with
@@ -123,16 +125,17 @@ def feed(
 ) -> Iterator[Take]:
     """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
 
-    Of ids in memory the tokens are all of [N // B, B], put on the device once. Of a memory-mapped file they are
-    [windows_per_call * T + 1, B] for the longest window's T, padded at the epoch's end, so that nothing compiles anew;
-    while one slab is in use a thread reads that from row `then` on and puts it on the device.
+    Of ids in memory, and of at most `WHOLE_TOKENS` in a file, the tokens are all of [N // B, B], put on the device
+    once. Of a larger memory-mapped file they are [windows_per_call * T + 1, B] for the longest window's T, padded at
+    the epoch's end, so that nothing compiles anew; while one slab is in use a thread reads that from row `then` on and
+    puts it on the device.
 
     Devices of a mesh have the batch's rows that `put_rows` gives them, and a process reads no others. `take` raises
     DataError where the file cannot be read any more.
     """
     T = counts.longest
     B = counts.batch_size
-    if not isinstance(ids, np.memmap):
+    if not isinstance(ids, np.memmap) or len(ids) <= WHOLE_TOKENS:
         whole = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
         yield lambda row, then: (whole, 0)
         return

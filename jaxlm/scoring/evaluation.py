@@ -25,7 +25,7 @@ from jaxlm.config.protocols import (
     protocol_of,
 )
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
-from jaxlm.data.encoding import as_read
+from jaxlm.data.options import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab

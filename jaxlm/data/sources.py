@@ -1,0 +1,192 @@
+"""Sources: the texts that can be encoded, before any is read.
+
+Penn Treebank, the generated corpus, and the user's files, folders, patterns and streams are each
+found here by the argument of `load_corpus`, and described by one `Source`.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import has_magic
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from jaxlm.data.embedded import Generator, Size, language
+from jaxlm.data.options import TextOptions
+from jaxlm.data.penn_treebank import PTB_SHA256, find_penn_treebank
+from jaxlm.data.text import SPLITS, FilePart, Stamp, find_splits, stamp
+from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.errors import DataError
+
+PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
+EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
+UNKNOWN = "unknown"  # the corpus of an imported model
+_WORDS_AT_ONCE = 1 << 17  # of the generated corpus
+
+
+class Part(Protocol):
+    """A part of a text that is read from its beginning to its end."""
+
+    @property
+    def joined(self) -> bool:
+        """Whether the part is one of several texts, each of which ends with a newline."""
+        ...
+
+    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
+        """Yields pieces cut before white space, and the size of each in bytes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text that can be encoded.
+
+    Attributes:
+        name: The name of the corpus that it makes, such as "ptb" or "text:novel.txt".
+        title: What the text is, for the corpus's description.
+        spec: The argument with which `load_corpus` finds the text again, from any working
+            directory; None for a stream, which can be read once.
+        state: Identifies the text and its state without reading it: a list for each file.
+        parts: What is read, in order, for each split; or for "all", to be split by lines.
+        options: How the text is read.
+        size: The bytes of the text, or about so many.
+    """
+
+    name: str
+    title: str
+    spec: str | None
+    state: Sequence[Stamp]
+    parts: Mapping[str, Sequence[Part]]
+    options: TextOptions
+    size: int
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that must not change while they are read."""
+        parts = [part for several in self.parts.values() for part in several]
+        return [part.path for part in parts if isinstance(part, FilePart) and self.spec]
+
+    def floor(self, vocab: Vocab) -> dict[str, float] | None:
+        """The least summed nats of each split, where they are known for this vocabulary."""
+        return None
+
+
+def find_source(
+    spec: str | Path, options: TextOptions, data_dir: str | Path | None, download: bool
+) -> Source:
+    """Finds the text that an argument of `load_corpus` names.
+
+    Args:
+        spec: A name of `PENN` but "auto", a name of `EMBEDDED`, or a path (`text.find_splits`).
+        options: How the text shall be read. Penn Treebank's characters and the generated corpus
+            have lines of their own.
+        data_dir: Where to look for Penn Treebank first.
+        download: Whether Penn Treebank may be downloaded.
+
+    Raises:
+        NotFound: Penn Treebank is in none of its places, and cannot be downloaded.
+        DataError: There is no such text, or it cannot be read.
+    """
+    if spec in PENN:
+        return _penn_treebank(str(spec), options, data_dir, download)
+    if spec in EMBEDDED:
+        return _generated(str(spec), options)
+    if spec == UNKNOWN:
+        raise DataError(
+            "the corpus of an imported model is unknown: name one with --corpus (or, to score it, "
+            "--text)"
+        )
+    path = Path(spec)
+    if not os.path.exists(spec) and not has_magic(str(path)):  # Path("") would be a folder
+        names = ", ".join((*PENN, *EMBEDDED))
+        raise DataError(
+            f"there is no corpus or file {str(spec)!r}; expected {names}, or the path of a folder "
+            "or a file of text"
+        )
+    parts = find_splits(path)
+    paths = dict.fromkeys(part.path for several in parts.values() for part in several)
+    stamps = [stamp(path) for path in paths]
+    return Source(
+        name=f"text:{os.path.basename(os.path.abspath(path))}",
+        title=f"text in {path}",
+        spec=None if str(path).startswith("/dev/") else os.path.abspath(path),
+        state=stamps,
+        parts=parts,
+        options=options,
+        size=sum(size for _, size, *_ in stamps),
+    )
+
+
+def _penn_treebank(
+    spec: str, options: TextOptions, data_dir: str | Path | None, download: bool
+) -> Source:
+    """Penn Treebank, wherever it lies: its hashes identify it."""
+    paths = find_penn_treebank(data_dir, download)
+    name = "ptb"
+    title = "Penn Treebank (Mikolov's files)"
+    start = 0
+    if spec == "ptb-char":
+        name = spec
+        title = (
+            "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, "
+            "a space as _)"
+        )
+        start = 1  # behind the space with which each file begins
+        tokens = "characters" if options.tokens == "words" else options.tokens
+        options = replace(options, tokens=tokens, lines="stripped")
+    return Source(
+        name=name,
+        title=title,
+        spec=name,
+        state=[[name, *PTB_SHA256.values()]],
+        parts={split: [FilePart(path, start)] for split, path in paths.items()},
+        options=options,
+        size=sum(os.path.getsize(path) for path in paths.values()),
+    )
+
+
+class _GeneratedSplit(NamedTuple):
+    """A split of the generated corpus as text: a space before each word, a sentence a line."""
+
+    size: Size
+    stream: int  # the number of the split
+    joined: bool = False
+
+    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
+        """Yields pieces cut before white space, and the size of each in bytes."""
+        generator = Generator(self.size)
+        ids = generator.draw(self.size.tokens[self.stream], self.stream)
+        words = ["\n" if word == EOS else f" {word}" for word in generator.words]
+        for start in range(0, len(ids), _WORDS_AT_ONCE):
+            block = "".join(words[place] for place in ids[start : start + _WORDS_AT_ONCE].tolist())
+            yield block, len(block)
+
+
+@dataclass(frozen=True)
+class _GeneratedText(Source):
+    """The generated corpus, whose floor is known."""
+
+    generator_size: Size
+
+    def floor(self, vocab: Vocab) -> dict[str, float] | None:
+        """The least summed nats of each split, while the vocabulary distinguishes all words."""
+        words = Generator(self.generator_size).words
+        if self.options.lowercase or not vocab.ids.keys() >= set(words):
+            return None
+        return dict(zip(SPLITS, self.generator_size.floor, strict=True))
+
+
+def _generated(name: str, options: TextOptions) -> Source:
+    """The generated corpus, which has no paragraphs."""
+    size = Size.of(name)
+    return _GeneratedText(
+        name=name,
+        title=f"{name} corpus (a generated language)",
+        spec=name,
+        state=[[name, json.dumps(language(), sort_keys=True)]],
+        parts={split: [_GeneratedSplit(size, stream)] for stream, split in enumerate(SPLITS)},
+        options=replace(options, lines="eos"),
+        size=6 * sum(size.tokens),
+        generator_size=size,
+    )
