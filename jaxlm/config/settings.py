@@ -155,7 +155,12 @@ class DataConfig:
     normalize: str = choice(
         "nfc", "characters: compose accents as Unicode's NFC does, or none", ("nfc", "none")
     )
-    pieces: int = count(8000, "subwords: how many the model has, bytes included", low=1, high=2**20)
+    pieces: int | None = count(
+        None,
+        "subwords: how many the model has, bytes included (default: 8000, or what the text allows)",
+        low=1,
+        high=2**20,
+    )
     piece_model: str = choice(
         "bpe", "subwords: how SentencePiece finds them in train", ("bpe", "unigram")
     )

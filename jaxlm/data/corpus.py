@@ -18,20 +18,24 @@ class Corpus:
     """A vocabulary of V words and the ids of three splits.
 
     Attributes:
-        name: Stands beside every result; the kind of tokens, and options that change the text or limit the vocabulary,
-            are part of it.
+        name: Stands beside every result. The kind of tokens, and options that change the text or
+            limit the vocabulary, are part of it.
         description: The corpus's size in one line.
         vocab: The vocabulary, from train alone.
-        train, valid, test: Ids `[N]` in [0, V), of any integer type; of a prepared corpus a memory-mapped file.
+        train: Ids `[N]` in [0, V), of any integer type; `load_corpus` maps them from a file.
+        valid: As `train`.
+        test: As `train`.
         sha256: The hash of vocabulary and ids (see `encoding.Encoder`).
-        floor: Of the generated corpus: the summed nats of each split's tokens but the first, under its true source.
+        floor: Of the generated corpus: the summed nats of each split's tokens but the first, under
+            its true source.
         notes: Lines for the user.
-        spec: The argument with which `load_corpus` finds this text again, from any working directory.
+        spec: The argument with which `load_corpus` finds this text again, from any working
+            directory.
         options: The fields of `DataConfig` with which `load_corpus` read it.
 
     Raises:
-        DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V); of memory-mapped
-            ids only `load_prepared` checks this.
+        DataError: A split is not a one-dimensional array of integers, or an id lies outside [0, V);
+            of memory-mapped ids only `load_prepared` checks this.
     """
 
     name: str
@@ -49,48 +53,62 @@ class Corpus:
     def __post_init__(self) -> None:
         for split in SPLITS:
             ids = getattr(self, split)
+            what = f"a {type(ids).__name__}"
+            if isinstance(ids, np.ndarray):
+                what = f"{ids.dtype} {list(ids.shape)}"
             if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-                found = (
-                    f"{ids.dtype} {list(ids.shape)}"
-                    if isinstance(ids, np.ndarray)
-                    else f"a {type(ids).__name__}"
-                )
                 raise DataError(
-                    f"the ids of {split} must be a one-dimensional array of integers, not {found}"
+                    f"the ids of {split} must be a one-dimensional array of integers, not {what}"
                 )
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 
     def unknown_shares(self, *splits: str) -> dict[str, float]:
-        """The share of `<unk>` among the tokens of each split (default: all), from 0 to 1."""
+        """Returns the share of `<unk>` among the tokens of each split (default: all), from 0 to 1."""
         return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}
 
 
 def unknown_text(share: float) -> str:
-    """A share of unknown tokens as it stands beside a perplexity.
+    """Formats a share of unknown tokens as it stands beside a perplexity.
 
     >>> unknown_text(0.0582), unknown_text(0.0001), unknown_text(0)
     ('5.8% <unk>', '<0.1% <unk>', '0% <unk>')
     """
-    return f"{'<0.1' if 0 < share < 0.0005 else f'{100 * share:.3g}' if share >= 0.1 else f'{100 * share:.2g}'}% {UNK}"
+    percent = f"{100 * share:.2g}"
+    if share >= 0.1:
+        percent = f"{100 * share:.3g}"
+    elif 0 < share < 0.0005:
+        percent = "<0.1"
+    return f"{percent}% {UNK}"
 
 
 def unknown_warning(share: float, text: str) -> str:
-    """A sentence for the user where too much of a text is unknown: its perplexity compares with no other; else ""."""
+    """Warns where too much of a text is unknown: its perplexity compares with no other.
+
+    Args:
+        share: The share of unknown tokens, from 0 to 1.
+        text: What the text is called.
+
+    Returns:
+        A sentence; "" up to `MOST_UNKNOWN`.
+    """
     if share <= MOST_UNKNOWN:
         return ""
-    result = "the result compares with that of no other vocabulary"
-    return f"warning: {100 * share:.1f}% of {text} are tokens that the model does not know, read as {UNK}: {result}"
+    return (
+        f"warning: {100 * share:.1f}% of {text} are tokens that the model does not know, read as "
+        f"{UNK}: the result compares with that of no other vocabulary"
+    )
 
 
 def unlearned_warning(shares: Mapping[str, float]) -> list[str]:
-    """A warning if valid has a far larger share of unknown tokens than train, or over 10%; else nothing."""
+    """Warns if valid has a far larger share of unknown tokens than train, or over 10%; else []."""
     train = shares["train"]
     valid = shares["valid"]
     if valid > 2 * train:
         return [
-            f"{valid:.1%} of the tokens of valid are {UNK}, against {train:.1%} of those of train: the model hardly "
-            f"learns {UNK}. Raise min_count (2 or more), or take other tokens, such as subwords or bytes"
+            f"{valid:.1%} of the tokens of valid are {UNK}, against {train:.1%} of those of train: "
+            f"the model hardly learns {UNK}. Raise min_count (2 or more), or take other tokens, "
+            "such as subwords or bytes"
         ]
     if valid > 2 * MOST_UNKNOWN:
         return [unknown_warning(valid, "valid")]

@@ -22,7 +22,7 @@ from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.options import TextOptions, as_read
 from jaxlm.data.sources import Part, Source
 from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, stamp
-from jaxlm.data.tokens import UNK, Words
+from jaxlm.data.tokens import DEFAULT_PIECES, UNK, Words
 from jaxlm.data.vocab import Vocab, frequent
 from jaxlm.errors import DataError
 from jaxlm.terminal import is_terminal
@@ -266,6 +266,12 @@ class Encoder:
         kind = self.vocab.kind
         name = self.source.name
         options = self.source.options
+        notes = [*self.text.notes]
+        if kind == "subwords" and not (options.pieces or options.tokenizer_file):
+            size = f"{len(self.vocab):,} pieces"
+            if len(self.vocab) < DEFAULT_PIECES:
+                size += ", the most that this text allows"
+            notes.append(f"subwords: {size} (--pieces sets their number)")
         changes = {
             kind: kind != "words" and (name, kind) != ("ptb-char", "characters"),
             "unwrap": options.lines == "unwrap",
@@ -288,7 +294,7 @@ class Encoder:
             ),
             "sha256": self._digest.hexdigest(),
             "floor": self.source.floor(self.vocab),
-            "notes": (*self.text.notes, *unlearned_warning(shares)),
+            "notes": (*notes, *unlearned_warning(shares)),
         }
 
 

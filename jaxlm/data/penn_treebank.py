@@ -35,7 +35,14 @@ class NotFound(DataError):
 
 
 def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str, Path]:
-    """The path of each split of Penn Treebank (Mikolov's files), verified by its hash; the arguments of `load_corpus`.
+    """Finds Penn Treebank (Mikolov's files), or downloads it.
+
+    Args:
+        data_dir: Where to look first; then `$JAXLM_DATA`, `./data/ptb` and the user's cache.
+        download: Whether it may be downloaded into the user's cache.
+
+    Returns:
+        The path of each split, verified by its hash.
 
     Raises:
         NotFound: It is in none of the places, and cannot be or must not be downloaded.
@@ -46,46 +53,44 @@ def find_penn_treebank(data_dir: str | Path | None, download: bool) -> dict[str,
             f"the data directory {data_dir} is not a folder; name the one with ptb.train.txt"
         )
     cache = cache_dir() / "ptb"
-    places = [
-        Path(place)
-        for place in (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache)
-        if place
-    ]
-    files = _find(places)
-    if files:
-        return files
+    candidates = (data_dir, os.environ.get("JAXLM_DATA"), "data/ptb", cache)
+    places = [Path(place) for place in candidates if place]
+    paths = _find(places)
+    if paths:
+        return paths
     failure = "downloading is turned off"
     if download:
         try:
             return _download(cache)
         except DataError as error:
             failure = str(error)
-    remedy = "put ptb.train.txt, ptb.valid.txt and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
+    where = ", ".join(map(str, places))
     raise NotFound(
-        f"no Penn Treebank in {', '.join(map(str, places))}, and {failure}; to have it, {remedy}"
+        f"no Penn Treebank in {where}, and {failure}; to have it, put ptb.train.txt, ptb.valid.txt "
+        "and ptb.test.txt into a folder named by --data-dir or $JAXLM_DATA"
     )
 
 
 def _find(places: Sequence[Path]) -> dict[str, Path] | None:
-    """The path of each split, from the first folder that has all three. Raises DataError where one is another file."""
+    """The path of each split, from the first folder that has all. Raises DataError for other files."""
     for folder in [place / inner for place in places for inner in FOLDERS]:
-        found = {
-            split: path
-            for split in SPLITS
-            for name in reversed(NAMES)
-            if os.path.exists(path := folder / name.format(split)) and not os.path.isdir(path)
-        }
-        if len(found) < len(SPLITS):
+        paths = {}
+        for split in SPLITS:
+            for path in (folder / name.format(split) for name in NAMES):
+                if split not in paths and os.path.exists(path) and not os.path.isdir(path):
+                    paths[split] = path
+        if len(paths) < len(SPLITS):
             continue
-        for split, path in found.items():
+        for split, path in paths.items():
             with read_errors(path):
                 sha256 = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
             if sha256 != PTB_SHA256[split]:
-                what = f"{path} is not Penn Treebank's {split} split: its sha256 is {sha256}, not {PTB_SHA256[split]}"
                 raise DataError(
-                    f"{what}; replace it, or give {path.parent} as the corpus if it is your own"
+                    f"{path} is not Penn Treebank's {split} split: its sha256 is {sha256}, not "
+                    f"{PTB_SHA256[split]}; replace it, or give {path.parent} as the corpus if it is "
+                    "your own"
                 )
-        return found
+        return paths
     return None
 
 
@@ -116,9 +121,9 @@ def _download(folder: Path) -> dict[str, Path]:
     deadline = time.monotonic() + PROBE_SECONDS
     for thread in probes:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for mirror in (
-        mirror for mirror in MIRRORS if not failures[mirror]
-    ):  # (one may answer while another fails)
+    for mirror in MIRRORS:
+        if failures[mirror]:
+            continue
         try:
             texts = {
                 split: _fetch(mirror.format(split=split), sha256)
@@ -136,7 +141,7 @@ def _download(folder: Path) -> dict[str, Path]:
 
 
 def _fetch(url: str, sha256: str) -> bytes:
-    """The content of a file. Raises ValueError where it is not what its hash requires, or requests' errors."""
+    """The content of a file. Raises ValueError where its hash is another, or an error of requests."""
     import requests
 
     data = b""
@@ -146,9 +151,9 @@ def _fetch(url: str, sha256: str) -> bytes:
             data += block
             if len(data) > MAX_BYTES:
                 raise ValueError(f"{url} has more than {MAX_BYTES:,} bytes")
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise ValueError(f"{url} has the sha256 {found}, not {sha256}")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise ValueError(f"{url} has the sha256 {actual}, not {sha256}")
     return data
 
 

@@ -1,20 +1,23 @@
-"""What a token is: a kind cuts text into units, and each unit into the names of its tokens; names are joined to text.
+"""What a token is.
 
-Units are what a corpus counts: `encoding` cuts each distinct one once. Text that is cut before white space may be cut
-into units piece by piece.
+A kind of tokens cuts text into *units*, and each unit into the names of its tokens; the names are
+joined to text again. Units are what a corpus counts: each distinct one is cut once. A text that is
+cut before white space may be cut into units piece by piece.
 """
 
 import base64
 import codecs
 import json
 import re
+import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from io import BytesIO
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from jaxlm.errors import DataError
 from jaxlm.fields import shown
@@ -22,36 +25,36 @@ from jaxlm.fields import shown
 EOS = "<eos>"  # the token of a newline among words
 UNK = "<unk>"  # the token of whatever is outside the vocabulary
 SPACE = "\u2581"  # how SentencePiece writes a space
+DEFAULT_PIECES = 8000  # of a model of subwords, where the text allows so many
 MOST_BYTES = 64 << 20  # of a tokenizer's file
-_ENDS = (
-    "<0x0A>",
-    "</s>",
-    "<|endoftext|>",
-    EOS,
-    "[SEP]",
-)  # of the token of a newline, where none is named after it
 _LONGEST = 4096  # characters of a unit of subwords
-_CACHED = 1 << 17  # units of subwords that are remembered: words come again
+_CACHED = 1 << 17  # units of subwords that are remembered, since words come again
 UNITS = re.compile(rf"\n| *[^ \n]{{1,{_LONGEST}}}| +")
-_LINE_ENDS = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")  # (each run of blanks is tried once)
-_KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # merged into a SentencePiece model (protobuf): adds and removes no space
+_LINE_ENDS = re.compile(r"(?<![ \t])[ \t]*\n[ \t\n]*")  # tries each run of blanks once
+_BYTE = re.compile("<0x([0-9A-F]{2})>")  # the name of a byte
+_NEWLINES = ("<0x0A>", "</s>", "<|endoftext|>", EOS, "[SEP]")  # names of a line's end, best first
+_KEEP_SPACES = b"\x1a\x04\x18\x00\x20\x00"  # appended to a SentencePiece model: adds no space
+_HIDDEN = "\ufdd0"  # begins the name of an added token that no text may spell; a noncharacter
 
 
 def normalize_newlines(text: str) -> str:
-    """The text with every CR LF and CR replaced by LF."""
+    """Replaces every CR LF and CR by LF."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def stripped(text: str) -> str:
-    """The text without the blanks beside its newlines."""
+    """Removes the blanks beside newlines."""
     return re.sub(r"(?<![ \t])[ \t]*\n[ \t]*", "\n", normalize_newlines(text))
 
 
 def unwrapped(text: str) -> str:
-    """The text with a line for each paragraph: a single newline becomes a space, blank lines become one newline."""
+    """Makes a line of each paragraph.
 
-    def joined(found: re.Match[str]) -> str:
-        if found[0].count("\n") > 1 or found.end() == len(text):
+    A single newline becomes a space, and blank lines become one newline.
+    """
+
+    def joined(match: re.Match[str]) -> str:
+        if match[0].count("\n") > 1 or match.end() == len(text):
             return "\n"
         return " "
 
@@ -61,41 +64,54 @@ def unwrapped(text: str) -> str:
 
 @dataclass(frozen=True)
 class Words:
-    """What stands between white space. A newline is `<eos>`; other white space is not kept."""
+    """Words are what stands between white space. A newline is `<eos>`; other white space is lost.
+
+    The other kinds of tokens are made as this one.
+
+    Attributes:
+        kind: words, characters, bytes or subwords.
+        newline: The unit of a newline.
+        ends: Names of the token that ends a sentence; the first that the vocabulary has counts.
+        names: The names of all tokens, where no text decides them.
+        unknown: The name of the token for what is outside the vocabulary.
+        errors: What becomes of bytes that are not UTF-8 (`text.read_blocks`).
+    """
 
     kind: ClassVar[str] = "words"
-    newline: ClassVar[str] = EOS  # the unit of a newline
-    ends: ClassVar[tuple[str, ...]] = (
-        EOS,
-        UNK,
-    )  # names of the token that ends a sentence: the first that there is
-    names: ClassVar[tuple[str, ...]] = ()  # of all tokens, where no text decides them
+    newline: ClassVar[str] = EOS
+    ends: ClassVar[tuple[str, ...]] = (EOS, UNK)
+    names: ClassVar[tuple[str, ...]] = ()
     unknown: ClassVar[str] = UNK
-    errors: ClassVar[str] = "strict"  # what becomes of bytes that are not UTF-8
+    errors: ClassVar[str] = "strict"
 
     def units(self, text: str) -> list[str]:
         """Cuts text into units."""
         return normalize_newlines(text).replace("\n", f" {EOS} ").split()
 
     def split(self, unit: str) -> list[str]:
-        """The names of a unit's tokens."""
+        """Returns the names of a unit's tokens."""
         return [unit]
 
     def data(self, name: str) -> bytes:
-        """The UTF-8 that a token stands for; a word has the space before it."""
+        """Returns the UTF-8 that a token stands for; a word has the space before it."""
         if name == EOS:
             return b"\n"
         return f" {name}".encode()
 
     def pieces(self, names: Iterable[str]) -> Iterator[str]:
-        """The text of tokens as they come: all pieces together."""
-        begins = True
+        """Yields the text of tokens as they come, in pieces that are joined without more."""
+        begins_line = True
         for name in names:
-            yield "\n" if name == EOS else name if begins else f" {name}"
-            begins = name == EOS
+            if name == EOS:
+                yield "\n"
+            elif begins_line:
+                yield name
+            else:
+                yield f" {name}"
+            begins_line = name == EOS
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the kind as JSON has them."""
+        """Returns the fields of the kind as JSON has them."""
         return dict(vars(self))
 
 
@@ -110,7 +126,11 @@ class _Exact(Words):
 
 @dataclass(frozen=True)
 class Characters(_Exact):
-    """Unicode code points, composed (`nfc`) or as they are (`none`)."""
+    """Characters are Unicode code points.
+
+    Attributes:
+        normalize: Whether accents are composed (`nfc`), or stay as they are (`none`).
+    """
 
     kind = "characters"
     ends = ("\n", " ")
@@ -118,9 +138,6 @@ class Characters(_Exact):
 
     def units(self, text: str) -> list[str]:
         return list(unicodedata.normalize("NFC", text) if self.normalize == "nfc" else text)
-
-    def split(self, unit: str) -> list[str]:
-        return list(unit)
 
     def data(self, name: str) -> bytes:
         if name == UNK:
@@ -133,7 +150,7 @@ _BYTES = {chr(byte) if 32 < byte < 127 else f"<0x{byte:02X}>": bytes([byte]) for
 
 @dataclass(frozen=True)
 class Bytes(_Exact):
-    """The 256 bytes: none is unknown, and what is not UTF-8 is read too."""
+    """Bytes are all 256: none is unknown, and what is not UTF-8 is read too."""
 
     kind = "bytes"
     ends = ("<0x0A>",)
@@ -150,86 +167,117 @@ class Bytes(_Exact):
         return _BYTES[name]
 
 
+class _Tokenizer(NamedTuple):
+    """A model of subwords that is loaded.
+
+    Attributes:
+        names: The name of each id.
+        unknown: The name of the token for unknown letters.
+        encode: Cuts a text without newlines into names; unknown letters may stand as they are.
+    """
+
+    names: tuple[str, ...]
+    unknown: str
+    encode: Callable[[str], list[str]]
+
+
 @dataclass(frozen=True)
 class Subwords(_Exact):
-    """Pieces of words, by a SentencePiece model or a `tokenizer.json` (extra `tokenizers`).
+    """Subwords are pieces of words, by a SentencePiece model or a `tokenizer.json`.
 
-    A newline is a token by itself; no space is added or removed. What a model of others normalises it normalises here.
+    A newline is a token by itself, and no space is added or removed. The model's own normalisation
+    is applied. A `tokenizer.json` needs the extra `tokenizers`.
+
+    Attributes:
+        model: The content of the model's file, changed so that it adds and removes no space.
     """
 
     kind = "subwords"
-    model: bytes = field(
-        repr=False
-    )  # the content of the model's file, set to add and remove no space
+    model: bytes = field(repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Subwords, (self.model,)  # (a copy makes its tokenizer anew)
+        """Copies the model alone: a copy loads its tokenizer anew."""
+        return Subwords, (self.model,)
 
     @classmethod
     def read(cls, model: bytes, where: str) -> "Subwords":
-        """The subwords of a file's content, which `where` names in an error.
+        """Reads the content of a file, which a stranger may have made.
 
-        Raises DataError where the file is damaged or of another kind, or its tokens do not give back a plain text.
+        Args:
+            model: A SentencePiece model or a `tokenizer.json`.
+            where: The file, for an error.
+
+        Raises:
+            DataError: The file is damaged or of another kind, or its tokens do not give back a
+                plain text.
         """
-        is_json = model.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
-        made = cls(
-            _plain_json(model, where)
-            if is_json
-            else model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES
-        )
+        text = "a b a"
         try:
-            text = "a b a"
-            found = b"".join(
-                made.data(name) for unit in made.units(text) for name in made.split(unit)
-            ).decode()
-            end = made.split("\n")[0] in made.names
-            rare = made.split("\U00013000")  # a hieroglyph
+            if model.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
+                made = cls(_plain_json(model, where))
+                _check_loads(made.model)
+            else:
+                made = cls(model.removesuffix(_KEEP_SPACES) + _KEEP_SPACES)
+            names = [name for unit in made.units(text) for name in made.split(unit)]
+            read_back = b"".join(map(made.data, names)).decode()
+            knows_newline = made.split("\n")[0] in made.names
+            keeps_rare = bool(made.split("\U00013000"))  # a hieroglyph
         except (DataError, KeyboardInterrupt):
             raise
-        except (
-            BaseException
-        ) as error:  # whatever a library makes of a stranger's file, such as a panic of Rust
-            why = re.sub(r"^INTERNAL: (src/.*\])?", "", str(error).strip().split("\n")[0])[
-                :200
-            ].strip(" .")
-            what = f"{where} is no SentencePiece model or tokenizer.json that can be read ({why or 'it is damaged'})"
-            raise DataError(f"{what}: restore it from a copy") from None
-        if not end:
-            why = "has no token for the end of a line, such as \\n, <0x0A> or </s>"
+        except BaseException as error:  # such as a panic of Rust, which is no Exception
+            line = str(error).strip().split("\n")[0]
+            why = re.sub(r"^INTERNAL: (src/.*\])?", "", line)[:200].strip(" .")
             raise DataError(
-                f"the tokenizer of {where} {why}: make it with byte_fallback, or with \\n as a symbol"
+                f"{where} is no SentencePiece model or tokenizer.json that can be read "
+                f"({why or 'it is damaged'}): restore it from a copy"
+            ) from None
+        if not knows_newline:
+            raise DataError(
+                f"the tokenizer of {where} has no token for the end of a line, such as \\n, <0x0A> "
+                "or </s>: make it with byte_fallback, or with \\n as a symbol"
             )
-        if not rare:
-            remedy = "take one with a token for them, or with bytes"
-            raise DataError(f"the tokenizer of {where} drops unknown letters: {remedy}")
-        if not re.fullmatch("[a\ufffd] [b\ufffd] [a\ufffd]", found):  # (letters may be unknown)
-            remedy = "take one that keeps spaces, such as a SentencePiece model or a byte-level BPE"
+        if not keeps_rare:
             raise DataError(
-                f"the tokenizer of {where} reads {text!r} and gives back {found!r}: {remedy}"
+                f"the tokenizer of {where} drops unknown letters: take one with a token for them, "
+                "or with bytes"
+            )
+        if not re.fullmatch("[a\ufffd] [b\ufffd] [a\ufffd]", read_back):  # letters may be unknown
+            raise DataError(
+                f"the tokenizer of {where} reads {text!r} and gives back {read_back!r}: take one "
+                "that keeps spaces, such as a SentencePiece model or a byte-level BPE"
             )
         return made
 
     @classmethod
-    def train(cls, counts: Mapping[str, int], pieces: int, algorithm: str) -> "Subwords":
-        """A SentencePiece model of `pieces` pieces, `bpe` or `unigram`, of the units of a text and their counts.
+    def train(cls, counts: Mapping[str, int], pieces: int | None, algorithm: str) -> "Subwords":
+        """Trains a SentencePiece model (Kudo and Richardson 2018, arXiv:1808.06226).
 
-        Bytes stand for rare characters, so that nothing is unknown (Kudo and Richardson 2018, arXiv:1808.06226).
-        Raises DataError where the text does not have so many pieces.
+        Bytes stand for rare characters, so that nothing is unknown.
+
+        Args:
+            counts: How often each unit occurs in the text.
+            pieces: How many pieces the model shall have; None for `DEFAULT_PIECES`, or as many as
+                the text allows.
+            algorithm: `bpe` or `unigram`.
+
+        Raises:
+            DataError: The text does not have so many pieces, or needs more.
         """
         import sentencepiece
 
-        parts: dict[str, int] = {}
+        parts: Counter[str] = Counter()
         for unit, count in counts.items():
             for part in unit.replace(SPACE, "\t").split("\t"):  # a tab separates the columns below
                 if part.strip("\n"):
-                    parts[part] = parts.get(part, 0) + count
+                    parts[part] += count
+        size = pieces or DEFAULT_PIECES
         out = BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.Train(
                 sentence_iterator=(f"{part}\t{count}" for part, count in sorted(parts.items())),
                 model_writer=out,
                 input_format="tsv",
-                vocab_size=pieces,
+                vocab_size=size,
                 model_type=algorithm,
                 normalization_rule_name="identity",
                 add_dummy_prefix=False,
@@ -245,79 +293,57 @@ class Subwords(_Exact):
                 minloglevel=2,
             )
         except RuntimeError as error:
-            why = str(error).split("] ")[-1].strip() or "it has no words"
-            what = f"no model with pieces {pieces:,} can be made of this text: {why.split('. ')[0][:200]}"
             most = re.search(r"<= (\d+)", str(error))
+            if most and pieces is None and int(most[1]) < size:
+                return cls.train(counts, int(most[1]), algorithm)
+            least = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
             if most:
-                what = f"pieces {pieces:,} is more than this text allows: at most {most[1]}"
-            elif least := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-                what = f"pieces {pieces:,} is fewer than this text's characters need: at least {least[1]}"
-            raise DataError(what) from None
+                reason = f"is more than this text allows: at most {most[1]}"
+            elif least:
+                reason = f"is fewer than this text's characters need: at least {least[1]}"
+            else:
+                why = str(error).split("] ")[-1].strip() or "it has no words"
+                reason = f"cannot be made of this text: {why.split('. ')[0][:200]}"
+            raise DataError(f"pieces {size:,} {reason}") from None
         return cls.read(out.getvalue(), "the trained model")
 
+    @property
+    def is_json(self) -> bool:
+        """Whether the model is a `tokenizer.json`."""
+        return self.model.startswith(b"{")
+
     @cached_property
-    def _tokenizer(self) -> tuple[tuple[str, ...], str, Callable[[str], list[str]]]:
-        """The names of all tokens, the name of unknown ones, and what cuts a text into names (unknown: as they are)."""
-        if not self.model.startswith(b"{"):
-            import sentencepiece
+    def _tokenizer(self) -> _Tokenizer:
+        if self.is_json:
+            return _load_json(self.model)
+        import sentencepiece
 
-            model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
-            names = tuple(map(model.id_to_piece, range(len(model))))
-            encode = lru_cache(_CACHED)(
-                lambda text: [*map(sys.intern, model.encode(text, out_type=str))]
-            )
-            return names, names[model.unk_id()], encode  # one object a piece, however long the text
-        try:
-            import tokenizers
-        except ModuleNotFoundError:
-            raise DataError(
-                "a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'"
-            ) from None
-        made = tokenizers.Tokenizer.from_str(self.model.decode())
-        ids = made.get_vocab()
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise DataError(
-                "the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on"
-            )
-        names = tuple(sorted(ids, key=ids.__getitem__))
-        model = json.loads(self.model)["model"]  # a Unigram's says which id is the unknown token's
-        unknown = (
-            model.get("unk_token") or UNK if model.get("unk_id") is None else names[model["unk_id"]]
-        )
+        model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        names = tuple(map(model.id_to_piece, range(len(model))))
 
+        @lru_cache(_CACHED)
         def encode(text: str) -> list[str]:
-            try:
-                return [names[place] for place in made.encode(text, add_special_tokens=False).ids]
-            except (KeyboardInterrupt, UnicodeError):
-                raise
-            except BaseException as error:  # (a panic of Rust is no Exception)
-                why = f"the tokenizer cannot read {shown(text)} ({' '.join(str(error)[:200].split())})"
-                raise DataError(
-                    f"{why}: take one with a token for unknown letters, or with bytes"
-                ) from None
+            # Interned, a piece is one object however long the text.
+            return [sys.intern(piece) for piece in model.encode(text, out_type=str)]
 
-        return names, unknown, lru_cache(_CACHED)(encode)
+        return _Tokenizer(names, names[model.unk_id()], encode)
 
     @property
     def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._tokenizer[0]
+        return self._tokenizer.names
 
     @property
     def unknown(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self._tokenizer[1]
+        return self._tokenizer.unknown
 
     @cached_property
     def ends(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        known = set(self.names)
-        usual = (
-            ("\n", "\u010a", *_ENDS) if self._bytes else ("\n", *_ENDS)
-        )  # (U+010A is a letter of Maltese)
-        return (next((name for name in usual if name in known), EOS),)
+        return (_newline_name(set(self.names), bool(self._bytes)),)
 
     @cached_property
     def _bytes(self) -> dict[str, bytes]:
         """The byte of each character of a byte-level BPE (GPT-2); {} for other kinds."""
-        if not self.model.startswith(b"{") or b'"ByteLevel"' not in self.model:
+        if not _is_byte_level(self.model):
             return {}
         plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = [byte for byte in range(256) if byte not in plain]
@@ -325,18 +351,22 @@ class Subwords(_Exact):
         return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
     def units(self, text: str) -> list[str]:
-        text.encode()  # raises UnicodeError: of a lone surrogate SentencePiece says that it is no string
+        text.encode()  # raises UnicodeError: SentencePiece calls a lone surrogate no string
         return UNITS.findall(text)
 
     def split(self, unit: str) -> list[str]:
         if unit == "\n":
             return [*self.ends]
-        *_, encode = self._tokenizer
+        encode = self._tokenizer.encode
         if self._bytes or SPACE not in unit:
             return [*encode(unit)]
-        sign = [f"<0x{byte:02X}>" for byte in SPACE.encode()]  # else it would come back as a space
-        first, *rest = map(self.split, unit.split(SPACE))
-        return [*first, *(name for part in rest for name in (*sign, *part))]
+        # The model writes its spaces with this letter. The text's own is three bytes.
+        names = []
+        for place, part in enumerate(unit.split(SPACE)):
+            if place:
+                names += [f"<0x{byte:02X}>" for byte in SPACE.encode()]
+            names += encode(part)
+        return names
 
     def data(self, name: str) -> bytes:
         if name == self.ends[0]:
@@ -345,7 +375,7 @@ class Subwords(_Exact):
             return b"".join(self._bytes.get(letter, letter.encode()) for letter in name)
         if name == self.unknown:
             return "\ufffd".encode()
-        byte = re.fullmatch("<0x([0-9A-F]{2})>", name)
+        byte = _BYTE.fullmatch(name)
         if byte:
             return bytes.fromhex(byte[1])
         return name.replace(SPACE, " ").encode()
@@ -358,7 +388,16 @@ WORDS = Words()
 
 
 def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
-    """The kind with what `fields` returned. Raises ValueError where it is anything else."""
+    """Makes a kind from what `fields` returned.
+
+    Args:
+        kind: characters, bytes or subwords.
+        fields: The fields of the kind.
+
+    Raises:
+        ValueError: They are anything else.
+        DataError: A model of subwords cannot be read.
+    """
     match kind, fields:
         case "characters", {"normalize": "nfc" | "none" as normalize, **rest} if not rest:
             return Characters(normalize)
@@ -369,8 +408,22 @@ def from_fields(kind: str, fields: Mapping[str, Any]) -> Words:
     raise ValueError(f"{kind!r:.40} with {', '.join(fields)} is no kind of tokens")
 
 
+def _newline_name(names: Set[str], byte_level: bool) -> str:
+    """The name of the token that stands for a newline; `<eos>` if there is none."""
+    # U+010A is a newline to a byte-level BPE, and else a letter of Maltese.
+    usual = ("\n", "\u010a", *_NEWLINES) if byte_level else ("\n", *_NEWLINES)
+    return next((name for name in usual if name in names), EOS)
+
+
+def _is_byte_level(model: bytes) -> bool:
+    return model.startswith(b"{") and b'"ByteLevel"' in model
+
+
 def _plain_json(model: bytes, where: str) -> bytes:
-    """A tokenizer.json that adds no space, drops and adds no token, and draws nothing at random."""
+    """A tokenizer.json that adds no space, drops and adds no token, and draws nothing at random.
+
+    Raises DataError where it is no tokenizer.json.
+    """
     plain = {"add_prefix_space": False, "prepend_scheme": "never"}
 
     def plainly(part: dict[str, Any]) -> dict[str, Any]:
@@ -390,3 +443,97 @@ def _plain_json(model: bytes, where: str) -> bytes:
         raise DataError(
             f"{where} is no tokenizer.json ({str(error)[:100]}): restore it from a copy"
         ) from None
+
+
+def without_spelled_bytes(tree: dict[str, Any], newline: str = "") -> dict[str, Any]:
+    """Keeps a tokenizer.json from reading the letters `<0x0A>` of a text as a byte.
+
+    The library looks for the names of added tokens in each text. A name of a byte is no longer
+    among them where the model itself has it; else it is hidden, so that its token keeps its id.
+
+    Args:
+        tree: The file's content; not of a byte-level BPE, whose bytes have other names.
+        newline: The name of the token of a newline, which is hidden too.
+
+    Returns:
+        The content with other added tokens.
+    """
+    vocab = tree["model"].get("vocab", {})
+    known = set(vocab) if isinstance(vocab, dict) else {name for name, _ in vocab}
+    added = []
+    for token in tree.get("added_tokens") or []:
+        name = token["content"]
+        if _BYTE.fullmatch(name) or name == newline != "\n":
+            if name in known:
+                continue
+            token = {**token, "content": _HIDDEN + name}
+        added.append(token)
+    return {**tree, "added_tokens": added}
+
+
+_PROBE = """
+import sys, tokenizers
+made = tokenizers.Tokenizer.from_str(sys.stdin.buffer.read().decode())
+for text in (" a b a", "\\n", "\\U00013000"):
+    made.encode(text, add_special_tokens=False)
+"""
+
+
+@lru_cache(maxsize=8)
+def _check_loads(model: bytes) -> None:
+    """Loads a tokenizer.json in a process apart, since a damaged one may end the process.
+
+    Raises ValueError with the library's own reason.
+    """
+    _import_tokenizers()
+    command = [sys.executable, "-P", "-c", _PROBE]  # -P: the working directory holds no module
+    done = subprocess.run(command, input=model, capture_output=True)
+    if done.returncode < 0:
+        raise ValueError("it ends the process that loads it")
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise ValueError(reason.partition(": ")[2] or reason)
+
+
+def _import_tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise DataError(
+            "a tokenizer.json needs the extra tokenizers: pip install 'jaxlm[tokenizers]'"
+        ) from None
+    return tokenizers
+
+
+def _load_json(model: bytes) -> _Tokenizer:
+    """Loads a tokenizer.json. Raises DataError where its ids have gaps, or as the library does."""
+    library = _import_tokenizers()
+    tree = json.loads(model)
+    made = library.Tokenizer.from_str(model.decode())
+    if not _is_byte_level(model):
+        newline = _newline_name(made.get_vocab().keys(), byte_level=False)
+        made = library.Tokenizer.from_str(json.dumps(without_spelled_bytes(tree, newline)))
+    ids = made.get_vocab()
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise DataError(
+            "the ids of the tokenizer have gaps: take one whose ids are 0, 1, 2 and so on"
+        )
+    names = tuple(name.removeprefix(_HIDDEN) for name in sorted(ids, key=ids.__getitem__))
+    unknown = tree["model"].get("unk_token") or UNK
+    if tree["model"].get("unk_id") is not None:  # a Unigram's
+        unknown = names[tree["model"]["unk_id"]]
+
+    @lru_cache(_CACHED)
+    def encode(text: str) -> list[str]:
+        try:
+            return [names[place] for place in made.encode(text, add_special_tokens=False).ids]
+        except (KeyboardInterrupt, UnicodeError):
+            raise
+        except BaseException as error:  # a panic of Rust is no Exception
+            reason = " ".join(str(error)[:200].split())
+            raise DataError(
+                f"the tokenizer cannot read {shown(text)} ({reason}): take one with a token for "
+                "unknown letters, or with bytes"
+            ) from None
+
+    return _Tokenizer(names, unknown, encode)

@@ -1,4 +1,7 @@
-"""Tokens and their ids: the most frequent word has the id 0; words of one frequency are in alphabetical order."""
+"""Tokens and their ids.
+
+The most frequent word has the id 0; words of one frequency are in alphabetical order.
+"""
 
 import hashlib
 import json
@@ -18,19 +21,22 @@ from jaxlm.fields import shown
 from jaxlm.units import TextSize
 
 BLOCK = 1 << 22  # ids read at once
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no UTF-8 has
 
 
 @dataclass(frozen=True, repr=False)
 class Vocab:
-    """An ordered set of tokens; a token's id is its place.
+    """An ordered set of V tokens; a token's id is its place.
 
     Attributes:
-        words: The name of each id in tables: a word, a character, a byte such as `a` or `<0x0A>`, a piece.
+        words: The name of each id in tables: a word, a character, a byte such as `a` or `<0x0A>`,
+            a piece.
         tokens: The kind of token, which turns text into names of tokens, and names into text.
 
     Raises:
-        DataError: There is no word, or a word is repeated, empty, contains white space or is not Unicode text, and
-            could not be read back from a file. (The names of other tokens may contain white space.)
+        DataError: There is no word, or a word is repeated, empty, contains white space or is not
+            Unicode text, and could not be read back from a file. (The names of other tokens may
+            contain white space.)
     """
 
     words: tuple[str, ...]
@@ -40,19 +46,24 @@ class Vocab:
         object.__setattr__(self, "words", tuple(self.words))
         if not self.words:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
-        exact = self.kind != "words"
-        half = re.compile("[\ud800-\udfff]").search  # of a surrogate pair
         for place, word in enumerate(self.words):
-            if not isinstance(word, str) or not (exact or word.split() == [word]) or half(word):
-                found = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
+            if not self._may_be(word):
+                what = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
                 raise DataError(
-                    f"word {place} of a vocabulary must be text without white space, not {found}"
+                    f"word {place} of a vocabulary must be text without white space, not {what}"
                 )
         if len(self.ids) < len(self.words):
             word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
             raise DataError(
-                f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; keep one"
+                f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; "
+                "keep one"
             )
+
+    def _may_be(self, word: object) -> bool:
+        """Whether a word can be written to a file of this kind of tokens and read back."""
+        if not isinstance(word, str) or _SURROGATE.search(word):
+            return False
+        return self.kind != "words" or word.split() == [word]
 
     def __len__(self) -> int:
         return len(self.words)
@@ -75,7 +86,7 @@ class Vocab:
 
     @cached_property
     def sha256(self) -> str:
-        """The hash of the words in their order (none contains a newline), or of other tokens as `to_json` has them."""
+        """The hash of the words, a line each, or of other tokens as `to_json` has them."""
         text = "\n".join(self.words) if self.kind == "words" else self.to_json()
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -88,12 +99,18 @@ class Vocab:
     def eos(self) -> int:
         """The id of the token that ends a sentence: a newline (among words `<eos>`).
 
-        If the text had no newline: among words the id of `<unk>` (DataError without `<unk>`), else of a space, or 0.
+        If the text had no newline: among words the id of `<unk>` (DataError without `<unk>`), else
+        of a space, or 0.
         """
-        found = [name for name in self.tokens.ends if name in self.ids]
-        if found or self.kind == "words":
-            return int(self.encode(found[:1] or [EOS])[0])
+        names = [name for name in self.tokens.ends if name in self.ids]
+        if names or self.kind == "words":
+            return int(self.encode(names[:1] or [EOS])[0])
         return 0
+
+    @property
+    def newline_id(self) -> int:
+        """The id of a newline (among words `<eos>`); -1 if the training text had none."""
+        return self.ids.get(self.tokens.ends[0], -1)
 
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
@@ -101,44 +118,57 @@ class Vocab:
         return tuple(map(self.tokens.data, self.words))
 
     def tokenize(self, text: str) -> list[str]:
-        """The names of a text's tokens, as if it stood in a file. Raises DataError where it is not Unicode."""
+        """Cuts a text into the names of its tokens, as if it stood in a file.
+
+        Raises:
+            DataError: The text is not Unicode.
+        """
         try:
             return [name for unit in self.tokens.units(text) for name in self.tokens.split(unit)]
         except UnicodeError as error:
             raise DataError(f"the text is not Unicode ({error}): give text in UTF-8") from None
 
     def encode_text(self, text: str) -> np.ndarray:
-        """The ids of a text, int32 `[N]`. Raises DataError as `tokenize` and `encode`."""
+        """Returns the ids of a text, int32 `[N]`.
+
+        Raises:
+            DataError: The text is not Unicode, or has an unknown token (`encode`).
+        """
         return self.encode(self.tokenize(text))
 
-    @property
-    def newline_id(self) -> int:
-        """The id of what a newline is: among words `<eos>`; -1 if the training text had none."""
-        return self.ids.get(self.tokens.ends[0], -1)
-
     def decode_text(self, ids: Iterable[int] | np.ndarray) -> str:
-        """The text of ids: exactly, but for white space among words; what is not UTF-8 becomes U+FFFD."""
+        """Returns the text of ids.
+
+        It is exact, but for white space among words; what is not UTF-8 becomes U+FFFD.
+        """
         return "".join(self.tokens.pieces(self.decode(ids)))
 
     def text_size(
         self, ids: np.ndarray, rows: int = 1, window: int = 1, tokens: Sequence[str] = ()
     ) -> TextSize:
-        """How much text a model predicts of ids `[N]`, cut into `rows` that are read in whole windows.
+        """Measures the text that a model predicts.
 
-        The first token of a row is not predicted. Words have single spaces between them, and `<eos>` is a newline.
-        Counts are exact and additive: those of `[0, n]` and of `[n, N - 1]` together are those of all. With the
-        `tokens` of a text that is read as one row, unknown ones count as they stand there, else as `<unk>`.
+        Words have single spaces between them, and `<eos>` is a newline. Counts are exact and
+        additive: those of `[0, n]` and of `[n, N - 1]` together are those of all.
 
         >>> Vocab(("the", "cat", "<eos>")).text_size(np.array([0, 1, 2, 0, 1]))
         TextSize(tokens=4, bytes=12, characters=12, words=4)
+
+        Args:
+            ids: The ids of the text `[N]`.
+            rows: The rows into which the ids are cut. The first token of a row is not predicted.
+            window: The steps of a window; a row is read in whole windows.
+            tokens: The tokens of a text that is read as one row: unknown ones count as they stand
+                there, instead of as `<unk>`.
         """
         predicted = num_windows(len(ids) // rows, window) * window
         total = np.zeros(4, np.int64)
         step = max(1, BLOCK // rows)
         for start in range(0, predicted, step):
             stop = min(start + step, predicted) + 1
-            cut = batch(ids, rows, start=start, stop=stop).T.tolist()
-            for row in [tokens[start:stop]] if tokens else map(self.decode, cut):
+            columns = batch(ids, rows, start=start, stop=stop).T
+            names = [tokens[start:stop]] if tokens else map(self.decode, columns.tolist())
+            for row in names:
                 total += self._measured(row) - self._measured(row[:1])
         return TextSize(*map(int, total))
 
@@ -157,12 +187,13 @@ class Vocab:
         return np.array([len(names), len(data), characters, len(text.split()) + text.count("\n")])
 
     def encode(self, tokens: Sequence[str]) -> np.ndarray:
-        """The ids of N tokens, int32 `[N]`; a token outside the vocabulary becomes `<unk>`.
-
-        Raises DataError where a token is outside a vocabulary that has no `<unk>`, or `tokens` is a text.
+        """Returns the ids of names of tokens, int32 `[N]`; an unknown one is `<unk>`.
 
         >>> Vocab(("the", "<unk>", "cat")).encode("the cat sat".split()).tolist()
         [0, 2, 1]
+
+        Raises:
+            DataError: A token is unknown and the vocabulary has no `<unk>`, or a text is given.
         """
         if isinstance(tokens, str):
             raise DataError(
@@ -172,21 +203,29 @@ class Vocab:
         ids = np.fromiter(map(self.ids.get, tokens, repeat(unknown)), np.int32, len(tokens))
         if unknown < 0 and (ids < 0).any():
             word = tokens[int(np.argmin(ids))]
-            what = f"the {self.kind[:-1]} {shown(word)} is not in the vocabulary, which has no {UNK} for it"
-            learn = "learn one with a min_count of 2 or more, or use another text"
-            raise DataError(f"{what}; {'use another word' if self.kind == 'words' else learn}")
+            remedy = "learn one with a min_count of 2 or more, or use another text"
+            if self.kind == "words":
+                remedy = "use another word"
+            raise DataError(
+                f"the {self.kind[:-1]} {shown(word)} is not in the vocabulary, which has no {UNK} "
+                f"for it; {remedy}"
+            )
         return ids
 
     def unknown_share(self, ids: np.ndarray) -> float:
-        """The share of ids `[N]` that are `<unk>`, from 0 to 1; 0 without ids, or without `<unk>` in the vocabulary."""
-        unknown = self.unknown_id
-        blocks = (
-            batch(ids, 1, start=start, stop=start + BLOCK) for start in range(0, len(ids), BLOCK)
-        )
-        return sum(int(np.count_nonzero(block == unknown)) for block in blocks) / max(1, len(ids))
+        """Returns the share of ids `[N]` that are `<unk>`, from 0 to 1; without ids it is 0."""
+        unknown = 0
+        for start in range(0, len(ids), BLOCK):
+            block = batch(ids, 1, start=start, stop=start + BLOCK)
+            unknown += int(np.count_nonzero(block == self.unknown_id))
+        return unknown / max(1, len(ids))
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> list[str]:
-        """The N words of ids, integers `[N]`. Raises DataError where an id is outside [0, V)."""
+        """Returns the N words of ids, integers `[N]`.
+
+        Raises:
+            DataError: An id is outside [0, V).
+        """
         places = np.fromiter(ids, np.int64)
         check_ids(places, len(self), "the list")
         return [self.words[place] for place in places.tolist()]
@@ -200,10 +239,11 @@ class Vocab:
         min_count: int = 1,
         kind: Words = WORDS,
     ) -> "Vocab":
-        """The vocabulary of a training text, sorted by (-count, word).
+        """Makes the vocabulary of a training text, sorted by (-count, word).
 
-        Dropped words count as `<unk>`. `<unk>` and the newline are never dropped. Among words `<unk>` is added if the
-        text has none; among characters it is there only if one was dropped, so that training sees it.
+        Dropped words count as `<unk>`. `<unk>` and the newline are never dropped. Among words
+        `<unk>` is added if the text has none; among characters it is there only if one was
+        dropped, so that training sees it.
 
         Args:
             tokens: The tokens of the text, or the count of each of its words.
@@ -215,61 +255,86 @@ class Vocab:
             DataError: `max_size` leaves no room for a word beside `<unk>` and `<eos>`.
         """
         counts = Counter(tokens)
-        special = {UNK} | ({kind.newline} & counts.keys())
 
         def rank(word: str) -> tuple[int, str]:
             return -counts[word], word
 
-        kept = sorted(frequent(counts, min_count, kind), key=rank)
-        if max_size is not None and len(kept) > max_size:
+        words = sorted(frequent(counts, min_count, kind), key=rank)
+        if max_size is not None and len(words) > max_size:
+            special = {UNK} | ({kind.newline} & counts.keys())
             if max_size <= len(special):
                 raise DataError(
-                    f"the vocabulary size must be over {len(special)} to hold a word, not {max_size}"
+                    f"the vocabulary size must be over {len(special)} to hold a word, not "
+                    f"{max_size}"
                 )
-            usual = [word for word in kept if word not in special]
-            kept = [*special, *usual[: max_size - len(special)]]
-        counts[UNK] += counts.total() - sum(counts[word] for word in kept)
-        return cls(tuple(sorted(kept, key=rank)), kind)
+            usual = [word for word in words if word not in special]
+            words = [*special, *usual[: max_size - len(special)]]
+        counts[UNK] += counts.total() - sum(counts[word] for word in words)
+        return cls(tuple(sorted(words, key=rank)), kind)
 
     def to_json(self) -> str:
-        """Words as a JSON list, one on each line; other tokens as an object. `from_json` reads it back."""
+        """Returns words as a JSON list, one on each line; other tokens as an object."""
         if self.kind == "words":
             return json.dumps(self.words, indent=0) + "\n"
-        words = {} if self.tokens.names else {"words": self.words}
-        return json.dumps({"tokens": self.kind, **self.tokens.fields(), **words}, indent=0) + "\n"
+        tree = {"tokens": self.kind, **self.tokens.fields()}
+        if not self.tokens.names:
+            tree["words"] = self.words
+        return json.dumps(tree, indent=0) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Vocab":
-        """Reads the vocabulary that `to_json` wrote. Raises DataError where the text is anything else."""
+        """Reads the vocabulary that `to_json` wrote.
+
+        Raises:
+            DataError: The text is anything else.
+        """
+        kind = WORDS
         try:
-            tree = json.loads(text)
-            if isinstance(tree, dict) and "tokens" in tree:
-                words = tree.pop("words", ())
-                kind = from_fields(tree.pop("tokens"), tree)
-                return cls(kind.names or tuple(words), kind)
+            words = json.loads(text)
+            if isinstance(words, dict) and "tokens" in words:
+                fields = words
+                words = fields.pop("words", [])
+                kind = from_fields(fields.pop("tokens"), fields)
+                words = list(kind.names) or words
         except DataError:
             raise
         except (ValueError, RecursionError, TypeError) as error:
             raise DataError(
                 f"the vocabulary is not valid JSON ({error}); restore it from a copy"
             ) from None
-        if not isinstance(tree, list):
+        if not isinstance(words, list):
             raise DataError("this JSON is no vocabulary that jaxlm wrote; restore it from a copy")
-        return cls(tuple(tree))
+        return cls(tuple(words), kind)
 
 
 def check_ids(ids: np.ndarray, words: int, where: str) -> None:
-    """Raises DataError, beginning with `where`, if an id of the integer array lies outside [0, words)."""
+    """Checks that ids are those of a vocabulary.
+
+    Args:
+        ids: Integers of any shape.
+        words: How many words the vocabulary has.
+        where: What holds the ids, to begin an error with.
+
+    Raises:
+        DataError: An id lies outside [0, words).
+    """
     low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
     if low < 0 or high >= words:
-        found = f"the id {low if low < 0 else high}, outside the vocabulary, whose ids are 0 to {words - 1}"
-        raise DataError(f"{where} holds {found}: encode the text again with this vocabulary")
+        raise DataError(
+            f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids "
+            f"are 0 to {words - 1}: encode the text again with this vocabulary"
+        )
 
 
 def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str]:
-    """The words of a vocabulary that occur often enough, in any order; `<unk>`, which stands for the others, is one.
+    """Selects the words that occur often enough for a vocabulary, in any order.
 
-    The newline is always one, and among words so is `<unk>`.
+    The newline is always one of them, and among words so is `<unk>`, which stands for the others.
+
+    Args:
+        counts: How often each word occurs.
+        min_count: Words that occur less often are left out.
+        kind: `Words()` or `Characters()`.
     """
     words = [
         word
