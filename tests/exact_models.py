@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxlm.data.embedded import BITS, Size, Generator
+from jaxlm.data.embedded import BITS, Generator, Size
 
 
 @dataclass(frozen=True, eq=False)
