@@ -204,7 +204,8 @@ def test_one_that_there_is_no_memory_for_now_is_not_taken_for_damaged(tmp_path, 
 
     monkeypatch.setattr(state_arrays, "decoded", full)
     with pytest.raises(
-        CheckpointError, match="00000002 cannot be read: there is not enough memory"
+        CheckpointError,
+        match=r"00000002/state\.safetensors cannot be read: there is not enough memory",
     ):
         checkpoint.newest_intact(tmp_path)
 

@@ -390,7 +390,7 @@ def test_the_record_of_a_run_resumed_often_keeps_the_sessions_that_it_has_room_f
     )  # a file as large as can be read
     (run_dir / "run.json").write_text(json.dumps(record))
     with lock(run_dir) as held:
-        rundir.resume(held.folder, CONFIG, corpus, devices=(2, 1))
+        rundir.resume(held.folder, CONFIG, corpus, rundir.Setup(devices=(2, 1)))
     kept = rundir.saved_record(run_dir)["sessions"]
     assert kept[0] == first and [one["command"][0] for one in kept[1:-1]] == ["b", "c"]
     assert kept[-1]["devices"] == [2, 1]

@@ -71,7 +71,7 @@ def test_any_chunks_and_any_resume_give_the_same_bytes(rows, chunk, other):
         again, synced = logged(Path(second), values, other)
         assert again == whole
         for start, kept in synced:
-            with opened(Path(second), "ptb", kept=kept) as log:
+            with opened(Path(second), "ptb", prefix=kept) as log:
                 write(log, values, start=start)
             assert (Path(second) / "metrics.jsonl").read_bytes() == whole
 
@@ -107,7 +107,7 @@ def test_an_epochs_cost_is_the_same_written_and_resumed(windows, data):
             kept = log.sync()
             skipped = log.skipped
             written = [log.epoch_cost(epoch) for epoch in (1, 2, 3)]
-        with opened(Path(folder), bptt_length=5, kept=kept) as log:
+        with opened(Path(folder), bptt_length=5, prefix=kept) as log:
             assert [log.epoch_cost(epoch) for epoch in (1, 2, 3)] == written
             assert log.skipped == skipped
     for epoch, (cost, steps) in zip((1, 2, 3), written, strict=True):
@@ -151,7 +151,7 @@ def test_the_lines_are_as_documented(tmp_path):
 
 def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
     for second in (1, 2):
-        with opened(tmp_path, "ptb", kept=Prefix()) as log:
+        with opened(tmp_path, "ptb", prefix=Prefix()) as log:
             log.timing(seconds=second)
     assert (tmp_path / "timing.jsonl").read_text().count("\n") == 2
     assert read_metrics(tmp_path) == []
@@ -160,7 +160,10 @@ def test_timing_is_appended_to_and_a_resume_at_zero_needs_no_file(tmp_path):
 @pytest.mark.parametrize("kept", [Prefix(10_000, "0"), Prefix(5, "0")])
 def test_what_cannot_be_resumed_is_refused_and_left_alone(tmp_path, kept):
     before, _ = logged(tmp_path, series(8), 4)
-    with pytest.raises(RunDirError, match=re.escape("metrics.jsonl")), opened(tmp_path, kept=kept):
+    with (
+        pytest.raises(RunDirError, match=re.escape("metrics.jsonl")),
+        opened(tmp_path, prefix=kept),
+    ):
         pass
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
@@ -176,7 +179,7 @@ def test_nothing_is_written_to_what_is_not_a_file_of_the_run(tmp_path, name, int
     if name == "metrics.jsonl":
         kept = Prefix()
         refused = pytest.raises(RunDirError, match=r"cannot write.*metrics.jsonl")
-    with refused, opened(run_dir, kept=kept) as log:
+    with refused, opened(run_dir, prefix=kept) as log:
         log.timing(seconds=1)
     assert target.read_text() == "precious"
 
@@ -195,7 +198,7 @@ def test_only_a_regular_file_of_bounded_size_is_read(tmp_path, intruder):
     if intruder != "gone":
         with (
             pytest.raises(RunDirError, match=re.escape(str(path))),
-            opened(tmp_path / "run", kept=Prefix(10, "0")),
+            opened(tmp_path / "run", prefix=Prefix(10, "0")),
         ):
             pass
 
@@ -220,7 +223,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_resumed_one_is_whole(t
             write(log, values, start=12)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    with opened(tmp_path, "ptb", kept=kept) as log:
+    with opened(tmp_path, "ptb", prefix=kept) as log:
         write(log, values, start=12)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 

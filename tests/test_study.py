@@ -527,7 +527,8 @@ def test_auto_is_what_the_machine_took_that_began_the_sweep(tmp_path, monkeypatc
     how: Any = dict(workers=1, quiet=True, storage=f"sqlite:///{tmp_path / 'db'}")
     for name, rate in (("one", 9.0), ("two", 0.1)):
         monkeypatch.setattr(
-            "jaxlm.runs.precision.rates", lambda _, rate=rate: {"float32": 1.0, "bfloat16": rate}
+            "jaxlm.runs.precision.measured_rates",
+            lambda _, rate=rate: {"float32": 1.0, "bfloat16": rate},
         )
         config = TINY.replace(epochs=1, compute_dtype="auto")
         found = jaxlm.sweep(config, {"learning_rate": [0.5]}, run_dir=tmp_path / name, **how)

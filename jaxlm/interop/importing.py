@@ -21,7 +21,7 @@ from jaxlm.hashed_json import strict_json
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
-from jaxlm.runs import directory, state_arrays
+from jaxlm.runs import directory, ram, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -116,9 +116,9 @@ def _read_hub(folder: Path) -> ForeignModel:
     template = state_arrays.shapes_of_state(config).params
     template = {**template, "embedding": {"weight": template["embedding"]}}
     path = folder / WEIGHTS
-    params: Any = state_arrays.decoded(
-        read_bytes(path, state_arrays.most_bytes(template, "its model")), template, path
-    )
+    ram.check(state_arrays.bytes_of(template), "its model", "it cannot be loaded here")
+    with reader(path) as file:
+        params: Any = state_arrays.decoded(file.read, template, path)
     for name, leaf in state_arrays.flat(params).items():
         as_float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}

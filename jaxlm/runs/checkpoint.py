@@ -1,59 +1,57 @@
 """Checkpoints: a directory each, whole or absent, with every byte verified before it is used.
 
     RUN/checkpoints/00000774/   manifest.json  config.json  vocab.json
-                                state.safetensors (each array under its dotted name; a PRNG key is its bits)
+                                state.safetensors (each array under its dotted name; a PRNG key is
+                                its bits)
 
-The manifest seals itself, the sha256 of each file, and the length and sha256 of the run's metrics.jsonl at its step.
-A checkpoint appears under its name by one rename, after all its bytes have reached the disk; only then are older ones
-removed. A name that begins with a dot is unfinished or half removed, and is never read. Which checkpoint is *last* and
-which is *best* follows from the manifests, so no label can go stale. A file is opened once, over no link, and its size
-is bounded first: a stranger's checkpoint is only data. JAX is loaded only to save or to read arrays.
+The manifest carries its own sha256, that of each file, and the length and sha256 of the run's
+metrics.jsonl at its step. A checkpoint appears under its name by one rename, after all its bytes
+have reached the disk; only then are older ones removed. A name that begins with a dot is unfinished
+or half removed, and is never read. Which checkpoint is *last* and which is *best* follows from the
+manifests, so no label can go stale. A file is opened once, over no link, and its size is bounded
+first: a stranger's checkpoint is only data.
 """
 
 import hashlib
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
 from jaxlm.hashed_json import from_hashed_json, to_hashed_json
+from jaxlm.runs import ram, state_arrays
 from jaxlm.runs.metrics import Prefix
-
-if TYPE_CHECKING:
-    from jaxlm.training.step import TrainState
 
 FORMAT = 3
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 STATE = "state.safetensors"
 MOST_BYTES = {MANIFEST: 1 << 20, "config.json": 1 << 20, "vocab.json": MAX_VOCAB_BYTES}
+LIBRARIES = ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy")
 _STEP = re.compile("[0-9]{8,10}")
 
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a run's results depend on."""
-    found: dict[str, str] = dict.fromkeys(
-        ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy"), "unknown"
-    )
-    for name in found:
-        with suppress(
-            PackageNotFoundError
-        ):  # a source tree that is imported without being installed
-            found[name] = version(name)
-    return found
+    versions = dict.fromkeys(LIBRARIES, "unknown")
+    for name in versions:
+        with suppress(PackageNotFoundError):  # a source tree that is imported uninstalled
+            versions[name] = version(name)
+    return versions
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is of."""
+    """What a checkpoint holds."""
 
     step: int  # windows trained
     epoch: int  # epochs finished
@@ -63,7 +61,7 @@ class Manifest:
     metrics_sha256: str = Prefix().sha256
     versions: dict[str, str] = field(default_factory=library_versions)
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
-    words: int | None = None  # seen, of `keep_checkpoints`: it is kept for good
+    words: int | None = None  # the milestone of `keep_checkpoints` for which it is kept for good
     format: int = FORMAT
 
     @property
@@ -79,25 +77,26 @@ class Checkpoint:
     manifest: Manifest
     config: Config
     vocab: Vocab
-    state: "TrainState"
+    state: Any  # the TrainState, or the part of it that was asked for
 
 
 class Unreadable(CheckpointError):
-    """A checkpoint that there is no memory or no permission to read now, and that may be intact."""
+    """A checkpoint that cannot be read now, for want of memory or permission; it may be intact."""
 
 
 def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> None:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
     Args:
-        run: the run's directory, which the caller holds (`lock.lock`).
-        state: a pytree of arrays, whole in the host's memory or on one device.
-        manifest: what the checkpoint is of; its files are filled in here.
-    Raises:
-        RunDirError: the disk refuses; the checkpoints before this one are then unchanged.
-    """
-    from jaxlm.runs import state_arrays
+        run: The run's directory, which the caller holds (`lock.lock`).
+        state: A pytree of arrays, whole in the host's memory or on one device.
+        config: The run's config.
+        vocab: The vocabulary of the run's corpus.
+        manifest: What the checkpoint holds; its `files` are filled in here.
 
+    Raises:
+        RunDirError: The disk refuses; the checkpoints before this one are then unchanged.
+    """
     name = f"{manifest.step:08d}"
     remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
     what = f"cannot save {run.path / FOLDER / name}"
@@ -105,8 +104,8 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
         contents = {
             "config.json": config.to_json().encode(),
             "vocab.json": vocab.to_json().encode(),
+            STATE: state_arrays.encoded(state),
         }
-        contents[STATE] = state_arrays.encoded(state)
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
         contents[MANIFEST] = to_hashed_json(asdict(replace(manifest, files=hashes))).encode()
         folder.clean()
@@ -115,98 +114,154 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
                 new.write(file, data)
             if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
                 folder.discard(name)
-        found = manifests(run)
-        kept = {*[*found][-config.train.keep_last :], best_step(found)}
-        every = config.train.keep_every
-        for step, saved in found.items():  # (one that cannot be read may have been kept for good)
-            due = every and saved.valid_perplexity is not None and saved.epoch % every == 0
-            if not (step in kept or saved.words or due):
+        # A checkpoint whose manifest cannot be read may have been kept for good: it stays.
+        saved = manifests(run)
+        newest = list(saved)[-config.train.keep_last :]
+        best = best_step(saved)
+        for step, manifest in saved.items():
+            if step not in newest and step != best and not _kept_for_good(manifest, config):
                 folder.discard(f"{step:08d}")
 
 
-def set_aside_later(run: Folder, step: int) -> None:
-    """Renames the checkpoints after the one that a run is resumed from, which cannot be read, to `STEP.damaged`.
+def _kept_for_good(manifest: Manifest, config: Config) -> bool:
+    """Whether a checkpoint is one of `keep_checkpoints`, or of each `keep_every`-th epoch."""
+    if manifest.words:
+        return True
+    every = config.train.keep_every
+    if not every or manifest.valid_perplexity is None:
+        return False
+    return manifest.epoch % every == 0
 
-    The metrics that they sealed are written again, so that none of them could be resumed from later.
+
+def set_aside_later(run: Folder, step: int) -> None:
+    """Renames the checkpoints after a step, which cannot be read, to `STEP.damaged`.
+
+    The run is resumed from that step and writes other lines of metrics, so nothing could be resumed
+    from the later checkpoints.
+
+    Args:
+        run: The run's directory, which the caller holds.
+        step: The checkpoint that the run is resumed from.
     """
     with run.folder(FOLDER) as folder:
         for later, path in _listed(run).items():
             if later > step:
-                folder.remove(aside := f"{path.name}.damaged")
-                folder.rename(path.name, aside)
+                damaged = f"{path.name}.damaged"
+                folder.remove(damaged)
+                folder.rename(path.name, damaged)
         folder.sync()
 
 
 def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:
-    """{step: manifest} of the run's checkpoints whose manifest is intact, by step.
+    """The manifests of a run's checkpoints that are intact; no arrays are read.
 
-    A sentence about each manifest that is missing or damaged is appended to `problems`. Raises CheckpointError where
-    the checkpoints are behind a link, or cannot be listed.
+    Args:
+        run: The run's directory.
+        problems: A sentence about each manifest that is missing or damaged is appended to it.
+
+    Returns:
+        {step: manifest}, by step.
+
+    Raises:
+        CheckpointError: The checkpoints are behind a link, or cannot be listed.
     """
-    found = {}
+    intact = {}
     for step, path in _listed(run).items():
         try:
             with _sound(path), Folder.open(path, follow=False) as folder:
-                found[step] = _manifest(folder)
+                intact[step] = _manifest(folder)
         except CheckpointError as error:
-            if problems is not None and step in _listed(
-                run
-            ):  # (else a run that trains has just removed it)
+            # A run that is training may have removed the checkpoint meanwhile.
+            if problems is not None and step in _listed(run):
                 problems.append(str(error))
-    return found
+    return intact
 
 
-def best_step(found: Mapping[int, Manifest]) -> int | None:
-    """The step with the lowest validation perplexity."""
-    measured = {
-        step: valid
-        for step, one in found.items()
-        if math.isfinite(valid := one.valid_perplexity or math.nan)
-    }
+def best_step(manifests: Mapping[int, Manifest]) -> int | None:
+    """The step with the lowest validation perplexity; None if none was validated."""
+    measured = {}
+    for step, manifest in manifests.items():
+        valid = manifest.valid_perplexity
+        if valid and math.isfinite(valid):
+            measured[step] = valid
     return min(measured, key=measured.__getitem__, default=None)
 
 
 def find(run: str | Path | Folder, which: str | int = "last") -> Path:
-    """The directory of the checkpoint `last` or `best`, or of a step. Raises CheckpointError if there is none."""
-    found = _listed(run)
-    if not found:
+    """The directory of a checkpoint.
+
+    Args:
+        run: The run's directory.
+        which: `last`, `best` or a step.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
+    folders = _listed(run)
+    if not folders:
         raise CheckpointError(
             f"{Path(run)} holds no checkpoints: give the directory of a run that jaxlm trained"
         )
-    if which in ("last", "best"):
-        step = max(found) if which == "last" else best_step(manifests(run))
-    else:
-        step = int(which) if re.fullmatch("[0-9]{1,10}", str(which)) else None
-    if step not in found:
-        raise CheckpointError(
-            f"{Path(run)} has no checkpoint {which!r}; it has {', '.join(map(str, found))}"
-        )
-    return found[step]
+    step = None
+    if which == "last":
+        step = max(folders)
+    elif which == "best":
+        step = best_step(manifests(run))
+    elif re.fullmatch("[0-9]{1,10}", str(which)):
+        step = int(which)
+    if step not in folders:
+        there = ", ".join(map(str, folders))
+        raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {there}")
+    return folders[step]
 
 
-def load(run: str | Path | Folder, which: str | int = "last") -> Checkpoint:
-    """Finds and reads a checkpoint. Where it is damaged, the CheckpointError offers the newest intact one."""
+def load(
+    run: str | Path | Folder,
+    which: str | int = "last",
+    part: Callable[[Any], Any] = state_arrays.whole,
+) -> Checkpoint:
+    """Finds and reads a checkpoint.
+
+    Args:
+        run: The run's directory.
+        which: `last`, `best` or a step.
+        part: Picks the part of the state to decode, such as `state_arrays.evaluated`.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged; then the newest intact one
+        is
+            offered.
+    """
     path = find(run, which)
     try:
-        return read(path)
+        return read(path, part)
     except CheckpointError as error:
         if find(run, which) != path:
-            return load(run, which)  # a run that trains has removed it meanwhile
-        intact, _ = newest_intact(run)
+            return load(run, which, part)  # a run that is training has removed it meanwhile
+        intact, _ = newest_intact(run, part)
         offer = "none of this run's is intact"
         if intact:
-            offer = (
-                f"this run's newest intact one is {intact.manifest.step}: name it with --checkpoint"
-            )
+            step = intact.manifest.step
+            offer = f"this run's newest intact one is {step}: name it with --checkpoint"
         raise CheckpointError(f"{error}; {offer}") from None
 
 
-def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a sentence for each newer one that does not. Raises Unreadable."""
+def newest_intact(
+    run: str | Path | Folder, part: Callable[[Any], Any] = state_arrays.whole
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not.
+
+    Args:
+        run: The run's directory.
+        part: Picks the part of the state to decode.
+
+    Raises:
+        Unreadable: One cannot be read now, and may be intact.
+    """
     problems = []
     for path in reversed(_listed(run).values()):
         try:
-            return read(path), problems
+            return read(path, part), problems
         except Unreadable:
             raise
         except CheckpointError as error:
@@ -214,25 +269,31 @@ def newest_intact(run: str | Path | Folder) -> tuple[Checkpoint | None, list[str
     return None, problems
 
 
-def read(path: str | Path) -> Checkpoint:
-    """A checkpoint, every byte of it verified, from its own directory; `load` finds it in a run's.
+def read(path: str | Path, part: Callable[[Any], Any] = state_arrays.whole) -> Checkpoint:
+    """A checkpoint from its own directory, every byte of it verified; `load` finds it in a run's.
 
-    Raises CheckpointError, naming the file that is not as it was saved.
+    Args:
+        path: The checkpoint's directory.
+        part: Picks the part of the state to decode, and to have the memory for.
+
+    Raises:
+        CheckpointError: A file is not as it was saved, which is named.
+        Unreadable: There is no memory or no permission to read it.
     """
-    from jaxlm.runs import state_arrays
-
     path = Path(path)
     with _sound(path, "cannot be read"), Folder.open(path, follow=False) as folder:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
         with explained(Unreadable, f"{path} cannot be read"):
-            most = state_arrays.most_bytes(template, "its config")
-        for other in sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE}):
-            raise CheckpointError(f"{path}/{other} does not belong to a checkpoint of this config")
-        state = state_arrays.decoded(
-            _verified(folder, manifest, STATE, most), template, path / STATE
-        )
+            needed = state_arrays.bytes_of(part(template))
+            ram.check(needed, "its config", "it cannot be loaded here")
+        strangers = sorted({*manifest.files, *folder.names()} - {*MOST_BYTES, STATE})
+        if strangers:
+            raise CheckpointError(
+                f"{path}/{strangers[0]} does not belong to a checkpoint of this config"
+            )
+        state = _verified_state(folder, manifest, template, part)
         vocab = Vocab.from_json(_verified(folder, manifest, "vocab.json").decode())
         words = config.model.vocab_size
         if words != len(vocab):
@@ -244,7 +305,7 @@ def read(path: str | Path) -> Checkpoint:
 
 @contextmanager
 def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
-    """Turns an error of reading into a CheckpointError with the problem; Unreadable without memory or permission."""
+    """Turns an error of reading into CheckpointError, or Unreadable if it may be intact."""
     with explained(CheckpointError, f"{path} {problem}"):
         try:
             yield
@@ -253,16 +314,18 @@ def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
 
 
 def _manifest(folder: Folder) -> Manifest:
-    """The manifest of a checkpoint. Raises CheckpointError where it is missing or not the bytes that were sealed."""
+    """The manifest of a checkpoint. Raises CheckpointError where it is missing or damaged."""
     with _sound(folder.path / MANIFEST):
         tree = from_hashed_json(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
-        if tree.get("format") != FORMAT:
+        written = tree.get("format")
+        if written != FORMAT:
             raise ValueError(
-                f"its format is {str(tree.get('format'))[:20]!r}; this version of jaxlm reads {FORMAT}"
+                f"its format is {str(written)[:20]!r}; this version of jaxlm reads {FORMAT}"
             )
-        if {*tree, "words"} != {*Manifest.__dataclass_fields__} or not _well_formed(
-            manifest := Manifest(**tree)
-        ):
+        if {*tree, "words"} != {*Manifest.__dataclass_fields__}:
+            raise ValueError("it holds something else than a manifest does")
+        manifest = Manifest(**tree)
+        if not _well_formed(manifest):
             raise ValueError("it holds something else than a manifest does")
         if _STEP.fullmatch(folder.path.name) and int(folder.path.name) != manifest.step:
             raise ValueError(f"it is that of window {manifest.step}")
@@ -278,30 +341,56 @@ def _well_formed(manifest: Manifest) -> bool:
         and type(manifest.valid_perplexity) in (float, type(None))
         and type(manifest.words) in (int, type(None))
         and all(isinstance(table, dict) for table in tables)
-        and all(
-            isinstance(word, str) for table in tables for item in table.items() for word in item
-        )
+        and all(isinstance(text, str) for table in tables for text in [*table, *table.values()])
         and manifest.corpus.keys() >= {"name", "sha256"}
     )
 
 
-def _verified(folder: Folder, manifest: Manifest, name: str, most: int | None = None) -> bytes:
-    """The bytes of a file, of at most `most`. Raises CheckpointError where they are not those that were sealed."""
+def _verified(folder: Folder, manifest: Manifest, name: str) -> bytes:
+    """The bytes of a file. Raises CheckpointError where they are not those that were saved."""
     with _sound(folder.path / name):
-        data = folder.read(name, MOST_BYTES[name] if most is None else most)
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != (expected := manifest.files.get(name)):
-            raise ValueError(f"expected sha256 {expected}, found {actual}")
+        data = folder.read(name, MOST_BYTES[name])
+        _check_hash(manifest, name, hashlib.sha256(data).hexdigest())
         return data
 
 
+def _verified_state(
+    folder: Folder, manifest: Manifest, template: Any, part: Callable[[Any], Any]
+) -> Any:
+    """A part of the state, decoded from the very bytes that are hashed."""
+    path = folder.path / STATE
+    most = state_arrays.most_file_bytes(template)
+    with _sound(path), folder.reader(STATE) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"expected at most {most:,} bytes, found {size:,}")
+        digest = hashlib.sha256()
+
+        def read(count: int) -> bytes:
+            data = file.read(count)
+            digest.update(data)
+            return data
+
+        try:
+            return state_arrays.decoded(read, template, path, part)
+        finally:  # a wrong hash is the error to report, whatever decoding has met
+            while read(state_arrays.BLOCK):
+                pass
+            _check_hash(manifest, STATE, digest.hexdigest())
+
+
+def _check_hash(manifest: Manifest, name: str, actual: str) -> None:
+    expected = manifest.files.get(name)
+    if actual != expected:
+        raise ValueError(f"expected sha256 {expected}, found {actual}")
+
+
 def _listed(run: str | Path | Folder) -> dict[int, Path]:
-    """{step: directory} of a run's checkpoints, by step. Raises CheckpointError where they are behind a link."""
+    """{step: directory} of a run's checkpoints, by step. Raises CheckpointError."""
     path = Path(run) / FOLDER
     names = []
-    what = f"{path} cannot be read"
     with (
-        explained(CheckpointError, what),
+        explained(CheckpointError, f"{path} cannot be read"),
         suppress(FileNotFoundError),
         Folder.open(path, follow=False) as folder,
     ):

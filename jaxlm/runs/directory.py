@@ -2,8 +2,8 @@
 
     RUN/  config.json  run.json  metrics.jsonl  timing.jsonl  curve.png  checkpoints/
 
-`config.json` is written last: from then on the directory holds a run, and is resumed; before, one begins in it. The
-vocabulary is in each checkpoint. JAX is loaded only where a run begins or is resumed.
+`config.json` is written last: from then on the directory holds a run, and is resumed; before, one
+begins in it. The vocabulary is in each checkpoint.
 """
 
 import json
@@ -12,17 +12,22 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxlm.config.config import Config, conflicts
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.vocab import Vocab
 from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.hashed_json import from_hashed_json, strict_json, to_hashed_json
-from jaxlm.runs import checkpoint
+from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
@@ -35,13 +40,29 @@ MOST_BYTES = 1 << 20  # of config.json and run.json
 DRAWN = "drawn from the seed"  # the origin of a run's parameters, in run.json
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How a process trains a run, for the record in `run.json`."""
+
+    given_params: bool = False  # in place of parameters drawn from the seed
+    devices: tuple[int, int] = (1, 1)  # that the rows, and that the words, are spread over
+    rates: Mapping[str, float] | None = None  # {dtype: 1e9 operations a second}, where measured
+
+
 def check(run: str | Path | Folder, resume: bool) -> None:
-    """Raises RunDirError where there is no run to resume, or where a new run cannot begin: the place is not empty."""
+    """Checks that a run can be resumed, or begin, in a directory.
+
+    Args:
+        run: The directory, which may be missing.
+        resume: Whether a run is to be resumed there.
+
+    Raises:
+        RunDirError: There is no run to resume; or a run is to begin, and the place is not empty.
+    """
     where = Path(run)
     names = []
-    what = f"{where} cannot be used"
     with (
-        explained(RunDirError, what, ELSEWHERE),
+        explained(RunDirError, f"{where} cannot be used", ELSEWHERE),
         suppress(FileNotFoundError),
         Folder.open(run) as folder,
     ):
@@ -49,69 +70,99 @@ def check(run: str | Path | Folder, resume: bool) -> None:
     if resume and CONFIG not in names:
         remedy = "check the path, or train one there, without --resume"
         raise RunDirError(f"{where} holds no run ({CONFIG} is not there): {remedy}")
-    # Files that a process leaves which was killed before config.json was written do not count.
-    other = [name for name in names if not re.fullmatch(r"\.lock|\.partial-.*|run\.json", name)]
+    # A process that is killed before it writes config.json leaves these.
+    left = re.compile(r"\.lock|\.partial-.*|run\.json")
+    other = [name for name in names if not left.fullmatch(name)]
     if other and not resume:
         remedy = "resume the run in it with --resume, or choose another --run-dir"
         raise RunDirError(f"{where} is not empty (it holds {', '.join(other[:4])}): {remedy}")
 
 
-def begin(
-    run: Folder,
-    config: Config,
-    corpus: Corpus,
-    given_params: bool = False,
-    devices: tuple[int, int] = (1, 1),
-) -> None:
-    """Writes a new run's config and surroundings into an empty directory, which the caller holds (`lock.lock`).
+def begin(run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()) -> None:
+    """Writes a new run's config and surroundings into an empty directory.
 
     Args:
-        devices: how many the rows, and how many the words, are spread over.
+        run: The directory, which the caller holds (`lock.lock`).
+        config: What is trained.
+        corpus: What it is trained on.
+        setup: How this process trains it.
+
     Raises:
-        RunDirError: the directory is not empty or cannot be written, or no checkpoint could hold the vocabulary.
+        RunDirError: The directory is not empty or cannot be written, or no checkpoint could hold
+        the
+            vocabulary.
     """
     check(run, resume=False)
-    size = len(corpus.vocab.to_json())
-    if size > MAX_VOCAB_BYTES:  # (which is ASCII)
-        most = f"one of at most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
+    size = len(corpus.vocab.to_json())  # ASCII
+    if size > MAX_VOCAB_BYTES:
         raise RunDirError(
-            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and {most}"
+            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at "
+            f"most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
         )
+    params = "given" if setup.given_params else DRAWN
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
-        record = {"corpus": _described(corpus), "params": "given" if given_params else DRAWN}
-        _write(run, record, config, devices)
+        _write(run, {"corpus": _described(corpus), "params": params}, config, setup)
 
 
-def _write(run: Folder, record: dict[str, Any], config: Config, devices: tuple[int, int]) -> None:
-    """Writes run.json, with what trains now, and then config.json, sealed: at first the only copy of the config."""
-    from jaxlm.runs.precision import known
-
-    sessions = [*record.get("sessions", []), session(devices)]
-    record = {**record, "rates": known(config), "sessions": sessions}
-    while len(text := json.dumps(record, indent=1) + "\n") > MOST_BYTES and len(sessions) > 2:
-        del sessions[1]  # (`reproduce` needs the first)
-    run.write(RECORD, text.encode())
+def _write(run: Folder, record: dict[str, Any], config: Config, setup: Setup) -> None:
+    """Writes run.json, with a new session; then config.json, at first the only copy."""
+    sessions = [*record.get("sessions", []), session(setup.devices)]
+    record = {**record, "rates": setup.rates or record.get("rates"), "sessions": sessions}
+    text = json.dumps(record, indent=1)
+    while len(text) >= MOST_BYTES and len(sessions) > 2:
+        del sessions[1]  # `reproduce` needs the first
+        text = json.dumps(record, indent=1)
+    run.write(RECORD, f"{text}\n".encode())
     run.write(CONFIG, to_hashed_json(json.loads(config.to_json())).encode())
 
 
 def saved_config(run: str | Path | Folder) -> Config:
     """The config of the run in a directory, from its last checkpoint where its own file is damaged.
 
-    Raises RunDirError where there is no run.
+    Raises:
+        RunDirError: There is no run.
     """
     check(run, resume=True)
     try:
         with Folder.open(run) as folder:
             return _read_config(folder)
     except RunDirError as error:
-        found, _ = checkpoint.newest_intact(run)
-        if found is None:
+        saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
+        if saved is None:
             raise RunDirError(f"{Path(run)} holds no run that can be resumed: {error}") from None
-        return found.config
+        return saved.config
+
+
+def saved_choices(config: Config, run: str | Path | Folder) -> tuple[Config, Vocab | None]:
+    """What a run in a directory has taken before its corpus is loaded again.
+
+    Args:
+        config: The config to resume it with.
+        run: The run's directory.
+
+    Returns:
+        The config with the run's dtype in place of `auto`; and the run's vocabulary where it may
+        differ from the one that its text gives: of subwords, and of parameters that were given.
+    """
+    with suppress(RunDirError, CheckpointError):
+        config = with_saved_dtype(config, run)
+        if config.data.tokens == "subwords" or not _drew_params(run):
+            saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
+            if saved:
+                return config, saved.vocab
+    return config, None
 
 
 def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
-    """The config with the dtype that the run in a directory has taken, in place of `auto`. Raises RunDirError."""
+    """The config with the dtype that the run in a directory has taken, in place of `auto`.
+
+    Args:
+        config: The config to resume it with.
+        run: The run's directory.
+
+    Raises:
+        RunDirError: There is no run.
+    """
     if config.model.compute_dtype != "auto":
         return config
     return config.replace(compute_dtype=saved_config(run).model.compute_dtype)
@@ -120,140 +171,175 @@ def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
 def _read_config(run: Folder) -> Config:
     with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
         text = run.read(CONFIG, MOST_BYTES)
-        from_hashed_json(
-            text
-        )  # before its first checkpoint a changed digit would train another run
+        from_hashed_json(text)  # before its first checkpoint a changed digit would train another run
         return Config.from_json(text.decode())
 
 
 def saved_record(run: str | Path | Folder) -> dict[str, Any]:
-    """The contents of `run.json`. Raises RunDirError where it is missing or damaged."""
+    """The contents of `run.json`.
+
+    Raises:
+        RunDirError: It is missing or damaged.
+    """
     with explained(RunDirError, f"{Path(run) / RECORD} cannot be read"), Folder.open(run) as folder:
         record = strict_json(folder.read(RECORD, MOST_BYTES))
         match record:
-            case {"corpus": dict(), "sessions": [_, *_] as sessions} if all(
-                isinstance(one, dict) for one in sessions
-            ):
-                return record
+            case {"corpus": dict(), "sessions": [_, *_] as sessions}:
+                if all(isinstance(session, dict) for session in sessions):
+                    return record
         raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
 
 
-def drew_params(run: str | Path | Folder) -> bool:
-    """Whether a run is known to have drawn its parameters from its seed; of a lost `run.json` it is not."""
+def _drew_params(run: str | Path | Folder) -> bool:
+    """Whether a run is known, from its `run.json`, to have drawn its parameters from its seed."""
     with suppress(RunDirError):
         return saved_record(run).get("params") == DRAWN
     return False
 
 
 def resume(
-    run: Folder,
-    config: Config,
-    corpus: Corpus,
-    given_params: bool = False,
-    devices: tuple[int, int] = (1, 1),
+    run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()
 ) -> tuple[Checkpoint | None, list[str]]:
     """Finds the checkpoint from which a run is resumed, and records the new session.
 
     Args:
-        run: the directory, which the caller holds (`lock.lock`).
-        config: the run's, with the fields changed that may change (`MAY_CHANGE`).
-        corpus, given_params, devices: as in `begin`.
+        run: The directory, which the caller holds (`lock.lock`).
+        config: The run's, with the fields changed that may change (`MAY_CHANGE`).
+        corpus: What it is trained on.
+        setup: How this process trains it.
+
     Returns:
-        The newest intact checkpoint (None: the run starts from the beginning), and notes for the user.
+        The newest intact checkpoint (None: the run starts from the beginning), and notes for the
+        user.
+
     Raises:
-        RunDirError: the run there has another config or corpus (each difference is named), had not saved the parameters
-            that it was given, or cannot be written.
-        CheckpointError: there are checkpoints, and none is intact.
+        RunDirError: The run there has another config or corpus (each difference is named), had not
+        saved
+            the parameters that it was given, or cannot be written.
+        CheckpointError: There are checkpoints, and none is intact.
     """
     what = f"{run.path} cannot be resumed"
     with (
         explained(RunDirError, what, ELSEWHERE),
         suppress(FileNotFoundError),
-        run.folder(checkpoint.FOLDER) as inner,
+        run.folder(checkpoint.FOLDER) as checkpoints,
     ):
-        inner.clean()
-    found, problems = checkpoint.newest_intact(run)
-    if found is None and problems:
+        checkpoints.clean()
+    saved, problems = checkpoint.newest_intact(run)
+    if saved is None and problems:
         raise CheckpointError(f"no checkpoint of {run.path} is intact: {'; '.join(problems)}")
-    record = {"corpus": _described(corpus), "params": "unknown"}
-    with suppress(RunDirError):
+    notes = []
+    try:
         record = saved_record(run)
-    changed = conflicts(found.config if found else saved_config(run), config)
-    began = (
-        found.manifest.corpus
-        if found
-        else {name: record["corpus"].get(name) for name in named(corpus)}
-    )
-    changed += [f"corpus {line}" for line in different(began, named(corpus))]
-    if found:
-        read_prefix(run, found.manifest.metrics)
-        midway = found.manifest.step > 0 and found.manifest.valid_perplexity is None
-        if config.train.epochs < (begun := found.manifest.epoch + midway):
-            changed.append(f"train.epochs: {begun} are begun -> {config.train.epochs}")
-        if found.vocab != corpus.vocab:
-            pairs = enumerate(zip_longest(found.vocab.words, corpus.vocab.words))
-            first = next(
-                (f"; word {at} is {[was]} -> {[now]}" for at, (was, now) in pairs if was != now), ""
-            )
-            changed.append(f"vocabulary: {len(found.vocab)} -> {len(corpus.vocab)} words{first}")
+    except RunDirError as error:
+        record = {"corpus": _described(corpus), "params": "unknown"}
+        notes.append(f"{error}; a new one is written, and what it said of earlier sessions is lost")
+    if saved is None:
+        changed = _changes(saved_config(run), record["corpus"], config, corpus)
+    else:
+        read_prefix(run, saved.manifest.metrics)
+        changed = _changes(saved.config, saved.manifest.corpus, config, corpus)
+        changed += _changes_since(saved, config, corpus)
     if changed:
         remedy = "resume it with its own, or choose another --run-dir"
+        differences = "; ".join(changed)
         raise RunDirError(
-            f"{run.path} holds a run with another config or corpus ({'; '.join(changed)}): {remedy}"
+            f"{run.path} holds a run with another config or corpus ({differences}): {remedy}"
         )
-    with explained(RunDirError, what, ELSEWHERE):
-        if found is None and record.get("params") == "given" and not given_params:
+    if saved is None:
+        if record.get("params") == "given" and not setup.given_params:
             why = "began from given parameters, and was stopped before it saved them"
             raise RunDirError(f"{run.path} {why}: remove it, and begin again with --init")
-        if found is None and given_params:
+        if setup.given_params:
             record["params"] = "given"
-        _write(run, record, config, devices)
-        if found:
-            checkpoint.set_aside_later(run, found.manifest.step)
-    if found is None:
-        return None, [f"{run.path} has no checkpoint yet: starting from the beginning"]
-    newest = f"resuming from the newest intact checkpoint, {found.manifest.step}"
-    notes = [f"{problem}; {newest}" for problem in problems]
-    saved = found.manifest.versions
+        notes.append(f"{run.path} has no checkpoint yet: starting from the beginning")
+    else:
+        newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
+        notes += [f"{problem}; {newest}" for problem in problems]
+        notes += _changed_versions(saved.manifest.versions)
+    with explained(RunDirError, what, ELSEWHERE):
+        _write(run, record, config, setup)
+        if saved:
+            checkpoint.set_aside_later(run, saved.manifest.step)
+    return saved, notes
+
+
+def _changes(
+    saved: Config, saved_corpus: Mapping[str, Any], config: Config, corpus: Corpus
+) -> list[str]:
+    """`name: old -> new` of each field and hash whose change would train something else."""
+    now = named(corpus)
+    before = {name: saved_corpus.get(name) for name in now}
+    return conflicts(saved, config) + [f"corpus {line}" for line in different(before, now)]
+
+
+def _changes_since(saved: Checkpoint, config: Config, corpus: Corpus) -> list[str]:
+    """What contradicts a checkpoint: fewer epochs than are begun, and another vocabulary."""
+    changed = []
+    manifest = saved.manifest
+    midway = manifest.step > 0 and manifest.valid_perplexity is None
+    begun = manifest.epoch + midway
+    if config.train.epochs < begun:
+        changed.append(f"train.epochs: {begun} are begun -> {config.train.epochs}")
+    if saved.vocab != corpus.vocab:
+        line = f"vocabulary: {len(saved.vocab)} -> {len(corpus.vocab)} words"
+        pairs = zip_longest(saved.vocab.words, corpus.vocab.words)
+        for place, (old, new) in enumerate(pairs):
+            if old != new:
+                line += f"; word {place} is {[old]} -> {[new]}"
+                break
+        changed.append(line)
+    return changed
+
+
+def _changed_versions(saved: Mapping[str, str]) -> list[str]:
+    """A note where libraries that were used, and still are, have another version now."""
     now = library_versions()
-    both = saved.keys() & now.keys()  # nothing depends on a library that is used no longer
-    changed = [line for line in different(saved, now) if line.split(":")[0] in both]
-    if changed:
-        notes.append(
-            f"the checkpoint was written under other library versions ({', '.join(changed)}): the results may differ"
-        )
-    return found, notes
+    changed = [
+        f"{name}: {old} -> {now[name]}"
+        for name, old in saved.items()
+        if name in now and old != now[name]
+    ]
+    if not changed:
+        return []
+    return [
+        f"the checkpoint was written under other library versions ({', '.join(changed)}): "
+        "the results may differ"
+    ]
 
 
 def problems(run: str | Path | Folder) -> list[str]:
-    """A sentence for each damaged file of a run; of a checkpoint only the manifest is read, not the arrays.
+    """A sentence for each damaged file of a run; of a checkpoint only the manifest is read.
 
-    Raises OSError where there is no directory.
+    Raises:
+        OSError: There is no directory.
     """
     with Folder.open(run) as folder:
-        found = [f"{line} does not belong in a run's directory" for line in folder.strange()]
+        sentences = [f"{path} does not belong in a run's directory" for path in folder.strange()]
         for read in (_read_config, saved_record, _check_metrics):
             try:
                 read(folder)
             except JaxlmError as error:
-                found.append(str(error))
-        with suppress(CheckpointError):  # (`strange` has named it)
-            checkpoint.manifests(folder, found)
-    return found
+                sentences.append(str(error))
+        with suppress(CheckpointError):  # a link, which `strange` has named
+            checkpoint.manifests(folder, sentences)
+    return sentences
 
 
 def _check_metrics(run: Folder) -> None:
-    """Raises JaxlmError where a run's metrics lack lines that its newest checkpoint sealed, or end within a line."""
+    """Raises JaxlmError where metrics lack lines of the newest checkpoint, or end within one."""
     read_metrics(run)  # raises where a line is damaged
     saved = checkpoint.manifests(run)
     if saved:
         read_prefix(run, saved[max(saved)].metrics)
     with explained(RunDirError, f"{run.path} cannot be read"), run.reader(METRICS) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        # A process that lives, or that was killed, leaves an unfinished line.
         cut = file.read(1) not in (b"", b"\n") and not holder(run)
-    if cut:  # (a process that lives or was killed leaves an unfinished line)
+    if cut:
         raise JaxlmError(
-            f"{run.path / METRICS} ends within a line: it was cut, or the disk was full; train --resume restores it"
+            f"{run.path / METRICS} ends within a line: it was cut, or the disk was full; "
+            "train --resume restores it"
         )
 
 
@@ -263,9 +349,11 @@ def named(corpus: Corpus) -> dict[str, str]:
 
 
 def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
-    """The command, versions, machine and flags of this process, and its devices for the rows and for the words."""
-    import jax
+    """The command, versions, machine and flags of this process.
 
+    Args:
+        devices: How many the rows, and how many the words, are spread over.
+    """
     machine = {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()}
     return {
         "command": shlex.join(map(without_password, sys.argv)),
@@ -276,11 +364,16 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     }
 
 
-def different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`name: old -> new` of each value that differs."""
+def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`name: old -> new` of each value that differs.
+
+    Args:
+        old: The values before, by name.
+        new: The values now; of a name that either lacks it is None.
+    """
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in old | new
+        for name in {**old, **new}
         if old.get(name) != new.get(name)
     ]
 

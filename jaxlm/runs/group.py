@@ -1,6 +1,7 @@
 """The device side of runs: one spread over a mesh, or the members of a sweep in one program.
 
-For the loop (`loop.py`) each group trains windows, validates, and gives the states and the tests of its runs.
+For the loop (`loop.py`) each group trains windows, validates, and gives the states and the tests of
+its runs, each run by its slot.
 """
 
 import math
@@ -22,9 +23,15 @@ _all_validated = jax.jit(jax.vmap(validated))
 
 
 class SingleGroup:
-    """One run, its batch and vocabulary spread over a mesh of devices (None: one device)."""
+    """One run, its batch and vocabulary spread over a mesh of devices.
+
+    Attributes:
+        runs: The run, in slot 0.
+        mesh: The devices (None: one device).
+    """
 
     def __init__(self, run: Run, state: TrainState, mesh: Mesh | None):
+        """Places the run's state on the mesh."""
         self.runs: list[Run | None] = [run]
         self.mesh = mesh
         self._run = run
@@ -33,16 +40,24 @@ class SingleGroup:
         run.remember(jax.device_get(state.validations))
 
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
-        """Begins to train `count` windows of each run, after `ahead` that are not logged yet; the metrics to come."""
+        """Begins to train windows of each run.
+
+        Args:
+            tokens: The text at hand [R, B].
+            first_row: The row of the whole text with which it begins.
+            count: How many windows to train.
+            ahead: How many windows before them are not logged yet.
+
+        Returns:
+            The metrics to come, each [W]; of members [M, W].
+        """
         counts = self._run.config.train
-        windows = self._run.plan.windows(
-            self._run.step + ahead, count, counts.windows_per_call, first_row
-        )
+        step = self._run.step + ahead
         self._state, metrics = train_windows(
             self._recipe,
             self._state,
             tokens,
-            windows,
+            self._run.plan.windows(step, count, counts.windows_per_call, first_row),
             np.int32(count),
             np.bool_(counts.on_nonfinite == "skip"),
             bptt_length=counts.longest,
@@ -52,17 +67,17 @@ class SingleGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot; the states then have the new records of validations."""
+        """The validation perplexity of each slot. The states' records of validations are updated."""
         run = self._run
-        counts = self._run.config.train
-        nats = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)
-        found = run.perplexity(*nats, counts.batch_size)
+        counts = run.config.train
+        nats, predictions = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)
+        valid = run.perplexity(nats, predictions, counts.batch_size)
         record = self._state.validations
         if record is not None:
-            record = jax.device_get(_validated(self._recipe, record, _loss(found)))
+            record = jax.device_get(_validated(self._recipe, record, _loss(valid)))
             self._state = replace(self._state, validations=place(self.mesh, jax.device_put(record)))
             run.remember(record)
-        return [found]
+        return [valid]
 
     def state(self, slot: int = 0) -> TrainState:
         """A run's state, whole. Every process must call it."""
@@ -71,27 +86,49 @@ class SingleGroup:
     def nats(
         self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
     ) -> tuple[float, int]:
-        """`stream_nats` of a run's parameters."""
+        """Evaluates a run's parameters.
+
+        Args:
+            slot: The run's.
+            ids: The text [N].
+            batch_size: The rows to read it in.
+            bptt_length: The steps of a window.
+
+        Returns:
+            The summed nats, and the number of predictions.
+        """
         return stream_nats(
             self._recipe.model, self._state.evaluated, ids, batch_size, bptt_length, self.mesh
         )
 
 
 class MemberGroup:
-    """Members of equal shapes in `size` slots, spread over this process's devices; an empty slot costs nothing.
+    """Members of equal shapes in slots, over this process's devices; methods as in `SingleGroup`.
 
-    Members share each operation (`vmapped`) or follow one another on their device. Methods are as in `SingleGroup`.
+    Members share each operation (`vmapped`), or follow one another on their device, where an empty
+    slot costs nothing.
+
+    Attributes:
+        runs: The run of each slot; None: the slot is empty.
+        mesh: The devices (None: one device).
     """
 
     _members: members.Members  # from the first member on
 
     def __init__(self, size: int, vmapped: bool):
+        """Makes empty slots."""
         self.runs: list[Run | None] = [None] * size
         self.mesh = members_mesh(size)
         self._vmapped = vmapped
 
     def add(self, slot: int, run: Run, state: TrainState) -> None:
-        """Puts a run into a free slot."""
+        """Puts a run into a free slot.
+
+        Args:
+            slot: The slot.
+            run: The run, whose recipe has the structure of the others'.
+            state: Its state.
+        """
         recipe = run.config.recipe
         if hasattr(self, "_members"):
             self._members = members.with_member(self._members, slot, recipe, state)
@@ -100,23 +137,31 @@ class MemberGroup:
         self.runs[slot] = run
         run.remember(jax.device_get(state.validations))
 
+    @property
+    def _any_run(self) -> Run:
+        """One of the runs, which are all at the same window of their epochs."""
+        return next(run for run in self.runs if run is not None)
+
     def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
-        some = next(run for run in self.runs if run is not None)
-        size = some.config.train.windows_per_call
-        there = [run or some for run in self.runs]
-        each = [run.plan.windows(run.step + ahead, count, size, first_row) for run in there]
-        counts = np.array(
-            [count if run is not None or self._vmapped else 0 for run in self.runs], np.int32
-        )
+        """As `SingleGroup.train`. An empty slot reads another slot's windows, to no effect."""
+        any_run = self._any_run
+        counts = any_run.config.train
+        windows = []
+        trained = []
+        for run in self.runs:
+            plan = (run or any_run).plan
+            step = (run or any_run).step + ahead
+            windows.append(plan.windows(step, count, counts.windows_per_call, first_row))
+            trained.append(count if run is not None or self._vmapped else 0)
         recipes, states = self._members
         states, metrics = members.train_members(
             recipes,
             states,
             tokens,
-            jax.tree.map(lambda *columns: np.stack(columns), *each),
-            counts,
-            bptt_length=some.config.train.longest,
-            small_batch=some.config.train.small_batch,
+            jax.tree.map(lambda *columns: np.stack(columns), *windows),
+            np.array(trained, np.int32),
+            bptt_length=counts.longest,
+            small_batch=counts.small_batch,
             vmapped=self._vmapped,
             mesh=self.mesh,
         )
@@ -124,36 +169,41 @@ class MemberGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        some = next(run for run in self.runs if run is not None)
-        rows = some.config.train.batch_size
-        what = some.corpus.valid, rows, some.config.train.bptt_length
+        """As `SingleGroup.validate`; nan for an empty slot."""
+        any_run = self._any_run
+        rows = any_run.config.train.batch_size
+        steps = any_run.config.train.bptt_length
+        valid = any_run.corpus.valid
         recipes, states = self._members
+        perplexities = [math.nan] * len(self.runs)
         if self._vmapped and self.mesh is None:
-            nats, predictions = stream_nats(recipes.model, states.evaluated, *what, members=True)
-            found = [some.perplexity(one, predictions, rows) for one in nats]
-        else:
-            each = enumerate(self.runs)
-            found = [
-                run.perplexity(*self.nats(slot, *what), rows) if run else np.nan
-                for slot, run in each
-            ]
-        if states.validations is not None:
-            record = jax.device_get(
-                _all_validated(recipes, states.validations, np.array([*map(_loss, found)]))
+            nats, predictions = stream_nats(
+                recipes.model, states.evaluated, valid, rows, steps, members=True
             )
+            perplexities = [any_run.perplexity(total, predictions, rows) for total in nats]
+        else:
+            for slot, run in enumerate(self.runs):
+                if run is not None:
+                    nats, predictions = self.nats(slot, valid, rows, steps)
+                    perplexities[slot] = run.perplexity(nats, predictions, rows)
+        if states.validations is not None:
+            losses = np.array([_loss(perplexity) for perplexity in perplexities])
+            record = jax.device_get(_all_validated(recipes, states.validations, losses))
             placed = place(self.mesh, jax.device_put(record), MEMBER)
             self._members = recipes, replace(states, validations=placed)
             for slot, run in enumerate(self.runs):
                 if run is not None:
                     run.remember(members.member_at(record, slot))
-        return found
+        return perplexities
 
     def state(self, slot: int) -> TrainState:
+        """A member's state, on the first device."""
         return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
 
     def nats(
         self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
     ) -> tuple[float, int]:
+        """As `SingleGroup.nats`."""
         recipe = jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
 

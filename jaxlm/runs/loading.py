@@ -1,4 +1,4 @@
-"""From a run to its model, and from a model to a run: to use it, to keep it, and to train it further."""
+"""From a run to its model, and from a model to a run: to use, to keep and to train further."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
-from jaxlm.runs import checkpoint, directory
+from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -30,20 +30,30 @@ FIXED = {  # fields of the model that the parameters fix
 
 
 def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
-    """The model of a run's checkpoint.
+    """The model of a run's checkpoint. The state of its optimiser is verified, and takes no memory.
 
     Args:
+        run_dir: The run's directory.
         which: `last`, `best` (on validation), or a step.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
+        CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    found = checkpoint.load(checked_value("run_dir", run_dir, Path), which)
-    return LanguageModel(found.state.evaluated, found.config, found.vocab, found.manifest.corpus)
+    run_dir = checked_value("run_dir", run_dir, Path)
+    saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
+    return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus)
 
 
 def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel:
-    """A model as it is, or a run's checkpoint `which`. Raises JaxlmError where one is named beside a model."""
+    """A model as it is, or that of a run's checkpoint.
+
+    Args:
+        run: A model, or a run's directory.
+        which: The checkpoint of a directory, as in `load`.
+
+    Raises:
+        JaxlmError: A checkpoint is named beside a model.
+    """
     if not isinstance(run, LanguageModel):
         return load(run, str(which))
     if which != "last":
@@ -64,7 +74,21 @@ def evaluate(
     protocol: str | Plain | None = None,
     tokenizer: str | None = None,
 ) -> Evaluation:
-    """Evaluates a run's checkpoint `which`, or a model, by `LanguageModel.evaluate`, with its arguments."""
+    """Evaluates a model on a text (`LanguageModel.evaluate`).
+
+    Args:
+        run: A run's directory, or a model.
+        split: train, valid or test, of the corpus.
+        text: A file of text in place of a split.
+        which: The run's checkpoint, as in `load`.
+        corpus: In place of the run's own corpus.
+        data_dir: Where to look for Penn Treebank first.
+        protocol: How the model reads the text; plain by default.
+        tokenizer: How the text is cut into words.
+
+    Raises:
+        JaxlmError: The checkpoint or the text cannot be used.
+    """
     return model_of(run, which).evaluate(
         split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer
     )
@@ -79,12 +103,32 @@ def tune_protocol(
     corpus: Corpus | str | Path | None = None,
     data_dir: str | Path | None = None,
 ) -> Tuned:
-    """Tunes a protocol for a run's checkpoint `which`, or a model, by `LanguageModel.tune`, with its arguments."""
+    """Tunes a protocol's numbers on the validation split (`LanguageModel.tune`).
+
+    Args:
+        run: A run's directory, or a model.
+        protocol: The protocol.
+        grid: {number: the values to try}.
+        which: The run's checkpoint, as in `load`.
+        corpus: In place of the run's own corpus.
+        data_dir: Where to look for Penn Treebank first.
+
+    Raises:
+        JaxlmError: The checkpoint, the text or the grid cannot be used.
+    """
     return model_of(run, which).tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
 
 
 def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str = UNKNOWN) -> Corpus:
-    """The corpus of a model whose text is not read; an imported model's has the hash of its file."""
+    """The corpus of a model whose text is not read.
+
+    Args:
+        name: The corpus's name.
+        sha256: Its hash; of an imported model that of the model's file.
+        vocab: The model's vocabulary.
+        *notes: Sentences about it.
+        spec: What `--corpus` takes to read the text, where that is known.
+    """
     none = np.zeros(0, np.int32)
     return Corpus(
         name, "a text that was not read", vocab, none, none, none, sha256, notes=notes, spec=spec
@@ -94,21 +138,24 @@ def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str =
 def keep_model(
     run_dir: str | Path | Folder, config: Config, params: Params, corpus: Corpus
 ) -> None:
-    """Makes the directory of a run whose only checkpoint is of step 0; it appears whole or not at all.
+    """Makes a run whose only checkpoint is of step 0; its directory appears whole or not at all.
 
     Args:
-        run_dir: the directory, which must not exist yet, or be empty; or one that the caller's `new_folder` makes.
-        corpus: what the parameters were trained on (`unread_corpus`); its vocabulary is the model's.
-    Raises:
-        JaxlmError: the parameters do not have the config's shapes, or the directory cannot be written.
-    """
-    from jaxlm.runs.trainer import new_state
+        run_dir: The directory, which must not exist yet, or be empty; or one that the caller's
+            `new_folder` makes.
+        config: The model's config.
+        params: Its parameters.
+        corpus: What they were trained on (`unread_corpus`); its vocabulary is the model's.
 
+    Raises:
+        JaxlmError: The parameters do not have the config's shapes, or the directory cannot be
+        written.
+    """
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec)
-    state = new_state(config, params)
+    state = state_arrays.new_state(config, params)
     made = nullcontext(run_dir) if isinstance(run_dir, Folder) else new_folder(run_dir)
     with explained(RunDirError, f"cannot make the run {Path(run_dir)}"), made as folder:
-        directory.begin(folder, config, corpus, given_params=True)
+        directory.begin(folder, config, corpus, directory.Setup(given_params=True))
         folder.write("metrics.jsonl", b"")
         manifest = checkpoint.Manifest(
             step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)
@@ -119,29 +166,29 @@ def keep_model(
 def init_config(
     model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False
 ) -> Config:
-    """The config of a run that begins from a model's parameters, on its text unless `changes` names another.
+    """The config of a run that begins from a model's parameters, by default on the model's text.
 
     Args:
-        model: whose vocabulary, parameters and, unless `own_model`, model section the run takes over.
-        start: of which the optimiser, the schedule and the counts are taken.
-        changes: fields to change (`Config.replace`).
-        own_model: take the model section of `start` too.
+        model: Whose vocabulary, parameters and, unless `own_model`, model section the run takes
+            over.
+        start: Of which the optimiser, the schedule and the counts are taken.
+        changes: Fields to change (`Config.replace`).
+        own_model: Take the model section of `start` too.
+
     Raises:
-        JaxlmError: a field of the model contradicts the parameters, or cannot be set.
+        JaxlmError: A field of the model contradicts the parameters, or cannot be set.
     """
     section = start.model if own_model else model.config.model
-    config = start.replace(model=section, data=model.config.data).replace(
-        vocab_size=len(model.vocab)
-    )
-    config = config.replace(**changes)
+    config = start.replace(model=section, data=model.config.data)
+    config = config.replace(vocab_size=len(model.vocab)).replace(**changes)
     fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
     contradicted = [
         line for line in differences(model.config, config) if line.split(":")[0] in fixed
     ]
     if contradicted:
-        what = "the parameters to begin from are fixed in these fields of the model"
         raise JaxlmError(
-            f"{what}: {'; '.join(contradicted)}; leave them out, or train a new model without --init"
+            "the parameters to begin from are fixed in these fields of the model: "
+            f"{'; '.join(contradicted)}; leave them out, or train a new model without --init"
         )
     return config
 
@@ -149,10 +196,17 @@ def init_config(
 def init_corpus(
     model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None
 ) -> Corpus:
-    """The config's text, encoded with a model's vocabulary; `source` says in the run's directory what the model is.
+    """The config's text, encoded with a model's vocabulary.
+
+    Args:
+        model: The model that a run begins from.
+        config: The run's config.
+        source: What the model is, for the record in the run's directory.
+        data_dir: Where to look for Penn Treebank first.
 
     Raises:
-        DataError: the text cannot be used, or has a word that the vocabulary lacks while it has no `<unk>`.
+        DataError: The text cannot be used, or has a word that the vocabulary lacks while it has no
+            `<unk>`.
     """
     data = config.data
     corpus = load_corpus(
@@ -162,5 +216,8 @@ def init_corpus(
         vocab=model.vocab,
         **data.options,
     )
-    note = f"begins from the parameters and the vocabulary of {source}, trained on {model.corpus.get('name')}"
+    note = (
+        f"begins from the parameters and the vocabulary of {source}, "
+        f"trained on {model.corpus.get('name')}"
+    )
     return replace(corpus, notes=(*corpus.notes, note))

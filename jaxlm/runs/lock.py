@@ -1,4 +1,4 @@
-"""The lock of a run directory: one process at a time, on any host, and a dead one is never in the way."""
+"""The lock of a run directory: one process at a time, on any host. A dead one does not block it."""
 
 import fcntl
 import os
@@ -17,10 +17,9 @@ from jaxlm.terminal import printable, say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"
-BEAT = 5.0
-SILENCE = (
-    30.0  # seconds between two signs of life of a holder; and how long another host waits for one
-)
+BEAT = 5.0  # seconds between two signs of life of a holder
+SILENCE = 30.0  # seconds that another host waits for one
+_MOST_BYTES = 200  # of the lock's line
 
 
 class InUse(RunDirError):
@@ -32,57 +31,59 @@ class Held(NamedTuple):
 
     folder: Folder
     file: BinaryIO  # the lock
-    line: bytes  # which names this process
+    line: bytes  # its content, which names this process
 
     def is_named(self) -> bool:
-        """Whether the lock still names this process: another host takes over one that stood still for long."""
-        return os.pread(self.file.fileno(), 200, 0) == self.line
+        """Whether the lock still names this process; another host may have taken it over."""
+        return os.pread(self.file.fileno(), _MOST_BYTES, 0) == self.line
 
     def check(self) -> None:
         """Raises RunDirError once the directory was removed, replaced or taken over."""
         with suppress(OSError):
-            if (
-                os.path.samestat(os.fstat(self.file.fileno()), os.lstat(self.folder.path / NAME))
-                and self.is_named()
-            ):
-                return  # its lock is found at its path
-        what = (
-            f"{self.folder.path} was removed or replaced, or taken over, while this run was in it"
+            at_its_path = os.lstat(self.folder.path / NAME)
+            if os.path.samestat(os.fstat(self.file.fileno()), at_its_path) and self.is_named():
+                return
+        raise RunDirError(
+            f"{self.folder.path} was removed or replaced, or taken over, while this run was in it: "
+            "nothing can be saved"
         )
-        raise RunDirError(f"{what}: nothing can be saved")
 
 
 @contextmanager
 def lock(run_dir: str | Path) -> Iterator[Held]:
     """Holds a run directory, made where it is missing, while no other process does.
 
-    The lock is the kernel's, on an open file, and ends with its process; NFS carries it to other hosts. Some file
-    systems do not. So the file also names its holder, who touches it every `BEAT` seconds: a free lock that names
-    another host is watched for `SILENCE` seconds, and taken over only if nobody touches it.
+    The lock is the kernel's, on an open file, and ends with its process; NFS carries it to other
+    hosts. Some file systems do not. So the file also names its holder, who touches it every `BEAT`
+    seconds: a free lock that names another host is watched for `SILENCE` seconds, and taken over
+    only if nobody touches it.
 
     Args:
-        run_dir: the directory; a link to one is followed, and nothing below it is.
+        run_dir: The directory; a link to one is followed, and nothing below it is.
+
     Yields:
         The directory, held by its descriptor, and a check that it is still this process's.
+
     Raises:
-        InUse: another process holds it; which one is said.
-        RunDirError: it cannot be used, or contains anything else than files and directories.
+        InUse: Another process holds it, which is named.
+        RunDirError: It cannot be used, or contains anything else than files and directories.
     """
     with ExitStack() as stack:
         with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
             folder = stack.enter_context(Folder.open(run_dir, create=True))
             strange = folder.strange()
             if strange:
-                why = "only regular files and directories belong in a run's directory; remove the rest"
                 raise RunDirError(
-                    f"{run_dir} contains {', '.join(strange[:4])}: {why}, or choose another --run-dir"
+                    f"{run_dir} contains {', '.join(strange[:4])}: only regular files and "
+                    "directories belong in a run's directory; remove the rest, or choose another "
+                    "--run-dir"
                 )
             file = stack.enter_context(folder.append(NAME))
             line = _take(file, folder)
             folder.clean()
         held = Held(folder, file, line)
-        done = threading.Event()
         held.check()
+        done = threading.Event()
         beating = threading.Thread(target=_beat, args=(file.fileno(), done), daemon=True)
         beating.start()
         try:
@@ -96,29 +97,39 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 
 
 def holder(folder: Folder) -> str:
-    """The process that holds a run directory, or died while it did; empty where it was released. Raises OSError."""
+    """The process that holds a run directory, or died while it did; empty where it was released.
+
+    Raises:
+        OSError: The lock cannot be read.
+    """
     if folder.exists(NAME):
-        return _named(folder.read(NAME, 200))
+        return _named(folder.read(NAME, _MOST_BYTES))
     return ""
 
 
 def _take(file: BinaryIO, folder: Folder) -> bytes:
+    """Takes the lock, and returns the line that it then has. Raises InUse."""
     free = False
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
-    who = _named(os.pread(file.fileno(), 200, 0))
+    before = _named(os.pread(file.fileno(), _MOST_BYTES, 0))
     host = socket.gethostname()
-    if free and who and not who.endswith(f" on {host}"):
-        wait = f"waiting up to {SILENCE:g} s to see whether that process is dead"
-        say_line(f"{folder.path} was left by {who}: {wait}", sys.stderr)
+    if free and before and not before.endswith(f" on {host}"):
+        say_line(
+            f"{folder.path} was left by {before}: waiting up to {SILENCE:g} s to see whether that "
+            "process is dead",
+            sys.stderr,
+        )
         free = not _touched(folder)
     if not free:
         raise InUse(
-            f"{folder.path} is in use by {who or 'another process'}: wait for it, or choose another --run-dir"
+            f"{folder.path} is in use by {before or 'another process'}: wait for it, or choose "
+            "another --run-dir"
         )
+    line = f"process {os.getpid()} on {host}\n".encode()
     os.ftruncate(file.fileno(), 0)
-    os.write(file.fileno(), line := f"process {os.getpid()} on {host}\n".encode())
+    os.write(file.fileno(), line)
     return line
 
 
@@ -133,13 +144,13 @@ def _beat(descriptor: int, done: threading.Event) -> None:
 
 
 def _touched(folder: Folder) -> bool:
-    """Whether a holder touches the file within `SILENCE`; it is opened anew each time, so that NFS asks its server."""
-    seen = set[int]()
+    """Whether a holder touches the lock within `SILENCE`. NFS asks its server when it is opened."""
+    times = set[int]()
     end = time.monotonic() + SILENCE
-    while len(seen) < 2:
+    while len(times) < 2:
         if time.monotonic() > end:
             return False
         time.sleep(min(BEAT, SILENCE) / 5)
         with folder.reader(NAME) as file:
-            seen.add(os.fstat(file.fileno()).st_mtime_ns)
+            times.add(os.fstat(file.fileno()).st_mtime_ns)
     return True

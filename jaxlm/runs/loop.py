@@ -21,77 +21,108 @@ from jaxlm.training.step import Metrics
 
 WHOLE_TOKENS = 1 << 26  # of a split, up to which all of it is put on the device
 
-Take = Callable[
-    [int, int], tuple[Integer[Array, "R B"], int]
-]  # (row, then) -> tokens, and the row they begin with
+# (row, next row) -> tokens from that row or an earlier one on, and the row that they begin with
+Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]
 
 
 class Observer:
-    """What whoever started the loop does along the way; nothing, unless a method is overridden."""
+    """What the caller of the loop does along the way; nothing, unless a method is overridden."""
 
     def stopped(self) -> int | None:
         """The signal that asks to stop, if there is one. Asked once after each call."""
         return None
 
     def trained(self, group: Group) -> None:
-        """After each call of windows."""
+        """Called after each call of windows is logged."""
 
     def doing(self, what: str) -> None:
-        """Before what takes time between windows: "validating" or "saving"."""
+        """Called before what takes time between windows: "validating" or "saving"."""
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
-        """A window was not finite: ends the run, or raises. The slot must be empty afterwards."""
+        """Called for a window that was not finite: ends the run, or raises.
+
+        Args:
+            group: The group.
+            slot: The run's slot, which must be empty afterwards.
+            problem: A sentence about the window.
+        """
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        """After an epoch is validated, logged and saved: may fill free slots, unless a signal asks to stop."""
+        """Called after an epoch is validated, logged and saved.
+
+        Args:
+            group: The group, whose free slots may be filled unless it is stopping.
+            stopping: Whether a signal asks to stop.
+        """
 
 
 def fit(group: Group, observer: Observer) -> int | None:
-    """Trains a group's runs until none is left, or a signal asks to stop, which is returned.
+    """Trains a group's runs until none is left, or a signal asks to stop.
 
-    All runs of a group are at the same window of their epochs. At an epoch's end each is validated; there, at the last
-    window, at a signal, and every `checkpoint_every` windows, each is saved. The metrics of a call are logged while the
-    device computes the next one.
+    All runs of a group are at the same window of their epochs. At an epoch's end each is validated;
+    there, at the last window, at a signal, and every `checkpoint_every` windows, each is saved. The
+    metrics of a call are logged while the device computes the next one.
 
-    Raises JaxlmError where a file cannot be read or written, and what the observer raises.
+    Args:
+        group: The runs.
+        observer: What to call along the way.
+
+    Returns:
+        The signal, if one asked to stop.
+
+    Raises:
+        JaxlmError: A file cannot be read or written; and what the observer raises.
     """
     signal = observer.stopped()
-    if signal is not None or not (runs := _unfinished(group)):
+    if signal is not None or not _unfinished(group):
         return signal
-    with feed(runs[0].corpus.train, runs[0].config.train, group.mesh) as take:
-        done = None  # the last call, if it is not logged yet
-        while signal is None and (runs := _unfinished(group)):
-            some = runs[0]
-            ahead = done[-1] if done else 0  # windows that are not logged yet
-            plan = some.plan
-            step = some.step + ahead
-            edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
-            count = min(edge, some.config.train.windows_per_call)
-            epoch, index = plan.locate(step)
-            tokens, first_row = take(
-                plan.row(index, epoch), plan.row(*reversed(plan.locate(step + count)))
-            )
-            metrics = group.train(tokens, first_row, count, ahead)
-            if done:
-                _log(group, observer, *done)
-            done = metrics, count
+    first = _unfinished(group)[0]
+    with feed(first.corpus.train, first.config.train, group.mesh) as take:
+        unlogged: tuple[Metrics, int] | None = None  # the last call's metrics and windows
+        while signal is None and _unfinished(group):
+            ahead = unlogged[1] if unlogged else 0
+            count, at_edge = _next_call(group, ahead)
+            metrics = _train(group, take, count, ahead)
+            if unlogged:
+                _log(group, observer, *unlogged)
+            unlogged = (metrics, count)
             jax.block_until_ready(metrics)
             signal = observer.stopped()
-            if signal is not None or count == edge:
-                _log(group, observer, *done)
-                done = None
+            if signal is not None or at_edge:
+                _log(group, observer, *unlogged)
+                unlogged = None
                 _end_call(group, observer, signal)
     return signal
 
 
+def _next_call(group: Group, ahead: int) -> tuple[int, bool]:
+    """The number of windows of the next call, and whether an epoch ends or a checkpoint is due then."""
+    runs = _unfinished(group)
+    edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
+    count = min(edge, runs[0].config.train.windows_per_call)
+    return count, count == edge
+
+
+def _train(group: Group, take: Take, count: int, ahead: int) -> Metrics:
+    """Begins a call of `count` windows, after `ahead` that are not logged yet."""
+    run = _unfinished(group)[0]
+    step = run.step + ahead
+    epoch, index = run.plan.locate(step)
+    next_epoch, next_index = run.plan.locate(step + count)
+    row = run.plan.row(index, epoch)
+    next_row = run.plan.row(next_index, next_epoch)
+    tokens, first_row = take(row, next_row)
+    return group.train(tokens, first_row, count, ahead)
+
+
 def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None:
-    """Logs a call's windows, and ends each run of which a window was not finite."""
+    """Logs a call's windows, and ends each run with a window that was not finite."""
     columns = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, W], also of a run alone
-    for slot, run in enumerate(
-        group.runs
-    ):  # (some may have ended since the call began, and none has come)
-        if run is not None and (problem := run.trained(member_at(columns, slot), count)):
-            observer.diverged(group, slot, problem)
+    for slot, run in enumerate(group.runs):
+        if run is not None:
+            problem = run.trained(member_at(columns, slot), count)
+            if problem:
+                observer.diverged(group, slot, problem)
     observer.trained(group)
 
 
@@ -110,8 +141,9 @@ def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
             hosts.together(partial(run.save, group.state(slot)))
     if ended:
         observer.epoch_ended(group, signal is not None)
-        for run in filter(None, group.runs):
-            run.start_clock()
+        for run in group.runs:
+            if run is not None:
+                run.start_clock()
 
 
 def _unfinished(group: Group) -> list[Run]:
@@ -123,39 +155,47 @@ def _unfinished(group: Group) -> list[Run]:
 def feed(
     ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None
 ) -> Iterator[Take]:
-    """Yields `take(row, then)`: tokens from a row of [N // B, B] on or from before it, and the row they begin with.
+    """Reads a text's tokens for the windows, ahead of their use.
 
-    Of ids in memory, and of at most `WHOLE_TOKENS` in a file, the tokens are all of [N // B, B], put on the device
-    once. Of a larger memory-mapped file they are [windows_per_call * T + 1, B] for the longest window's T, padded at
-    the epoch's end, so that nothing compiles anew; while one slab is in use a thread reads that from row `then` on and
-    puts it on the device.
+    Tokens in memory are put on the device once, all of [N // B, B]. Of a memory-mapped file slabs
+    of [windows_per_call * T + 1, B] are read, T being the longest window; they are padded at the
+    epoch's end, so that nothing compiles anew. While one slab is in use, a thread reads the next
+    one and puts it on the device. On a mesh, a process reads the rows of its own devices alone
+    (`put_rows`).
 
-    Devices of a mesh have the batch's rows that `put_rows` gives them, and a process reads no others. `take` raises
-    DataError where the file cannot be read any more.
+    Args:
+        ids: The text [N].
+        counts: The batch size, the windows of a call and their length.
+        mesh: The devices.
+
+    Yields:
+        A function that takes the row of [N // B, B] to read from, and the row to be read from next.
+        It returns tokens that begin with the first row or an earlier one, and the row that they
+        begin with. It raises DataError where the file cannot be read any more.
     """
     T = counts.longest
     B = counts.batch_size
     if not isinstance(ids, np.memmap) or len(ids) <= WHOLE_TOKENS:
-        whole = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
-        yield lambda row, then: (whole, 0)
+        tokens = put_rows(mesh, (len(ids) // B, B), lambda rows: batch(ids, B, rows))
+        yield lambda row, next_row: (tokens, 0)
         return
 
     height = counts.windows_per_call * T + 1
 
     def slab(row: int) -> Integer[Array, "R B"]:
         def read(rows: slice) -> np.ndarray:
-            found = batch(ids, B, rows, row, row + height)
-            return np.pad(found, ((0, height - len(found)), (0, 0)))
+            tokens = batch(ids, B, rows, row, row + height)
+            return np.pad(tokens, ((0, height - len(tokens)), (0, 0)))
 
         return put_rows(mesh, (height, B), read)
 
     ahead: dict[int, Future[Array]] = {}
     with ThreadPoolExecutor(1, "feed") as reader:
 
-        def take(row: int, then: int) -> tuple[Integer[Array, "R B"], int]:
-            found = ahead.pop(row, None) or reader.submit(slab, row)
+        def take(row: int, next_row: int) -> tuple[Integer[Array, "R B"], int]:
+            future = ahead.pop(row, None) or reader.submit(slab, row)
             ahead.clear()
-            ahead[then] = reader.submit(slab, then)
-            return found.result(), row
+            ahead[next_row] = reader.submit(slab, next_row)
+            return future.result(), row
 
         yield take

@@ -5,17 +5,20 @@ import os
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+from jaxlm.config.config import Config
+from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
-from jaxlm.runs import checkpoint
-from jaxlm.runs import directory as rundir
+from jaxlm.runs import checkpoint, directory, state_arrays
+from jaxlm.runs.checkpoint import Checkpoint, Manifest
 from jaxlm.runs.metrics import read_metrics, read_prefix
 from jaxlm.runs.trainer import train, with_corpus
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """How a run and its repetition differ: not at all on one machine, with equal versions and one thread."""
+    """How a run and its repetition differ. Expected: not at all, on one machine with one thread."""
 
     run_dir: Path  # of the new run
     results: list[str]  # a sentence for each file and result that differs
@@ -30,98 +33,129 @@ def reproduce(
     data_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> Reproduction:
-    """Trains the run of a directory anew, up to its last checkpoint, into `again` (default: RUN-again).
+    """Trains the run of a directory anew, up to its last checkpoint.
+
+    XLA's flags are compared and not set, since a stranger may have written them.
 
     Args:
-        data_dir: where its corpus is.
+        run_dir: The run's directory.
+        again: The new run's directory (default: RUN-again, beside it).
+        data_dir: Where to look for Penn Treebank first.
+        quiet: Print nothing.
+
     Returns:
-        What differs. (Flags of XLA are compared and not set: a stranger may have written them.)
+        What differs.
+
     Raises:
-        JaxlmError: the run cannot be trained again: its parameters were given, its corpus has changed, or its last
-            checkpoint or its metrics are damaged.
+        JaxlmError: The run cannot be trained again: its parameters were given, its corpus has
+        changed,
+            or its last checkpoint or its metrics are damaged.
     """
     run_dir = Path(run_dir)
-    again = Path(again or f"{os.path.abspath(run_dir)}-again")  # (beside it, also of ".")
-    record = rundir.saved_record(run_dir)
-    found = checkpoint.load(run_dir)
-    old = found.manifest
-    config = found.config
-    vocab = found.vocab if found.config.data.tokenizer_file else None
-    del found  # its state would stay in memory while the run is trained again
-    if record.get("params") != rundir.DRAWN:
-        why = "parameters were given, and only their owner can train it again"
-        raise JaxlmError(f"{run_dir} did not begin from its seed alone: {why}")
-    config, corpus = with_corpus(
-        config, None, data_dir, vocab
-    )  # (a tokenizer's file is not needed again)
-    changed = rundir.different(old.corpus, rundir.named(corpus))
-    if changed:
-        remedy = "put its text back, or name Penn Treebank's folder with --data-dir"
+    again = Path(again or f"{os.path.abspath(run_dir)}-again")
+    record = directory.saved_record(run_dir)
+    saved = checkpoint.load(run_dir, part=state_arrays.nothing)
+    if record.get("params") != directory.DRAWN:
         raise JaxlmError(
-            f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): {remedy}"
+            f"{run_dir} did not begin from its seed alone: parameters were given, and only their "
+            "owner can train it again"
         )
-    read_prefix(
-        run_dir, old.metrics
-    )  # raises before hours of training where the metrics are damaged
-    windows = (row for row in read_metrics(run_dir) if row["kind"] == "window")
-    if not all(math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]) for row in windows):
-        config = config.replace(on_nonfinite="skip")  # (as the run did before it was told to stop)
+    config, corpus = _same_corpus(saved, run_dir, data_dir)
+    if _skipped_windows(run_dir, saved.manifest):
+        config = config.replace(on_nonfinite="skip")  # as before it was told to stop
+    rows, words = _devices(record)
+    result = train(
+        config,
+        corpus,
+        again,
+        steps=saved.manifest.step,
+        quiet=quiet,
+        devices=rows,
+        model_devices=words,
+    )
+    now = _flat(directory.session((rows, words)))
+    surroundings: dict[str, None] = {}  # each sentence once, in order
+    for session in record["sessions"]:
+        surroundings.update(dict.fromkeys(directory.different(_flat(session), now)))
+    results = []
+    if result.stopped_by is None:
+        results = _differences(run_dir, saved.manifest, again)
+    return Reproduction(again, results, list(surroundings), result.stopped_by)
+
+
+def _same_corpus(
+    saved: Checkpoint, run_dir: Path, data_dir: str | Path | None
+) -> tuple[Config, Corpus]:
+    """The run's config and corpus. Raises JaxlmError where the corpus is another one now."""
+    # The vocabulary has the pieces of a tokenizer's file, which is not needed again.
+    vocab = saved.vocab if saved.config.data.tokenizer_file else None
+    config, corpus = with_corpus(saved.config, None, data_dir, vocab)
+    changed = directory.different(saved.manifest.corpus, directory.named(corpus))
+    if changed:
+        raise JaxlmError(
+            f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "
+            "put its text back, or name Penn Treebank's folder with --data-dir"
+        )
+    return config, corpus
+
+
+def _skipped_windows(run_dir: Path, manifest: Manifest) -> bool:
+    """Whether a window of a run was not finite. Raises JaxlmError where the metrics are damaged."""
+    read_prefix(run_dir, manifest.metrics)
+    return any(
+        not (math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]))
+        for row in read_metrics(run_dir)
+        if row["kind"] == "window"
+    )
+
+
+def _devices(record: dict[str, Any]) -> tuple[int, int]:
+    """How many devices the rows, and how many the words, were spread over in the first session."""
     match record["sessions"][0].get("devices"):
         case [int(rows), int(words)]:
-            pass
-        case _:
-            rows = words = 1
-    result = train(
-        config, corpus, again, steps=old.step, quiet=quiet, devices=rows, model_devices=words
-    )
-    now = _flat(rundir.session((rows, words)))
-    lines = [
-        line for session in record["sessions"] for line in rundir.different(_flat(session), now)
-    ]
-    surroundings = list(dict.fromkeys(lines))
-    results = _differences(run_dir, old, again) if result.stopped_by is None else []
-    return Reproduction(again, results, surroundings, result.stopped_by)
+            return rows, words
+    return 1, 1
 
 
-def _differences(run_dir: Path, old: checkpoint.Manifest, again: Path) -> list[str]:
-    new = checkpoint.load(again).manifest
-    files = old.files, new.files
-    same = (checkpoint.STATE, "vocab.json")
-    found = [
-        f"{name} of the last checkpoint differs"
-        for name in same
-        if files[0][name] != files[1][name]
-    ]
+def _differences(run_dir: Path, old: Manifest, again: Path) -> list[str]:
+    """A sentence for each result of a run's last checkpoint that differs from its repetition's."""
+    new = checkpoint.load(again, part=state_arrays.nothing).manifest
+    sentences = []
     if old.metrics != new.metrics:
-        sealed = read_prefix(run_dir, old.metrics), read_prefix(again, new.metrics)
-        lines = [data.decode(errors="replace").splitlines() for data in sealed]
-        for number, (was, now) in enumerate(zip_longest(*lines, fillvalue="(no line)"), 1):
-            if was != now:
-                found.insert(0, f"metrics.jsonl differs first in line {number}: {was} -> {now}")
+        lines, new_lines = (
+            read_prefix(folder, manifest.metrics).decode(errors="replace").splitlines()
+            for folder, manifest in ((run_dir, old), (again, new))
+        )
+        pairs = zip_longest(lines, new_lines, fillvalue="(no line)")
+        for number, (line, new_line) in enumerate(pairs, 1):
+            if line != new_line:
+                sentences.append(
+                    f"metrics.jsonl differs first in line {number}: {line} -> {new_line}"
+                )
                 break
-    tests = [
-        [row for row in read_metrics(folder) if row["kind"] == "test"]
-        for folder in (run_dir, again)
-    ]
-    again_tested = tests[1][: len(tests[0])]  # (a sweep's member is tested once)
-    if str(tests[0]) != str(
-        again_tested
-    ):  # (nan, as per word of a text without words, is not itself)
-        found.append(f"the test's results differ: {tests[0]} -> {again_tested}")
-    return found
+    for name in (checkpoint.STATE, "vocab.json"):
+        if old.files[name] != new.files[name]:
+            sentences.append(f"{name} of the last checkpoint differs")
+    tests = _tests(run_dir)
+    new_tests = _tests(again)[: len(tests)]  # a sweep's member is tested once
+    if str(tests) != str(
+        new_tests
+    ):  # nan, as per word of a text without words, is not equal to nan
+        sentences.append(f"the test's results differ: {tests} -> {new_tests}")
+    return sentences
 
 
-def _flat(session: dict) -> dict[str, str]:
+def _tests(run_dir: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(run_dir) if row["kind"] == "test"]
+
+
+def _flat(session: dict[str, Any]) -> dict[str, str]:
     """A session's versions, platform, devices and flags under one name each; its command aside."""
-    tables = {name: session.get(name) for name in ("versions", "platform")}
-    flat = {
-        key: str(value)
-        for table in tables.values()
-        if isinstance(table, dict)
-        for key, value in table.items()
-    }
-    return {
-        **flat,
-        "spread over": str(session.get("devices", [1, 1])),
-        "xla_flags": str(session.get("xla_flags")),
-    }
+    flat = {}
+    for name in ("versions", "platform"):
+        table = session.get(name)
+        if isinstance(table, dict):
+            flat.update({key: str(value) for key, value in table.items()})
+    flat["spread over"] = str(session.get("devices", [1, 1]))
+    flat["xla_flags"] = str(session.get("xla_flags"))
+    return flat

@@ -7,7 +7,7 @@ import math
 import time
 from bisect import bisect_left
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.runs import checkpoint, directory
+from jaxlm.runs.directory import Setup
 from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog
 from jaxlm.training.step import Metrics, TrainState
@@ -34,13 +35,17 @@ class Run:
     """A run in its directory.
 
     Attributes:
-        kept: whether it is saved; if not, its directory is temporary.
-        plan: which rows each window reads.
-        step, last: windows trained, and to be trained.
-        found: the checkpoint that it is resumed from, until its state is taken.
-        notes: sentences for the user about how it was resumed.
-        learning_rate: of the last window trained.
-        averages_from: the step after whose validation averaging started, if this process saw it.
+        config: What is trained.
+        corpus: What it is trained on.
+        folder: The run's directory, held.
+        kept: Whether the run is saved; if not, its directory is temporary.
+        plan: Which rows each window reads.
+        step: Windows trained.
+        last: Windows to be trained in all.
+        resumed: The checkpoint that the run is resumed from, until its state is taken.
+        notes: Sentences for the user about how it was resumed.
+        learning_rate: Of the last window trained.
+        averages_from: The step after whose validation averaging started, if this process saw it.
     """
 
     def __init__(
@@ -53,14 +58,24 @@ class Run:
         resume: bool,
         kept: bool = True,
         steps: int | None = None,
-        given_params: bool = False,
-        devices: tuple[int, int] = (1, 1),
+        setup: Setup = Setup(),
         on_metrics: OnMetrics | None = None,
     ):
-        """Begins or resumes a run in a held directory; `files` closes its files before the directory is released.
+        """Begins or resumes a run.
 
-        `given_params` and `devices` are recorded (`directory.begin`); `steps` and `on_metrics` are those of `train`.
-        Raises JaxlmError where another run is there, or none, or it cannot be read.
+        Args:
+            config: What is trained.
+            corpus: What it is trained on.
+            held: The run's directory.
+            files: Closes the run's files; the caller closes it before the directory is released.
+            resume: Whether a run in the directory is resumed, or a new one begins.
+            kept: Whether checkpoints are saved.
+            steps: Windows to be trained in all (None: those of all epochs).
+            setup: How this process trains the run, for the record.
+            on_metrics: Called with (step, values by tag) of each window and each result.
+
+        Raises:
+            JaxlmError: Another run is there, or none, or it cannot be read.
         """
         self.config = config
         self.corpus = corpus
@@ -70,30 +85,40 @@ class Run:
         counts = config.train
         self.plan = window_plan(config, len(corpus.train) // counts.batch_size)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
-        self.found: checkpoint.Checkpoint | None = None
-        self.notes: list[str] = []
-        if resume:
-            self.found, self.notes = directory.resume(
-                self.folder, config, corpus, given_params, devices
-            )
-        else:
-            directory.begin(self.folder, config, corpus, given_params, devices)
-        lines = self.found.manifest.metrics if self.found else None
-        self.log = MetricsLog(
-            self.folder, files, corpus.name, counts.bptt_length, kept=lines, on_metrics=on_metrics
-        )
-        self.step = self._saved = self.found.manifest.step if self.found else 0
         self.learning_rate = math.nan
-        self._validations = self.found.state.validations if self.found else None
         self.averages_from: int | None = None
-        if self.found and self.finished:
-            done = f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows)"
-            self.notes.append(f"{done}: nothing is left to train, and it is tested again")
-        names = EpochResult.__dataclass_fields__
+        self.notes: list[str] = []
+        self.step = 0
+        self._validations: Validations | None = None
+        prefix = None
+        self.resumed: checkpoint.Checkpoint | None = None
+        if resume:
+            self.resumed, self.notes = directory.resume(self.folder, config, corpus, setup)
+        else:
+            directory.begin(self.folder, config, corpus, setup)
+        if self.resumed:
+            self.step = self.resumed.manifest.step
+            self._validations = self.resumed.state.validations
+            prefix = self.resumed.manifest.metrics
+        self._saved = self.step
+        self.log = MetricsLog(
+            self.folder,
+            files,
+            corpus.name,
+            counts.bptt_length,
+            prefix=prefix,
+            on_metrics=on_metrics,
+        )
+        names = [field.name for field in fields(EpochResult)]
         self.epochs = [
             EpochResult(**{name: row[name] for name in names if name in row})
             for row in self.log.epochs
         ]
+        if self.resumed and self.finished:
+            self.notes.append(
+                f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): "
+                "nothing is left to train, and it is tested again"
+            )
         self.start_clock()
 
     @property
@@ -119,35 +144,33 @@ class Run:
 
     def edge_after(self, step: int) -> int:
         """The next step at which an epoch or the run ends, or a checkpoint is due."""
-        (epoch, index), every = self.plan.locate(step), self.config.train.checkpoint_every
+        epoch, index = self.plan.locate(step)
         edges = [step - index + self.plan.windows_in(epoch), self.last]
+        every = self.config.train.checkpoint_every
         if every:
             edges.append(step - step % every + every)
-        return min(edges + [milestone for milestone in self._milestones if milestone > step][:1])
+        edges += [milestone for milestone in self._milestones if milestone > step]
+        return min(edges)
 
     @cached_property
     def _milestones(self) -> dict[int, int]:
-        """{step: number of words of `keep_checkpoints` that its window reaches}, by step.
+        """{step: number of words of `keep_checkpoints` that its window reaches}.
 
         A window has as many words and ends of lines for each token as all of train.
         """
-        train = self.corpus.train
-        found = {}
-        steps = range(self.plan.total + 1)
         milestones = word_milestones(self.config.train.keep_checkpoints)
-        if milestones:
-            row = (
-                self.config.train.batch_size
-                * word_count(self.corpus.vocab, train)
-                / max(1, len(train) - 1)
-            )
-            for words in milestones:
-                step = bisect_left(
-                    steps, words, key=lambda step: int(self.plan.rows_read(step) * row)
-                )
-                if step in steps:
-                    found[step] = words
-        return found
+        if not milestones:
+            return {}
+        train = self.corpus.train
+        words_per_token = word_count(self.corpus.vocab, train) / max(1, len(train) - 1)
+        words_per_row = self.config.train.batch_size * words_per_token
+
+        def words_read(step: int) -> int:
+            return int(self.plan.rows_read(step) * words_per_row)
+
+        steps = range(self.plan.total + 1)
+        reached = {bisect_left(steps, words, key=words_read): words for words in milestones}
+        return {step: words for step, words in reached.items() if step in steps}
 
     @property
     def so_far(self) -> EpochResult:
@@ -172,13 +195,15 @@ class Run:
         """The sizes of the predicted text of the validation and the test split."""
         counts = self.config.train
         corpus = self.corpus
-        valid = corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length)
-        return {"valid": valid, "test": corpus.vocab.text_size(corpus.test)}
+        return {
+            "valid": corpus.vocab.text_size(corpus.valid, counts.batch_size, counts.bptt_length),
+            "test": corpus.vocab.text_size(corpus.test),
+        }
 
     def start_clock(self) -> None:
         """Starts the clock of an epoch, or of the part that this process trains."""
         self._since = time.perf_counter()
-        self._until = time.perf_counter()
+        self._until = self._since
         self._from = self.step
 
     @property
@@ -188,27 +213,49 @@ class Run:
 
     @property
     def words_per_second(self) -> float:
-        """The speed in this epoch, as far as this process trained it."""
+        """The tokens per second in this epoch, as far as this process trained it."""
         rows = self.plan.rows_read(self.step) - self.plan.rows_read(self._from)
         return rows * self.config.train.batch_size / max(self.epoch_seconds, 1e-9)
 
     def trained(self, metrics: Metrics, count: int) -> str | None:
-        """Logs the first `count` windows of a call; returns a sentence where one of them ends the run."""
-        cost, norm, rate, finite = (
+        """Logs the first windows of a call.
+
+        Args:
+            metrics: The call's metrics, each [W].
+            count: How many of the W windows were to be trained.
+
+        Returns:
+            A sentence where a window's cost or gradient ended the run.
+
+        Raises:
+            RunDirError: The directory was taken over, or cannot be written.
+        """
+        costs, norms, rates, finite = (
             np.asarray(column)[:count] for column in jax.tree.leaves(metrics)
         )
-        stopping = self.config.train.on_nonfinite == "stop" and not finite.all()
-        done = int(finite.argmin()) if stopping else count
+        done = count
+        if self.config.train.on_nonfinite == "stop" and not finite.all():
+            done = int(finite.argmin())
         lengths = self.plan.windows(self.step, done, done).length
         self._held.check()  # else lines of two processes would mix
+        epoch = self.epoch + 1
         self.log.windows(
-            self.step + 1, self.epoch + 1, cost[:done], norm[:done], rate[:done], steps=lengths
+            self.step + 1, epoch, costs[:done], norms[:done], rates[:done], steps=lengths
         )
-        if stopping:
-            where = f"window {self.step + done + 1} (epoch {self.epoch + 1})"
-            return f"{where} has cost {cost[done]} and gradient norm {norm[done]} at learning rate {rate[done]:g}"
+        if done < count:
+            cost = costs[done]
+            norm = norms[done]
+            rate = rates[done]
+            window = self.step + done + 1
+            self.log.result(
+                "diverged", step=window, epoch=epoch, cost=cost, grad_norm=norm, learning_rate=rate
+            )
+            return (
+                f"window {window} (epoch {epoch}) has cost {cost} and gradient norm {norm} "
+                f"at learning rate {rate:g}"
+            )
         self.step += done
-        self.learning_rate = float(rate[-1])
+        self.learning_rate = float(rates[-1])
         self._until = time.perf_counter()
         return None
 
@@ -236,19 +283,20 @@ class Run:
 
     def remember(self, record: Validations | None) -> None:
         """Takes over the state's record of validations, whole in the host's memory."""
-        before = self._validations
+        before = self._validations and self._validations.switch
         self._validations = record
-        if (
-            record
-            and record.switch
-            and before
-            and before.switch
-            and record.switch.averaging > before.switch.averaging
-        ):
+        after = record and record.switch
+        if before and after and after.averaging > before.averaging:
             self.averages_from = self.step
 
     def perplexity(self, nats: float, predictions: int, rows: int = 1) -> float:
-        """The perplexity of summed nats in so many rows, as the recipe counts them."""
+        """A perplexity, with predictions counted as the recipe counts them.
+
+        Args:
+            nats: Summed over all predictions.
+            predictions: How many there are.
+            rows: The rows that the text was read in.
+        """
         return perplexity(nats, self.config.optimizer.counted(predictions, rows))
 
     def save(self, state: TrainState) -> None:
@@ -256,81 +304,118 @@ class Run:
         if not self.kept or (self.step == self._saved and self.step > 0):
             return
         self._held.check()
-        valid = (
-            self.epochs[-1].valid_perplexity if self.epochs and self.index == 0 else None
-        )  # at an epoch's end
-        named = directory.named(self.corpus)
-        words = self._milestones.get(self.step)
+        valid = None
+        if self.epochs and self.index == 0:  # an epoch has just ended
+            valid = self.epochs[-1].valid_perplexity
         manifest = checkpoint.Manifest(
-            self.step, self.epoch, valid, named, *self.log.sync(), words=words
+            self.step,
+            self.epoch,
+            valid,
+            directory.named(self.corpus),
+            *self.log.sync(),
+            words=self._milestones.get(self.step),
         )
         checkpoint.save(self.folder, state, self.config, self.corpus.vocab, manifest)
         self._saved = self.step
 
     def comparable(self, split: str, value: float) -> dict[str, float]:
-        """`SPLIT_bits_per_byte` and so on, of valid or test, from its perplexity."""
+        """The measures that compare between vocabularies, from a perplexity.
+
+        Args:
+            split: valid or test.
+            value: The split's perplexity.
+
+        Returns:
+            `SPLIT_bits_per_byte` and so on (`units.comparable`).
+        """
         size = self._sizes[split]
         rows = self.config.train.batch_size if split == "valid" else 1
-        nats = (math.log(value) if value > 0 else math.nan) * self.config.optimizer.counted(
-            size.tokens, rows
-        )
-        return {f"{split}_{name}": found for name, found in comparable(nats, size).items()}
+        nats = math.nan
+        if value > 0:
+            nats = math.log(value) * self.config.optimizer.counted(size.tokens, rows)
+        return {f"{split}_{name}": number for name, number in comparable(nats, size).items()}
 
     def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
-        """Logs the test of a checkpoint, and returns its perplexity."""
+        """Logs the test of a checkpoint.
+
+        Args:
+            which: last or best.
+            step: The checkpoint's.
+            nats: Of the test split, summed.
+            predictions: How many there are.
+
+        Returns:
+            The test perplexity.
+        """
         value = self.perplexity(nats, predictions)
-        floor = floors(self.corpus, "test")
-        unknown = self.unknown["test"]
-        found = {
-            "test_perplexity": value,
+        self.log.result(
+            "test",
+            checkpoint=which,
+            step=step,
+            test_perplexity=value,
             **self.comparable("test", value),
-            "unknown_test": unknown,
-            **floor,
-        }
-        self.log.result("test", checkpoint=which, step=step, **found)
+            unknown_test=self.unknown["test"],
+            **floors(self.corpus, "test"),
+        )
         self.log.sync()
         return value
 
 
 def window_plan(config: Config, rows: int) -> WindowPlan:
-    """Which rows of [N // B, B] each step reads."""
+    """Which rows of the tokens each step reads.
+
+    Args:
+        config: The run's config.
+        rows: N // B, of tokens [N // B, B].
+    """
     counts = config.train
-    if counts.length_deviation is None:
-        return WindowPlan(rows, counts.bptt_length, counts.epochs)
-    lengths = (
-        counts.bptt_length,
-        counts.short_probability,
-        counts.length_deviation,
-        counts.shortest_window,
-    )
-    random = RandomLengths(
-        *lengths, counts.longest, counts.length_seed, config.optimizer.windows_as_published
-    )
+    random = None
+    if counts.length_deviation is not None:
+        random = RandomLengths(
+            counts.bptt_length,
+            counts.short_probability,
+            counts.length_deviation,
+            counts.shortest_window,
+            counts.longest,
+            counts.length_seed,
+            config.optimizer.windows_as_published,
+        )
     return WindowPlan(rows, counts.longest, counts.epochs, random)
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
-    """`floor_SPLIT`: the perplexity of the true source, where the corpus has one."""
+    """The perplexities of the source that generated a text, as far as they are known.
+
+    Args:
+        corpus: The text.
+        *splits: Of train, valid and test.
+
+    Returns:
+        {"floor_SPLIT": perplexity}.
+    """
     nats = corpus.floor or {}
+    known = [split for split in splits if split in nats]
     return {
-        f"floor_{part}": perplexity(nats[part], len(getattr(corpus, part)) - 1)
-        for part in splits
-        if part in nats
+        f"floor_{split}": perplexity(nats[split], len(getattr(corpus, split)) - 1)
+        for split in known
     }
 
 
 def word_count(vocab: Vocab, ids: np.ndarray) -> int:
-    """The words at white space and the ends of lines in ids [N] but the first, from a table of the tokens.
+    """The words at white space and the ends of lines in a text, without its first token.
 
-    (Exact, but where bytes are tokens and one white space is several: such a space is not seen.)
+    The count is exact but where bytes are tokens: a white space of several bytes is then not seen.
+
+    Args:
+        vocab: The text's vocabulary.
+        ids: The text's tokens [N].
     """
     if vocab.kind == "words":
         return len(ids) - 1
     texts = [data.decode("utf-8", "replace") for data in vocab.token_bytes]
     words = np.array([len(text.split()) + text.count("\n") for text in texts])
-    begins, ends = (
-        np.array([text != "" and not text[at].isspace() for text in texts]) for at in (0, -1)
-    )
+    begins = np.array([text != "" and not text[0].isspace() for text in texts])
+    ends = np.array([text != "" and not text[-1].isspace() for text in texts])
     count = 0
     for start in range(0, len(ids) - 1, BLOCK):
         block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]

@@ -1,21 +1,31 @@
-"""A training state as named arrays: its shapes, its memory, and its bytes in a safetensors file."""
+"""A training state as named arrays: its beginning, shapes, memory, and safetensors file.
 
+The format (huggingface.co/docs/safetensors): the length of a header in 8 bytes; the header, JSON
+with each array's dtype, shape and place; then the arrays' bytes, one after the other. A file is
+read once, from its first byte to its last, and only the arrays that are asked for take memory.
+"""
+
+import math
+import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from jaxlm.config.config import Config
 from jaxlm.errors import CheckpointError, JaxlmError
+from jaxlm.hashed_json import strict_json
+from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
-from jaxlm.training.step import TrainState, fresh_state
+from jaxlm.training.step import TrainState, fresh_state, init_state
 
 MOST_LAYERS = 1000  # tracing more takes minutes
-_DTYPES = {
+BLOCK = 1 << 20  # bytes that are read at a time of arrays that are not asked for
+DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "BF16": "bfloat16",
@@ -25,48 +35,147 @@ _DTYPES = {
 }
 
 
+def new_state(config: Config, params: Params | None = None, devices: int = 1) -> TrainState:
+    """The state before the first step, on one device.
+
+    Args:
+        config: The run's config.
+        params: In place of parameters drawn from the seed.
+        devices: How many devices will share the state.
+
+    Raises:
+        JaxlmError: Given parameters do not have the config's shapes, or there is not enough memory.
+    """
+    template = check_memory(config, devices)
+    counts = config.train
+    if params is None:
+        return fresh_state(
+            config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience
+        )
+    expected = shapes(template.params)
+    given = shapes(params)
+    wrong = [
+        f"{name}: {expected.get(name)} -> {given.get(name)}"
+        for name in expected | given
+        if expected.get(name) != given.get(name)
+    ]
+    if wrong:
+        raise JaxlmError(
+            f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
+        )
+    params = jax.tree.map(np.float32, params)
+    key = jax.random.key(counts.seed)
+    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
+
+
 def encoded(state: Any) -> bytes:
     """A pytree of arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
-    arrays = {
-        name: np.asarray(leaf, order="C")
-        for name, leaf in flat(jax.device_get(_without_keys(state))).items()
-    }
+    leaves = flat(jax.device_get(_without_keys(state)))
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
     return safetensors.numpy.save(arrays)
 
 
-def decoded(data: bytes, template: Any, path: Path) -> TrainState:
-    """The state of a safetensors file; `path` names the file in errors.
+def whole(state: Any) -> Any:
+    """All of a state, as the part of it to decode."""
+    return state
 
-    Raises CheckpointError where the bytes are no such file, or an array is missing, unknown, or of another shape or
-    dtype than in the template (`shapes_of_state`).
+
+def evaluated(state: TrainState) -> Params:
+    """The parameters that evaluation uses, as the part of a state to decode."""
+    return state.evaluated
+
+
+def nothing(_: TrainState) -> tuple[()]:
+    """No array of a state, as the part of it to decode: the file is verified all the same."""
+    return ()
+
+
+def decoded(
+    read: Callable[[int], bytes], template: Any, path: Path, part: Callable[[Any], Any] = whole
+) -> Any:
+    """A state, or a part of it, from a safetensors file; its other arrays take no memory.
+
+    Args:
+        read: Reads so many bytes of the file, from its first on; called up to the end of the file.
+        template: The shapes and dtypes of the whole state (`shapes_of_state`).
+        path: The file's name in errors.
+        part: Picks the tree to decode, such as `evaluated`.
+
+    Returns:
+        The tree that `part` picks, with arrays on the device.
+
+    Raises:
+        CheckpointError: The bytes are no such file, or an array is missing, unknown, or of another
+            shape or dtype than in the template.
     """
-    leaves = flat(jax.eval_shape(_without_keys, template))
+    leaves = flat(template)
+    names = part(jax.tree.unflatten(jax.tree.structure(template), leaves))
+    wanted = set(jax.tree.leaves(names))
+    arrays = {}
     try:
-        found = dict(safetensors.deserialize(data))
-    except safetensors.SafetensorError as error:
+        header = _read_header(read, template)
+        _check_arrays(header, template, path)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            if name in wanted:
+                data = np.frombuffer(read(end - begin), DTYPES[entry["dtype"]])
+                arrays[name] = jax.device_put(data.reshape(entry["shape"]))
+            else:
+                for start in range(begin, end, BLOCK):
+                    _exactly(read, min(BLOCK, end - start))
+        if read(1):
+            raise ValueError("there are bytes after its last array")
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
-    expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in leaves.items()}
-    present = {
-        name: f"{_DTYPES.get(one['dtype'], one['dtype'])} {one['shape']}"
-        for name, one in found.items()
-    }
-    for name in sorted({*expected, *present}):
+
+    def array(name: str) -> jax.Array:
+        if _is_key(leaves[name]):
+            return jax.random.wrap_key_data(arrays[name])
+        return arrays[name]
+
+    return jax.tree.map(array, names)
+
+
+def _read_header(read: Callable[[int], bytes], template: Any) -> dict[str, Any]:
+    """{array's name: its entry} in the order of the file. Raises ValueError and others."""
+    (length,) = struct.unpack("<Q", _exactly(read, 8))
+    most = _most_header_bytes(template)
+    if length > most:
+        raise ValueError(f"expected a header of at most {most:,} bytes, found {length:,}")
+    entries = strict_json(_exactly(read, length))
+    entries.pop("__metadata__", None)
+    header = dict(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
+    place = 0
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        size = math.prod(entry["shape"]) * jnp.dtype(DTYPES[entry["dtype"]]).itemsize
+        if (begin, end) != (place, place + size):
+            raise ValueError(f"the array {name!r} does not lie where its shape says")
+        place = end
+    return header
+
+
+def _check_arrays(header: dict[str, Any], template: Any, path: Path) -> None:
+    """Raises CheckpointError where the arrays of a file are not those of a template."""
+    stored = flat(jax.eval_shape(_without_keys, template))
+    expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in stored.items()}
+    present = {name: f"{DTYPES[entry['dtype']]} {entry['shape']}" for name, entry in header.items()}
+    for name in sorted(expected | present):
         wanted = expected.get(name, "none")
-        if wanted != (there := present.get(name, "none")):
+        there = present.get(name, "none")
+        if wanted != there:
             raise CheckpointError(
                 f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}"
             )
 
-    def array(name: str, leaf: Any) -> jax.Array:
-        value = jax.device_put(
-            np.frombuffer(found[name]["data"], leaves[name].dtype).reshape(leaves[name].shape)
-        )
-        if _is_key(leaf):
-            return jax.random.wrap_key_data(value)
-        return value
 
-    arrays = [array(name, leaf) for name, leaf in flat(template).items()]
-    return jax.tree.unflatten(jax.tree.structure(template), arrays)
+def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
+    data = read(count)
+    if len(data) < count:
+        raise ValueError("it is cut short")
+    return data
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -81,53 +190,68 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def shapes_of_state(config: Config) -> Any:
-    """The shapes and dtypes of a config's training state, with nothing allocated."""
+    """The shapes and dtypes of a config's training state, with nothing allocated.
+
+    Raises:
+        JaxlmError: The config has too many layers, or numbers that no array can have.
+    """
     layers = len(config.model.hidden_sizes)
     if layers > MOST_LAYERS:
         raise JaxlmError(f"a model of {layers:,} layers: expected at most {MOST_LAYERS:,}")
+    counts = config.train
     try:
         return fresh_state.eval_shape(
-            config.recipe, np.uint32(0), config.train.batch_size, config.train.patience
+            config.recipe, np.uint32(0), counts.batch_size, counts.patience
         )
     except (OverflowError, ValueError, TypeError) as error:
         raise JaxlmError(f"no model of this config can be made: {error}") from None
 
 
-def most_bytes(template: Any, what: str) -> int:
-    """The most bytes that the safetensors file of such a state has.
+def check_memory(config: Config, devices: int = 1) -> Any:
+    """Asks whether there is the memory that a config's training needs at the least.
 
-    Raises JaxlmError, about `what`, where this machine has no memory to load it: its file and its arrays.
-    """
-    ram.check(2 * _nbytes(template), what, "it cannot be loaded here")
-    return 4096 + 256 * len(leaves := flat(template)) + sum(map(len, leaves)) + _nbytes(template)
+    Training needs its state, a gradient and an update of each parameter, and what a window saves
+    for its gradient. Devices with memory of their own share this; the first device makes the whole
+    state.
 
+    Args:
+        config: What is to be trained.
+        devices: How many devices share the batch and the vocabulary.
 
-def check_memory(config: Config, devices: int = 1) -> None:
-    """Raises JaxlmError where there is no memory for what a config's training needs at the least.
+    Returns:
+        The shapes and dtypes of the training state (`shapes_of_state`).
 
-    Training needs its state, a gradient and an update of each parameter, and what a window saves for its gradient.
-    Devices with memory of their own share this; the first device makes the whole state.
+    Raises:
+        OutOfMemory: There is less.
+        JaxlmError: There can be no such model.
     """
     template = shapes_of_state(config)
-    counts = config.train
     model = config.model
-    saved = (
-        4
-        * counts.longest
-        * counts.rows_of_gradient
-        * (model.embedding_size + 6 * sum(model.hidden_sizes))
-    )
-    needed = _nbytes(template) + 2 * _nbytes(template.params) + saved
-    there = ram.of_device()
-    if there is not None:
-        needed = max(_nbytes(template), needed // devices)
+    rows = config.train.longest * config.train.rows_of_gradient
+    activations = 4 * rows * (model.embedding_size + 6 * sum(model.hidden_sizes))
+    state = bytes_of(template)
+    needed = state + 2 * bytes_of(template.params) + activations
+    free = ram.of_device()
+    if free is not None:
+        needed = max(state, needed // devices)
     remedy = "take smaller embedding_size, hidden_sizes, vocab_size or batch_size"
-    ram.check(needed, "training this config", remedy, there)
+    ram.check(needed, "training this config", remedy, free)
+    return template
 
 
-def _nbytes(template: Any) -> int:
-    leaves = jax.tree.leaves(jax.eval_shape(_without_keys, template))
+def bytes_of(tree: Any) -> int:
+    """The bytes of all arrays of a tree, or of their shapes and dtypes."""
+    leaves = jax.tree.leaves(jax.eval_shape(_without_keys, tree))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def most_file_bytes(template: Any) -> int:
+    """The most bytes of the safetensors file of such a state."""
+    return 8 + _most_header_bytes(template) + bytes_of(template)
+
+
+def _most_header_bytes(template: Any) -> int:
+    return 4096 + sum(256 + len(name) for name in flat(template))
 
 
 def _without_keys(state: Any) -> Any:

@@ -26,7 +26,7 @@ from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
 from jaxlm.report.sweep_plots import value_text
-from jaxlm.runs import directory, ram, signals
+from jaxlm.runs import directory, precision, ram, signals
 from jaxlm.runs.lock import ELSEWHERE
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import with_corpus
@@ -117,6 +117,7 @@ def sweep(
     ):  # (the recipe's own value of a field of the space is never trained, and need not fit)
         fitting = config.replace(**first_values(draft.space))
     loaded, found = with_corpus(fitting, corpus, data_dir)
+    loaded = precision.resolved(loaded).config
     read = (
         {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}
     )  # (else of one text alone)

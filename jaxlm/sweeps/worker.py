@@ -20,7 +20,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
-from jaxlm.runs import directory, ram
+from jaxlm.runs import directory, precision, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
@@ -170,10 +170,14 @@ class Worker(Observer):
             config = directory.with_saved_dtype(config, held.folder)
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        member = Member(config, corpus, held, claim.held, resume=resume, kept=self.kept)
+        config, rates, _ = precision.resolved(config)
+        setup = directory.Setup(rates=rates)
+        member = Member(
+            config, corpus, held, claim.held, resume=resume, kept=self.kept, setup=setup
+        )
         member.claim = claim
-        member.state = new_state(config) if member.found is None else member.found.state
-        member.found = None
+        member.state = member.resumed.state if member.resumed else new_state(config)
+        member.resumed = None
         return member
 
     def fill(self, group: Group) -> None:
