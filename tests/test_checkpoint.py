@@ -553,9 +553,37 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_pat
     last = save(tmp_path / "run", 2)
     read = checkpoint.read
 
-    def removed(path):
+    def removed(path, part):
         shutil.rmtree(last, ignore_errors=True)
-        return read(path)
+        return read(path, part)
 
     monkeypatch.setattr(checkpoint, "read", removed)
     assert checkpoint.load(tmp_path / "run", "last").manifest.step == 1
+
+
+AVERAGED = SMALL.replace(optimizer="adam", average_decay=0.9)
+
+
+@pytest.mark.parametrize("config", [SMALL, AVERAGED], ids=["sgd", "adam with an average"])
+def test_a_model_takes_the_memory_of_its_parameters_alone(tmp_path, monkeypatch, config):
+    """Eight times less than the whole state of Adam with an average and the file's bytes."""
+    state = dataclasses.replace(new_state(config), step=jax.numpy.int32(1))
+    path = save(tmp_path, 1, config=config)
+    asked = []
+    placed = []
+    put = jax.device_put
+    monkeypatch.setattr(ram, "check", lambda needed, *_: asked.append(needed))
+    monkeypatch.setattr(jax, "device_put", lambda array: placed.append(array.nbytes) or put(array))
+    found = checkpoint.load(tmp_path, part=state_arrays.evaluated).state
+    size = state_arrays.bytes_of(state.params)
+    assert asked == [size] and sum(placed) == size
+    assert state_arrays.encoded(found) == state_arrays.encoded(state.evaluated)
+    jaxlm.load(tmp_path)
+    assert asked == [size, size]
+    data = (path / "state.safetensors").read_bytes()
+    (path / "state.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for part in (state_arrays.evaluated, state_arrays.nothing):  # what is not decoded is verified
+        with pytest.raises(
+            CheckpointError, match=r"state\.safetensors is damaged: expected sha256"
+        ):
+            checkpoint.read(path, part)

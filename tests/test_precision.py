@@ -29,7 +29,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     found = SimpleNamespace(rates=(100.0, 200.0), times=0)
 
-    def measure(config):
+    def measure(*shape):
         found.times += 1
         return dict(zip(precision.DTYPES, found.rates, strict=True))
 
@@ -120,16 +120,12 @@ def test_float32_is_taken_unasked_without_measuring(measured):
     assert not measured.times
 
 
-def test_what_is_measured_are_products_of_the_models_shapes():
-    assert precision.shapes(jaxlm.preset("small")) == [
-        (256, 200, 1024),
-        (60, 256, 1024),
-        (256, 128, 1024),
-    ]
-    rates = precision._measured(SMALL)
+def test_what_is_measured_is_the_models_largest_product():
+    assert precision.largest_product(jaxlm.preset("small")) == (256, 128, 1024)
+    rates = precision._measured(20, 8, 32)
     assert all(0 < rate < 1e6 for rate in rates.values())
-    text = precision._steps.lower(
-        1, [(jnp.ones((2, 3), "bfloat16"), jnp.ones((3, 4), "bfloat16"))], dtype="bfloat16"
+    text = precision._multiply.lower(
+        1, jnp.ones((2, 3), "bfloat16"), jnp.ones((3, 4), "bfloat16")
     ).as_text()
     assert text.count("(tensor<2x3xbf16>, tensor<3x4xbf16>) -> tensor<2x4xf32>") == 1
 

@@ -25,6 +25,7 @@ from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.metrics import MetricsLog, read_metrics
 from jaxlm.runs.run import window_plan
+from jaxlm.runs.status import status
 from jaxlm.runs.trainer import new_state
 from jaxlm.training import step as steps
 
@@ -408,7 +409,10 @@ def test_divergence_stops_before_the_update_and_the_last_checkpoint_stays_good(
         train(config, params=params)
     last = checkpoint.load(tmp_path / "run")
     assert last.manifest.step == bad[0]
-    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, bad[0] + 1))
+    *windows, diverged = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in windows] == list(range(1, bad[0] + 1))
+    assert diverged["kind"] == "diverged" and diverged["step"] == bad[0] + 1
+    assert str(status(tmp_path / "run")).startswith(f"diverged at window {bad[0]} of ")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(last.state.carry))
 
     skipping = train(config.replace(on_nonfinite="skip"), steps=WINDOWS)

@@ -1,9 +1,9 @@
 """Many processes: joining them, and agreeing on values. Only the first writes the run's directory.
 
-The processes are copies of one command, on one host or many, and run one program over all their devices (`mesh.py`),
-connected by JAX's runtime. All must make the same calls in the same order. So a value that one process alone has (a
-signal, a file, a failure) is shared through these functions before anything depends on it. With one process each
-function is the identity.
+The processes are copies of one command, on one host or many, and run one program over all their
+devices (`mesh.py`), connected by JAX's runtime. All must make the same calls in the same order. So
+a value that one process alone has (a signal, a file, a failure) is shared through these functions
+before anything depends on it. With one process each function is the identity.
 """
 
 import os
@@ -29,20 +29,20 @@ HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as d
 def join_processes(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> bool:
-    """Joins the other processes, if the arguments or the environment name any. Call it before JAX is first used.
+    """Joins the other processes, if any are named. Call it before JAX is first used.
 
-    Without arguments JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
+    Without arguments, JAX looks in the environment for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
 
     Args:
         coordinator: HOST:PORT of process 0; the port must be free there.
-        processes: how many there are; 1 trains alone inside a cluster.
-        process: the index of this one, from 0.
+        processes: How many there are; 1 trains alone inside a cluster.
+        process: The index of this one, from 0.
 
     Returns:
         Whether there are other processes.
 
     Raises:
-        JaxlmError: only a part of the arguments is given, or the other processes cannot be reached.
+        JaxlmError: Only a part of the arguments is given, or the other processes cannot be reached.
     """
     given = (coordinator, processes, process)
     match given:
@@ -58,11 +58,11 @@ def join_processes(
                 _reach(address)
         case _:
             raise JaxlmError(
-                f"many processes need --coordinator HOST:PORT, --processes N and --process I from 0 to N - 1, "
-                f"all three and the same first two for each; these are {coordinator}, {processes}, {process}"
+                "many processes need --coordinator HOST:PORT, --processes N and --process I from 0 "
+                "to N - 1, all three and the same first two for each; these are "
+                f"{coordinator}, {processes}, {process}"
             )
-    # (Its handler of SIGTERM would run before ours. gloo connects CPUs; other devices have collectives of their own.)
-    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM before us
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
@@ -73,45 +73,43 @@ def join_processes(
         )
     except Exception as error:  # also whatever a cluster's interface raises
         raise JaxlmError(
-            f"the other processes cannot be joined: {_first_line(error)}; start all of them with one "
-            f"--coordinator, or this one alone with --processes 1"
+            f"the other processes cannot be joined: {_first_line(error)}; start all of them with "
+            "one --coordinator, or this one alone with --processes 1"
         ) from None
     return jax.process_count() > 1
 
 
 def _port(address: str) -> int:
     """The port of HOST:PORT; -1 where there is none."""
-    found = re.fullmatch(r".+:(\d{1,5})", address)
-    if found:
-        return int(found[1])
-    return -1
+    port = re.fullmatch(r".+:(\d{1,5})", address)
+    return int(port[1]) if port else -1
 
 
 def _reach(address: str) -> None:
     """Waits until process 0 listens: without it JAX would abort this one. Raises JaxlmError."""
     until = time.monotonic() + WAIT
+    host = address.rpartition(":")[0].strip("[]")
     while True:
         try:
-            return socket.create_connection(
-                (address.rpartition(":")[0].strip("[]"), _port(address)), 5
-            ).close()
-        except (OSError, UnicodeError) as error:  # (the second of a host such as a..b)
+            socket.create_connection((host, _port(address)), timeout=5).close()
+            return
+        except (OSError, UnicodeError) as error:  # UnicodeError of a host such as a..b
             if time.monotonic() > until:
                 raise JaxlmError(
-                    f"no process answers at {address} ({reason(error)}): start the one of --process 0 there, "
-                    f"or give all of them another --coordinator"
+                    f"no process answers at {address} ({reason(error)}): start the one of "
+                    "--process 0 there, or give all of them another --coordinator"
                 ) from None
         time.sleep(0.1)
 
 
 def _cluster() -> bool:
-    """Whether the environment is that of one process among many, whom `jax.distributed.initialize` can then find."""
-    counts = [os.environ.get(name, "") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")]
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    indexed_job = "JOB_COMPLETION_INDEX" in os.environ  # of Kubernetes
-    return (
-        any(count.isdigit() and int(count) > 1 for count in counts) or len(hosts) > 1 or indexed_job
-    )
+    """Whether the environment is that of many processes, which JAX can then find by itself."""
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        count = os.environ.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            return True
+    kubernetes_job = "JOB_COMPLETION_INDEX" in os.environ
+    return kubernetes_job or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def agreed(value: int) -> int:
@@ -124,9 +122,16 @@ def agreed(value: int) -> int:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Runs an action, which may raise JaxlmError, in every process, and fails in all if it failed in one.
+    """Runs an action, and fails in all processes if it failed in one. Each must call it.
 
-    Every process must call it. Returns this process's result.
+    Args:
+        action: What to run; it may raise JaxlmError.
+
+    Returns:
+        This process's result.
+
+    Raises:
+        JaxlmError: The action failed here, or in another process.
     """
     try:
         result = action()
@@ -140,17 +145,16 @@ def together(action: Callable[[], T]) -> T:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Turns XLA's error about a connection that a dead process broke into one sentence, a JaxlmError."""
+    """Turns XLA's error about a connection that a dead process broke into a JaxlmError."""
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if jax.process_count() == 1 or not (
-            isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        ):
+        of_connection = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if jax.process_count() == 1 or not of_connection:
             raise
         raise JaxlmError(
             f"process {jax.process_index()} lost the others ({_first_line(error)}): what was saved "
-            f"before is whole; start all of them again with --resume"
+            "before is whole; start all of them again with --resume"
         ) from None
 
 

@@ -1,7 +1,8 @@
-"""Devices by placement: a mesh, where each array of a run lies on it, and arrays put there and fetched again.
+"""Devices by placement: a mesh, and where each array of a run lies on it.
 
-A batch's rows lie over one axis of the mesh, the vocabulary over another, the members of a sweep over a third. The
-program is one device's; XLA divides it by where its arguments lie (GSPMD, arXiv:2105.04663).
+A batch's rows lie over one axis of the mesh, the vocabulary over another, the members of a sweep
+over a third. The program is one device's; XLA divides it by where its arguments lie (GSPMD,
+arXiv:2105.04663).
 """
 
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from jax.sharding import PartitionSpec as P
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked_value
 
+# The axes of a mesh: the batch's rows, the vocabulary, the members of a sweep.
 DATA = "data"
 MODEL = "model"
 MEMBERS = "members"
-ROWS = P(None, DATA)
-MEMBER = P(MEMBERS)  # tokens [T, B] by their rows; [M, ...] by members
+ROWS = P(None, DATA)  # of tokens [T, B]
+MEMBER = P(MEMBERS)  # of arrays [M, ...]
 
 Tree = TypeVar("Tree")
 
@@ -31,15 +33,15 @@ def make_mesh(
     """The mesh of `devices` x `model_devices` devices. Every process contributes equally many.
 
     Args:
-        batch_size: rows B.
-        devices: how many the rows are spread over (default: as many as they divide over).
-        model_devices: how many the vocabulary is spread over, for each of the `devices`.
+        batch_size: Rows B.
+        devices: How many the rows are spread over (default: as many as they divide over).
+        model_devices: How many the vocabulary is spread over, for each of the `devices`.
 
     Returns:
         The mesh (None: one device), and a note for the user where devices are left unused.
 
     Raises:
-        JaxlmError: the rows do not divide over the devices, or there are not so many.
+        JaxlmError: The rows do not divide over the devices, or there are not so many.
     """
     there = len(jax.devices())
     processes = jax.process_count()
@@ -48,52 +50,45 @@ def make_mesh(
     asked = (devices or 1) * model_devices
     if asked > there:
         raise JaxlmError(
-            f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words), and "
-            f"JAX has {there}: ask for fewer, or let the processor pass for several with "
+            f"{asked} devices were asked for ({devices or 1} for rows x {model_devices} for words)"
+            f", and JAX has {there}: ask for fewer, or let the processor pass for several with "
             f"XLA_FLAGS=--xla_force_host_platform_device_count={asked}"
         )
     divisors = [n for n in range(1, there // model_devices + 1) if batch_size % n == 0]
     if devices is not None and batch_size % devices:
-        near = [
-            *[n for n in divisors if n < devices][-1:],
-            *[n for n in divisors if n > devices][:1],
-        ]
-        sizes = [
-            size
-            for size in (batch_size // devices * devices, (batch_size // devices + 1) * devices)
-            if size
-        ]
-        size, count = (" or ".join(map(str, numbers)) for numbers in (sizes, near))
+        below = batch_size // devices * devices
+        sizes = [size for size in (below, below + devices) if size]
+        near = [n for n in divisors if n < devices][-1:] + [n for n in divisors if n > devices][:1]
         raise JaxlmError(
-            f"the {batch_size} rows of a batch do not divide over {devices} devices: take batch_size {size}, or "
-            f"devices {count}"
+            f"the {batch_size} rows of a batch do not divide over {devices} devices: take "
+            f"batch_size {' or '.join(map(str, sizes))}, or devices {' or '.join(map(str, near))}"
         )
     fitting = [n for n in divisors if n * model_devices % processes == 0 and devices in (None, n)]
     if not fitting:
         raise JaxlmError(
-            f"{processes} processes take part, and the {batch_size} rows of a batch do not spread over "
-            f"{devices or there} devices x {model_devices} of which each process gives equally many: "
-            f"take another batch_size, devices or model_devices, or start fewer processes"
+            f"{processes} processes take part, and the {batch_size} rows of a batch do not spread "
+            f"over {devices or there} devices x {model_devices} of which each process gives equally "
+            "many: take another batch_size, devices or model_devices, or start fewer processes"
         )
     used = fitting[-1] * model_devices
     note = None
     if devices is None and used < there:
-        why = f"rows of a batch (model_devices {model_devices}, processes {processes}) do not spread evenly over more"
-        note = f"using {used} of {there} devices: the {batch_size} {why}"
+        note = (
+            f"using {used} of {there} devices: the {batch_size} rows of a batch (model_devices "
+            f"{model_devices}, processes {processes}) do not spread evenly over more"
+        )
     if used == 1:
         return None, note
-    chosen = [
-        device
-        for process in range(processes)
-        for device in jax.local_devices(process)[: used // processes]
-    ]
-    return jax.make_mesh(
-        (fitting[-1], model_devices), (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen
-    ), note
+    chosen = []
+    for process in range(processes):
+        chosen += jax.local_devices(process)[: used // processes]
+    shape = (fitting[-1], model_devices)
+    mesh = jax.make_mesh(shape, (DATA, MODEL), (AxisType.Auto,) * 2, devices=chosen)
+    return mesh, note
 
 
 def members_mesh(members: int) -> Mesh | None:
-    """A mesh over as many of this process's devices as the number of members divides over; None: one device."""
+    """A mesh over as many local devices as the members divide over; None: one device."""
     local = jax.local_devices()
     used = max(n for n in range(1, len(local) + 1) if members % n == 0)
     if used == 1:
@@ -102,9 +97,14 @@ def members_mesh(members: int) -> Mesh | None:
 
 
 def spec_of(path: tuple[Any, ...]) -> P:
-    """Where a leaf of a training state, or of parameters, lies: by rows, by words, or whole on every device.
+    """Where a leaf of a training state, or of parameters, lies.
 
-    What an optimiser or an average keeps for a parameter has the parameter's names at its path's end.
+    Args:
+        path: The leaf's. What an optimiser or an average keeps for a parameter has the parameter's
+            names at its path's end.
+
+    Returns:
+        Its axes: spread by rows, by words, or whole on every device.
     """
     names = [getattr(key, "name", getattr(key, "key", None)) for key in path]
     if names[0] == "carry":
@@ -117,10 +117,14 @@ def spec_of(path: tuple[Any, ...]) -> P:
 
 
 def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
-    """A tree, whole in each process, onto a mesh.
+    """Puts a tree, whole in each process, onto a mesh.
 
-    Every leaf lies by `spec` (None: `spec_of` each). Words, with parameters of zero, are added until the vocabulary
-    divides over the mesh. Without a mesh the tree stays as it is.
+    Words, with parameters of zero, are added until the vocabulary divides over the mesh.
+
+    Args:
+        mesh: The devices; None: the tree stays as it is.
+        tree: A training state, or parameters.
+        spec: Where every leaf lies; None: `spec_of` each.
     """
     if mesh is None:
         return tree
@@ -142,7 +146,12 @@ def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
 
 
 def constrain_sharding(mesh: Mesh | None, tree: Tree) -> Tree:
-    """Within a program: a tree whose arrays lie as `place` puts them."""
+    """Within a program: a tree whose arrays lie as `place` puts them.
+
+    Args:
+        mesh: The devices; None: the tree stays as it is.
+        tree: A training state, or parameters.
+    """
     if mesh is None:
         return tree
     return jax.tree_util.tree_map_with_path(
@@ -156,8 +165,13 @@ def constrain_sharding(mesh: Mesh | None, tree: Tree) -> Tree:
 def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
     """The inverse of `place`. Every process must call it.
 
-    Returns the tree with every leaf whole in each process, and without the words beyond `vocab_size` that `place`
-    added; a leaf that was spread is in the host's memory.
+    Args:
+        mesh: The devices.
+        tree: A training state, or parameters, on the mesh.
+        vocab_size: The words without those that `place` has added.
+
+    Returns:
+        The tree, whole in each process; a leaf that was spread is in the host's memory.
     """
     if mesh is None:
         return tree
@@ -165,13 +179,10 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
     def take(path: tuple[Any, ...], leaf: Any) -> Any:
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
-        if not leaf.is_fully_addressable:
-            leaf = jax.device_put(
-                leaf, NamedSharding(mesh, P())
-            )  # one after the other, so that they fit
-        return np.asarray(leaf)[
-            tuple(slice(vocab_size if axis == MODEL else None) for axis in spec_of(path))
-        ]
+        if not leaf.is_fully_addressable:  # gathered one after the other, so that they fit
+            leaf = jax.device_put(leaf, NamedSharding(mesh, P()))
+        ends = [vocab_size if axis == MODEL else None for axis in spec_of(path)]
+        return np.asarray(leaf)[tuple(map(slice, ends))]
 
     return jax.tree_util.tree_map_with_path(take, tree)
 
@@ -179,17 +190,23 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
 def put_rows(
     mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]
 ) -> jax.Array:
-    """Tokens onto the mesh. A device gets its own rows; or all, where rows do not divide or the mesh is of members.
+    """Puts tokens onto a mesh. A device gets its own rows, or all where they do not divide over it.
 
-    Returns tokens [R, B] of a `shape` (R, B). `read(rows)` -> [R, rows] is called for the rows of this process's
-    devices only.
+    Args:
+        mesh: The devices, of rows or of members; None: one device.
+        shape: (R, B).
+        read: Returns the tokens [R, rows] of some rows; called for those of this process's devices
+            only.
+
+    Returns:
+        The tokens [R, B].
     """
     if mesh is None:
         return jax.device_put(read(slice(0, shape[1])))
 
-    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+    def read_rows(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
         return read(index[1])
 
     where = ROWS if DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0 else P()
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, where), part)
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, where), read_rows)

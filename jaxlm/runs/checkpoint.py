@@ -42,7 +42,7 @@ _STEP = re.compile("[0-9]{8,10}")
 
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that a run's results depend on."""
-    versions = dict.fromkeys(LIBRARIES, "unknown")
+    versions: dict[str, str] = dict.fromkeys(LIBRARIES, "unknown")
     for name in versions:
         with suppress(PackageNotFoundError):  # a source tree that is imported uninstalled
             versions[name] = version(name)
@@ -118,8 +118,8 @@ def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manife
         saved = manifests(run)
         newest = list(saved)[-config.train.keep_last :]
         best = best_step(saved)
-        for step, manifest in saved.items():
-            if step not in newest and step != best and not _kept_for_good(manifest, config):
+        for step, older in saved.items():
+            if step not in newest and step != best and not _kept_for_good(older, config):
                 folder.discard(f"{step:08d}")
 
 

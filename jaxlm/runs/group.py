@@ -67,7 +67,7 @@ class SingleGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        """The validation perplexity of each slot. The states' records of validations are updated."""
+        """Validates each slot's run, and updates the states' records; the perplexities."""
         run = self._run
         counts = run.config.train
         nats, predictions = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)

@@ -96,7 +96,7 @@ def fit(group: Group, observer: Observer) -> int | None:
 
 
 def _next_call(group: Group, ahead: int) -> tuple[int, bool]:
-    """The number of windows of the next call, and whether an epoch ends or a checkpoint is due then."""
+    """The windows of the next call, and whether an epoch or a checkpoint's span ends with them."""
     runs = _unfinished(group)
     edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
     count = min(edge, runs[0].config.train.windows_per_call)

@@ -52,7 +52,7 @@ class Prefix(NamedTuple):
 
 
 def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without a last one that a killed writer left unfinished.
+    """The lines of a run's `metrics.jsonl`, without an unfinished last one of a killed writer.
 
     Args:
         run: The run's directory.
@@ -82,9 +82,9 @@ def read_prefix(run: str | Path | Folder, prefix: Prefix) -> bytes:
         data = _read(run)[: prefix.bytes]
     if len(data) < prefix.bytes or hashlib.sha256(data).hexdigest() != prefix.sha256:
         raise RunDirError(
-            f"{Path(run) / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that the "
-            "checkpoint sealed; restore the file from a copy, or train the parameters further in "
-            "another run (--init)"
+            f"{Path(run) / NAME} is damaged: its first {prefix.bytes:,} bytes are not those that "
+            "the checkpoint sealed; restore the file from a copy, or train the parameters further "
+            "in another run (--init)"
         )
     return data
 
@@ -222,7 +222,7 @@ class MetricsLog:
 
 
 def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
-    """The speed of each epoch, from `timing.jsonl`. The file only informs: damaged lines are skipped.
+    """The speed of each epoch, from `timing.jsonl`; damaged lines are skipped.
 
     Args:
         run: The run's directory.
@@ -257,8 +257,8 @@ def _rows(data: bytes, path: Path) -> list[dict[str, Any]]:
             rows.append(_row(line))
         except _DAMAGE:
             raise JaxlmError(
-                f"{path}, line {number}: expected a window or a result as JSON, found {line[:60]!r}; "
-                "the file is damaged, restore it from a copy"
+                f"{path}, line {number}: expected a window or a result as JSON, found "
+                f"{line[:60]!r}; the file is damaged, restore it from a copy"
             ) from None
     return rows
 
@@ -281,7 +281,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _json(value: Any) -> Any:
-    """A scalar as JSON has it: float32 by its shortest digits, nan and infinities by their names."""
+    """A scalar as JSON has it: float32 by its shortest digits, nan and infinities by name."""
     if isinstance(value, np.floating):
         value = float(str(value))
     elif isinstance(value, np.generic):

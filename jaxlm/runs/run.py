@@ -58,7 +58,7 @@ class Run:
         resume: bool,
         kept: bool = True,
         steps: int | None = None,
-        setup: Setup = Setup(),
+        setup: Setup = Setup(),  # noqa: B008 (frozen)
         on_metrics: OnMetrics | None = None,
     ):
         """Begins or resumes a run.

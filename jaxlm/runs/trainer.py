@@ -199,7 +199,8 @@ def with_corpus(
         check_fits(split, tokens, counts.batch_size, counts.bptt_length, epochs)
     if len(corpus.test) < 2:
         raise DataError(
-            f"the test split has {len(corpus.test)} tokens, and a test reads at least 2: use more text"
+            f"the test split has {len(corpus.test)} tokens, and a test reads at least 2: "
+            "use more text"
         )
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options)
     return config, corpus
@@ -309,8 +310,8 @@ class _Reporter(Observer):
 
     def diverged(self, group: Group, slot: int, problem: str) -> None:
         raise Diverged(
-            f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or resume "
-            "from the last checkpoint without such windows (--resume --on-nonfinite skip)"
+            f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or "
+            "resume from the last checkpoint without such windows (--resume --on-nonfinite skip)"
         )
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:

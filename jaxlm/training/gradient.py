@@ -1,6 +1,7 @@
-"""What a step minimises on one window, and its gradient: of the whole batch at once, or of small batches in turn.
+"""What a step minimises on one window, and its gradient: of the whole batch, or of small ones.
 
-Letters: `T` steps, `B` batch, `H` hidden width, `V` vocabulary, `E` embedding width, `S` small batches.
+Letters: `T` steps, `B` batch, `H` hidden width, `V` vocabulary, `E` embedding width, `S` small
+batches.
 """
 
 from collections.abc import Callable
@@ -18,9 +19,8 @@ from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
 
-Gradient = tuple[
-    Scalar, Carry, Params
-]  # the cost, the new carry, and the gradient of what is minimised
+# The cost, the new carry, and the gradient of what is minimised.
+Gradient = tuple[Scalar, Carry, Params]
 
 
 class Part(NamedTuple):
@@ -43,27 +43,31 @@ def gradient(
 ) -> Gradient:
     """The gradient of what a recipe minimises on one window.
 
-    The embedding's gradient is `Rows`, one row for each token read, where the optimiser keeps them.
+    Args:
+        recipe: Model and optimiser.
+        params: The parameters.
+        part: The whole batch. With small batches, noise that is given has a leading axis S.
+        small_batch: The rows that one gradient is computed of; 0: all.
+        length: How many of the T steps count; None: all.
+        exact: Traced: the softmax sums all words, whatever words the noise has drawn.
 
-    The part is the whole batch. With small batches of `small_batch` rows (0: none), noise that is given has a leading
-    axis S. With `exact` (traced) the softmax sums all words, whatever words the noise has drawn.
+    Returns:
+        The cost (nats, summed over T and averaged over B), the carry after the window, and the
+        gradient. The embedding's gradient is `Rows`, one row for each token read, where the
+        optimiser keeps them.
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 
     def of_part(part: Part) -> Gradient:
-        noise = (
-            draw_noise(recipe.model, part.key, *part.inputs.shape)
-            if part.noise is None
-            else part.noise
-        )
-        trained = (
-            {**params, "embedding": Rows(stack.embed(params, part.inputs))}
-            if keeps_rows
-            else params
-        )
-        given = noise, part.inputs, part.targets, part.carry, length, exact
-        (_, (cost, carry)), grads = jax.value_and_grad(minimised, argnums=1, has_aux=True)(
-            recipe, trained, *given
+        noise = part.noise
+        if noise is None:
+            noise = draw_noise(recipe.model, part.key, *part.inputs.shape)
+        trained = params
+        if keeps_rows:
+            trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))}
+        gradient_of = jax.value_and_grad(minimised, argnums=1, has_aux=True)
+        (_, (cost, carry)), grads = gradient_of(
+            recipe, trained, noise, part.inputs, part.targets, part.carry, length, exact
         )
         return cost, carry, grads
 
@@ -82,34 +86,48 @@ def minimised(
     length: Scalar | None = None,
     exact: Scalar | bool = False,
 ) -> tuple[Scalar, tuple[Scalar, Carry]]:
-    """The window's nats and the penalties that the recipe adds; beside them the nats alone, which are reported.
+    """What a recipe minimises on one window: the nats, and the penalties that it adds.
 
-    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token and, with the cost `sum`, summed over the steps like
-    the nats; L2 is not. The embedding may be the `Rows` read of it. Returns what is minimised; and the cost in nats,
-    summed over T and averaged over B, with the new carry.
+    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token and, with the cost `sum`, summed
+    over the steps like the nats; L2 is not.
+
+    Args:
+        recipe: Model and optimiser.
+        params: The parameters; the embedding may be the `Rows` read of it.
+        noise: What is random in the window.
+        inputs: Tokens [T, B].
+        targets: The tokens that follow them [T, B].
+        carry: Before the window.
+        length: How many of the T steps count; None: all.
+        exact: Traced: the softmax sums all words, whatever words the noise has drawn.
+
+    Returns:
+        What is minimised; and the cost (nats alone, summed over T and averaged over B) with the new
+        carry.
     """
-    model, optimizer, (T, B) = recipe.model, recipe.optimizer, inputs.shape
-    steps = T if length is None else length
-    counted = (
-        None if length is None else jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
-    )
-    kept, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
+    model = recipe.model
+    optimizer = recipe.optimizer
+    T, B = inputs.shape
+    steps = T
+    counted = None
+    if length is not None:
+        steps = length
+        counted = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
+    head, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    cost = total = (
-        heads.summed_nats(
-            model, kept, features, targets, weights, noise.latents, noise.drawn, exact
-        )
-        / B
+    nats = heads.summed_nats(
+        model, head, features, targets, weights, noise.latents, noise.drawn, exact
     )
+    cost = nats / B
+    total = cost
     if optimizer.activation_penalty is not None:
-        total += (
-            optimizer.activation_penalty * _squares(features, counted) / (B * features.shape[-1])
-        )
+        squares = _squares(features, counted)
+        total += optimizer.activation_penalty * squares / (B * features.shape[-1])
     if optimizer.temporal_penalty is not None and T > 1:
-        between = _squares(raw[1:] - raw[:-1], None if counted is None else counted[1:]) / (
-            B * raw.shape[-1]
-        )
-        total += optimizer.temporal_penalty * between * (steps / jnp.maximum(steps - 1, 1))
+        between = raw[1:] - raw[:-1]
+        later = None if counted is None else counted[1:]
+        squares = _squares(between, later) / (B * raw.shape[-1])
+        total += optimizer.temporal_penalty * squares * (steps / jnp.maximum(steps - 1, 1))
     if optimizer.cost == "mean":
         total /= steps
     if optimizer.l2_penalty is not None:
@@ -132,8 +150,8 @@ def _of_small_batches(
 ) -> Gradient:
     """The mean cost of the small batches, their carries as one, and the mean of their gradients.
 
-    Memory is that of one small batch, and masks that all rows of a batch share, such as those of words and weights,
-    vary within it (Yang et al. 2018, arXiv:1711.03953).
+    Memory is that of one small batch. Masks that all rows of a small batch share, such as those of
+    words and weights, differ between small batches (Yang et al. 2018, arXiv:1711.03953).
     """
     T, B = whole.inputs.shape
     S = B // small_batch
@@ -150,35 +168,37 @@ def _of_small_batches(
         return total, (carry, jax.tree.map(lambda leaf: leaf / S, rows))
 
     carry = jax.tree.map(lambda leaf: leaf.reshape(S, -1, *leaf.shape[1:]), whole.carry)
-    keys = (
-        None
-        if whole.key is None
-        else jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
-    )
+    keys = None
+    if whole.key is not None:
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
     parts = Part(columns(whole.inputs), columns(whole.targets), carry, keys, whole.noise)
     cost, _, grads = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (cost, _apart(grads)[1]))
     (cost, others), (carry, rows) = lax.scan(add, zeros, parts)
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(T, B, -1), rows)
-    return (
-        cost,
-        jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry),
-        {**others, **rows},
-    )
+    carry = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry)
+    return cost, carry, {**others, **rows}
 
 
 def _apart(grads: Params) -> tuple[Params, Params]:
     """The gradients that are one row a token read, and the others."""
-    rows = {name: part for name, part in grads.items() if isinstance(part, Rows)}
-    return rows, {name: part for name, part in grads.items() if name not in rows}
+    rows = {name: leaf for name, leaf in grads.items() if isinstance(leaf, Rows)}
+    others = {name: leaf for name, leaf in grads.items() if name not in rows}
+    return rows, others
 
 
 def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
-    """params + updates; an update that is rows has one for each token."""
+    """The parameters plus their updates.
 
-    def add(part: Array, update: Array | Rows) -> Array:
+    Args:
+        params: The parameters.
+        updates: The same tree; `Rows` in it have one row for each token.
+        tokens: The tokens [T, B] whose rows of the embedding are updated.
+    """
+
+    def add(leaf: Array, update: Array | Rows) -> Array:
         if isinstance(update, Rows):
-            return add_rows(part, tokens, update)
-        return part + update
+            return add_rows(leaf, tokens, update)
+        return leaf + update
 
     return jax.tree.map(add, params, updates)

@@ -1,6 +1,7 @@
-"""Many runs in one program: members of equal shapes, which differ in their numbers, seeds and parameters.
+"""Many runs in one program: members of equal shapes with their own numbers and seeds.
 
-Letters: `M` members. One member's step is `train_step`, and nothing that a member does reaches another.
+Letters: `M` members. One member's step is `train_step`, and nothing that a member does reaches
+another.
 """
 
 from functools import partial
@@ -22,7 +23,14 @@ Members = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
 
 def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Members:
-    """`size` equal members, spread over the devices of a mesh."""
+    """Equal members, spread over the devices of a mesh.
+
+    Args:
+        recipe: Their recipe.
+        state: Their state.
+        size: How many there are.
+        mesh: The devices (`mesh.members_mesh`); None: one device.
+    """
     columns = jax.tree.map(
         lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state)
     )
@@ -31,26 +39,39 @@ def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> 
 
 @partial(jax.jit, donate_argnums=0)
 def with_member(members: Members, slot: Scalar | int, recipe: Recipe, state: TrainState) -> Members:
-    """The members with another one in a slot; the old arrays are donated."""
-    return jax.tree.map(lambda column, one: column.at[slot].set(one), members, (recipe, state))
+    """The members with another one in a slot.
+
+    Args:
+        members: The members, donated.
+        slot: The place of the new one.
+        recipe: Its recipe.
+        state: Its state.
+    """
+    return jax.tree.map(lambda column, leaf: column.at[slot].set(leaf), members, (recipe, state))
 
 
 def member_at(tree: Any, slot: int) -> Any:
-    """One member's leaves of any tree with an axis M, each from the device that holds it.
+    """One member's leaves, each from the device that holds it.
 
-    Indexing a leaf that is spread over devices would be a program with a collective for each leaf. Many such programs
-    in flight at once can wait for each other's devices for ever where cores are few.
+    Indexing a leaf that is spread over devices would be a program with a collective for each leaf.
+    Many such programs in flight at once can wait for each other's devices for ever where cores are
+    few.
+
+    Args:
+        tree: Any tree whose leaves have a leading axis M.
+        slot: The member's place on it.
     """
 
-    def one(leaf: Any) -> Any:
+    def leaf_at(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
             return leaf[slot]
-        shards = ((shard.index[0].start or 0, shard.data) for shard in leaf.addressable_shards)
-        return next(
-            data[slot - first] for first, data in shards if first <= slot < first + len(data)
-        )
+        for shard in leaf.addressable_shards:
+            first = shard.index[0].start or 0
+            if first <= slot < first + len(shard.data):
+                return shard.data[slot - first]
+        raise IndexError(slot)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(leaf_at, tree)
 
 
 @partial(
@@ -70,16 +91,27 @@ def train_members(
     small_batch: int = 0,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Windows of every member, in one call.
+    """Trains windows of every member, in one call.
 
-    Members share each operation (`vmapped`) or follow one another; with a mesh each device has some of them. Of a
-    window whose cost or gradient is not finite no update is made, and the member continues with the next.
+    A window whose cost or gradient is not finite makes no update, and its member continues with the
+    next window.
 
-    Recipes, states (donated) and windows have an axis M, and so have the new states and the metrics [M, W]. `counts`
-    says how many windows each member trains; with `vmapped` all train as many as the first.
+    Args:
+        recipes: Every leaf has an axis M.
+        states: Likewise; donated.
+        tokens: The text at hand [R, B], the same for all.
+        windows: Where each window lies; arrays [M, W].
+        counts: How many windows each member trains; with `vmapped` all train as many as the first.
+        bptt_length: Steps T; of random lengths the longest.
+        vmapped: Whether members share each operation, or follow one another.
+        small_batch: Rows that one gradient is computed of; 0: all.
+        mesh: The devices, each of which has some of the members; None: one device.
+
+    Returns:
+        The new states, and metrics [M, W].
     """
 
-    def one(
+    def train_one(
         recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int
     ) -> tuple[TrainState, Metrics]:
         return train_windows(
@@ -95,8 +127,8 @@ def train_members(
 
     def all_of_a_device(recipes, states, tokens, windows, counts):
         if vmapped:
-            return jax.vmap(one, in_axes=(0, 0, 0, None))(recipes, states, windows, counts[0])
-        return lax.map(lambda member: one(*member), (recipes, states, windows, counts))
+            return jax.vmap(train_one, in_axes=(0, 0, 0, None))(recipes, states, windows, counts[0])
+        return lax.map(lambda member: train_one(*member), (recipes, states, windows, counts))
 
     if mesh is not None:  # each device runs its own members, which share nothing
         where = (MEMBER, MEMBER, P(), MEMBER, MEMBER)

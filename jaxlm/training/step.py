@@ -1,4 +1,4 @@
-"""The training step: a pure function of recipe, state and window; and its loop over the windows of one call.
+"""The training step, a pure function of recipe, state and window; and its loop over windows.
 
 Letters: `T` steps, `B` batch, `R` rows of tokens, `W` windows of a call.
 """
@@ -33,13 +33,13 @@ class TrainState:
     """Everything that a step changes. State, config and corpus are the whole run.
 
     Attributes:
-        step: windows read; of members [M], as every leaf then has an axis M before its own.
-        params: the parameters.
-        opt_state: of the optimiser's transformation.
-        carry: after the window before.
-        key: folded with the step for a window's noise; None: the model has none.
-        average: of the parameters; None: the recipe has no average.
-        validations: the record of all validations; None: the recipe needs none.
+        step: Windows read; of members [M], as every leaf then has an axis M before its own.
+        params: The parameters.
+        opt_state: The state of the optimiser's transformation.
+        carry: After the window before.
+        key: Folded with the step for a window's noise; None: the model has none.
+        average: Of the parameters; None: the recipe has no average.
+        validations: The record of all validations; None: the recipe needs none.
     """
 
     step: Int[Array, "*M"]
@@ -64,13 +64,15 @@ class Window:
     """The tokens that one step reads, and their place in the run.
 
     Attributes:
-        inputs, targets: ids.
-        epoch: from 0.
-        first: whether it is the first of its epoch: the carry starts from zero.
-        total: windows of all epochs; None: unknown, and 1 for dropout that grows and for `sampled_share`.
-        length: how many of the T steps count; None: all.
-        rate: a factor on the learning rate, besides the schedule's.
-        small_batch: rows that one gradient is computed of; 0: all.
+        inputs: Token ids.
+        targets: The tokens that follow the inputs.
+        epoch: From 0.
+        first: Whether it is the first of its epoch: the carry starts from zero.
+        total: Windows of all epochs; None: unknown, and 1 for dropout that grows and
+            `sampled_share`.
+        length: How many of the T steps count; None: all.
+        rate: A factor on the learning rate, besides the schedule's.
+        small_batch: Rows that one gradient is computed of; 0: all.
     """
 
     inputs: Int[Array, "T B"]
@@ -89,10 +91,10 @@ class Metrics:
     """The results of one step; each a scalar, or one value per window.
 
     Attributes:
-        cost: nats, summed over T and averaged over B.
-        grad_norm: global norm of the gradient, before clipping.
-        learning_rate: without the factor of a random window's own length.
-        finite: whether cost and norm are finite; if not, no update was made.
+        cost: Nats, summed over T and averaged over B.
+        grad_norm: Global norm of the gradient, before clipping.
+        learning_rate: Without the factor of a random window's own length.
+        finite: Whether cost and norm are finite; if not, no update was made.
     """
 
     cost: Float[Array, "*W"]
@@ -102,7 +104,7 @@ class Metrics:
 
 
 def traced(recipe: Recipe) -> Recipe:
-    """The recipe with its numbers as float32 arrays, so that every call of a program takes the same types."""
+    """The recipe with its numbers as float32 arrays: every call of a program has the same types."""
     return jax.device_put(jax.tree.map(np.float32, recipe))
 
 
@@ -117,30 +119,31 @@ def init_state(
     """The state before the first step.
 
     Args:
-        recipe: model, optimiser and schedule.
-        key: of the parameters and of all noise.
-        batch_size: rows B.
-        params: in place of fresh ones; copied, since the loop donates its state.
-        patience: of early stopping, which needs a record of validations; 0: no early stopping.
+        recipe: Model, optimiser and schedule.
+        key: Of the parameters and of all noise.
+        batch_size: Rows B.
+        params: In place of fresh ones; copied, since the loop donates its state.
+        patience: Of early stopping, which needs a record of validations; 0: no early stopping.
 
     Raises:
-        JaxlmError: the compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
+        JaxlmError: The compute_dtype is `auto`, which `jaxlm.train` replaces by the device's.
     """
     model = recipe.model
     stack.check_dtype(model)
     params_key, noise_key = jax.random.split(key)
-    start: Params = jax.tree.map(
-        jnp.array, stack.init_params(model, params_key) if params is None else params
-    )
+    if params is None:
+        params = stack.init_params(model, params_key)
+    start: Params = jax.tree.map(jnp.array, params)
+    average = None
+    if recipe.optimizer.averages:
+        average = Average(jax.tree.map(jnp.copy, start), jnp.int32(0))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=start,
         opt_state=recipe.optimizer.transformation(model, 0.0).init(start),
         carry=stack.zero_carry(model, batch_size, start["embedding"].dtype),
         key=noise_key if is_random(model) else None,
-        average=Average(jax.tree.map(jnp.copy, start), jnp.int32(0))
-        if recipe.optimizer.averages
-        else None,
+        average=average,
         validations=first_validations(recipe, patience),
     )
 
@@ -149,7 +152,14 @@ def init_state(
 def fresh_state(
     recipe: Recipe, seed: Scalar | np.uint32, batch_size: int, patience: int
 ) -> TrainState:
-    """`init_state` as one program, its key made within, and traced once for the state, its shapes and other seeds."""
+    """`init_state` as one program, traced once for the state, its shapes and other seeds.
+
+    Args:
+        recipe: Model, optimiser and schedule.
+        seed: Of the key.
+        batch_size: Rows B.
+        patience: Of early stopping; 0: none.
+    """
     return init_state(recipe, jax.random.key(seed), batch_size, patience=patience)
 
 
@@ -158,21 +168,24 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
-    The cost is the sum over the T steps of the mean over the batch, whose gradient is clipped, as in TensorFlow's PTB
-    tutorial; a recipe may add penalties, or minimise the mean over all tokens (`minimised`). If the cost or the
-    gradient norm is not finite, only the step count changes (and at an epoch's start the carry, to zero).
+    The cost is the sum over the T steps of the mean over the batch, whose gradient is clipped, as
+    in TensorFlow's PTB tutorial; a recipe may add penalties, or minimise the mean over all tokens
+    (`minimised`). If the cost or the gradient norm is not finite, only the step count changes (and
+    at an epoch's start the carry, to zero).
 
     Args:
-        recipe: model, optimiser and schedule; every number may be traced.
-        state: as `init_state` makes it.
-        window: inputs and targets, ids in [0, V); a device does not check them, a `Corpus` does.
-        noise: in place of noise drawn from the state's key and step; with small batches, of each along a first axis.
+        recipe: Model, optimiser and schedule; every number may be traced.
+        state: As `init_state` makes it.
+        window: Inputs and targets, ids in [0, V); a device does not check them, a `Corpus` does.
+        noise: In place of noise drawn from the state's key and step; with small batches, of each
+            along a first axis.
 
     Returns:
         The new state, its step one more, and the window's metrics.
 
     Raises:
-        JaxlmError: the schedule depends on the number of all windows, and the window does not tell it.
+        JaxlmError: The schedule depends on the number of all windows, and the window does not tell
+        it.
     """
     if window.total is None and recipe.schedule.depends_on_total:
         raise JaxlmError(
@@ -197,9 +210,8 @@ def train_step(
         )
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
-            grads = apply_updates(
-                jax.tree.map(jnp.zeros_like, state.params), grads, tokens
-            )  # rows as a table
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            grads = apply_updates(zeros, grads, tokens)  # rows as a table
         updates, opt_state = rule.update(
             grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging
         )
@@ -211,19 +223,30 @@ def train_step(
     average = averaged(optimizer, state.average, params, averaging)
     old = replace(state, params=params, carry=carry)
     new = replace(old, opt_state=opt_state, carry=new_carry, average=average)
-    kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(finite, a, b), new, old)
-    return replace(kept, step=state.step + 1), Metrics(
-        cost, norm, optimizer.learning_rate * factor, finite
-    )
+
+    def chosen(after: Array, before: Array) -> Array:
+        if after is before:
+            return after
+        return jnp.where(finite, after, before)
+
+    state = replace(jax.tree.map(chosen, new, old), step=state.step + 1)
+    return state, Metrics(cost, norm, optimizer.learning_rate * factor, finite)
 
 
 def read_window(
     tokens: Int[Array, "R B"], windows: Windows, bptt_length: int, small_batch: int = 0
 ) -> Window:
-    """The window that one entry of `windows` names."""
+    """The window that one entry of `windows` names.
+
+    Args:
+        tokens: The text at hand [R, B].
+        windows: The entry: every array is a scalar.
+        bptt_length: Steps T; of random lengths the longest.
+        small_batch: Rows that one gradient is computed of; 0: all.
+    """
     if windows.length is None:
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
-    else:  # what is padded may lie behind the last token
+    else:  # padding may lie behind the last token
         rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")
     rate = 1.0 if windows.rate is None else windows.rate
     return Window(
@@ -251,15 +274,19 @@ def train_windows(
     small_batch: int = 0,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Trains the first `count` (traced) of the windows in one call: an epoch's shorter tail compiles nothing anew.
+    """Trains windows in one call. Their count is traced: a shorter call compiles nothing anew.
 
     Args:
-        state: donated. With a mesh it lies where `place` puts it.
-        windows: where each window lies; arrays [W].
-        count: how many of the W are trained.
-        skip_nonfinite: whether the call continues after a window whose cost or gradient is not finite; None: always.
-        bptt_length: steps T; of random lengths the longest.
-        mesh: of the devices that share the batch and the vocabulary.
+        recipe: Model, optimiser and schedule.
+        state: Donated. With a mesh it lies where `place` puts it.
+        tokens: The text at hand [R, B].
+        windows: Where each window lies; arrays [W].
+        count: How many of the W are trained, from the first on.
+        skip_nonfinite: Whether the call continues after a window whose cost or gradient is not
+            finite; None: always.
+        bptt_length: Steps T; of random lengths the longest.
+        small_batch: Rows that one gradient is computed of; 0: all.
+        mesh: Of the devices that share the batch and the vocabulary.
 
     Returns:
         The new state, and metrics [W]; entries of windows that were not trained are undefined.
@@ -267,15 +294,12 @@ def train_windows(
 
     def body(loop):
         done, state, metrics = loop
-        window = read_window(
-            tokens, jax.tree.map(lambda column: column[done], windows), bptt_length, small_batch
-        )
+        entry = jax.tree.map(lambda column: column[done], windows)
+        window = read_window(tokens, entry, bptt_length, small_batch)
         state, new = train_step(recipe, state, window)
-        return (
-            done + 1,
-            state,
-            jax.tree.map(lambda column, one: column.at[done].set(one), metrics, new),
-        )
+        following = done + 1
+        metrics = jax.tree.map(lambda column, value: column.at[done].set(value), metrics, new)
+        return following, state, metrics
 
     def unfinished(loop):
         done, _, metrics = loop
@@ -286,7 +310,8 @@ def train_windows(
 
     none = jnp.zeros(len(windows.row))
     metrics = Metrics(none, none, none, none == 0)
-    # (Within the mesh's context functions can tell that devices share the program.)
-    with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    # Within the mesh's context, functions can tell that devices share the program.
+    context = nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    with context:
         _, state, metrics = lax.while_loop(unfinished, body, (0, state, metrics))
     return constrain_sharding(mesh, state), metrics

@@ -1,7 +1,8 @@
-"""What follows from a validation (averaging starts, the rate is lowered, the run ends), and the average itself.
+"""The record of validations, by which averaging starts, the rate falls and the run ends.
 
-What follows is a pure function of a record in the training state, which is saved, resumed and mapped over members with
-the state. A mechanism that the recipe does not have is None in the record; without any mechanism there is no record.
+The record is a part of the training state: it is saved, resumed and mapped over members with the
+state. A mechanism that the recipe does not have is None in the record; without any there is no
+record.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from jaxlm.schedules import Plateau
 
 
 class Switch(NamedTuple):
-    """Of the Polyak average: the losses that NT-ASGD's rule compares, and whether averaging has started."""
+    """Whether the Polyak average has started, and the losses that NT-ASGD's rule compares."""
 
     recent: Float[Array, " nonmonotone"]  # the last losses, the oldest first
     older: Float[Array, ""]  # the lowest loss before `recent`
@@ -26,7 +27,7 @@ class Switch(NamedTuple):
 
 
 class Lowered(NamedTuple):
-    """Of the plateau schedule."""
+    """What the plateau schedule has done to the rate."""
 
     factor: Float[Array, ""]  # on the rate
     waited: Int[Array, ""]  # validations since the best improved or the rate was lowered
@@ -42,14 +43,19 @@ class Validations(NamedTuple):
 
 
 def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
-    """The record before any validation; None where nothing follows from one.
+    """The record before any validation; None where nothing depends on one.
 
-    With `patience` of 0 a run never ends early.
+    Args:
+        recipe: Optimiser and schedule.
+        patience: Of early stopping; 0: a run never ends early.
     """
-    switch = lowered = None
+    switch = None
+    lowered = None
     after = recipe.optimizer.averages_after
     if after is not None:
-        made = None if recipe.optimizer.averages_latest is None else jnp.int32(0)
+        made = None
+        if recipe.optimizer.averages_latest is not None:
+            made = jnp.int32(0)
         switch = Switch(_never(after), _never(), jnp.bool_(after == 0), made)
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
@@ -59,10 +65,15 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
 
 
 def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
-    """The record after one more validation, with what follows from it.
+    """The record after one more validation.
 
-    The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a row were not below the
-    best. When averaging starts, `_switched` says. The loss is mean nats; one that is not a number counts as the worst.
+    The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a
+    row were not below the best. `_switched` decides when averaging starts.
+
+    Args:
+        recipe: Optimiser and schedule.
+        record: The record before.
+        loss: Mean nats; nan counts as the worst.
     """
     loss = jnp.where(jnp.isnan(loss), jnp.inf, loss).astype(jnp.float32)
     better = loss < record.best
@@ -83,24 +94,31 @@ def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
 
 
 def decided(record: Validations | None) -> tuple[Bool[Array, ""], Float[Array, ""] | None]:
-    """Whether a Polyak average has started; and the factor on the rate (None: the schedule is not plateau)."""
-    switch, lowered = (None, None) if record is None else (record.switch, record.lowered)
-    averaging = jnp.bool_(False) if switch is None else switch.averaging
-    return averaging, None if lowered is None else lowered.factor
+    """Whether a Polyak average has started; and the plateau schedule's factor, or None."""
+    averaging = jnp.bool_(False)
+    factor = None
+    if record is not None:
+        if record.switch is not None:
+            averaging = record.switch.averaging
+        if record.lowered is not None:
+            factor = record.lowered.factor
+    return averaging, factor
 
 
 def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) -> Switch:
     """Whether averaging has started, after one more validation.
 
-    It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et al. 2018,
-    arXiv:1708.02182, algorithm 1, as its code has it); where the optimiser `averages_once_stale`, once the lowest is
-    `nonmonotone` validations old (Melis et al. 2020, as their code has it); and at the latest with validation
-    `average_latest`.
+    It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et
+    al. 2018, arXiv:1708.02182, algorithm 1, as its code has it); where the optimiser
+    `averages_once_stale`, once the lowest is `nonmonotone` validations old (Melis et al. 2020, as
+    their code has it); and at the latest with validation `average_latest`.
     """
     starts = stale >= len(old.recent) if optimizer.averages_once_stale else loss > old.older
-    made = None if old.made is None else old.made + 1
-    if made is not None and optimizer.averages_latest is not None:
-        starts |= made >= optimizer.averages_latest
+    made = None
+    if old.made is not None:
+        made = old.made + 1
+        if optimizer.averages_latest is not None:
+            starts |= made >= optimizer.averages_latest
     return Switch(
         jnp.append(old.recent[1:], loss),
         jnp.minimum(old.older, old.recent[0]),
@@ -110,12 +128,12 @@ def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) ->
 
 
 def _never(*shape: int) -> Float[Array, "..."]:
-    """Losses of validations that were not made, each in memory of its own: the loop donates its state."""
+    """Losses of validations that were not made. Each has its own memory: the state is donated."""
     return jnp.full(shape, jnp.inf, jnp.float32)
 
 
 class Average(NamedTuple):
-    """A mean of the parameters after each of so many updates, which evaluation uses."""
+    """A mean of the parameters after each of many updates, which evaluation uses."""
 
     params: Params
     iterates: Int[Array, "*M"]
@@ -124,12 +142,19 @@ class Average(NamedTuple):
 def averaged(
     optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]
 ) -> Average | None:
-    """The average after one more update, to `params`.
+    """The average after one more update.
 
-    An exponential average weighs recent iterates more; its weights add up to one from the first iterate on (Adam's bias
-    correction). The Polyak average is Polyak and Juditsky's (1992), as AWD-LSTM takes it of SGD's iterates
-    (arXiv:1708.02182) and the Mogrifier of Adam's (arXiv:1909.01792): until it has `started` the parameters themselves,
-    from then on the mean of all since.
+    An exponential average weighs recent iterates more; its weights add up to one from the first
+    iterate on (Adam's bias correction). The Polyak average is Polyak and Juditsky's (1992), as
+    AWD-LSTM takes it of SGD's iterates (arXiv:1708.02182) and the Mogrifier of Adam's
+    (arXiv:1909.01792): until it has started the parameters themselves, from then on the mean of all
+    since.
+
+    Args:
+        optimizer: Which average, and its decay.
+        average: The average before; None: the recipe has none.
+        params: The parameters after the update.
+        started: Whether the Polyak average has started.
     """
     if average is None:
         return None
