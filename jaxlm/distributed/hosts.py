@@ -31,7 +31,7 @@ def join_processes(
 ) -> bool:
     """Joins the other processes, if any are named. Call it before JAX is first used.
 
-    Without arguments, JAX looks in the environment for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
+    Without arguments, JAX looks for SLURM, Open MPI, Kubernetes or the hosts of a TPU.
 
     Args:
         coordinator: HOST:PORT of process 0; the port must be free there.

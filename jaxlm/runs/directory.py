@@ -171,7 +171,9 @@ def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
 def _read_config(run: Folder) -> Config:
     with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
         text = run.read(CONFIG, MOST_BYTES)
-        from_hashed_json(text)  # before its first checkpoint a changed digit would train another run
+        from_hashed_json(
+            text
+        )  # before its first checkpoint a changed digit would train another run
         return Config.from_json(text.decode())
 
 
