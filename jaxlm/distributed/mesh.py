@@ -66,9 +66,10 @@ def make_mesh(
     fitting = [n for n in divisors if n * model_devices % processes == 0 and devices in (None, n)]
     if not fitting:
         raise JaxlmError(
-            f"{processes} processes take part, and the {batch_size} rows of a batch do not spread "
-            f"over {devices or there} devices x {model_devices} of which each process gives "
-            "equally many: take another batch_size, devices or model_devices, or start fewer processes"
+            f"{processes} processes take part, and the {batch_size} rows of a batch do not "
+            f"spread over {devices or there} devices x {model_devices} of which each process gives "
+            "equally many: take another batch_size, devices or model_devices, or start fewer "
+            "processes"
         )
     used = fitting[-1] * model_devices
     note = None

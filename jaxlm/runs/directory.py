@@ -133,39 +133,15 @@ def saved_config(run: str | Path | Folder) -> Config:
         return saved.config
 
 
-def saved_choices(config: Config, run: str | Path | Folder) -> tuple[Config, Vocab | None]:
-    """What a run in a directory has taken before its corpus is loaded again.
-
-    Args:
-        config: The config to resume it with.
-        run: The run's directory.
-
-    Returns:
-        The config with the run's dtype in place of `auto`; and the run's vocabulary where it may
-        differ from the one that its text gives: of subwords, and of parameters that were given.
-    """
-    with suppress(RunDirError, CheckpointError):
-        config = with_saved_dtype(config, run)
-        if config.data.tokens == "subwords" or not _drew_params(run):
-            saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
-            if saved:
-                return config, saved.vocab
-    return config, None
+def saved_dtype(run: str | Path | Folder) -> str:
+    """The dtype that the run in a directory multiplies in. Raises RunDirError."""
+    return saved_config(run).model.compute_dtype
 
 
-def with_saved_dtype(config: Config, run: str | Path | Folder) -> Config:
-    """The config with the dtype that the run in a directory has taken, in place of `auto`.
-
-    Args:
-        config: The config to resume it with.
-        run: The run's directory.
-
-    Raises:
-        RunDirError: There is no run.
-    """
-    if config.model.compute_dtype != "auto":
-        return config
-    return config.replace(compute_dtype=saved_config(run).model.compute_dtype)
+def saved_vocab(run: str | Path | Folder) -> Vocab | None:
+    """The vocabulary of a run's newest intact checkpoint, if any. Raises CheckpointError."""
+    saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
+    return saved.vocab if saved else None
 
 
 def _read_config(run: Folder) -> Config:
@@ -192,7 +168,7 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
         raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
 
 
-def _drew_params(run: str | Path | Folder) -> bool:
+def drew_params(run: str | Path | Folder) -> bool:
     """Whether a run is known, from its `run.json`, to have drawn its parameters from its seed."""
     with suppress(RunDirError):
         return saved_record(run).get("params") == DRAWN

@@ -47,12 +47,20 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
         JaxlmError: Given parameters do not have the config's shapes, or there is not enough memory.
     """
     template = check_memory(config, devices)
+    if params is not None:
+        _check_shapes(params, template.params)
+        params = jax.tree.map(np.float32, params)
     counts = config.train
     if params is None:
-        return fresh_state(
-            config.recipe, np.uint32(counts.seed), counts.batch_size, counts.patience
-        )
-    expected = shapes(template.params)
+        seed = np.uint32(counts.seed)
+        return fresh_state(config.recipe, seed, counts.batch_size, counts.patience)
+    key = jax.random.key(counts.seed)
+    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
+
+
+def _check_shapes(params: Params, template: Any) -> None:
+    """Raises JaxlmError where parameters do not have the shapes of a template."""
+    expected = shapes(template)
     given = shapes(params)
     wrong = [
         f"{name}: {expected.get(name)} -> {given.get(name)}"
@@ -63,9 +71,6 @@ def new_state(config: Config, params: Params | None = None, devices: int = 1) ->
         raise JaxlmError(
             f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
         )
-    params = jax.tree.map(np.float32, params)
-    key = jax.random.key(counts.seed)
-    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
 
 def encoded(state: Any) -> bytes:

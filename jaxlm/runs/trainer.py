@@ -3,7 +3,7 @@
 import shlex
 import signal
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
-from jaxlm.errors import DataError, Diverged, JaxlmError, RunDirError
+from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
 from jaxlm.fields import checked_value, shown
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
@@ -117,8 +117,9 @@ def train(
     mesh, devices_note = make_mesh(config.train.batch_size, devices, model_devices)
     vocab = None
     if resume:
-        folder = _resumable(config, folder)
-        config, vocab = directory.saved_choices(config, folder)
+        if folder is None:
+            raise JaxlmError("resume continues a run in its directory: give run_dir")
+        config, vocab = _resumed(config, folder)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     config, rates, notes = precision.resolved(config)
     if devices_note:
@@ -130,16 +131,34 @@ def train(
     else:
         state = new_state(config, params, sharing)
     setup = Setup(params is not None, _spread(mesh), rates)
+    first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
-        run = hosts.together(
-            lambda: _begin(held, config, corpus, folder, setup, resume, steps, on_metrics)
-        )
+
+        def begin() -> Run:
+            """Begins or resumes the run. Only the first process writes into `run_dir`."""
+            where = folder if first else None
+            if where is None:
+                where = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
+            directory.check(where, resume and first)
+            return Run(
+                config,
+                corpus,
+                held.enter_context(lock(where)),
+                held,
+                resume=resume and first,
+                kept=where == folder,
+                steps=steps,
+                setup=setup,
+                on_metrics=on_metrics if first else None,
+            )
+
+        run = hosts.together(begin)
         shared = folder or run.folder.path
         resumed_at, saved_state = _saved_state(run, shared)
         state = saved_state or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
         del state, saved_state  # the group has copies
-        progress = held.enter_context(_progress(run, quiet, notes))
+        progress = held.enter_context(_progress(run, quiet or not first, notes))
         if resumed_at is None and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
@@ -206,16 +225,26 @@ def with_corpus(
     return config, corpus
 
 
-def _resumable(config: Config, run_dir: Path | None) -> Path:
-    """The directory of the run to resume. Raises JaxlmError where there can be none."""
-    if run_dir is None:
-        raise JaxlmError("resume continues a run in its directory: give run_dir")
+def _resumed(config: Config, run_dir: Path) -> tuple[Config, Vocab | None]:
+    """A resumed run's config and vocabulary, as far as they were chosen when it began.
+
+    The config has the run's dtype in place of `auto`. The vocabulary may differ from the one that
+    the text gives if the run has subwords, or began from given parameters; else it is None.
+
+    Raises RunDirError for an imported model.
+    """
     if config.data.corpus == UNKNOWN:
         raise RunDirError(
             f"{run_dir} holds an imported model, which has no run to resume: train it further in "
             f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
         )
-    return run_dir
+    vocab = None
+    with suppress(RunDirError, CheckpointError):
+        if config.model.compute_dtype == "auto":
+            config = config.replace(compute_dtype=directory.saved_dtype(run_dir))
+        if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
+            vocab = directory.saved_vocab(run_dir)
+    return config, vocab
 
 
 def _spread(mesh: Mesh | None) -> tuple[int, int]:
@@ -223,36 +252,6 @@ def _spread(mesh: Mesh | None) -> tuple[int, int]:
     if mesh is None:
         return 1, 1
     return mesh.shape[DATA], mesh.shape[MODEL]
-
-
-def _begin(
-    held: ExitStack,
-    config: Config,
-    corpus: Corpus,
-    run_dir: Path | None,
-    setup: Setup,
-    resume: bool,
-    steps: int | None,
-    on_metrics: OnMetrics | None,
-) -> Run:
-    """Begins or resumes a run. Of many processes, only the first writes into `run_dir`."""
-    first = jax.process_index() == 0
-    if run_dir is None or not first:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
-    else:
-        folder = run_dir
-    directory.check(folder, resume and first)
-    return Run(
-        config,
-        corpus,
-        held.enter_context(lock(folder)),
-        held,
-        resume=resume and first,
-        kept=folder == run_dir,
-        steps=steps,
-        setup=setup,
-        on_metrics=on_metrics if first else None,
-    )
 
 
 def _saved_state(run: Run, shared: Path) -> tuple[int | None, TrainState | None]:
@@ -276,7 +275,7 @@ def _progress(run: Run, quiet: bool, notes: list[str]) -> Progress:
         run.last,
         counts.bptt_length * counts.batch_size,
         corpus.name,
-        lasting_console(quiet or jax.process_index() != 0),
+        lasting_console(quiet),
         corpus.vocab.kind,
     )
     for note in (*corpus.notes, *notes, *run.notes):
