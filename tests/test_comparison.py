@@ -3,6 +3,7 @@ with the interval of a paired bootstrap over lines.
 """
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -155,3 +156,25 @@ def test_the_verb(capsys, tmp_path):
     assert capsys.readouterr().out.endswith("+0.000 to +0.000: neither is shown to be better\n")
     assert main([*command, "--text", "/no/such", "--split", "valid"]) == 1
     assert "leave it or --split out" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_refused_and_named_and_so_is_one_named_twice(tmp_path, capsys):
+    """Of the run that was stopped no verdict stands without a word."""
+    for name, flags in (("whole", ()), ("stopped", ("--steps", "2"))):
+        assert main(["train", *TINY, *flags, "--run-dir", str(tmp_path / name)]) == 0
+    capsys.readouterr()
+    command = ["compare", str(tmp_path / "whole"), str(tmp_path / "stopped")]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert re.search(
+        r"/stopped is stopped at window 2 of \d+: resume it with .*--unfinished", error
+    )
+    assert main([*command, "--unfinished"]) == 0
+    assert re.search(r"note: .*/stopped is stopped at window 2 of \d+\n", capsys.readouterr().out)
+    assert main([*command[:2], command[1]]) == 0
+    assert "are one run" in capsys.readouterr().err
+    record = json.loads((tmp_path / "stopped/run.json").read_text())
+    record["corpus"]["tokens"]["train"] = 0  # as of a model that was trained elsewhere
+    (tmp_path / "stopped/run.json").write_text(json.dumps(record))
+    assert main(command) == 0
+    assert re.search(r"note: .*/stopped is imported\n", capsys.readouterr().out)

@@ -118,12 +118,14 @@ def _run(verb: Verb, arguments: Sequence[str]) -> int:
 def _configure_jax() -> None:
     """Sets what JAX reads when it is imported.
 
-    Programs that take 0.1 s to compile are kept in the user's cache.
+    Programs that take 0.1 s to compile are kept in the user's cache. XLA logs alarms about slow
+    compilation as errors, so its log has fatal ones alone; any error of XLA is an exception too.
     """
     from jaxlm.data.cache import compilation_cache
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compilation_cache()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in _UNSET:
         os.environ.pop(f"JAX_{name}", None)
     gc.set_threshold(_GARBAGE_THRESHOLD)

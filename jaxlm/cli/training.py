@@ -67,6 +67,13 @@ _DATED = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` n
         rare=True,
         help="spread the vocabulary too (1)",
     ),
+    argument(
+        "--profile",
+        type=whole(1),
+        metavar="N",
+        rare=True,
+        help="trace N windows by JAX's profiler, into the run's directory",
+    ),
     argument("--coordinator", metavar="HOST:PORT", rare=True, help="address of process 0"),
     argument(
         "--processes",
@@ -126,6 +133,7 @@ def train(args: argparse.Namespace) -> int:
             data_dir=args.data_dir,
             devices=args.devices,
             model_devices=args.model_devices,
+            profile=args.profile,
         )
     if result.stopped_by:
         return SIGNALLED + result.stopped_by

@@ -21,13 +21,14 @@ from jaxlm.cli.arguments import (
     whole,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
-from jaxlm.cli.opening import open_model
+from jaxlm.cli.opening import check_run, open_model
 from jaxlm.cli.tables import json_text
 from jaxlm.config.protocols import Plain, described
 from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text, unknown_warning
 from jaxlm.data.text import SPLITS
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.errors import DataError, JaxlmError
+from jaxlm.runs.status import status
 from jaxlm.scoring import evaluation
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stimuli import lines_of, source
@@ -128,11 +129,15 @@ def evaluate(args: argparse.Namespace) -> None:
     pathname("--text", "FILE", "a text file instead of a split"),
     DATA_DIR,
     JSON,
+    argument(
+        "--unfinished", action="store_true", help="also a run that was stopped before its end"
+    ),
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:
     """Compares two models on one text."""
     _check_no_split_beside_text(args.text, args.split)
+    statuses = _comparable(args.run, args.other, args.unfinished)
     protocol = given_protocol(args)
     comparison = evaluation.compare(
         open_model(args.run, args.checkpoint),
@@ -148,10 +153,14 @@ def compare(args: argparse.Namespace) -> None:
             "other": str(args.other),
             "checkpoint": args.checkpoint,
             "protocol": {"name": args.protocol, **vars(protocol)},
+            "status": statuses,
             **comparison._asdict(),
         }
         say(json_text(tree))
         return
+    for run, state in statuses.items():
+        if state != "finished":
+            say_line(f"note: {run} is {state}")
     verdict = "neither is shown to be better"
     if comparison.high_95 < 0:
         verdict = f"{args.other} is better"
@@ -165,6 +174,22 @@ def compare(args: argparse.Namespace) -> None:
         f"difference {comparison.difference:+.3f}, 95% of bootstraps over {comparison.lines:,} "
         f"lines from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
     )
+
+
+def _comparable(run: Path, other: Path, unfinished: bool) -> dict[str, str]:
+    """{run: how far it has come}. Raises JaxlmError where a run is unfinished."""
+    for path in (run, other):
+        check_run(path)
+    if run.samefile(other):
+        say_line(f"note: {run} and {other} are one run", sys.stderr)
+    statuses = {str(path): status(path) for path in (run, other)}
+    stopped = [f"{path} is {it}" for path, it in statuses.items() if it.state == "stopped"]
+    if stopped and not unfinished:
+        raise JaxlmError(
+            f"{' and '.join(stopped)}: resume it with jaxlm train --run-dir RUN --resume, or compare "
+            "it as it is with --unfinished"
+        )
+    return {path: str(it) for path, it in statuses.items()}
 
 
 @command(
