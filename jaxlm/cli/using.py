@@ -186,8 +186,8 @@ def _comparable(run: Path, other: Path, unfinished: bool) -> dict[str, str]:
     stopped = [f"{path} is {it}" for path, it in statuses.items() if it.state == "stopped"]
     if stopped and not unfinished:
         raise JaxlmError(
-            f"{' and '.join(stopped)}: resume it with jaxlm train --run-dir RUN --resume, or compare "
-            "it as it is with --unfinished"
+            f"{' and '.join(stopped)}: resume it with jaxlm train --run-dir RUN --resume, or "
+            "compare it as it is with --unfinished"
         )
     return {path: str(it) for path, it in statuses.items()}
 

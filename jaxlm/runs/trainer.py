@@ -408,8 +408,10 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
     comparable = run.comparable("test", tests["last"])
     measures = {name.removeprefix("test_"): value for name, value in comparable.items()}
     rows.append(("comparable with any tokens", comparable_text(measures)))
+    explanation = " (the floor: the perplexity of the source that generated the text)"
     for name, value in floors(run.corpus, "train", "valid", "test").items():
-        rows.append((name.replace("_", " of "), f"{value:.2f} (the true source's perplexity)"))
+        rows.append((name.replace("_", " of "), f"{value:.2f}{explanation}"))
+        explanation = ""
     shares = [f"{split} {share:.1%}" for split, share in run.unknown.items()]
     rows.append(("unknown tokens", "  ".join(shares)))
     if run.ended_early and run.step < run.last:
