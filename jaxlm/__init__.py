@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jaxlm.schedules import Linear as Linear
     from jaxlm.schedules import Piecewise as Piecewise
     from jaxlm.schedules import Plateau as Plateau
-    from jaxlm.scoring.evaluation import compare as compare
+    from jaxlm.scoring.comparison import compare as compare
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
     from jaxlm.scoring.stream import eval_step as eval_step
     from jaxlm.sweeps.results import MemberResult as MemberResult

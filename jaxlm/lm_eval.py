@@ -118,7 +118,7 @@ class JaxLM(TemplateLM):
         }
         text = ""
         prompt = self._lm.tokens(context, self._tokenizer)
-        drawn = self._lm.stream(prompt, words=words, temperature=temperature, seed=seed, **limits)
+        drawn = self._lm.stream(prompt, tokens=words, temperature=temperature, seed=seed, **limits)
         for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):
             text += piece
             ends = [text.find(stop) for stop in stops if stop in text]

@@ -15,7 +15,7 @@ from jaxlm.cli import main
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError
-from jaxlm.scoring.evaluation import compare
+from jaxlm.scoring.comparison import compare
 from jaxlm.scoring.language_model import LanguageModel
 
 

@@ -25,7 +25,7 @@ from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.published.lamb import LambAdam
-from jaxlm.scoring import evaluation, reading
+from jaxlm.scoring import comparison, reading
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics, text_gradient
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.language_model import LanguageModel
@@ -484,7 +484,7 @@ def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
 def test_evaluate_reads_every_prediction_in_blocks(monkeypatch):
     lm = language_model()
     plain, count = stream_nats(lm.config.model, lm.params, IDS)
-    monkeypatch.setattr("jaxlm.scoring.evaluation.BLOCK", 13)
+    monkeypatch.setattr("jaxlm.scoring.stream.BLOCK", 13)
     found = evaluated(lm.config, lm.params, TRAIN, IDS, jaxlm.Temperature())
     assert found.predictions == count == 64
     np.testing.assert_allclose(found.nats, plain, rtol=1e-6)
@@ -558,7 +558,7 @@ def test_tuning_leaves_out_what_diverges(run):
     with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
         jaxlm.evaluate(run, protocol=wild)
     with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
-        evaluation.compare(lm := jaxlm.load(run), lm, protocol=wild)
+        comparison.compare(lm := jaxlm.load(run), lm, protocol=wild)
 
 
 def test_rms_is_refused_where_the_training_text_is_unknown(run, tmp_path):

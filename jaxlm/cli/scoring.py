@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from itertools import compress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,14 +27,21 @@ from jaxlm.cli.arguments import (
 )
 from jaxlm.cli.config_flags import add_protocol_flags, given_protocol
 from jaxlm.cli.opening import open_model
-from jaxlm.cli.tables import LAYOUTS, Columns, side_by_side, table_text
+from jaxlm.cli.tables import (
+    LAYOUTS,
+    Columns,
+    mean_table,
+    one_below_the_other,
+    side_by_side,
+    table_text,
+)
 from jaxlm.cli.using import say_unknown
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError, JaxlmError, RunDirError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.reading_times import predictors, span_surprisal, word_counts
+from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
 from jaxlm.scoring.surprisal import SurprisalOptions
 from jaxlm.scoring.syntaxgym import read_suite
@@ -62,7 +68,14 @@ _WORDS = (
     ),
     argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
 )
-_NEEDS = {"column": "csv", "regions": "csv", "spans": "csv", "save_adapted": "adapt"}
+_NEEDS = {
+    "column": "csv",
+    "regions": "csv",
+    "region_names": "regions",
+    "spans": "csv",
+    "save_adapted": "adapt",
+    "frequencies": "predictors",
+}
 _EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room for
     "layout": (
         "is that tool's table of one run, in bits",
@@ -75,6 +88,7 @@ _EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room f
     ),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
+    "mean": ("is one table of all runs", ("long",)),
 }
 _USUAL = {  # defaults of `surprisal` that count as not given
     "layout": "jaxlm",
@@ -128,7 +142,11 @@ def _oov(*choices: str) -> Adder:
     argument(
         "--regions",
         metavar="NAME",
-        help="a column of --csv with each sentence's regions, | between: a row each",
+        help="a column of --csv with each sentence's regions, as in first:the bank|last:lends: "
+        "a row each",
+    ),
+    argument(
+        "--region-names", metavar="NAME", help="a column with the regions' names, as in first|last"
     ),
     argument(
         "--spans",
@@ -136,6 +154,13 @@ def _oov(*choices: str) -> Adder:
         help="a row for the characters from start to end (columns of --csv)",
     ),
     switch("--predictors", "add length and log frequency in the training text"),
+    pathname(
+        "--frequencies",
+        "FILE",
+        "a CSV file of words (word) and counts (count) in place of the training text",
+    ),
+    switch("--mean", "of several runs: the mean of their numbers"),
+    switch("--long", "of several runs: a row for each run, in place of columns"),
     *_WORDS,
     argument(
         "--unit",
@@ -186,11 +211,17 @@ def surprisal(args: argparse.Namespace) -> None:
     score = _score_function(args, stimuli, options, {lm.vocab.kind for lm in lms.values()})
     counts = {}
     if args.predictors:
-        counts = {name: _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
+        given = read_counts(args.frequencies) if args.frequencies else None
+        counts = {name: given or _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
+    join = side_by_side
+    if args.mean:
+        join = mean_table
+    elif args.long:
+        join = one_below_the_other
     blocks: Iterator[_Block] | list[_Block] = _blocks(args.texts)
     if stimuli is not None:
         blocks = [_Block(1, stimuli.sentences, stimuli.where)]
-    rows = 0
+    word_count = Counter[str]()
     unknown = {name: Counter[str]() for name in lms}
     with ExitStack() as stack:
         if args.save_adapted:
@@ -203,23 +234,21 @@ def surprisal(args: argparse.Namespace) -> None:
             tables = {}
             for name, lm in lms.items():
                 table = score(lm, block, scorers[name])
-                unknown[name].update(compress(table.word, table.oov))
+                words, outside = table.words_and_unknown()
+                word_count[name] += words
+                unknown[name].update(outside)
                 tables[name] = dict(LAYOUTS[args.layout](table))
                 if args.predictors:
                     tables[name] |= predictors(lm, table, counts[name])
-                row_count = len(table)
-            rows += row_count
-            columns = side_by_side(tables)
+            columns = join(tables)
             if stimuli is not None:
-                columns = {**_stimulus_columns(stimuli, columns), **columns}
+                regions = args.regions, args.region_names
+                columns = {**_stimulus_columns(stimuli, columns, regions), **columns}
             write(columns, block.first == 1)
-    what = "words are"
-    if args.spans:
-        what = "critical spans have words"
-    elif args.regions:
-        what = "regions have words"
+    subject = "critical spans have words" if args.spans else "words are"
     for name in lms:
-        say_unknown(unknown[name], rows, what, f" of {name}" if len(lms) > 1 else "")
+        whose = f" of {name}" if len(lms) > 1 else ""
+        say_unknown(unknown[name], word_count[name], subject, whose)
 
 
 @command(
@@ -248,7 +277,6 @@ def states(args: argparse.Namespace) -> None:
         archive = io.BytesIO()  # A device cannot be sought in, as the archive's writer does.
         np.savez(
             archive,
-            allow_pickle=False,
             words=np.array(words),
             sentence_id=np.array(sentence_id),
             **arrays,
@@ -317,6 +345,9 @@ def _check_flags(args: argparse.Namespace) -> None:
         excluded = [given[other] for other in others if other in given]
         if name in given and excluded:
             raise JaxlmError(f"{given[name]} {reason}: leave {', '.join(excluded)} out")
+    for name in ("mean", "long"):
+        if name in given and not args.runs:
+            raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")
     if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
         raise JaxlmError(
             f"{args.save_adapted} exists already, or is --output too: name a new directory"
@@ -362,8 +393,7 @@ def _score_function(
         return score_spans
 
     if stimuli is not None and args.regions:
-        cells = stimuli.cells(args.regions)
-        regions = [[region.strip() for region in cell.split("|")] for cell in cells]
+        regions = stimuli.regions(args.regions, args.region_names)
         options = {**options, "regions": regions}
     by_words = stimuli is not None or args.punctuation or kinds != {"words"}
 
@@ -387,16 +417,19 @@ def _keeping(run_dir: Path, lm: LanguageModel, scorer: Any, note: str) -> Iterat
         keep_model(folder, lm.config.replace(epochs=0), scorer.params, corpus)
 
 
-def _stimulus_columns(stimuli: StimulusTable, columns: Columns) -> Columns:
-    """The other columns of the stimuli, a row for each row of the result.
+def _stimulus_columns(
+    stimuli: StimulusTable, columns: Columns, without: Sequence[str | None]
+) -> Columns:
+    """The other columns of the stimuli, except some, a row for each row of the result.
 
     Raises DataError where names collide.
     """
     repeated = {}
-    for name, cells in stimuli.columns.items():
+    others = {name: cells for name, cells in stimuli.columns.items() if name not in without}
+    for name, cells in others.items():
         title = f"stimulus.{name}" if name in columns else name
         repeated[title] = [cells[sentence - 1] for sentence in columns["sentence_id"]]
-    if len({*repeated, *columns}) < len(stimuli.columns) + len(columns):
+    if len({*repeated, *columns}) < len(others) + len(columns):
         raise DataError(
             f"{stimuli.name} has a column named as one of the result: "
             f"rename one of {', '.join(repeated)}"

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxlm.data.tokens import SPACE
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import finite
@@ -17,6 +19,10 @@ _SHARED = (
     "token_id",
     "word_id",
     "word",
+    "region_id",
+    "region",
+    "words",
+    "word_count",
 )  # the columns that are the same for all runs
 
 
@@ -81,22 +87,70 @@ def side_by_side(tables: Mapping[str, Columns]) -> Columns:
     Raises:
         JaxlmError: The tables have different rows.
     """
-    first_run, *other_runs = tables
-    first = tables[first_run]
-    if not other_runs:
-        return first
-    joined = {column: first[column] for column in _SHARED if column in first}
-    shared = list(joined)
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    shared = _shared(tables)
+    joined = dict(shared)
     for run, table in tables.items():
-        if any(list(table[column]) != list(first[column]) for column in shared):
-            raise JaxlmError(
-                f"the tokenizer splits a text otherwise for {run} than for {first_run}: "
-                "score them one after the other, or with tokenizer none"
-            )
         for column in table:
             if column not in shared:
                 joined[f"{column}.{run}"] = table[column]
     return joined
+
+
+def one_below_the_other(tables: Mapping[str, Columns]) -> Columns:
+    """Joins the tables of several runs: the rows of each run after those of the run before.
+
+    Args:
+        tables: By the run's name.
+
+    Returns:
+        One table, whose column `run` has the run's name.
+    """
+    joined: dict[str, list[Any]] = {"run": []}
+    for run, table in tables.items():
+        for column, values in table.items():
+            joined.setdefault(column, []).extend(np.asarray(values).tolist())
+        joined["run"] += [run] * (len(joined["sentence_id"]) - len(joined["run"]))
+    return joined
+
+
+def mean_table(tables: Mapping[str, Columns]) -> Columns:
+    """The mean of several runs, such as seeds of one recipe.
+
+    Args:
+        tables: By the run's name.
+
+    Returns:
+        One table: of each column of real numbers the mean over runs, of the others those that are
+        equal in all runs.
+
+    Raises:
+        JaxlmError: The tables have different rows.
+    """
+    joined = dict(_shared(tables))
+    first = next(iter(tables.values()))
+    for column in first:
+        arrays = [np.asarray(table[column]) for table in tables.values()]
+        if arrays[0].dtype.kind == "f":
+            joined[column] = np.mean(arrays, 0)
+        elif all(np.array_equal(array, arrays[0]) for array in arrays):
+            joined[column] = first[column]
+    return joined
+
+
+def _shared(tables: Mapping[str, Columns]) -> Columns:
+    """The columns that runs share. Raises JaxlmError where their tables have different rows."""
+    first_run = next(iter(tables))
+    first = tables[first_run]
+    shared = {column: first[column] for column in _SHARED if column in first}
+    for run, table in tables.items():
+        if any(list(table[column]) != list(values) for column, values in shared.items()):
+            raise JaxlmError(
+                f"the tokenizer splits a text otherwise for {run} than for {first_run}: "
+                "score them one after the other, or with tokenizer none"
+            )
+    return shared
 
 
 def _rounded(value: Any) -> Any:

@@ -1,10 +1,12 @@
 """The verbs that ask a model: evaluate, compare, perplexity, predict, neighbors and generate."""
 
 import argparse
+import math
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -26,10 +28,10 @@ from jaxlm.cli.tables import json_text
 from jaxlm.config.protocols import Plain, described
 from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text, unknown_warning
 from jaxlm.data.text import SPLITS
-from jaxlm.data.tokens import normalize_newlines
+from jaxlm.data.tokens import EOS, normalize_newlines
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.status import status
-from jaxlm.scoring import evaluation
+from jaxlm.scoring import comparison as comparing
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
@@ -41,6 +43,7 @@ MOST_SHOWN = 40  # characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
 _SAMPLING = (  # the flags that `LanguageModel.generate` takes by their names
     "words",
+    "tokens",
     "seed",
     "temperature",
     "top_k",
@@ -139,7 +142,7 @@ def compare(args: argparse.Namespace) -> None:
     _check_no_split_beside_text(args.text, args.split)
     statuses = _comparable(args.run, args.other, args.unfinished)
     protocol = given_protocol(args)
-    comparison = evaluation.compare(
+    comparison = comparing.compare(
         open_model(args.run, args.checkpoint),
         open_model(args.other, args.checkpoint),
         args.split or "test",
@@ -201,7 +204,17 @@ def perplexity(args: argparse.Namespace) -> None:
     """Prints the perplexity of a text."""
     text = _text_in("-") if args.text is None else args.text
     lm = open_model(args.run, args.checkpoint)
-    say(perplexity_text(lm.perplexity(text, tokenizer=args.tokenizer)))
+    value = lm.perplexity(text, tokenizer=args.tokenizer)
+    from_eos = lm.perplexity(text, tokenizer=args.tokenizer, from_eos=True)
+    say(perplexity_text(value))
+    count = len(lm.tokens(text, args.tokenizer))
+    kind = lm.vocab.kind
+    say_line(
+        f"{(count - 1) * math.log(value):.2f} nats over {count - 1:,} {kind}, all but the first; "
+        f"{perplexity_text(from_eos)}: {count * math.log(from_eos):.2f} nats over {count:,}, the "
+        f"first predicted from {EOS}, as surprisal has it",
+        sys.stderr,
+    )
     _say_unknown_in(lm, text, args.tokenizer)
 
 
@@ -239,8 +252,9 @@ def neighbors(args: argparse.Namespace) -> None:
         help="words that come before (-: standard input; default: none)",
     ),
     pathname("--prompt-file", "FILE", "take the prompt from a file"),
+    argument("--words", type=int, metavar="N", help="most words of a text"),
     argument(
-        "--words", type=int, default=100, metavar="N", help="most words of a text (default 100)"
+        "--tokens", type=int, metavar="N", help="most tokens, in place of --words (default 100)"
     ),
     argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
     argument(
@@ -318,6 +332,8 @@ def generate(args: argparse.Namespace) -> None:
     lm = open_model(args.run, args.checkpoint)
     _say_unknown_in(lm, prompt)
     options = {name: getattr(args, name) for name in _SAMPLING}
+    if args.words is None and args.tokens is None:
+        options["tokens"] = 100
     texts: list[Iterable[tuple[str, float]]]
     if args.samples == 1 and args.beam is None:
         texts = [lm.stream(prompt, **options)]
@@ -330,7 +346,7 @@ def generate(args: argparse.Namespace) -> None:
             continue
         if number > 1:
             say()
-        words = (word for word, _ in text)
+        words = chain(lm.tokens(prompt), (word for word, _ in text))
         if args.detokenize and lm.vocab.kind == "words":
             pieces = detokenized(words)
         else:

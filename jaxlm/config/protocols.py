@@ -113,8 +113,12 @@ class Dynamic(Plain):
 class MCDropout(Plain):
     """Monte Carlo dropout: the mean of networks with dropout (Gal and Ghahramani 2016, arXiv:1512.05287)."""
 
+    grid: ClassVar[Grid] = {"dropout_factor": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
     samples: int = count(10, "networks drawn", "networks", low=1, high=2**16)
     seed: int = count(0, "seed of the dropout masks", high=2**32 - 1)
+    dropout_factor: float = number(
+        1.0, "factor of the rates of dropout that masks are drawn with", above=0, high=1000
+    )
 
 
 def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:

@@ -1,18 +1,21 @@
-"""Models that learn from the text that they score: dynamic evaluation, segment by segment; adaptation, by sentences.
+"""Models that learn from the text that they score: dynamic evaluation, segment by segment;
+adaptation, by sentences.
 
-Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt; a decay draws the
-parameters p back to the trained ones, p0.
+Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt; a
+decay draws the parameters p back to the trained ones, p0.
 
     rms:  p += min(lambda * RMS / mean, 1) (p0 - p) - rate * g / (RMS + epsilon)
     sgd:  p += lambda (p0 - p) - rate * g
 
-g is the gradient of the segment's mean nats, without dropout. RMS is the root of the mean square of such gradients over
-the windows of the training text, for each parameter; mean is its mean over each tensor, and of these over the tensors.
+g is the gradient of the segment's mean nats, without dropout. RMS is the root of the mean square of
+such gradients over the windows of the training text, for each parameter; mean is its mean over each
+tensor, and of these over the tensors.
 
-With `compatibility="krause"` the tensors are those of the paper's PyTorch code: an LSTM layer has two kernels and two
-biases, and jaxlm's one bias, their sum, moves at twice the rate. A last segment of one prediction is not scored. With
-`compatibility="lamb"`, the Mogrifier's code (Melis et al. 2020), g is the gradient that trained the run: of the sum
-over T with the optimiser's L2 penalty, clipped; mean is the mean of all parameters at once.
+With `compatibility="krause"` the tensors are those of the paper's PyTorch code: an LSTM layer has
+two kernels and two biases, and jaxlm's one bias, their sum, moves at twice the rate. A last segment
+of one prediction is not scored. With `compatibility="lamb"`, the Mogrifier's code (Melis et al.
+2020), g is the gradient that trained the run: of the sum over T with the optimiser's L2 penalty,
+clipped; mean is the mean of all parameters at once.
 """
 
 import math
@@ -38,7 +41,8 @@ from jaxlm.optimizers.optimizer import Optimizer
 from jaxlm.scoring.reading import Reader, read_and_predicted
 from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, own_scores
 
-MOST_COPIES = 1 << 26  # numbers in all sentences' parameters, where several are read side by side
+# Numbers in the parameters of all sentences, where several are read side by side.
+MOST_COPIES = 1 << 26
 WINDOWS_PER_CALL = 256
 # As neural-complexity learns from a sentence, at rate 1.
 _RULE = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))
@@ -47,12 +51,20 @@ _RULE = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=T
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DynamicReader(Reader):
-    """The model, which learns from each segment. Its state is the parameters as learnt so far, and the carry."""
+    """The model, which learns from each segment. Its state is the parameters as learnt so far, and
+    the carry.
 
-    network: Network  # with the trained parameters
+    Attributes:
+        network: The network with the trained parameters.
+        protocol: The rule and its numbers.
+        rms: `gradient_statistics` of the training text; None with the rule sgd.
+        optimizer: As `text_gradient` takes it.
+    """
+
+    network: Network
     protocol: Dynamic
-    rms: Params | None  # `gradient_statistics` of the training text; None with the rule sgd
-    optimizer: Optimizer | None = None  # as `text_gradient` takes it
+    rms: Params | None
+    optimizer: Optimizer | None = None
 
     @property
     def segment(self) -> int:
@@ -71,85 +83,99 @@ class DynamicReader(Reader):
         params, carry = state
         network = self.network._replace(params=params)
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
-        grads, (found, carry) = text_gradient(network, column, carry, self.optimizer)
-        scores = own_scores(network, found, column, detail)
-        return jax.tree.map(lambda one: one[:, 0], scores), (self._learnt(params, grads), carry)
+        grads, (features, carry) = text_gradient(network, column, carry, self.optimizer)
+        scores = own_scores(network, features, column, detail)
+        return jax.tree.map(lambda leaf: leaf[:, 0], scores), (self._learnt(params, grads), carry)
 
     def _learnt(self, params: Params, grads: Params) -> Params:
         """The parameters after one step."""
         trained = self.network.params
         protocol = self.protocol
-        rms = self.rms
         rate = protocol.learning_rate
         lambda_ = protocol.lambda_
-        if rms is None:
+        if self.rms is None:
             return jax.tree.map(
                 lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads
             )
-        tensors = jax.tree.leaves(rms)
         times = jax.tree.map(lambda leaf: 1, params)
-        if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
+        if protocol.as_krause:
             times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
-            tensors = jax.tree.leaves({**rms, "layers": []})
-            for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
-                tensors += [
-                    layer["kernel"][:-width],
-                    layer["kernel"][-width:],
-                    layer["bias"],
-                    layer["bias"],
-                ]
-        if protocol.compatibility == "lamb":
-            mean = jnp.stack([tensor.sum() for tensor in tensors]).sum() / sum(
-                tensor.size for tensor in tensors
-            )
-        else:  # (oldhyper divides lambda by the number of tensors)
-            means = jnp.stack([tensor.mean() for tensor in tensors])
-            mean = means.sum() if protocol.compatibility == "krause-oldhyper" else means.mean()
+        mean = self._mean(self.rms)
 
         def step(p, p0, g, times, rms):
-            return (
-                p
-                + jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
-                - times * rate * g / (rms + protocol.epsilon)
-            )
+            back = jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
+            return p + back - times * rate * g / (rms + protocol.epsilon)
 
-        return jax.tree.map(step, params, trained, grads, times, rms)
+        return jax.tree.map(step, params, trained, grads, times, self.rms)
+
+    def _mean(self, rms: Params) -> jax.Array:
+        """The mean that RMS is compared with."""
+        protocol = self.protocol
+        tensors = jax.tree.leaves(rms)
+        if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
+            tensors = jax.tree.leaves({**rms, "layers": []})
+            for layer, width in zip(rms["layers"], self.network.model.hidden_sizes, strict=True):
+                kernel = layer["kernel"]
+                tensors += [kernel[:-width], kernel[-width:], layer["bias"], layer["bias"]]
+        if protocol.compatibility == "lamb":
+            total = jnp.stack([tensor.sum() for tensor in tensors]).sum()
+            return total / sum(tensor.size for tensor in tensors)
+        means = jnp.stack([tensor.mean() for tensor in tensors])
+        if protocol.compatibility == "krause-oldhyper":
+            return means.sum()  # that code divides lambda by the number of tensors
+        return means.mean()
 
 
 def gradient_statistics(
     network: Network, ids: np.ndarray, protocol: Dynamic, optimizer: Optimizer | None = None
 ) -> Params:
-    """RMS, for which the training text, ids [N], is read once, without learning from it.
+    """RMS, for which the training text is read once, without learning from it.
 
-    The text is cut into `statistics_rows` rows, and these into windows of the protocol's segment length; the carry is
-    passed on. A last window with one prediction a row is left out. Raises DataError where the text is too short.
+    The text is cut into `statistics_rows` rows, and these into windows of the protocol's segment
+    length; the carry is passed on. A last window with one prediction a row is left out.
+
+    Args:
+        network: The network with the trained parameters.
+        ids: The training text [N].
+        protocol: The rule and its numbers.
+        optimizer: As `text_gradient` takes it.
+
+    Raises:
+        DataError: The text is too short.
     """
     B = protocol.statistics_rows
     T = protocol.segment_length
     rows = len(ids) // B
     windows = math.ceil((rows - 2) / T)
     if windows < 1:
-        cut = f"statistics_rows {B:,} cuts the {len(ids):,} tokens of the training text into rows of {rows:,}"
-        raise DataError(f"{cut}, and dynamic evaluation needs at least 3: lower statistics_rows")
+        text = f"the {len(ids):,} tokens of the training text"
+        raise DataError(
+            f"statistics_rows {B:,} cuts {text} into rows of {rows:,}, and dynamic evaluation "
+            "needs at least 3: lower statistics_rows"
+        )
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
     squares = jax.tree.map(jnp.zeros_like, network.params)
     carry = network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
-        count = min(len(tokens) - 1, (windows - first) * T)  # predictions of a row in these windows
+        # Predictions of a row in these windows.
+        count = min(len(tokens) - 1, (windows - first) * T)
         tokens = np.pad(tokens, ((0, C * T + 1 - len(tokens)), (0, 0)))
         squares, carry = _add_squares(
             network, optimizer, squares, tokens, jnp.int32(count), carry, length=T
         )
-    # The option --oldhyper divides rate and epsilon by sqrt(windows): as if RMS were the root of the sum of squares.
+    # The option --oldhyper divides rate and epsilon by sqrt(windows): as if RMS were the root of
+    # the sum of squares.
     divisor = 1 if protocol.compatibility == "krause-oldhyper" else windows
     return jax.tree.map(lambda total: jnp.sqrt(total / divisor), squares)
 
 
 @partial(jax.jit, static_argnames="length")
 def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
-    """Adds the squared gradients of the windows of tokens [C * length + 1, B]; `count` predictions of a row count."""
+    """Adds the squared gradients of the windows of tokens [C * length + 1, B], of which `count`
+    predictions of a row count.
+    """
 
     def add(state, window):
         squares, carry = state
@@ -158,7 +184,7 @@ def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
 
     counted = jnp.broadcast_to((jnp.arange(len(tokens) - 1) < count)[:, None], tokens[1:].shape)
     read = Tokens(tokens[:-1], tokens[1:], counted)
-    windows = jax.tree.map(lambda one: one.reshape(-1, length, *one.shape[1:]), read)
+    windows = jax.tree.map(lambda ids: ids.reshape(-1, length, *ids.shape[1:]), read)
     return lax.scan(add, (squares, carry), windows)[0]
 
 
@@ -169,10 +195,18 @@ def text_gradient(
     optimizer: Optimizer | None = None,
     length: jax.Array | None = None,
 ) -> tuple[Params, tuple[jax.Array, Carry]]:
-    """The gradient of the mean nats of the counted targets [T, B], with the features [T, B, H] and the new carry.
+    """The gradient of the mean nats of the targets that count.
 
-    With an `optimizer` the gradient that it trains by: of the sum over T and mean over B with its L2 penalty, clipped.
-    With a traced `length` the carry is the one after so many steps.
+    Args:
+        network: The model.
+        tokens: The tokens [T, B].
+        carry: The carry before them.
+        optimizer: Asks for the gradient that it trains by: of the sum over T and mean over B with
+            its L2 penalty, clipped.
+        length: Steps after which the carry is taken, traced; None: all.
+
+    Returns:
+        The gradient; the features [T, B, H] and the new carry.
     """
     inputs, targets, counted = tokens
     weights = counted / (jnp.maximum(counted.sum(), 1) if optimizer is None else inputs.shape[1])
@@ -180,32 +214,43 @@ def text_gradient(
     params = network.params
 
     def nats(params):
-        found, after = Network(model, params).features(inputs, carry, length=length)
-        return heads.summed_nats(model, params, found, targets, weights.astype(found.dtype)), (
-            found,
-            after,
-        )
+        features, after = Network(model, params).features(inputs, carry, length=length)
+        weighted = weights.astype(features.dtype)
+        total = heads.summed_nats(model, params, features, targets, weighted)
+        return total, (features, after)
 
-    grads, kept = jax.grad(nats, has_aux=True)(params)
+    grads, features_and_carry = jax.grad(nats, has_aux=True)(params)
     l2_penalty = getattr(optimizer, "l2_penalty", None)
     if l2_penalty is not None:
         grads = jax.tree.map(lambda g, p: g + l2_penalty * p, grads, params)
-    if optimizer is not None and (most := optimizer.clip_norm) is not None:
+    if optimizer is not None and optimizer.clip_norm is not None:
+        most = optimizer.clip_norm
         shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
         grads = jax.tree.map(lambda g: shrunk * g, grads)
-    return grads, kept
+    return grads, features_and_carry
 
 
 class AdaptiveScoring:
     """Scores each sentence by parameters that have learnt from all sentences before; a `Scoring`.
 
-    After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in neural-complexity
-    (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient clipped to a global norm of 0.25, and
-    Nesterov's momentum of 0.9 kept from sentence to sentence. `params` are as adapted so far.
+    After each sentence comes one step of SGD on the mean nats of its words and its `<eos>`, as in
+    neural-complexity (van Schijndel and Linzen 2018, arXiv:1808.09930): no dropout, the gradient
+    clipped to a global norm of 0.25, and Nesterov's momentum of 0.9 kept from sentence to sentence.
+
+    Args:
+        network: The model; a copy of its parameters learns.
+        rate: Learning rate, above 0.
+        stream: Whether the carry passes from sentence to sentence.
+        detail: How much to find of each token.
+
+    Attributes:
+        params: The parameters as adapted so far.
+
+    Raises:
+        JaxlmError: The rate is not above 0.
     """
 
     def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):
-        """With `stream` the carry passes from sentence to sentence. Raises JaxlmError where the rate is not above 0."""
         rate = checked_value("the rate of adaptation", rate, float, above=0)
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
         self._adapt = partial(_adapt, network, rate, detail=detail)
@@ -216,34 +261,37 @@ class AdaptiveScoring:
         self._done = 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        return TokenScores.joined([self._one(ids) for ids in sentences])
+        """Scores sentences of ids [n + 1], and learns from each."""
+        return TokenScores.joined([self._scored(ids) for ids in sentences])
 
-    def _one(self, ids: np.ndarray) -> TokenScores:
+    def _scored(self, ids: np.ndarray) -> TokenScores:
         count = len(ids) - 1
-        room = max(
-            8, 1 << (count - 1).bit_length()
-        )  # a power of two, so that few lengths are compiled
+        room = max(8, 1 << (count - 1).bit_length())  # so that few lengths are compiled
         tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
         learnt = self.params, self._momentum
         scores, (self.params, self._momentum), carry, finite = self._adapt(
             learnt, tokens, self._carry
         )
-        self._carry = carry if self._stream else self._carry
+        if self._stream:
+            self._carry = carry
         self._done += 1
         if not finite:
             raise Diverged(
-                f"the gradient of sentence {self._done} is not finite: use a lower rate than {self._rate:g}"
+                f"the gradient of sentence {self._done} is not finite: use a lower rate than "
+                f"{self._rate:g}"
             )
         return scores.rows((slice(count), 0))
 
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
 def _adapt(network, rate, learnt, tokens, carry, *, detail):
-    """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient was finite."""
+    """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient
+    was finite.
+    """
     params, momentum = learnt
     network = network._replace(params=params)
-    grads, (found, carry) = text_gradient(network, tokens, carry, length=tokens.counted.sum())
-    scores = own_scores(network, found, tokens, detail)
+    grads, (features, carry) = text_gradient(network, tokens, carry, length=tokens.counted.sum())
+    scores = own_scores(network, features, tokens, detail)
     updates, momentum = _RULE.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return scores, (params, momentum), carry, jnp.isfinite(optax.tree.norm(grads))

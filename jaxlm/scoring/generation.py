@@ -1,11 +1,14 @@
-"""Text from a model: samples in one compiled loop or without end, or by beam search. The state has a fixed size.
+"""Text from a model: samples in one compiled loop or without end, or by beam search. The state has
+a fixed size.
 
-The key of a word is the seed's, folded with the sample's number and the word's, so that a sample is the same text alone
-and among many, in one piece and as a stream.
+The key of a word is the seed's, folded with the sample's number and the word's, so that a sample is
+the same text alone and among many, in one piece and as a stream.
+
+Letters: `S` samples, `n` tokens, `B` texts of a beam, `V` vocabulary.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -24,18 +27,25 @@ from jaxlm.scoring.sampling import Sampling, draw
 from jaxlm.scoring.sentences import Boundaries
 from jaxlm.scoring.token_scores import Network
 
-CHUNK = 64  # words of one call, at most
-READ = 256  # least words of a program that reads a prompt
+CHUNK = 64  # tokens of one call, at most
+READ = 256  # least tokens of a program that reads a prompt
 UNLIKELY = 1e-7  # a probability that no likely word has
+LONGEST_WORD = 256  # most tokens of a word, where words of pieces are counted
+
+# Tokens [n, S] of S texts, -1 after a text's end, and their log-probabilities in nats [n, S].
+Chunk = tuple[np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Text:
-    """What was generated after a prompt.
+    """What was generated after a prompt. Two texts are equal only if they are one object.
 
     Attributes:
-        words: with `<eos>` where a line ends; or the names of characters, bytes or subwords.
-        log_probs: nats of each word under the model itself, before temperature and the like, float [n].
+        words: The words, with `<eos>` where a line ends; or the names of characters, bytes or
+            subwords.
+        log_probs: Log-probability in nats of each under the model itself, before temperature and
+            the like, float [n].
+        tokens: The kind of token.
     """
 
     words: list[str]
@@ -47,26 +57,40 @@ class Text:
         return "".join(self.tokens.pieces(self.words))
 
     def __repr__(self) -> str:
-        return f"Text({len(self.words):,} {self.tokens.kind}, {-self.log_probs.sum():.2f} nats: {str(self)[:60]!r})"
+        size = f"{len(self.words):,} {self.tokens.kind}, {-self.log_probs.sum():.2f} nats"
+        return f"Text({size}: {str(self)[:60]!r})"
 
 
 class Position(NamedTuple):
-    """The state of S samples; its size does not grow with their text."""
+    """The state of S samples; its size does not grow with their text.
 
-    carry: Carry  # before `token`
-    token: jax.Array  # the last word of each, which is read next, [S]
-    step: jax.Array  # words drawn
-    done: jax.Array  # which have ended, [S]
-    seen: (
-        jax.Array | None
-    )  # words that were there already, bool [S, V]; only for a repetition penalty
+    Attributes:
+        carry: The carry before `token`.
+        token: The last token of each, which is read next, int32 [S].
+        step: How many tokens were drawn.
+        done: Which samples have ended, bool [S].
+        seen: Tokens that were there already, bool [S, V]; only for a repetition penalty.
+    """
+
+    carry: Carry
+    token: jax.Array
+    step: jax.Array
+    done: jax.Array
+    seen: jax.Array | None
 
 
 def texts_of(vocab: Vocab, ids: np.ndarray, log_probs: np.ndarray) -> list[Text]:
-    """The text of each sample, from ids [n, S], -1 after a text's end, and their log-probabilities [n, S]."""
+    """The text of each sample.
+
+    Args:
+        vocab: The tokens.
+        ids: Tokens [n, S], -1 after a text's end.
+        log_probs: Their log-probabilities [n, S].
+    """
     samples = zip(ids.T, log_probs.T.astype(float), strict=True)
     return [
-        Text(vocab.decode(one[one >= 0]), log_p[one >= 0], vocab.tokens) for one, log_p in samples
+        Text(vocab.decode(text[text >= 0]), log_p[text >= 0], vocab.tokens)
+        for text, log_p in samples
     ]
 
 
@@ -75,56 +99,99 @@ def drawn(
     sampling: Sampling,
     prompt: np.ndarray,
     *,
-    words: int | None,
+    tokens: int | None,
     end: int,
     samples: int,
     seed: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draws S texts after a prompt's ids, all at once: the first word, then more and more words together.
+) -> Iterator[Chunk]:
+    """Draws texts after a prompt, all at once: the first token, then more and more together.
 
-    Texts have at most `words` words (None: no end), and end with the id `end` (-1: none). Yields words [n, S], -1 after
-    a text's end, and their log-probabilities in nats [n, S]. Raises JaxlmError for a count below 1 or another seed.
+    Args:
+        network: The model.
+        sampling: How tokens are drawn.
+        prompt: Ids of `<eos>` and the prompt.
+        tokens: Most tokens of a text; None: no end.
+        end: Id that ends a text; -1: none.
+        samples: Texts S.
+        seed: Seed of all texts.
+
+    Raises:
+        JaxlmError: A count is below 1, or the seed is out of range.
     """
-    checked_value("words", words, int, low=1, optional=True)
+    checked_value("tokens", tokens, int, low=1, optional=True)
     checked_value("samples", samples, int, low=1)
     seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
     key = jax.random.key(seed % 2**32)
     high = seed >> 32  # JAX itself takes 32 bits
-    key = jax.random.fold_in(key, high) if high else key
+    if high:
+        key = jax.random.fold_in(key, high)
     position = begin(network, sampling, prompt, samples)
     count = 1
-    left = math.inf if words is None else words
+    left = math.inf if tokens is None else tokens
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
-        position, tokens, log_probs = advance(
+        position, ids, log_probs = advance(
             network, sampling, position, key, jnp.int32(count), jnp.int32(end)
         )
-        yield np.asarray(tokens)[:count], np.asarray(log_probs)[:count]
+        yield np.asarray(ids)[:count], np.asarray(log_probs)[:count]
         left -= count
         count = min(2 * count, CHUNK)
 
 
+def first_words(
+    chunks: Iterable[Chunk], boundaries: Boundaries, last: int, words: int
+) -> Iterator[Chunk]:
+    """Texts whose tokens are pieces of words, each cut before the word after the first so many.
+
+    Args:
+        chunks: The texts, as `drawn` yields them.
+        boundaries: Where pieces make up words.
+        last: The last id of the prompt, whose word a text may continue.
+        words: Most words of a text.
+    """
+    count = np.zeros(1, int)
+    before = np.array([last])
+    begun = boundaries.blank[before]  # after white space the first token begins a word
+    for tokens, log_probs in chunks:
+        previous = np.vstack([np.broadcast_to(before, tokens[:1].shape), tokens[:-1]])
+        begins = boundaries.begins[tokens] & ~boundaries.blank[previous]
+        begins[0] |= begun
+        begun = False
+        counts = count + np.cumsum(begins, 0)
+        yield np.where(counts > words, -1, tokens), log_probs
+        before = tokens[-1:]
+        count = counts[-1]
+        if (count > words).all():
+            return
+
+
 def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
-    """The position of S samples after the ids [n] of `<eos>` and a prompt; the last id is still to be read."""
+    """The position of some samples after a prompt, whose last id is still to be read.
+
+    Args:
+        network: The model.
+        sampling: How tokens are drawn.
+        ids: Ids [n] of `<eos>` and the prompt.
+        samples: Texts S.
+    """
     carry = carry_after(network, ids[:-1])
+    carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
     seen = None
     if sampling.repetition_penalty is not None:
         seen = jnp.zeros((samples, network.model.vocab_size), bool).at[:, ids[1:]].set(True)
-    carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
-    return Position(
-        carry, jnp.full(samples, ids[-1], jnp.int32), jnp.int32(0), jnp.zeros(samples, bool), seen
-    )
+    token = jnp.full(samples, ids[-1], jnp.int32)
+    return Position(carry, token, jnp.int32(0), jnp.zeros(samples, bool), seen)
 
 
 def carry_after(network: Network, ids: np.ndarray) -> Carry:
-    """The carry of one row after ids [N], from zero; few sizes are compiled."""
+    """The carry of one row after ids [n], from zero; few sizes are compiled."""
     room = max(READ, 1 << len(ids).bit_length())
     return _read(network, np.pad(ids, (0, room - len(ids))), len(ids))
 
 
 @jax.jit
 def _read(network, tokens, count):
-    """The carry after the first `count` of tokens [N]."""
+    """The carry after the first `count` of tokens [n]."""
 
     def step(place, carry):
         return network.features(tokens[place, None, None], carry)[1]
@@ -133,70 +200,98 @@ def _read(network, tokens, count):
 
 
 def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
-    """The probabilities [V] of the word after a text's ids [N], of which there is at least one."""
+    """The probabilities [V] of the token after a text's ids [n], of which there is at least one."""
     return np.asarray(_next_word(network, ids[-1:], carry_after(network, ids[:-1]))[0])
 
 
 def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[tuple[str, float]]:
-    """The k most probable words after a text's ids [N], with their probabilities.
+    """The most probable words after a text, with their probabilities.
 
-    Where tokens are pieces of words, a search, the likeliest first, among the pieces of all words; what is less
-    probable than `UNLIKELY` is left out. The pieces that write one word, as found so far, are summed.
+    Args:
+        network: The model.
+        vocab: The tokens.
+        ids: Ids [n] of the text, n >= 1.
+        k: How many.
     """
     boundaries = Boundaries.of(vocab, "word")
+    if boundaries is not None and boundaries.begins.any():
+        return _next_words_of_pieces(network, vocab, boundaries, ids, k)
+    p = next_word(network, ids)
+    likeliest = np.argsort(-p, kind="stable")[:k]
+    return [(vocab.words[place], float(p[place])) for place in likeliest]
+
+
+class _Beginning(NamedTuple):
+    """Pieces that a word begins with, or a whole word; the likeliest comes first in a heap."""
+
+    minus_p: float
+    number: int  # that no two have
+    pieces: list[int]
+    carry: Carry | None  # before the last piece; None: the word is whole
+
+
+def _next_words_of_pieces(
+    network: Network, vocab: Vocab, boundaries: Boundaries, ids: np.ndarray, k: int
+) -> list[tuple[str, float]]:
+    """`next_words` by a search, the likeliest first, among the pieces of all words.
+
+    What is less probable than `UNLIKELY` is left out. The pieces that write one word, as found so
+    far, are summed.
+    """
     end = vocab.newline_id
-    found: dict[str, float] = {}
-    if boundaries is None or not boundaries.begins.any():
-        p = next_word(network, ids)
-        return [
-            (vocab.words[place], float(p[place])) for place in np.argsort(-p, kind="stable")[:k]
-        ]
-    heap: list = [(-1.0, 0, [], carry_after(network, ids[:-1]))]
-    while heap and len(found) < k:
+    words: dict[str, float] = {}
+    heap = [_Beginning(-1.0, 0, [], carry_after(network, ids[:-1]))]
+    while heap and len(words) < k:
         minus_p, _, pieces, carry = heappop(heap)
         if carry is None:
             word = vocab.decode_text(pieces).strip() or EOS
-            found[word] = found.get(word, 0.0) - float(minus_p)
+            words[word] = words.get(word, 0.0) - float(minus_p)
             continue
         last = pieces[-1] if pieces else int(ids[-1])
         p, after = _next_word(network, np.array([last], np.int32), carry)
         p = -minus_p * np.asarray(p, float)
         begins = boundaries.begins & (not boundaries.blank[last] and last != end)
         total = p[begins].sum()
-        if pieces and total:
-            heappush(heap, (-total, len(heap), pieces, None))
-        p = (
-            np.where(begins, 0, p)
-            if pieces
-            else np.where(begins, p, 0) / total
-            if begins.any()
-            else p
-        )
+        if pieces:
+            if total:
+                heappush(heap, _Beginning(-total, len(heap), pieces, None))
+            p = np.where(begins, 0, p)  # the word goes on
+        elif begins.any():
+            p = np.where(begins, p, 0) / total  # the word begins
         for piece in np.flatnonzero(p > UNLIKELY).tolist():
-            heappush(
-                heap, (-p[piece], len(heap), [*pieces, piece], None if piece == end else after)
-            )
-    return sorted(found.items(), key=lambda one: -one[1])
+            carry = None if piece == end else after
+            heappush(heap, _Beginning(-p[piece], len(heap), [*pieces, piece], carry))
+    return sorted(words.items(), key=lambda word: -word[1])
 
 
 @jax.jit
 def _next_word(network, token, carry):
-    """The probabilities [V] of the word after `token` [1], and the carry after it."""
+    """The probabilities [V] of the token after `token` [1], and the carry after it."""
     logits, carry = next_logits(network, token, carry)
     return jax.nn.softmax(logits[0]), carry
 
 
 def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-    """token [S] and the carry before it -> logits [S, V] of the next word, and the carry after the token."""
+    """Reads one token of each text.
+
+    Args:
+        network: The model.
+        token: Ids, int32 [S].
+        carry: The carry before them.
+
+    Returns:
+        Logits [S, V] of the next token, and the carry after `token`.
+    """
     features, carry = network.features(token[None], carry)
     return network.logits(features[0]), carry
 
 
 @jax.jit
 def advance(network, sampling, position, key, count, end):
-    """Draws `count` words, at most CHUNK, for each of S samples; the word `end` ends a sample.
+    """Draws `count` tokens, at most CHUNK, for each of S samples; the token `end` ends a sample.
 
-    Returns the new position; words [CHUNK, S], -1 where a sample has ended; and their log-probabilities [CHUNK, S].
+    Returns the new position; tokens [CHUNK, S], -1 where a sample has ended; and their
+    log-probabilities [CHUNK, S].
     """
     S = len(position.token)
     keys = jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(S))
@@ -205,25 +300,22 @@ def advance(network, sampling, position, key, count, end):
         place, position, _, _ = loop
         return (place < count) & ~position.done.all()
 
-    def draw_word(loop):
-        place, position, words, log_probs = loop
+    def draw_token(loop):
+        place, position, tokens, log_probs = loop
         logits, carry = next_logits(network, position.token, position.carry)
-        uniform = jax.vmap(lambda one: jax.random.uniform(jax.random.fold_in(one, position.step)))(
-            keys
-        )
-        word, log_p = draw(sampling, logits, position.seen, uniform)
-        seen = None if position.seen is None else position.seen.at[jnp.arange(S), word].set(True)
-        new = Position(carry, word, position.step + 1, position.done | (word == end), seen)
-        return (
-            place + 1,
-            new,
-            words.at[place].set(jnp.where(position.done, -1, word)),
-            log_probs.at[place].set(log_p),
-        )
+        of_step = jax.vmap(lambda key: jax.random.fold_in(key, position.step))(keys)
+        token, log_p = draw(sampling, logits, position.seen, jax.vmap(jax.random.uniform)(of_step))
+        seen = position.seen
+        if seen is not None:
+            seen = seen.at[jnp.arange(S), token].set(True)
+        new = Position(carry, token, position.step + 1, position.done | (token == end), seen)
+        tokens = tokens.at[place].set(jnp.where(position.done, -1, token))
+        return place + 1, new, tokens, log_probs.at[place].set(log_p)
 
-    start: Any = (0, position, jnp.full((CHUNK, S), -1, jnp.int32), jnp.zeros((CHUNK, S)))
-    _, position, words, log_probs = lax.while_loop(unfinished, draw_word, start)
-    return position, words, log_probs
+    tokens = jnp.full((CHUNK, S), -1, jnp.int32)
+    start: Any = (0, position, tokens, jnp.zeros((CHUNK, S)))
+    _, position, tokens, log_probs = lax.while_loop(unfinished, draw_token, start)
+    return position, tokens, log_probs
 
 
 def beam_search(
@@ -232,14 +324,23 @@ def beam_search(
     sampling: Sampling,
     prompt: np.ndarray,
     *,
-    words: int,
+    tokens: int,
     beam: int,
     end: int,
 ) -> Text:
-    """The most probable text of at most `words` words after a prompt's ids, `beam` texts kept at each word.
+    """The most probable text after a prompt, without the words that `sampling` bans.
 
-    No word that `sampling` bans comes. A text may end earlier with the id `end` (-1: none). Raises JaxlmError where a
-    count is not at least 1, or the beam is wider than the vocabulary.
+    Args:
+        network: The model.
+        vocab: The tokens.
+        sampling: The banned words.
+        prompt: Ids of `<eos>` and the prompt.
+        tokens: Most tokens of the text.
+        beam: Texts B that are kept at each token.
+        end: Id that may end a text earlier; -1: none.
+
+    Raises:
+        JaxlmError: A count is not at least 1, or the beam is wider than the vocabulary.
     """
     checked_value("beam", beam, int, low=1)
     if beam > len(vocab):
@@ -247,47 +348,39 @@ def beam_search(
             f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}"
         )
     position = begin(network, Sampling(), prompt, beam)
-    totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(
-        np.float32
-    )  # all begin alike: one goes on at first
+    # All texts begin alike: one goes on at first.
+    totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(np.float32)
     texts = np.zeros((beam, 0), np.int32)
-    nats = np.zeros((beam, 0))
-    while texts.shape[1] < words and not position.done.all():
-        position, totals, parents, found = _extended(
+    log_probs = np.zeros((beam, 0))
+    while texts.shape[1] < tokens and not position.done.all():
+        position, totals, parents, ids, log_p = _extended(
             network, sampling.banned, position, totals, end
         )
-        texts, nats = (
-            np.column_stack([old[parents], new])
-            for old, new in zip((texts, nats), found, strict=True)
-        )
-    return texts_of(vocab, texts.T, nats.T)[int(np.argmax(totals))]
+        texts = np.column_stack([texts[parents], ids])
+        log_probs = np.column_stack([log_probs[parents], log_p])
+    return texts_of(vocab, texts.T, log_probs.T)[int(np.argmax(totals))]
 
 
 @jax.jit
 def _extended(network, banned, position, totals, end):
-    """One word more of the B likeliest texts, which have log-probabilities `totals` [B] so far.
+    """One token more of the B likeliest texts, which have log-probabilities `totals` [B] so far.
 
-    Returns their new position and totals; of which text each is the continuation [B]; and the words [B], -1 for a text
-    that had ended, with their log-probabilities [B].
+    Returns their new position and totals; of which text each is the continuation [B]; the tokens
+    [B], -1 for a text that had ended; and their log-probabilities [B].
     """
     B = len(totals)
     V = network.model.vocab_size
     logits, carry = next_logits(network, position.token, position.carry)
     log_p = jax.nn.log_softmax(logits)
     allowed = log_p if banned is None else jnp.where(banned, -jnp.inf, log_p)
-    stay = jnp.where(
-        jnp.arange(V) == 0, 0.0, -jnp.inf
-    )  # a text that has ended goes on in one way only
-    candidates = totals[:, None] + jnp.where(position.done[:, None], stay, allowed)
+    # A text that has ended goes on in one way only.
+    ended_log_p = jnp.where(jnp.arange(V) == 0, 0.0, -jnp.inf)
+    candidates = totals[:, None] + jnp.where(position.done[:, None], ended_log_p, allowed)
     totals, places = lax.top_k(candidates.reshape(-1), B)
     parents = places // V
-    word = (places % V).astype(jnp.int32)
+    token = (places % V).astype(jnp.int32)
     ended = position.done[parents]
     carry = jax.tree.map(lambda leaf: leaf[parents], carry)
-    found = jnp.where(ended, -1, word), jnp.where(ended, 0, log_p[parents, word])
-    return (
-        Position(carry, word, position.step + 1, ended | (word == end), None),
-        totals,
-        parents,
-        found,
-    )
+    position = Position(carry, token, position.step + 1, ended | (token == end), None)
+    ids = jnp.where(ended, -1, token)
+    return position, totals, parents, ids, jnp.where(ended, 0, log_p[parents, token])

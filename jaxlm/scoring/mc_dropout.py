@@ -1,10 +1,12 @@
-"""Monte Carlo dropout: the probabilities of many networks, each with units dropped as in training, averaged.
+"""Monte Carlo dropout: the probabilities of many networks, each with units dropped as in training,
+averaged.
 
-Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: the seed, the network's number and the
-number of the window decide what is dropped. A window is as long as in training.
+Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: the seed, the
+network's number and the number of the window decide what is dropped. A window is as long as in
+training. The protocol's `dropout_factor` scales all rates of dropout (Melis et al. 2020).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -12,10 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxlm.config.protocols import MCDropout
+from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise, drop_rows
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import (
+    NATS_ALONE,
     Detail,
     Network,
     Tokens,
@@ -28,42 +32,79 @@ from jaxlm.scoring.token_scores import (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MCReader(Reader):
-    """The mean of networks with dropout. Its state is the number of the window, and every network's carry."""
+    """The mean of networks with dropout. Its state is the number of the window, and the carry of
+    every network.
+
+    Attributes:
+        network: The network, with the rates that masks are drawn with.
+        protocol: The number of networks, and the seed.
+        segment: Steps T of a window, for each of which dropout is drawn anew.
+    """
 
     network: Network
     protocol: MCDropout
-    segment: int = field(
-        metadata={"static": True}
-    )  # T of the windows, in each of which dropout is drawn anew
+    segment: int = field(metadata={"static": True})
+
+    @staticmethod
+    def of(network: Network, protocol: MCDropout, bptt_length: int) -> "MCReader":
+        """The reader of a model by a protocol.
+
+        Args:
+            network: The network, with the rates of training.
+            protocol: The protocol, whose `dropout_factor` scales the rates.
+            bptt_length: Steps T of a window.
+
+        Raises:
+            JaxlmError: The model has no dropout, or a rate becomes 1 or more.
+        """
+        model = network.model
+        kept = {name: getattr(model, name) for name in model.growing}
+        dropped = {name: keep for name, keep in kept.items() if keep < 1}
+        if not dropped:
+            raise JaxlmError(
+                "the protocol mc averages networks with dropout, and this model was trained "
+                "without: evaluate it by another protocol"
+            )
+        factor = protocol.dropout_factor
+        for name, keep in dropped.items():
+            if factor * (1 - keep) >= 1:
+                raise JaxlmError(
+                    f"dropout_factor {factor:g} drops every unit of {name}, which is {keep:g}: "
+                    f"set it below {1 / (1 - keep):g}"
+                )
+        scaled = {name: keep + (1 - factor) * (1 - keep) for name, keep in dropped.items()}
+        return MCReader(network._replace(model=replace(model, **scaled)), protocol, bptt_length)
 
     def start(self) -> tuple[jax.Array, Carry]:
-        carry = self.network.carry()
-        return jnp.int32(0), jax.tree.map(
-            lambda leaf: jnp.stack([leaf] * self.protocol.samples), carry
-        )
+        samples = self.protocol.samples
+        carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * samples), self.network.carry())
+        return jnp.int32(0), carries
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
-        (window, carries), (inputs, targets, _) = state, tokens
+        window, carries = state
+        inputs, targets, _ = tokens
+        T = len(inputs)
         model = self.network.model
         samples = self.protocol.samples
-        nats_only = detail == Detail(full=False) and self.network.begins is None
+        nats_only = detail == NATS_ALONE and self.network.begins is None
         key = jax.random.fold_in(jax.random.key(self.protocol.seed), window)
 
         def add(total, sample):
             number, carry = sample
-            noise = draw_noise(model, jax.random.fold_in(key, number), len(inputs), 1)
+            noise = draw_noise(model, jax.random.fold_in(key, number), T, 1)
             network = self.network._replace(params=drop_rows(model, noise, self.network.params))
-            found, carry = network.features(inputs[:, None], carry, noise)
+            features, carry = network.features(inputs[:, None], carry, noise)
             if nats_only:
-                log_p = -network.token_nats(found, targets[:, None], noise)[:, 0]
+                log_p = -network.token_nats(features, targets[:, None], noise)[:, 0]
             else:
-                log_p = jax.nn.log_softmax(network.logits(found, noise)[:, 0])
+                log_p = jax.nn.log_softmax(network.logits(features, noise)[:, 0])
             return jnp.logaddexp(total, log_p), carry
 
-        nothing = jnp.full(
-            (len(inputs),) if nats_only else (len(inputs), model.vocab_size), -jnp.inf
-        )
+        shape = (T,) if nats_only else (T, model.vocab_size)
+        nothing = jnp.full(shape, -jnp.inf)
         total, carries = lax.scan(add, nothing, (jnp.arange(samples), carries))
         if nats_only:
-            return nats_alone(jnp.log(samples) - total), (window + 1, carries)
-        return score_logits(total, targets, detail, self.network.begins), (window + 1, carries)
+            scores = nats_alone(jnp.log(samples) - total)
+        else:
+            scores = score_logits(total, targets, detail, self.network.begins)
+        return scores, (window + 1, carries)

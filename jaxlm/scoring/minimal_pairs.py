@@ -1,6 +1,8 @@
-"""Minimal pairs in BLiMP's format (Warstadt et al. 2020, arXiv:1912.00582): is the good sentence the likelier one?
+"""Minimal pairs in BLiMP's format (Warstadt et al. 2020, arXiv:1912.00582): is the good sentence
+the likelier one?
 
-A pair is correct where the good sentence has strictly more log-probability; ties are counted, and are not correct.
+A pair is correct where the good sentence has strictly more log-probability; ties are counted, and
+are not correct.
 """
 
 import math
@@ -23,7 +25,15 @@ Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
 @dataclass(frozen=True)
 class Pair:
-    """One minimal pair, and where it stands."""
+    """One minimal pair.
+
+    Attributes:
+        good: The sentence that should be likelier.
+        bad: The other.
+        uid: The kind of pair.
+        term: The linguistic term of the kind.
+        where: Names the pair in an error.
+    """
 
     good: str
     bad: str
@@ -33,7 +43,14 @@ class Pair:
 
 
 class PairResult(NamedTuple):
-    """One pair's log-probabilities in nats; `alike`: the sentences differ in unknown words only."""
+    """One pair's log-probabilities.
+
+    Attributes:
+        pair: The pair.
+        good: Of the good sentence, in nats.
+        bad: Of the bad one.
+        alike: Whether the sentences differ in unknown words only.
+    """
 
     pair: Pair
     good: float
@@ -42,14 +59,23 @@ class PairResult(NamedTuple):
 
     @property
     def correct(self) -> bool:
+        """Whether the good sentence is strictly likelier."""
         return self.good > self.bad
 
 
 class Accuracy(NamedTuple):
     """Of the pairs of a UID, or of all: a row of the table that `jaxlm minimal-pairs` prints.
 
-    `accuracy` is nan without pairs; its 95% interval is Wilson's. `ties` are not correct, `oov_only` pairs differ in
-    unknown words only, and pairs that are `left_out` are not among `pairs`.
+    Attributes:
+        UID: The kind of pair, or "all".
+        linguistics_term: The linguistic term of the kind.
+        pairs: Pairs that were counted.
+        accuracy: The share of them that are correct; nan without pairs.
+        low_95: Lower end of Wilson's 95% interval.
+        high_95: Its upper end.
+        ties: Pairs of equal sentences, which are not correct.
+        oov_only: Pairs that differ in unknown words only.
+        left_out: Pairs that were not counted.
     """
 
     UID: str
@@ -63,9 +89,15 @@ class Accuracy(NamedTuple):
     left_out: int
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class MinimalPairs:
-    """Accuracies by UID, sorted; of all pairs; and every pair's result."""
+    """The results of minimal pairs.
+
+    Attributes:
+        by_uid: Accuracies by UID, sorted.
+        total: Of all pairs.
+        results: Of every pair.
+    """
 
     by_uid: list[Accuracy]
     total: Accuracy
@@ -73,11 +105,20 @@ class MinimalPairs:
 
     def __repr__(self) -> str:
         total = self.total
-        return f"MinimalPairs(accuracy {total.accuracy:.3f} on {total.pairs:,} pairs of {len(self.by_uid)} UIDs)"
+        pairs = f"{total.pairs:,} pairs of {len(self.by_uid)} UIDs"
+        return f"MinimalPairs(accuracy {total.accuracy:.3f} on {pairs})"
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion (Wilson 1927); (0, 1) without trials."""
+    """Wilson's 95% interval of a proportion (Wilson 1927).
+
+    Args:
+        successes: Trials that succeeded.
+        n: Trials.
+
+    Returns:
+        Its ends; (0, 1) without trials.
+    """
     if not n:
         return 0.0, 1.0
     p = successes / n
@@ -88,10 +129,13 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
-    """Pairs as they are, and those of files: JSON lines with `sentence_good` and `sentence_bad`, perhaps others.
+    """Pairs as they are, and those of files.
 
-    The pair of a line may have a `UID` (default: the file's name) and a `linguistics_term`. Raises DataError where
-    there is no pair, a file cannot be read, or a line is malformed; with file, line and column.
+    A line of a file is a JSON object with `sentence_good` and `sentence_bad`, and perhaps a `UID`
+    (default: the file's name) and a `linguistics_term`.
+
+    Raises:
+        DataError: There is no pair, a file cannot be read, or a line is malformed.
     """
     pairs = []
     for path in given:
@@ -103,12 +147,11 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
                 continue
             where = f"{source(path)}, line {number}"
             tree = json_object(line, where)
-            good, bad = (tree.get(name, "") for name in ("sentence_good", "sentence_bad"))
+            good = tree.get("sentence_good", "")
+            bad = tree.get("sentence_bad", "")
             if not all(isinstance(text, str) and text.split() for text in (good, bad)):
-                found = f"{good!r:.40} and {bad!r:.40}"
-                raise DataError(
-                    f"{where}: expected text in 'sentence_good' and 'sentence_bad', found {found}"
-                )
+                expected = "expected text in 'sentence_good' and 'sentence_bad'"
+                raise DataError(f"{where}: {expected}, found {good!r:.40} and {bad!r:.40}")
             uid = tree.get("UID") or Path(path).stem
             term = tree.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
@@ -119,46 +162,61 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
     return pairs
 
 
-def _accuracy(name: str, term: str, results: Sequence[PairResult], oov: str) -> Accuracy:
-    counted = [one for one in results if not (one.alike and oov == "filter")]
-    correct = sum(one.correct for one in counted)
-    ties = sum(one.good == one.bad for one in counted)
-    n = len(counted)
-    alike = sum(one.alike for one in results)
-    share = correct / n if n else math.nan
-    return Accuracy(
-        name, term, n, share, *wilson_interval(correct, n), ties, alike, len(results) - n
-    )
-
-
 def score_pairs(
     scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool
 ) -> MinimalPairs:
-    """Scores pairs, each sentence by itself, and counts; `oov` and `eos` as in `LanguageModel.minimal_pairs`.
+    """Scores pairs, each sentence by itself, and counts.
 
-    Raises DataError where an unknown word is refused, or a sentence has no words.
+    Args:
+        scoring: Scores sentences.
+        read: Reads sentences.
+        pairs: The pairs.
+        oov: "unk", "error" or "filter", as `LanguageModel.minimal_pairs` takes it.
+        eos: Whether the `<eos>` after the last word is a part of the sentence.
+
+    Raises:
+        DataError: An unknown word is refused, or a sentence has no words.
     """
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
     results: list[PairResult] = []
     for block in blocks(pairs, BLOCK):
-        texts = [
-            (text, f"{pair.where}, {text!r:.80}")
+        sentences = [
+            read(text, oov, f"{pair.where}, {text!r:.80}")
             for pair in block
             for text in (pair.good, pair.bad)
         ]
-        sentences = [read(text, oov, where) for text, where in texts]
-        unique = {
-            one.ids.tobytes(): one for one in sentences
-        }  # equal sentences get equal numbers: a tie is one
+        # Equal sentences get equal numbers, so that a tie is one.
+        unique = {sentence.ids.tobytes(): sentence for sentence in sentences}
         nats = sentence_nats(scoring, [*unique.values()], eos)
-        log_p = {key: -float(part.sum()) for key, part in zip(unique, nats, strict=True)}
+        log_p = {key: -float(of_tokens.sum()) for key, of_tokens in zip(unique, nats, strict=True)}
         for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
-            unknown, others = ([*compress(one.tokens, one.oov)] for one in (good, bad))
-            alike = np.array_equal(good.ids, bad.ids) and unknown != others
-            p_good, p_bad = (log_p[one.ids.tobytes()] for one in (good, bad))
+            unknown = [[*compress(one.tokens, one.oov)] for one in (good, bad)]
+            alike = np.array_equal(good.ids, bad.ids) and unknown[0] != unknown[1]
+            p_good = log_p[good.ids.tobytes()]
+            p_bad = log_p[bad.ids.tobytes()]
             results.append(PairResult(pair, p_good, p_bad, alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
-    rows = [_accuracy(uid, found[0].pair.term, found, oov) for uid, found in sorted(by_uid.items())]
+    rows = [
+        _accuracy(uid, of_uid[0].pair.term, of_uid, oov) for uid, of_uid in sorted(by_uid.items())
+    ]
     return MinimalPairs(rows, _accuracy("all", "", results, oov), results)
+
+
+def _accuracy(uid: str, term: str, results: Sequence[PairResult], oov: str) -> Accuracy:
+    counted = [result for result in results if not (result.alike and oov == "filter")]
+    correct = sum(result.correct for result in counted)
+    pairs = len(counted)
+    low, high = wilson_interval(correct, pairs)
+    return Accuracy(
+        UID=uid,
+        linguistics_term=term,
+        pairs=pairs,
+        accuracy=correct / pairs if pairs else math.nan,
+        low_95=low,
+        high_95=high,
+        ties=sum(result.good == result.bad for result in counted),
+        oov_only=sum(result.alike for result in results),
+        left_out=len(results) - pairs,
+    )

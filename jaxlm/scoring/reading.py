@@ -1,8 +1,10 @@
-"""How a text is read for scores, segment by segment: a `Reader` for each protocol, and the two ways to run one.
+"""How a text is read for scores, segment by segment: a `Reader` for each protocol, and two ways to
+run one.
 
-A reader is a pure function from a state and a segment to each token's scores and a new state. `OneStream` passes the
-state on from sentence to sentence; `each_sentence` begins every sentence anew. Memory does not grow with the text, and
-a few sizes of call are compiled for texts of every length.
+A reader is a pure function from a state and a segment to the scores of each token and a new state.
+`OneStream` passes the state on from sentence to sentence; `each_sentence` begins every sentence
+anew. Memory does not grow with the text, and a few sizes of call are compiled for texts of every
+length.
 
 Letters: `C` segments of `T` tokens, `B` texts side by side, `N` tokens, `H` width, `V` vocabulary.
 """
@@ -22,6 +24,7 @@ from jax import lax
 from jaxlm.config.protocols import Plain
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import (
+    NATS_ALONE,
     Detail,
     Network,
     Tokens,
@@ -31,26 +34,39 @@ from jaxlm.scoring.token_scores import (
     own_scores,
 )
 
-FREE = 128  # tokens of a segment, where the protocol leaves the choice
-SHORT = 8  # tokens of a segment of short sentences: few, so that little is read beyond the longest
-SEGMENTS = (256, 16, 1)  # of a call
-MOST = 4096  # tokens of a call of several segments
-SENTENCES = (1, 8, 64)  # of a call
-MOST_PADDED = 1 << 20  # tokens of sentences that are read side by side, each as long as the longest
-CALLS = 2  # that run at once: parts of a program use one core
+# Tokens of a segment where the protocol leaves the choice.
+FREE = 128
+# Tokens of a segment of short sentences: few, so that little is read beyond the longest sentence.
+SHORT = 8
+# Segments of a call, and tokens of a call of several segments.
+SEGMENTS = (256, 16, 1)
+MOST = 4096
+# Sentences of a call, and tokens of sentences side by side, each padded to the longest.
+SENTENCES = (1, 8, 64)
+MOST_PADDED = 1 << 20
+# Calls that run at once: parts of a program use one core.
+CALLS = 2
 
 
 class Reader:
-    """A protocol with its model, as a pytree. One text has the state `start` and is read by `read`.
+    """How a model reads a text: a state before the first token, and a pure function from a state
+    and tokens to nats and the next state. A subclass is a pytree, so that a program takes it.
 
-    B texts side by side have the state `start_all` and are read by `read_all`; a reader may override these two instead.
+    A model that is no network (an n-gram) plugs in here. It defines `start` and `read` for one
+    text, or `start_all` and `read_all` for B texts side by side, and is what
+    `LanguageModel.reader_of` returns. Perplexity, evaluation, surprisal, minimal pairs and test
+    suites ask a model for nothing else.
+
+    Attributes:
+        segment: Tokens T that must be read together; None: any number.
+        most_sentences: Sentences that may be read side by side.
     """
 
-    segment: Any = None  # tokens T that must be read together; None: any number
-    most_sentences: Any = SENTENCES[-1]  # that may be read side by side
+    segment: Any = None
+    most_sentences: Any = SENTENCES[-1]
 
     def within(self, tokens: int) -> "Reader":
-        """A reader, perhaps in less memory, of texts of at most so many tokens."""
+        """A reader of texts of at most so many tokens, perhaps in less memory."""
         return self
 
     def start(self) -> Any:
@@ -58,30 +74,57 @@ class Reader:
         raise NotImplementedError
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
-        """The scores of one segment [T], and the state after it."""
+        """Reads one segment of one text.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T].
+            detail: How much to find of each token.
+
+        Returns:
+            The scores [T], and the state after the segment.
+        """
         raise NotImplementedError
 
     def start_all(self, texts: int) -> Any:
-        """The state of B texts; every leaf has a first axis B."""
+        """The state of B texts before the first token; every leaf has a first axis B."""
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start()
         )
 
     def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
-        """The scores [T, B, ...] of a segment [T, B] of B texts, and the state after it."""
-        if tokens.inputs.shape[1] == 1:
-            state = jax.tree.map(lambda leaf: leaf[0], state)
-            scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
-            return jax.tree.map(lambda one: one[:, None], scores), jax.tree.map(
-                lambda leaf: leaf[None], state
-            )
-        return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
+        """Reads one segment of B texts.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T, B].
+            detail: How much to find of each token.
+
+        Returns:
+            The scores [T, B, ...], and the state after the segment.
+        """
+        if tokens.inputs.shape[1] > 1:
+            return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+        scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
+        scores = jax.tree.map(lambda leaf: leaf[:, None], scores)
+        return scores, jax.tree.map(lambda leaf: leaf[None], state)
+
+    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
+        """The nats [T, B] of `read_all` alone, in the fastest way, and the state after the segment.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T, B].
+        """
+        scores, state = self.read_all(state, tokens, NATS_ALONE)
+        return scores.nats, state
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ModelReader(Reader):
-    """The model's own probabilities, at the temperature that the protocol has. Its state is the carry."""
+    """The model's own probabilities, at the temperature of the protocol. Its state is the carry."""
 
     network: Network
     protocol: Plain
@@ -90,49 +133,58 @@ class ModelReader(Reader):
         return self.network.carry(texts)
 
     def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
-        found, state = self.network.features(tokens.inputs, state)
-        return own_scores(
-            self.network, found, tokens, detail, getattr(self.protocol, "temperature", None)
-        ), state
+        features, state = self.network.features(tokens.inputs, state)
+        temperature = getattr(self.protocol, "temperature", None)
+        return own_scores(self.network, features, tokens, detail, temperature), state
+
+    def nats_of_all(self, state: Carry, tokens: Tokens) -> tuple[jax.Array, Carry]:
+        features, state = self.network.features(tokens.inputs, state)
+        return self.network.token_nats(features, tokens.targets), state
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GridReader(Reader):
-    """Scores a text under a grid of protocol settings in one pass: nats alone, [T, B, G1, G2, ...], an axis a field.
+    """Scores a text under a grid of protocol settings in one pass: nats alone, [T, B, G1, G2, ...],
+    an axis a field.
 
-    The state must not depend on the settings. What a field does not touch is computed once for all of its values.
+    The state must not depend on the settings. What a field does not touch is computed once for all
+    of its values.
+
+    Attributes:
+        reader: A reader with a protocol.
+        names: The protocol's fields.
+        values: The values [G] of each field.
     """
 
-    reader: Any  # a `Reader` with a protocol
-    names: tuple[str, ...] = field(metadata={"static": True})  # of the fields
-    values: tuple[jax.Array, ...]  # [G] of each
+    reader: Any
+    names: tuple[str, ...] = field(metadata={"static": True})
+    values: tuple[jax.Array, ...]
 
     def start_all(self, texts: int) -> Any:
         return self.reader.start_all(texts)
 
     def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
-        def one(*numbers):
-            protocol = replace(self.reader.protocol, **dict(zip(self.names, numbers, strict=True)))
-            scores, after = replace(self.reader, protocol=protocol).read_all(
-                state, tokens, Detail(full=False)
-            )
+        def read(*settings):
+            protocol = replace(self.reader.protocol, **dict(zip(self.names, settings, strict=True)))
+            reader = replace(self.reader, protocol=protocol)
+            scores, after = reader.read_all(state, tokens, NATS_ALONE)
             return scores.nats, after
 
-        for place in reversed(
-            range(len(self.values))
-        ):  # vmap refuses a state that depends on a setting
-            axes = [0 if at == place else None for at in range(len(self.values))]
-            one = jax.vmap(one, in_axes=axes, out_axes=(2, None))
-        nats, state = one(*self.values)
+        # The last field's axis comes last. vmap refuses a state that depends on a setting.
+        fields = range(len(self.values))
+        for place in reversed(fields):
+            axes = [0 if at == place else None for at in fields]
+            read = jax.vmap(read, in_axes=axes, out_axes=(2, None))
+        nats, state = read(*self.values)
         return nats_alone(nats), state
 
 
 class OneStream:
     """Reads one sentence after the other in one state; a `Scoring`.
 
-    Segments are cut in the stream, however it is divided among calls: the tokens after the last whole segment are
-    scored at once, and read again in the next call, from the state before them.
+    Segments are cut in the stream, however it is divided among calls: the tokens after the last
+    whole segment are scored at once, and read again in the next call, from the state before them.
     """
 
     def __init__(self, reader: Reader, detail: Detail):
@@ -142,34 +194,48 @@ class OneStream:
         self._pending = np.zeros((3, 0), np.int32)  # the tokens since the state
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
-        known = self._pending.shape[1]
+        """Scores sentences of ids [n + 1], from the state that the last call left."""
+        scored = self._pending.shape[1]
         T = self._reader.segment or FREE
         tokens = np.concatenate([self._pending, *map(read_and_predicted, sentences)], 1)
         N = tokens.shape[1]
         whole = N // T * T
-        found, self.state = _read_segments(
+        scores, self.state = _read_segments(
             self._reader, self.state, tokens[:, :whole, None], T, self._detail
         )
         self._pending = tokens[:, whole:]
         if whole < N:
             padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))
-            found += _read_segments(self._reader, self.state, padded[..., None], T, self._detail)[0]
-        return TokenScores.joined(found).rows((slice(known, N), 0))
+            scores += _read_segments(self._reader, self.state, padded[..., None], T, self._detail)[
+                0
+            ]
+        return TokenScores.joined(scores).rows((slice(scored, N), 0))
 
 
 def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray]) -> TokenScores:
-    """Reads each sentence from the first state, sentences of about one length side by side; `partial`, a `Scoring`."""
+    """Reads each sentence from the first state, sentences of about one length side by side.
+
+    With `functools.partial` it is a `Scoring`.
+
+    Args:
+        reader: The protocol and its model.
+        detail: How much to find of each token.
+        sentences: Ids [n + 1] of each sentence.
+
+    Returns:
+        The scores of every token but the first of each sentence, one sentence after another.
+    """
     sizes = [size for size in SENTENCES if size <= reader.most_sentences]
-    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
-    groups: list[list[int]] = [[]]
 
     def rows(count: int) -> int:
         return next(size for size in sizes if size >= count)
 
+    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+    groups: list[list[int]] = [[]]
     for place in order:
         count = len(groups[-1]) + 1
-        length = len(sentences[place])
-        if count > 1 and (count > sizes[-1] or rows(count) * length > MOST_PADDED):
+        full = count > sizes[-1] or rows(count) * len(sentences[place]) > MOST_PADDED
+        if count > 1 and full:
             groups.append([])
         groups[-1].append(place)
 
@@ -182,47 +248,51 @@ def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray
         tokens = np.zeros((3, steps, B), np.int32)
         for row, place in enumerate(group):
             tokens[:, : lengths[row], row] = read_and_predicted(sentences[place])
-        own = reader.within(
-            1 << (steps - 1).bit_length()
-        )  # a power of two, so that few sizes are compiled
-        scores = TokenScores.joined(_read_segments(own, own.start_all(B), tokens, T, detail)[0])
+        # Memory for a power of two of tokens, so that few sizes are compiled.
+        small = reader.within(1 << (steps - 1).bit_length())
+        parts, _ = _read_segments(small, small.start_all(B), tokens, T, detail)
+        scores = TokenScores.joined(parts)
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
     with ThreadPoolExecutor(CALLS) as pool:
-        found = dict(zip(order, chain.from_iterable(pool.map(side_by_side, groups)), strict=True))
-    return TokenScores.joined([found[place] for place in range(len(sentences))])
+        in_order = chain.from_iterable(pool.map(side_by_side, groups))
+        scores = dict(zip(order, in_order, strict=True))
+    return TokenScores.joined([scores[place] for place in range(len(sentences))])
 
 
 def read_and_predicted(ids: np.ndarray) -> np.ndarray:
-    """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 for a token that counts; padding is 0."""
+    """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 where a token counts (padding is 0)."""
     return np.stack([ids[:-1], ids[1:], np.ones(len(ids) - 1)]).astype(np.int32)
 
 
 def _read_segments(
     reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
 ) -> tuple[list[TokenScores], Any]:
-    """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after them."""
+    """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after
+    them.
+    """
     done = 0
-    found = []
-    while left := (tokens.shape[1] - done) // T:
-        C = next(C for C in SEGMENTS if C == 1 or (left >= C and C * T <= MOST))
-        part = tokens[:, done : done + C * T].reshape(3, C, T, -1)
-        scores, state = _read(reader, state, part, detail=detail)
-        found.append(jax.tree.map(np.asarray, scores))
+    scores = []
+    while done < tokens.shape[1]:
+        segments = (tokens.shape[1] - done) // T
+        C = next(C for C in SEGMENTS if C == 1 or (segments >= C and C * T <= MOST))
+        call = tokens[:, done : done + C * T].reshape(3, C, T, -1)
+        of_call, state = _read(reader, state, call, detail=detail)
+        scores.append(jax.tree.map(np.asarray, of_call))
         done += C * T
-    return found, state
+    return scores, state
 
 
 @partial(jax.jit, static_argnames="detail")
 def _read(reader, state, tokens, *, detail):
     """Tokens [3, C, T, B] of C segments -> scores [C * T, B, ...] and the state after them."""
 
-    def one(state, segment):
+    def read_segment(state, segment):
         scores, state = reader.read_all(state, segment, detail)
         return state, scores
 
     inputs, targets, counted = tokens
-    state, scores = lax.scan(one, state, Tokens(inputs, targets, counted > 0))
+    state, scores = lax.scan(read_segment, state, Tokens(inputs, targets, counted > 0))
     return jax.tree.map(merged, scores), state
 
 

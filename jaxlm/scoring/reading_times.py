@@ -1,24 +1,36 @@
-"""What studies of reading times ask of a model: surprisal of spans of characters; words' frequency and length."""
+"""What studies of reading times ask of a model: surprisal of spans of characters; words' frequency
+and length.
+"""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
 from jaxlm.errors import DataError
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sentences import Encoded, is_punctuation
-from jaxlm.scoring.surprisal import UNITS, Surprisals, WordSurprisals
+from jaxlm.scoring.stimuli import read_table
+from jaxlm.scoring.surprisal import UNITS, SurprisalOptions, Surprisals, WordSurprisals
 from jaxlm.scoring.token_scores import TINY
 
 BLOCK = 1 << 20  # tokens read at once
+
+
+class _Cut(NamedTuple):
+    """A place within a line: the token that it follows, and the surprisal of what lies between."""
+
+    token: int
+    surprisal: float
 
 
 def span_surprisal(
@@ -28,80 +40,111 @@ def span_surprisal(
     where: Callable[[int], str] = "sentence {}".format,
     **options: Any,
 ) -> WordSurprisals:
-    """The surprisal of each line's span, (start, end) in characters (Giulianelli et al. 2024, arXiv:2410.02691).
+    """The surprisal of a span of characters of each line (Giulianelli et al. 2024,
+    arXiv:2410.02691).
 
-    It is -log p(the sentence begins with the text up to the span's end) / p(... up to its beginning), whatever follows:
-    where a span cuts a token, all tokens that begin alike are summed. So it matters which white space around a word is
-    in its span, except where tokens are words; a span without tokens, as of a mark that the vocabulary lacks, has nan.
+    It is -log p(the sentence begins with the text up to the span's end) / p(... up to its
+    beginning), whatever follows: where a span cuts a token, all tokens that begin alike are summed.
+    So it matters which white space around a word is in its span, except where tokens are words.
 
-    Options are `unit`, `oov` and `tokenizer` of `SurprisalOptions`; `where` names a sentence in an error. Raises
-    DataError where a span is not within its sentence, or cuts a token that is a word.
+    Args:
+        lm: The model.
+        sentences: Lines.
+        spans: (start, end) of the span of each line, in characters from 0.
+        where: Names a sentence, given its number, in an error.
+        **options: `unit`, `oov` and `tokenizer` of `SurprisalOptions`.
+
+    Returns:
+        A row for each span; one without tokens, as of a mark that the vocabulary lacks, has nan.
+
+    Raises:
+        DataError: A span is not within its sentence, or cuts a token that is a word.
     """
-    found = [*lm.scored(list(sentences), where=where, eos=True, boundary="published", **options)]
-    table = Surprisals.joined(part for _, _, part in found)
-    vocab = lm.vocab
+    how = SurprisalOptions(eos=True, boundary="published", where=where, **options)
+    blocks = list(lm.scored(list(sentences), how))
+    table = Surprisals.joined(of_block for _, _, of_block in blocks)
+    encoded = chain.from_iterable(sentences for _, sentences, _ in blocks)
+    in_words = lm.vocab.kind == "words"
+    unit = UNITS[how.unit]
     rows = []
-    offset = 0
-    unit = UNITS[options.get("unit", "bits")]
-    encoded = (one for _, part, _ in found for one in part)
-    for number, (text, (start, end), one) in enumerate(
+    first_row = 0
+    for number, (given, span, sentence) in enumerate(
         zip(sentences, spans, encoded, strict=True), 1
     ):
-        given = text = text if vocab.kind == "words" else text.rstrip()
-        if not 0 <= start < end <= len(text):
+        if not in_words:
+            given = given.rstrip()
+        if not 0 <= span[0] < span[1] <= len(given):
+            text = f"the {len(given)} characters"
             raise DataError(
-                f"{where(number)}: the span {start} to {end} is not within the {len(text)} characters"
+                f"{where(number)}: the span {span[0]} to {span[1]} is not within {text}"
             )
-        places = start, end
-        if vocab.kind != "words":  # (a letter and its combining mark may be read as one character)
-            text, *read = (_as_read(lm, part) for part in (text, text[:start], text[:end]))
-            places = [*map(len, read)]
-        ends = _ends(vocab, text, one)
-        cuts = []
-        for place in places:
-            token = max(k for k, at in enumerate(ends) if at <= place)
-            part = text[ends[token] : place] if token < len(one.tokens) else ""
-            if vocab.kind == "words" and any(
-                word.start() < place < word.end() for word in re.finditer(r"\S+", text)
-            ):
-                cut = f"the span {start} to {end} cuts a word of {text!r:.80}"
+        if in_words:
+            start, end = (_cut_between_words(given, place, sentence) for place in span)
+            if start is None or end is None:
+                cut = f"the span {span[0]} to {span[1]} cuts a word of {given!r:.80}"
                 raise DataError(f"{where(number)}: {cut}: give whole words")
-            p = 1.0
-            if vocab.kind != "words" and part:  # that the next token begins with the part
-                alike = np.array([data.startswith(part.encode()) for data in vocab.token_bytes])
-                alike[one.ids[token + 1]] = (
-                    True  # (which of unknown letters, or half a letter, the bytes do not say)
-                )
-                p = max(float(next_word(lm.network, one.ids[: token + 1])[alike].sum()), TINY)
-            cuts.append((token, -math.log(p) / unit))
-        (first, before), (last, after) = cuts
-        some = first < last or vocab.kind != "words"
-        piece = slice(offset + first, offset + max(last + (after > 0), first + some))
-        surprisal = table.surprisal[offset + first : offset + last].sum() + after - before
-        numbers = surprisal, table.entropy[piece.start], table.entropy_reduction[piece].sum()
-        words = given[start:end], " ".join(table.token[piece])
-        rows.append(
-            (number, 1, *words, table.oov[piece].any(), *(numbers if some else [math.nan] * 3))
-        )
-        offset += len(one.tokens) + 1
+        else:
+            start, end = (_cut_in_pieces(lm, given, place, sentence, unit) for place in span)
+        covers = end.token > start.token or not in_words
+        last = end.token + (end.surprisal > 0)
+        pieces = slice(first_row + start.token, first_row + max(last, start.token + covers))
+        whole = table.surprisal[first_row + start.token : first_row + end.token].sum()
+        numbers = [math.nan] * 3
+        if covers:
+            numbers = [
+                whole + end.surprisal - start.surprisal,
+                table.entropy[pieces.start],
+                table.entropy_reduction[pieces].sum(),
+            ]
+        tokens = " ".join(table.token[pieces])
+        unknown = table.oov[pieces].any()
+        rows.append((number, 1, given[slice(*span)], tokens, unknown, *numbers))
+        first_row += len(sentence.tokens) + 1
     columns: list[Any] = [
-        [*one] if isinstance(one[0], str) else np.array(one) for one in zip(*rows, strict=True)
+        list(column) if isinstance(column[0], str) else np.array(column)
+        for column in zip(*rows, strict=True)
     ]
     return WordSurprisals(*columns)
 
 
+def _cut_between_words(text: str, place: int, sentence: Encoded) -> _Cut | None:
+    """A place of a line of words; None where it cuts a word."""
+    words = [word.span() for word in re.finditer(r"\S+", text)]
+    if any(start < place < end for start, end in words):
+        return None
+    before = sum(end <= place for _, end in words)
+    return _Cut(int(sentence.starts[before]), 0.0)
+
+
+def _cut_in_pieces(
+    lm: LanguageModel, text: str, place: int, sentence: Encoded, unit: float
+) -> _Cut:
+    """A place of a line, whose tokens are no words: they may be cut.
+
+    A letter and its combining mark may be read as one character.
+    """
+    vocab = lm.vocab
+    place = len(_as_read(lm, text[:place]))
+    text = _as_read(lm, text)
+    data = map(vocab.tokens.data, sentence.tokens)  # an unknown token as it stands there
+    lengths = [sum(byte & 0xC0 != 0x80 for byte in of_token) for of_token in data]
+    ends = np.cumsum([0, *lengths])
+    token = int(np.flatnonzero(ends <= place)[-1])
+    rest = text[ends[token] : place].encode()
+    if token == len(sentence.tokens) or not rest:
+        return _Cut(token, 0.0)
+    alike = np.array([of_token.startswith(rest) for of_token in vocab.token_bytes])
+    # The bytes of an unknown letter, or of half a letter, do not say that the token begins so.
+    alike[sentence.ids[token + 1]] = True
+    p = float(next_word(lm.network, sentence.ids[: token + 1])[alike].sum())
+    return _Cut(token, -math.log(max(p, TINY)) / unit)
+
+
 def _as_read(lm: LanguageModel, text: str) -> str:
-    """The beginning of a line, whose tokens are no words, as the model reads it: in its case, and normalised."""
+    """The beginning of a line, whose tokens are no words, as the model reads it: in its case, and
+    normalised.
+    """
     return "".join(lm.vocab.tokens.pieces(lm.vocab.tokenize(lm.line_as_read(text))))
-
-
-def _ends(vocab: Vocab, text: str, sentence: Encoded) -> list[int]:
-    """Where the text that comes before each token, and before the end of the line, ends: [n + 1], from 0."""
-    if vocab.kind != "words":
-        data = map(vocab.tokens.data, sentence.tokens)  # an unknown one as it stands there
-        return np.cumsum([0, *(sum(byte & 0xC0 != 0x80 for byte in one) for one in data)]).tolist()
-    words = [found.end() for found in re.finditer(r"\S+", text)]
-    return [0, *np.repeat(words, np.diff(sentence.starts)).tolist()]
 
 
 def predictors(
@@ -109,19 +152,39 @@ def predictors(
 ) -> dict[str, list[Any]]:
     """Two columns for a table of a model: `length`, in characters, and `log_frequency`.
 
-    `log_frequency` is ln(1 + how often the word is in the training text), without the punctuation at its edges; the
-    rarest part's where a word is several of the vocabulary's, such as can't. It is nan without `counts` (those of
-    `word_counts`), and for unknown words.
+    `log_frequency` is ln(1 + how often the word is in the training text), without the punctuation
+    at its edges; the rarest part's where a word is several of the vocabulary's, such as can't.
+
+    Args:
+        lm: The model.
+        table: Its table of tokens, words or regions.
+        counts: Counts of words, as `word_counts` or `read_counts` return them; None: unknown.
+
+    Returns:
+        The columns; `log_frequency` is nan without counts, and for unknown words.
     """
     logs = []
-    words = lm.vocab.kind == "words"
+    in_words = lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
-        parts = (pieces if words else _as_read(lm, word)).split()
+        parts = (pieces if in_words else _as_read(lm, word)).split()
         read = [bare(part) for part in parts if not is_punctuation(part)]
-        counted = [] if counts is None or oov else [counts.get(one, 0) for one in read]
-        logs.append(math.log1p(min(counted)) if counted else math.nan)
+        if counts is None or oov or not read:
+            logs.append(math.nan)
+        else:
+            logs.append(math.log1p(min(counts.get(part, 0) for part in read)))
     return {"length": [*map(len, table.word)], "log_frequency": logs}
+
+
+def read_counts(path: str | Path) -> Mapping[str, int]:
+    """How often each word is in a text, by a table with the columns `word` and `count`; without
+    the punctuation at its edges. Raises DataError where the table is malformed.
+    """
+    table = read_table(path, "word")
+    counts = Counter[str]()
+    for word, count in zip(table.sentences, table.numbers("count"), strict=True):
+        counts[bare(word.strip())] += count
+    return counts
 
 
 def word_counts(corpus: Corpus) -> Mapping[str, int]:
@@ -129,29 +192,30 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
     vocab = corpus.vocab
     ids = corpus.train
     blocks = (batch(ids, 1, start=at, stop=at + BLOCK)[:, 0] for at in range(0, len(ids), BLOCK))
-    found = Counter[str]()
+    counts = Counter[str]()
     if vocab.kind == "words":
-        totals = sum(
-            (np.bincount(block, minlength=len(vocab)) for block in blocks),
-            np.zeros(len(vocab), int),
-        )
+        totals = np.zeros(len(vocab), int)
+        for block in blocks:
+            totals += np.bincount(block, minlength=len(vocab))
         for word, count in zip(vocab.words, totals.tolist(), strict=True):
-            found[bare(word)] += count
-        return found
-    counts = Counter[bytes]()
+            counts[bare(word)] += count
+        return counts
+    in_bytes = Counter[bytes]()
     rest = b""
     for block in blocks:
         data = rest + b"".join(map(vocab.token_bytes.__getitem__, block.tolist()))
-        found[EOS] += int(np.count_nonzero(block == vocab.newline_id))
+        counts[EOS] += int(np.count_nonzero(block == vocab.newline_id))
         words = data.split()
-        rest = words.pop() if words and not data[-1:].isspace() else b""
-        counts.update(words)
-    for word, count in (counts + Counter(rest.split())).items():
-        for part in word.decode(
-            errors="replace"
-        ).split():  # (bytes have no white space beyond ASCII's)
-            found[bare(part)] += count
-    return found
+        rest = b""
+        if words and not data[-1:].isspace():
+            rest = words.pop()
+        in_bytes.update(words)
+    in_bytes.update(rest.split())
+    for word, count in in_bytes.items():
+        # Bytes have no white space beyond ASCII's.
+        for part in word.decode(errors="replace").split():
+            counts[bare(part)] += count
+    return counts
 
 
 def bare(word: str) -> str:
@@ -161,7 +225,7 @@ def bare(word: str) -> str:
     ('bank', 'dogs', '--', True)
     """
     inside = [place for place, letter in enumerate(word) if not is_punctuation(letter)]
-    some = inside and any(map(str.isalnum, word))  # (a part of an emoji may be no punctuation)
-    if some and word != EOS:
+    # A part of an emoji may be no punctuation, so a letter or digit is asked for.
+    if word != EOS and inside and any(map(str.isalnum, word)):
         return word[inside[0] : inside[-1] + 1]
     return word

@@ -1,7 +1,11 @@
-"""How the next word is drawn: temperature, top-k, top-p, min-p, a penalty on repetition, and words that are banned.
+"""How the next word is drawn: temperature, top-k, top-p, min-p, a penalty on repetition, and words
+that are banned.
 
-Every number is traced, so that changing one compiles nothing, and no vocabulary is sorted: the least probability that
-is kept is found by bisection over the bits of a float, exactly, in 30 passes.
+Every number is traced, so that changing one compiles nothing, and no vocabulary is sorted: the
+least probability that is kept is found by bisection over the bits of a float, exactly, in 30
+passes.
+
+Letters: `S` samples, `V` vocabulary.
 """
 
 import math
@@ -24,10 +28,14 @@ LANES = 128  # of the two-level sum over the vocabulary
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
-    """How words are drawn. None: the mechanism is absent. `banned` words, bool [V], are never drawn.
+    """How words are drawn. None: the mechanism is absent.
 
-    Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751. min_p: Nguyen et al. 2024, arXiv:2407.01082. Penalty:
-    Keskar et al. 2019, arXiv:1909.05858; it divides positive logits, and multiplies negative ones.
+    Nucleus sampling: Holtzman et al. 2020, arXiv:1904.09751. min_p: Nguyen et al. 2024,
+    arXiv:2407.01082. Penalty: Keskar et al. 2019, arXiv:1909.05858; it divides positive logits, and
+    multiplies negative ones.
+
+    Attributes:
+        banned: Words that are never drawn, bool [V].
     """
 
     temperature: float | None = number(
@@ -51,40 +59,56 @@ class Sampling:
 def sampling_of(
     vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any
 ) -> Sampling:
-    """Sampling by some fields of `Sampling`, by which the words of `ban` and, if `no_unk`, `<unk>` never come.
+    """Checked numbers of sampling.
 
-    A temperature of 0 becomes None. Raises JaxlmError where a number is outside its limits, two contradict each other,
-    a banned word is unknown, or no word is left.
+    Args:
+        vocab: The tokens.
+        ban: Words that never come.
+        no_unk: Whether `<unk>` never comes.
+        **numbers: Fields of `Sampling`; a temperature of 0 becomes None.
+
+    Raises:
+        JaxlmError: A number is outside its limits, two contradict each other, a banned word is
+            unknown, or no word is left.
     """
-    words = [*ban, *([vocab.tokens.unknown] if no_unk and vocab.unknown_id >= 0 else [])]
-    unknown = [word for word in words if word not in vocab.ids]
-    if unknown:
-        raise JaxlmError(
-            f"the banned word {unknown[0]!r} is not among the {len(vocab):,} words of the vocabulary"
-        )
+    words = list(ban)
+    if no_unk and vocab.unknown_id >= 0:
+        words.append(vocab.tokens.unknown)
+    for word in words:
+        if word not in vocab.ids:
+            known = f"the {len(vocab):,} words of the vocabulary"
+            raise JaxlmError(f"the banned word {word!r} is not among {known}")
     mask = np.isin(np.arange(len(vocab)), [vocab.ids[word] for word in words])
     if mask.all():
         raise JaxlmError("every word of the vocabulary is banned: leave at least one")
-    found = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
-    greedy = not found.temperature or not float32(
-        found.temperature
-    )  # which rounds the smallest numbers to 0
-    for name in ("top_k", "top_p", "min_p"):
-        if greedy and getattr(found, name) is not None:
-            raise JaxlmError(
-                f"temperature 0 always takes the likeliest word, and {name} is given: leave one out"
-            )
-    top_k = found.top_k and min(found.top_k, len(vocab))
-    return replace(found, temperature=None if greedy else found.temperature, top_k=top_k)
+    sampling = checked(Sampling(banned=jnp.asarray(mask) if words else None, **numbers))
+    temperature = sampling.temperature
+    if not temperature or not float32(temperature):  # which rounds the smallest numbers to 0
+        temperature = None
+        for name in ("top_k", "top_p", "min_p"):
+            if getattr(sampling, name) is not None:
+                raise JaxlmError(
+                    f"temperature 0 always takes the likeliest word, and {name} is given: leave "
+                    "one out"
+                )
+    top_k = sampling.top_k and min(sampling.top_k, len(vocab))
+    return replace(sampling, temperature=temperature, top_k=top_k)
 
 
 def draw(
     sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """One word a row of logits [S, V], given a number in [0, 1) for each row, `uniform` [S].
+    """Draws one word for each sample.
 
-    `seen`, the words that were there already, bool [S, V], is needed for a repetition penalty. Returns ids [S], int32,
-    and the log-probability of each under the logits themselves, before anything is changed, [S].
+    Args:
+        sampling: How words are drawn.
+        logits: Logits [S, V].
+        seen: Words that were there already, bool [S, V]; needed for a repetition penalty.
+        uniform: A number in [0, 1) for each sample [S].
+
+    Returns:
+        Ids, int32 [S], and the log-probability [S] of each under the logits themselves, before
+        anything is changed.
     """
     changed = adjusted(sampling, logits, seen)
     if sampling.temperature is None:
@@ -107,11 +131,16 @@ def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> jax.Array:
-    """Logits [S, V] after the penalty and the ban."""
-    if sampling.repetition_penalty is not None and seen is not None:
-        penalised = jnp.where(
-            logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
-        )
+    """Logits after the penalty and the ban.
+
+    Args:
+        sampling: How words are drawn.
+        logits: Logits [S, V].
+        seen: Words that were there already, bool [S, V].
+    """
+    penalty = sampling.repetition_penalty
+    if penalty is not None and seen is not None:
+        penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
         logits = jnp.where(seen, penalised, logits)
     if sampling.banned is None:
         return logits
@@ -119,7 +148,13 @@ def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> j
 
 
 def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
-    """Odds [S, V] with those of words that are not among the likeliest set to 0: top-k, then top-p, then min-p."""
+    """Odds with those of words that are not among the likeliest set to 0: by top-k, then by top-p
+    among the words that top-k leaves, then by min-p.
+
+    Args:
+        sampling: How words are drawn.
+        odds: Odds of each word against the likeliest [S, V].
+    """
     if sampling.top_k is not None:
         k = sampling.top_k
         odds = likeliest(odds, lambda among: among.sum(-1) >= k)
@@ -132,10 +167,15 @@ def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
 
 
 def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Odds [S, V] with those below the largest t in [0, 1] of the row for which `enough(odds >= t)` set to 0.
+    """Odds with those below the largest t in [0, 1] of the row for which `enough(odds >= t)` set to
+    0.
 
-    The bits of odds in [0, 1], read as integers, are in the order of the odds. `enough` takes the words chosen, bool
-    [S, V], to bool [S]; once true it stays true as more are chosen.
+    The bits of odds in [0, 1], read as integers, are in the order of the odds.
+
+    Args:
+        odds: Odds in [0, 1], [S, V].
+        enough: From the words chosen, bool [S, V], to bool [S]; once true it stays true as more
+            are chosen.
     """
 
     def halve(_, bounds):
@@ -153,16 +193,22 @@ def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
 
 
 def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A word of each row in proportion to its odds [S, V], by the inverse of their running sum at `uniform` [S].
+    """A word of each row in proportion to its odds, by the inverse of their running sum.
 
-    The sum has two levels, blocks of 128 words and the words of one block, so that no running sum is over [S, V].
-    Returns ids [S], int32, and the share of each in its row's odds [S].
+    The sum has two levels, blocks of 128 words and the words of one block, so that no running sum
+    is over [S, V].
+
+    Args:
+        odds: Odds [S, V].
+        uniform: A number in [0, 1) for each row [S].
+
+    Returns:
+        Ids, int32 [S], and the share of each in its row's odds [S].
     """
     S, V = odds.shape
     blocks = jnp.pad(odds, ((0, 0), (0, -V % LANES))).reshape(S, -1, LANES)
-    blocks = lax.optimization_barrier(
-        blocks
-    )  # one pass makes them; XLA would make them again for each use
+    # One pass makes the blocks; XLA would make them again for each use.
+    blocks = lax.optimization_barrier(blocks)
     sums = jnp.cumsum(blocks.sum(-1), -1)
     total = sums[:, -1]
     target = uniform * total
@@ -175,6 +221,8 @@ def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _first_above(sums: jax.Array, target: jax.Array) -> jax.Array:
-    """Where running sums [S, n] first exceed the target [S]; where rounding lets none, where they last grow."""
+    """Where running sums [S, n] first exceed the target [S]; where rounding lets none, where they
+    last grow.
+    """
     last = (sums < sums[:, -1:]).sum(-1)
     return jnp.minimum((sums <= target[:, None]).sum(-1), last)

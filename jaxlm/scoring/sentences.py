@@ -1,12 +1,15 @@
-"""Sentences as a model reads them: the tokens, their ids between two `<eos>`, and the words that they make up.
+"""Sentences as a model reads them: the tokens, their ids between two `<eos>`, and the words that
+they make up.
 
-Tokens that are pieces of words (subwords, characters, bytes) say where a word begins, and not where it ends. So the
-probability of a word is that of its pieces and of a boundary B after them, given the boundary before them:
+Tokens that are pieces of words (subwords, characters, bytes) say where a word begins, and not where
+it ends. So the probability of a word is that of its pieces and of a boundary B after them, given
+the boundary before them:
 
     p(word | context) = product of p(piece) * P(B | context, word) / P(B | context)
 
-B: the next token begins with white space or ends the line; P(B) = 1 at the beginning of a line. The probabilities of
-all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schuler 2024, arXiv:2406.10851).
+B: the next token begins with white space or ends the line; P(B) = 1 at the beginning of a line. The
+probabilities of all words sum to one (Pimentel and Meister 2024, arXiv:2406.14561; Oh and Schuler
+2024, arXiv:2406.10851).
 """
 
 import re
@@ -24,164 +27,281 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 from jaxlm.scoring.tokenizers import BRACKETS, Tokenizer
 
-Sentence = str | Sequence[str]  # a line, or its words; of pieces of words, the names of its tokens
+# A line, or its words; of pieces of words, the names of its tokens.
+Sentence = str | Sequence[str]
+# A text that makes up some words of a sentence, or its name and the text.
+Region = str | tuple[str, str]
 BLOCK = 1024  # sentences, or pairs of them, that are read together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
-    """One sentence of n tokens, shown as W words."""
+    """One sentence of n tokens, shown as W words.
 
-    tokens: tuple[str, ...]  # as given
-    ids: np.ndarray  # int32 [n + 2], `<eos>` before and after
-    oov: np.ndarray  # which tokens are not in the vocabulary and are read as `<unk>`, bool [n]
+    Attributes:
+        tokens: The tokens as given [n].
+        ids: int32 [n + 2], `<eos>` before and after.
+        oov: Which tokens are not in the vocabulary and are read as `<unk>`, bool [n].
+        words: The displayed words [W].
+        starts: The first token of each word, and n: int [W + 1].
+        cuts: Before which tokens (n: the last `<eos>`) P(B) counts.
+    """
+
+    tokens: tuple[str, ...]
+    ids: np.ndarray
+    oov: np.ndarray
     words: tuple[str, ...]
-    starts: np.ndarray  # the first token of each word, and n: int [W + 1]
-    cuts: np.ndarray  # before which tokens (n: the last `<eos>`) P(B) counts
+    starts: np.ndarray
+    cuts: np.ndarray
+
+    def unknown_in(self, start: int, stop: int) -> list[str]:
+        """The displayed words from `start` to `stop` that have an unknown token."""
+        return [
+            word
+            for word, (first, end) in zip(
+                self.words[start:stop], pairwise(self.starts[start : stop + 1]), strict=True
+            )
+            if self.oov[first:end].any()
+        ]
 
 
 class Boundaries(NamedTuple):
-    """Where pieces make up words: properties of each token, bool [V]."""
+    """Where pieces make up words: properties of each token, bool [V].
 
-    begins: np.ndarray  # begins a word, or ends the line, wherever it stands
-    blank: np.ndarray  # is white space alone, and what follows belongs to the same word
-    ends: np.ndarray  # is punctuation that is a word by itself: any token after it begins a word
+    Attributes:
+        begins: Begins a word, or ends the line, wherever it stands.
+        blank: Is white space alone, and what follows belongs to the same word.
+        ends: Is punctuation that is a word by itself: any token after it begins a word.
+    """
+
+    begins: np.ndarray
+    blank: np.ndarray
+    ends: np.ndarray
 
     @staticmethod
     def of(vocab: Vocab, punctuation: str) -> "Boundaries | None":
-        """The boundaries of a vocabulary; None where every token is a word."""
+        """The boundaries of a vocabulary.
+
+        Args:
+            vocab: The tokens.
+            punctuation: "word" counts punctuation to its word, "own" makes it a word of its own.
+
+        Returns:
+            None where every token is a word.
+        """
         if vocab.kind == "words":
             return None
         texts = [data.decode("utf-8", "ignore") for data in vocab.token_bytes]
-        own = punctuation == "own"
-        begins = np.array(
-            [text[:1].isspace() or (own and is_punctuation(text[:1])) for text in texts]
-        )
-        begins[vocab.newline_id] |= vocab.newline_id >= 0
+        begins = np.array([text[:1].isspace() for text in texts])
         blank = np.array([text.isspace() for text in texts])
-        return Boundaries(
-            begins, blank, np.array([own and is_punctuation(text[-1:]) for text in texts])
-        )
+        ends = np.zeros(len(texts), bool)
+        if punctuation == "own":
+            begins |= [is_punctuation(text[:1]) for text in texts]
+            ends |= [is_punctuation(text[-1:]) for text in texts]
+        if vocab.newline_id >= 0:
+            begins[vocab.newline_id] = True
+        return Boundaries(begins, blank, ends)
 
     def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after them."""
+        """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after
+        them.
+        """
         ended = self.ends[ids[:-1]]
         begins = (self.begins[ids[1:]] | ended) & ~self.blank[ids[:-1]]
         begins[-1:] = True
-        cuts = begins & ~ended & self.begins.any()  # (none in a text without white space)
+        cuts = begins & ~ended & self.begins.any()  # none in a text without white space
         return np.append(0, 1 + np.flatnonzero(begins)), 1 + np.flatnonzero(cuts)
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a text has marks and no letter or digit, or is the code of a bracket; U+FFFD is an unknown letter."""
+    """Whether a text has marks and no letter or digit, or is the code of a bracket; U+FFFD is an
+    unknown letter.
+    """
+    if text in BRACKETS.values():
+        return True
     marks = (unicodedata.category(letter)[0] in "PS" and letter != "\ufffd" for letter in text)
-    return text in BRACKETS.values() or (bool(text) and all(marks))
+    return bool(text) and all(marks)
 
 
 @dataclass(frozen=True)
 class SentenceReader:
-    """How every verb reads sentences."""
+    """How every verb reads sentences.
+
+    Attributes:
+        vocab: The tokens.
+        lowercase: Whether the model reads lower case.
+        cased: From a line to the line as the model reads it, where tokens are no words.
+        split: From a line to the pieces of each displayed word, where tokens are words.
+        punctuation: "word" shows punctuation with its word, "own" as a word of its own.
+        blank: Whether a sentence may have no words.
+    """
 
     vocab: Vocab
     lowercase: bool
-    cased: Callable[[str], str]  # a line as the model reads it, where tokens are no words
-    split: Tokenizer  # from a line to the pieces of each displayed word, where tokens are words
-    punctuation: str  # "word" shows punctuation with its word, "own" as a word of its own
-    blank: bool  # whether a sentence may have no words
+    cased: Callable[[str], str]
+    split: Tokenizer
+    punctuation: str
+    blank: bool
 
     @cached_property
     def boundaries(self) -> Boundaries | None:
+        """Where pieces make up words; None where every token is a word."""
         return Boundaries.of(self.vocab, self.punctuation)
 
     def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
-        """One sentence, which `where` names in an error. Raises as `encode`."""
-        line = sentence if isinstance(sentence, str) else ""
+        """Reads one sentence.
+
+        Args:
+            sentence: A line or its words.
+            oov: Unknown words are read as `<unk>`, or refused ("error").
+            where: Names the sentence in an error.
+
+        Raises:
+            DataError: As `encode`.
+        """
         if self.boundaries is None:
-            shown = line.split() if line else check_words(sentence)
-            pieces = self.split(line) if line else [[word] for word in shown]
-            if self.punctuation == "own":
-                shown, pieces = _apart(shown, pieces)
-            tokens = [piece for word in pieces for piece in word]
-            found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
-            return replace(
-                found, words=tuple(shown), starts=np.array([0, *accumulate(map(len, pieces))])
-            )
-        tokens = (
-            self.vocab.tokenize(self.cased(line).rstrip())
-            if isinstance(sentence, str)
-            else check_words(sentence)
-        )
-        found = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
-        starts, cuts = self.boundaries.split(found.ids[1:])
-        words = [
-            "".join(self.vocab.tokens.pieces(tokens[a:b])).strip() for a, b in pairwise(starts)
-        ]
-        ascii_alone = (
-            re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG
-        )  # as bytes have white space
-        given = re.findall(r"\S+", sentence, ascii_alone) if isinstance(sentence, str) else words
-        alike = len(given) == len(words) and (
-            self.punctuation == "word" or [*map(len, given)] == [*map(len, words)]
-        )
-        return replace(found, words=tuple(given if alike else words), starts=starts, cuts=cuts)
+            return self._in_words(sentence, oov, where)
+        return self._in_pieces(sentence, oov, where, self.boundaries)
+
+    def _in_words(self, sentence: Sentence, oov: str, where: str) -> Encoded:
+        if isinstance(sentence, str):
+            shown = sentence.split()
+            pieces = self.split(sentence)
+        else:
+            shown = check_words(sentence)
+            pieces = [[word] for word in shown]
+        if self.punctuation == "own":
+            shown, pieces = _apart(shown, pieces)
+        tokens = [piece for word in pieces for piece in word]
+        encoded = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
+        starts = np.array([0, *accumulate(map(len, pieces))])
+        return replace(encoded, words=tuple(shown), starts=starts)
+
+    def _in_pieces(
+        self, sentence: Sentence, oov: str, where: str, boundaries: Boundaries
+    ) -> Encoded:
+        if isinstance(sentence, str):
+            tokens = self.vocab.tokenize(self.cased(sentence).rstrip())
+        else:
+            tokens = check_words(sentence)
+        encoded = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
+        starts, cuts = boundaries.split(encoded.ids[1:])
+        pieces = self.vocab.tokens.pieces
+        words = ["".join(pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
+        if isinstance(sentence, str):
+            # Bytes know ASCII's white space alone.
+            white_space = re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG
+            given = re.findall(r"\S+", sentence, white_space)
+            if len(given) == len(words) and (
+                self.punctuation == "word" or [*map(len, given)] == [*map(len, words)]
+            ):
+                words = given
+        return replace(encoded, words=tuple(words), starts=starts, cuts=cuts)
+
+
+def as_given(sentence: Encoded) -> Encoded:
+    """The sentence, whose tokens are shown in the case as given where each is a displayed word."""
+    if len(sentence.words) != len(sentence.tokens):
+        return sentence
+    pairs = zip(sentence.words, sentence.tokens, strict=True)
+    tokens = tuple(word if word.lower() == token else token for word, token in pairs)
+    return replace(sentence, tokens=tokens)
 
 
 def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
     """Displayed words with the pieces that are punctuation as words of their own."""
     words = []
     parts = []
-    for word, found in zip(shown, pieces, strict=True):
+    for word, of_word in zip(shown, pieces, strict=True):
         groups: list[list[str]] = []
-        for piece in found:
+        for piece in of_word:
             if not groups or is_punctuation(piece) or is_punctuation(groups[-1][-1]):
                 groups.append([])
             groups[-1].append(piece)
-        words += _cut(word, ["".join(group) for group in groups]) if groups else [word]
-        parts += groups or [[]]
+        if groups:
+            words += _cut(word, ["".join(group) for group in groups])
+            parts += groups
+        else:
+            words.append(word)
+            parts.append([])
     return words, parts
 
 
 def _cut(word: str, texts: list[str]) -> list[str]:
-    """The parts of a displayed word that texts were read from; or the texts, if two of them are written otherwise."""
-    for other in reversed(range(len(texts))):
-        parts = (
-            "(.+)" if place == other else f"({re.escape(text)})" for place, text in enumerate(texts)
-        )
-        found = re.fullmatch("".join(parts), word, re.IGNORECASE | re.DOTALL)
-        if found:
-            return [*found.groups()]
+    """The parts of a displayed word that texts were read from, each as the word writes it.
+
+    One text may be written otherwise, the last one where several may; if two are, the parts are the
+    texts themselves. Case does not count.
+    """
+
+    def alike(start: int, text: str) -> bool:
+        return start >= 0 and word[start : start + len(text)].casefold() == text.casefold()
+
+    starts = [0, *accumulate(map(len, texts))]
+    shift = len(word) - starts[-1]  # of a text that stands after the one written otherwise
+    before = 0
+    while before < len(texts) and alike(starts[before], texts[before]):
+        before += 1
+    after = len(texts)
+    while after > 0 and alike(starts[after - 1] + shift, texts[after - 1]):
+        after -= 1
+    for other in range(min(before, len(texts) - 1), max(after - 1, 0) - 1, -1):
+        if len(texts[other]) + shift > 0:
+            edges = [*starts[: other + 1], *(start + shift for start in starts[other + 1 :])]
+            return [word[start:end] for start, end in pairwise(edges)]
     return texts
 
 
-def in_regions(sentence: Encoded, regions: Sequence[str], where: str) -> Encoded:
-    """The sentence, which `where` names in an error, with regions in place of words.
+def in_regions(sentence: Encoded, regions: Sequence[Region], where: str) -> list[int]:
+    """Where regions begin in a sentence.
 
-    Regions are texts that make up the words of the sentence, as `_plain` has them, in their order. Raises DataError
-    where they do not tile it, or a region begins within a word.
+    Args:
+        sentence: The sentence, of W words.
+        regions: Texts that make up its words in their order; case, composed letters and white space
+            do not count.
+        where: Names the sentence in an error.
+
+    Returns:
+        The first word of each region, and W.
+
+    Raises:
+        DataError: The regions do not tile the sentence, or a region begins within a word.
     """
+    texts = [region if isinstance(region, str) else region[1] for region in regions]
     words = [*map(_plain, sentence.words)]
     ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
-    lengths = accumulate((len(_plain(region)) for region in regions), initial=0)
+    lengths = accumulate((len(_plain(text)) for text in texts), initial=0)
     places = [ends.get(length, -1) for length in lengths]
-    if -1 in places or "".join(map(_plain, regions)) != "".join(words):
-        given = " | ".join(regions)
+    if -1 in places or "".join(map(_plain, texts)) != "".join(words):
+        given = " | ".join(texts)
         whole = " ".join(words)
-        what = f"the regions {given!r:.120} do not tile the words of the sentence {whole!r:.120}"
-        raise DataError(f"{where}: {what}: give every word once, in order")
-    return replace(sentence, words=tuple(regions), starts=sentence.starts[places])
+        raise DataError(
+            f"{where}: the regions {given!r:.120} do not tile the words of the sentence "
+            f"{whole!r:.120}: give every word once, in order"
+        )
+    return places
 
 
 def _plain(text: str) -> str:
-    """A text without what reading may change: its case, the composition of its letters, and white space."""
+    """A text without what reading may change: its case, the composition of its letters, and white
+    space.
+    """
     return "".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def word_nats(
     scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]
 ) -> np.ndarray:
-    """The nats of every token that was predicted, float64, with the P(B) of words: those of a word sum to the word's.
+    """The nats of every token that was predicted, with the P(B) of words: those of a word sum to
+    the word's.
 
-    The scores are of sentences one after the other, of so many (`lengths`) predictions each.
+    Args:
+        scores: Scores of the sentences, one after the other.
+        sentences: The sentences.
+        lengths: Predictions of each sentence.
+
+    Returns:
+        Nats, float64.
     """
     nats = scores.nats.astype(float)
     firsts = accumulate(lengths, initial=0)
@@ -194,46 +314,57 @@ def word_nats(
 def sentence_nats(
     scoring: Scoring, sentences: Sequence[Encoded], eos: bool = False
 ) -> list[np.ndarray]:
-    """`word_nats` of the tokens [n] of each sentence; with `eos` also of the `<eos>` after them."""
+    """`word_nats` of the tokens [n] of each sentence.
+
+    Args:
+        scoring: Scores the sentences.
+        sentences: The sentences.
+        eos: Whether the `<eos>` after the tokens is scored too.
+    """
     read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in sentences]
     lengths = [len(ids) - 1 for ids in read]
-    parts = np.split(word_nats(scoring(read), sentences, lengths), np.cumsum(lengths)[:-1])
-    return [part[: len(one.tokens) + eos] for part, one in zip(parts, sentences, strict=True)]
+    nats = np.split(word_nats(scoring(read), sentences, lengths), np.cumsum(lengths)[:-1])
+    return [part[: len(one.tokens) + eos] for part, one in zip(nats, sentences, strict=True)]
 
 
 def encode(
     vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool, blank: bool
 ) -> Encoded:
-    """The sentence of some tokens, which `where` names in an error, as in "stimuli.txt, line 3".
+    """The sentence of some tokens.
 
-    Tokens outside the vocabulary are refused where `oov` is "error", else read as `<unk>`. Raises DataError where a
-    token is refused, there is none and the sentence may not be `blank`, or the vocabulary has no `<unk>` or no `<eos>`.
+    Args:
+        vocab: The vocabulary.
+        tokens: The tokens [n].
+        oov: Tokens outside the vocabulary are refused where it is "error", else read as `<unk>`.
+        where: Names the sentence in an error, as in "stimuli.txt, line 3".
+        lowercase: Whether words are read in lower case; names of pieces have capitals.
+        blank: Whether there may be no token.
+
+    Raises:
+        DataError: A token is refused, there is none, or the vocabulary has no `<unk>` or no
+            `<eos>`.
     """
+    kind = vocab.kind
     if not tokens and not blank:
         raise DataError(f"{where} has no words: give at least one, or remove it")
-    if vocab.kind == "words" and EOS not in vocab.ids:
+    if kind == "words" and EOS not in vocab.ids:
         raise DataError(
             f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it"
         )
-    read = (
-        [word.lower() for word in tokens] if lowercase and vocab.kind == "words" else tokens
-    )  # (names have capitals)
-    unknown = [
-        word not in vocab.ids or (vocab.kind != "words" and word == vocab.tokens.unknown)
-        for word in read
-    ]
+    read = tokens
+    if lowercase and kind == "words":
+        read = [word.lower() for word in tokens]
+    unknown = [word not in vocab.ids for word in read]
+    if kind != "words":
+        name = vocab.tokens.unknown
+        unknown = [word not in vocab.ids or word == name for word in read]
     if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
         word = tokens[unknown.index(True)]
-        kind = vocab.kind
-        has_none = vocab.unknown_id < 0
-        why = (
-            f"the vocabulary has no {UNK} to stand for it"
-            if has_none
-            else f"read it as {UNK} with oov=unk"
-        )
-        raise DataError(
-            f"{where}: the {kind[:-1]} {word!r} is not among the {len(vocab):,} {kind} of the vocabulary; {why}"
-        )
+        remedy = f"read it as {UNK} with oov=unk"
+        if vocab.unknown_id < 0:
+            remedy = f"the vocabulary has no {UNK} to stand for it"
+        known = f"the {len(vocab):,} {kind} of the vocabulary"
+        raise DataError(f"{where}: the {kind[:-1]} {word!r} is not among {known}; {remedy}")
     ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
     whole = np.arange(len(tokens) + 1)
     return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])

@@ -1,4 +1,6 @@
-"""Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its file and line."""
+"""Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its
+file and line.
+"""
 
 import csv
 import json
@@ -21,16 +23,24 @@ from jaxlm.terminal import is_terminal, say
 LONGEST_LINE = 1 << 24  # bytes
 READ = 1 << 16  # bytes at a time: what a pipe holds
 DELIMITERS = ",\t;"
+QUOTED = re.compile(r'"[^"]*("|$)')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StimulusTable:
-    """A CSV file: the column of sentences, and all other columns."""
+    """A CSV file: the column of sentences, and all other columns.
 
-    name: str  # of the file, in errors
+    Attributes:
+        name: The name of the file in errors.
+        sentences: The cells of the column of sentences.
+        columns: The cells of each other column.
+        lines: On which line of the file each row ends, from 1.
+    """
+
+    name: str
     sentences: list[str]
-    columns: dict[str, list[str]]  # the cells of each other column
-    lines: list[int]  # on which line of the file each row ends, from 1
+    columns: dict[str, list[str]]
+    lines: list[int]
 
     def where(self, sentence: int) -> str:
         """Where a sentence stands, by its number from 1, in errors."""
@@ -45,13 +55,50 @@ class StimulusTable:
             )
         return self.columns[column]
 
+    def regions(self, column: str, names: str | None = None) -> list[list[tuple[str, str]]]:
+        """The regions of each sentence: pairs of a name, which may be empty, and a text.
+
+        Args:
+            column: The column of regions, with `|` between. Where regions do not make up the
+                sentence as they stand, each is `name:text`.
+            names: The column of their names, with `|` between; None: they have no column.
+
+        Raises:
+            DataError: There is no such column, or a sentence has other names than regions.
+        """
+        texts = [_parts(cell) for cell in self.cells(column)]
+        regions = []
+        if names is not None:
+            for number, (cell, of_sentence) in enumerate(
+                zip(self.cells(names), texts, strict=True), 1
+            ):
+                given = _parts(cell)
+                if len(given) != len(of_sentence):
+                    counts = f"{len(given)} names for {len(of_sentence)} regions"
+                    raise DataError(f"{self.where(number)}: column {names!r} has {counts}")
+                regions.append([*zip(given, of_sentence, strict=True)])
+            return regions
+        for sentence, of_sentence in zip(self.sentences, texts, strict=True):
+            named = [text.partition(":")[::2] for text in of_sentence]
+            if "".join("".join(of_sentence).split()) == "".join(sentence.split()) or not all(
+                text for _, text in named
+            ):
+                named = [("", text) for text in of_sentence]
+            regions.append([(name.strip(), text.strip()) for name, text in named])
+        return regions
+
     def numbers(self, column: str) -> list[int]:
         """The cells of another column as whole numbers. Raises DataError."""
-        for number, cell in enumerate(cells := self.cells(column), 1):
+        cells = self.cells(column)
+        for number, cell in enumerate(cells, 1):
             if not re.fullmatch("[0-9]{1,9}", cell.strip()):
-                what = f"expected a whole number in column {column!r}, found {cell!r:.40}"
-                raise DataError(f"{self.where(number)}: {what}")
+                expected = f"expected a whole number in column {column!r}"
+                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}")
         return [*map(int, cells)]
+
+
+def _parts(cell: str) -> list[str]:
+    return [part.strip() for part in cell.split("|")]
 
 
 def source(path: str | Path) -> str:
@@ -63,16 +110,30 @@ def source(path: str | Path) -> str:
 
 
 def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str]]:
-    """The lines of a text as they come, with their ends, in lists of what one read of at most 64 KiB ends.
+    """The lines of a text as they come, with their ends, in constant memory.
 
-    The text is a regular file, or standard input ("-"). A line ends with LF, CR LF or CR. Memory is constant.
+    A line ends with LF, CR LF or CR.
 
-    Raises DataError where there is no such text, or it is empty, not UTF-8, binary, or has a line of over `longest`
-    bytes.
+    Args:
+        path: A regular file, or "-" for standard input.
+        longest: Most bytes of a line.
+
+    Yields:
+        The lines that one read of at most 64 KiB ends.
+
+    Raises:
+        DataError: There is no such text, or it is empty, not UTF-8, binary, or has too long a line.
     """
     name = source(path)
     rest = bytearray()
     done = 0
+
+    def decoded(lines: list[bytearray]) -> list[str]:
+        return [
+            decode(bytes(line), f"{name}, line {number}")
+            for number, line in enumerate(lines, done + 1)
+        ]
+
     if str(path) == "-" and sys.stdin is None:
         raise DataError("standard input is closed: name a file, or use a pipe")
     if str(path) == "-" and is_terminal(sys.stdin):
@@ -84,76 +145,82 @@ def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str
         read = getattr(file, "read1", file.read)  # what can be read now, at most
         while chunk := read(READ):
             rest += chunk
-            if b"\n" in chunk or (
-                len(rest) > READ and b"\r" in chunk[:-1]
-            ):  # a text without LF is cut too
+            # A text without LF is cut too.
+            if b"\n" in chunk or (len(rest) > READ and b"\r" in chunk[:-1]):
                 lines = rest.splitlines(keepends=True)
-                rest = bytearray() if lines[-1].endswith(b"\n") else lines.pop()
-                yield [
-                    decode(bytes(line), f"{name}, line {number}")
-                    for number, line in enumerate(lines, done + 1)
-                ]
+                rest = bytearray()
+                if not lines[-1].endswith(b"\n"):
+                    rest = lines.pop()
+                yield decoded(lines)
                 done += len(lines)
             if len(rest) > longest:
                 raise DataError(
                     f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text"
                 )
     if rest.strip():
-        lines = rest.splitlines(keepends=True)
-        yield [
-            decode(bytes(line), f"{name}, line {number}")
-            for number, line in enumerate(lines, done + 1)
-        ]
+        yield decoded(rest.splitlines(keepends=True))
     elif not done:
         raise DataError(f"{name} is empty: expected lines of text")
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:
-    """The JSON object of a text, which `where` names in an error. Raises DataError."""
+    """The JSON object of a text.
+
+    Args:
+        text: The text.
+        where: Names the text in an error.
+
+    Raises:
+        DataError: It is not JSON, or no object.
+    """
     try:
         tree = strict_json(text.rstrip())
         if "\\u" in text:
-            json.dumps(
-                tree, ensure_ascii=False
-            ).encode()  # half of a surrogate pair could be written nowhere
+            # Refuses half of a surrogate pair, which could be written nowhere.
+            json.dumps(tree, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        why = str(error).replace(": line 1 column", ": column")
-        raise DataError(f"{where} is not JSON to be read: {why}") from None
+        reason = str(error).replace(": line 1 column", ": column")
+        raise DataError(f"{where} is not JSON to be read: {reason}") from None
     if not isinstance(tree, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(tree).__name__}")
     return tree
 
 
 def read_table(path: str | Path, column: str) -> StimulusTable:
-    """The stimuli of a CSV file, whose cells are separated by commas, tabs or semicolons, as its header shows.
+    """The stimuli of a CSV file.
 
-    Raises DataError where there is no such column of sentences, a row has another number of cells than the header or no
-    words, or the file is not CSV.
+    Cells are separated by the one of comma, tab and semicolon that its header has most of, outside
+    of quotes.
+
+    Args:
+        path: The file, or "-" for standard input.
+        column: The column of sentences.
+
+    Raises:
+        DataError: There is no such column, a row has another number of cells than the header or no
+            words, or the file is not CSV.
     """
     name = source(path)
     lines = chain.from_iterable(lines_of(path))
     header = next(lines)
     if not header.strip():
         raise DataError(f"{name} is empty: expected a header with a column {column!r}")
-    reader = csv.reader(
-        chain([header], lines), strict=True, delimiter=max(DELIMITERS, key=header.count)
-    )
+    delimiter = max(DELIMITERS, key=QUOTED.sub("", header).count)
+    reader = csv.reader(chain([header], lines), strict=True, delimiter=delimiter)
     try:
         (_, names), *body = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
+    known = ", ".join(map(repr, names))
     if column not in names:
-        raise DataError(
-            f"{name} has no column {column!r}: its columns are {', '.join(map(repr, names))}"
-        )
+        raise DataError(f"{name} has no column {column!r}: its columns are {known}")
     if len(set(names)) < len(names):
-        raise DataError(f"{name}, line 1 names a column twice: {', '.join(map(repr, names))}")
+        raise DataError(f"{name}, line 1 names a column twice: {known}")
     place = names.index(column)
     for line, row in body:
         if len(row) != len(names):
-            raise DataError(
-                f"{name}, line {line}: expected {len(names)} cells, as in the header, found {len(row)}"
-            )
+            cells = f"expected {len(names)} cells, as in the header"
+            raise DataError(f"{name}, line {line}: {cells}, found {len(row)}")
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
     columns = {title: [row[at] for _, row in body] for at, title in enumerate(names)}

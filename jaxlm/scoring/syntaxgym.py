@@ -1,9 +1,10 @@
-"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over surprisals.
+"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over
+surprisals.
 
-A formula is like `(2;%mismatch%) > (2;%match%) + 1`. Numbers: literals, and the surprisal (N;%condition%) of a region
-or (*;%condition%) of all of them; `*`, then `+` and `-`, from left to right. Comparisons of numbers: `<`, `>`, and `=`,
-which holds within 1e-3. They are joined by `&`, then `|`. Parentheses or brackets group anything. A formula is never
-evaluated as Python.
+A formula is like `(2;%mismatch%) > (2;%match%) + 1`. Numbers: literals, and the surprisal
+(N;%condition%) of a region or (*;%condition%) of all of them; `*`, then `+` and `-`, from left to
+right. Comparisons of numbers: `<`, `>`, and `=`, which holds within 1e-3. They are joined by `&`,
+then `|`. Parentheses or brackets group anything. A formula is never evaluated as Python.
 """
 
 import math
@@ -20,28 +21,37 @@ from jaxlm.scoring.sentences import SentenceReader, in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring
 
-Region = tuple[str, int]  # condition's name, region's number (0: all regions of the condition)
+# A condition's name, and a region's number from 1, or ALL.
+Region = tuple[str, int]
+ALL = 0
 
+# Tolerances of "=".
 RELATIVE = 1e-5
-ABSOLUTE = 1e-3  # tolerances of "="
-DEEPEST = 50
+ABSOLUTE = 1e-3
+DEEPEST = 50  # parentheses inside each other
 TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
-    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>\Z)|(?P<wrong>.)",
+    r"(?P<space>\s+)"
+    r"|(?P<region>\(\s*(?P<number>\d+|\*)\s*;\s*%(?P<condition>[^%()]+)%\s*\))"
+    r"|(?P<literal>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+    r"|(?P<sign>[-+*<>=&|()\[\]])|(?P<end>\Z)|(?P<wrong>.)",
     re.DOTALL,
 )
 CLOSING = {"(": ")", "[": "]"}
-COMPARISON = (
-    2  # the level of comparisons: looser operators take truth values, tighter ones give numbers
-)
-OPERATORS: dict[
-    str, tuple[int, Callable[[Any, Any], Any]]
-] = {  # the higher a level, the tighter its operators bind
+
+
+def _equal(a: float, b: float) -> bool:
+    return a == b or abs(a - b) <= ABSOLUTE + RELATIVE * abs(b)
+
+
+# The level of comparisons: looser operators take truth values, tighter ones give numbers.
+COMPARISON = 2
+# The higher a level, the tighter its operators bind.
+OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "|": (0, operator.or_),
     "&": (1, operator.and_),
     "<": (COMPARISON, operator.lt),
     ">": (COMPARISON, operator.gt),
-    "=": (COMPARISON, lambda a, b: a == b or abs(a - b) <= ABSOLUTE + RELATIVE * abs(b)),
+    "=": (COMPARISON, _equal),
     "+": (3, operator.add),
     "-": (3, operator.sub),
     "*": (4, operator.mul),
@@ -49,59 +59,65 @@ OPERATORS: dict[
 
 
 def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the formula") -> bool:
-    """Whether a formula, which `where` names in an error, holds of an item's surprisals.
+    """Whether a formula holds of an item's surprisals.
 
-    Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool. Raises DataError, with
-    the column of what is wrong; also where the item lacks a region.
+    Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool.
+
+    Args:
+        formula: The formula.
+        surprisals: The surprisal of every region of the item, and of ALL of each condition.
+        where: Names the formula in an error.
+
+    Raises:
+        DataError: The formula is malformed, or the item lacks a region; with the column.
     """
-    tokens = [found for found in TOKEN.finditer(formula) if found.lastgroup != "space"][
-        ::-1
-    ]  # the next one is last
+    tokens = [token for token in TOKEN.finditer(formula) if token.lastgroup != "space"]
+    tokens.reverse()  # the next one is last
 
-    def error(expected: str, found: re.Match[str]) -> DataError:
-        start = found.start()
-        return DataError(
-            f"{where}, column {start + 1}: {expected}, found {formula[start : start + 20]!r}"
-        )
+    def error(expected: str, token: re.Match[str]) -> DataError:
+        start = token.start()
+        rest = formula[start : start + 20]
+        return DataError(f"{where}, column {start + 1}: {expected}, found {rest!r}")
 
     def expression(loosest: int, depth: int) -> float | bool:
         """The value of operators of the level `loosest` or tighter ones."""
-        negative = tokens[-1]["sign"] == "-" and loosest <= OPERATORS["-"][0]  # -x is 0 - x
-        left = 0.0 if negative else atom(depth)
-        while (sign := tokens[-1]["sign"]) in OPERATORS and OPERATORS[sign][0] >= loosest:
+        negative = tokens[-1]["sign"] == "-" and loosest <= OPERATORS["-"][0]
+        left = 0.0 if negative else atom(depth)  # -x is 0 - x
+        while True:
+            sign = tokens[-1]["sign"]
+            if sign not in OPERATORS or OPERATORS[sign][0] < loosest:
+                return left
             level, apply = OPERATORS[sign]
             takes_truth = level < COMPARISON
             if isinstance(left, bool) != takes_truth:
-                what = "a comparison before & or |" if takes_truth else "& or | after a comparison"
-                raise error(f"expected {what}", tokens[-1])
+                if takes_truth:
+                    raise error("expected a comparison before & or |", tokens[-1])
+                raise error("expected & or | after a comparison", tokens[-1])
             tokens.pop()
             first = tokens[-1]
             right = expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:
                 raise error("expected a comparison" if takes_truth else "expected a number", first)
             left = apply(left, right)
-        return left
 
     def atom(depth: int) -> float | bool:
-        found = tokens.pop()
+        token = tokens.pop()
         if depth > DEEPEST:
-            raise error(f"expected at most {DEEPEST} parentheses inside each other", found)
-        if found.lastgroup == "literal":
-            return float(found[0])
-        if found.lastgroup == "region":
-            region = (
-                found["condition"].strip(),
-                0 if found["number"] == "*" else int(found["number"][:18]),
-            )
-            if region not in surprisals:
-                raise error("expected a region that the item has", found)
+            raise error(f"expected at most {DEEPEST} parentheses inside each other", token)
+        if token.lastgroup == "literal":
+            return float(token[0])
+        if token.lastgroup == "region":
+            number = ALL if token["number"] == "*" else int(token["number"][:18])
+            region = token["condition"].strip(), number
+            if region not in surprisals or (number == ALL and token["number"] != "*"):
+                raise error("expected a region that the item has", token)
             return surprisals[region]
-        if found["sign"] not in CLOSING:
-            raise error("expected a number, a region such as (2;%match%) or a parenthesis", found)
+        if token["sign"] not in CLOSING:
+            raise error("expected a number, a region such as (2;%match%) or a parenthesis", token)
         value = expression(0, depth + 1)
-        closing = CLOSING[found["sign"]]
-        if (last := tokens.pop())["sign"] != closing:
-            raise error(f"expected {closing!r}", last)
+        last = tokens.pop()
+        if last["sign"] != CLOSING[token["sign"]]:
+            raise error(f"expected {CLOSING[token['sign']]!r}", last)
         return value
 
     value = expression(0, 0)
@@ -113,23 +129,42 @@ def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the fo
 
 
 class Item(NamedTuple):
-    """One item: for each condition the content of its regions, by number and in their order."""
+    """One item of a suite.
+
+    Attributes:
+        number: Its number.
+        conditions: For each condition the content of its regions, by number and in their order.
+    """
 
     number: int
     conditions: dict[str, dict[int, str]]
 
 
 class Suite(NamedTuple):
-    """A test suite."""
+    """A test suite.
+
+    Attributes:
+        name: Its name.
+        predictions: Formulas.
+        items: Its items.
+        path: Names the suite in an error.
+    """
 
     name: str
-    predictions: list[str]  # formulas
+    predictions: list[str]
     items: list[Item]
     path: str = "the suite"
 
 
 class ItemResult(NamedTuple):
-    """An item's surprisals by region, in bits, and which predictions hold; unknown words are counted."""
+    """The results of an item.
+
+    Attributes:
+        number: The item's number.
+        surprisals: By region, in bits.
+        predictions: Which predictions hold.
+        oov: How many words are unknown.
+    """
 
     number: int
     surprisals: dict[Region, float]
@@ -138,13 +173,14 @@ class ItemResult(NamedTuple):
 
 
 class SuiteResult(NamedTuple):
-    """A suite's results."""
+    """The results of a suite, and of its items."""
 
     suite: Suite
     items: list[ItemResult]
 
     def __repr__(self) -> str:
-        return f"SuiteResult({self.suite.name!r}, accuracy {self.accuracy:.3f} on {len(self.items):,} items)"
+        accuracy = f"accuracy {self.accuracy:.3f} on {len(self.items):,} items"
+        return f"SuiteResult({self.suite.name!r}, {accuracy})"
 
     @property
     def accuracy(self) -> float:
@@ -154,10 +190,8 @@ class SuiteResult(NamedTuple):
     @property
     def by_prediction(self) -> list[float]:
         """The share of items of which each prediction holds."""
-        return [
-            sum(held) / len(self.items)
-            for held in zip(*(item.predictions for item in self.items), strict=True)
-        ]
+        columns = zip(*(item.predictions for item in self.items), strict=True)
+        return [sum(held) / len(self.items) for held in columns]
 
 
 def read_suite(path: str | Path) -> Suite:
@@ -166,64 +200,75 @@ def read_suite(path: str | Path) -> Suite:
     tree = json_object("".join(chain.from_iterable(lines_of(path))), where)
     meta = tree.get("meta")
     if not isinstance(meta, dict) or meta.get("metric", "sum") not in ("sum", "all", ["sum"]):
-        raise DataError(
-            f"{where}: expected an object in 'meta', with the metric 'sum', found {meta!r:.200}"
-        )
-    predictions = []
+        expected = "expected an object in 'meta', with the metric 'sum'"
+        raise DataError(f"{where}: {expected}, found {meta!r:.200}")
     items = [_item(item, at) for at, item in _objects(tree, "items", where)]
+    predictions = []
     for at, prediction in _objects(tree, "predictions", where):
         formula = prediction.get("formula")
         if not isinstance(formula, str):
             raise DataError(f"{at}: expected an object with a formula")
         for item in items:
-            known = {
+            regions = {
                 (name, number): 0.0
-                for name, regions in item.conditions.items()
-                for number in (0, *regions)
+                for name, contents in item.conditions.items()
+                for number in (ALL, *contents)
             }
-            holds(formula, known, f"{at}, item {item.number}")
+            holds(formula, regions, f"{at}, item {item.number}")
         predictions.append(formula)
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
 def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) -> SuiteResult:
-    """Scores a suite, each sentence by itself. Raises DataError where a word is refused, or a sentence has no words."""
+    """Scores a suite, each sentence by itself.
+
+    Args:
+        scoring: Scores sentences.
+        read: Reads sentences.
+        suite: The suite.
+        oov: Unknown words are read as `<unk>` ("unk") or refused ("error").
+
+    Raises:
+        DataError: A word is refused, or a sentence has no words.
+    """
     checked_value("oov", oov, str, choices=("unk", "error"))
     sentences = []
+    starts = []  # of the regions of each sentence
     for item in suite.items:
         for name, regions in item.conditions.items():
             where = f"{suite.path}, item {item.number}, condition {name!r}"
-            content = " ".join(
-                filter(None, map(str.strip, regions.values()))
-            )  # (a region may be empty)
-            sentence = read(content, oov, where)
-            sentences.append(in_regions(sentence, [*regions.values()], where))
-    scored = zip(sentences, sentence_nats(scoring, sentences), strict=True)
+            contents = [*regions.values()]
+            # A region may be empty.
+            sentence = read(" ".join(filter(None, map(str.strip, contents))), oov, where)
+            sentences.append(sentence)
+            starts.append(sentence.starts[in_regions(sentence, contents, where)])
+    scored = zip(sentences, starts, sentence_nats(scoring, sentences), strict=True)
     results = []
     for item in suite.items:
         surprisals = {}
         unknown = 0
-        for (name, regions), (one, nats) in zip(item.conditions.items(), scored, strict=False):
+        for name, regions in item.conditions.items():
+            sentence, edges, nats = next(scored)
             bits = nats / math.log(2)
-            unknown = unknown + int(one.oov.sum())
-            for region, (start, stop) in zip(regions, pairwise(one.starts), strict=True):
+            unknown += int(sentence.oov.sum())
+            for region, (start, stop) in zip(regions, pairwise(edges), strict=True):
                 surprisals[name, region] = float(bits[start:stop].sum())
-            surprisals[name, 0] = float(bits.sum())
-        held = [holds(formula, surprisals) for formula in suite.predictions]
-        results.append(ItemResult(item.number, surprisals, held, unknown))
+            surprisals[name, ALL] = float(bits.sum())
+        predictions = [holds(formula, surprisals) for formula in suite.predictions]
+        results.append(ItemResult(item.number, surprisals, predictions, unknown))
     return SuiteResult(suite, results)
 
 
 def _objects(tree: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place in errors, object) of each object in a list, which is not empty. Raises DataError."""
-    value = tree.get(name)
-    if not isinstance(value, list) or not value:
+    values = tree.get(name)
+    if not isinstance(values, list) or not values:
         raise DataError(f"{where}: expected a list in {name!r} that is not empty")
-    for place, one in enumerate(value, 1):
+    for place, value in enumerate(values, 1):
         at = f"{where}, {name.removesuffix('s')} {place}"
-        if not isinstance(one, dict):
-            raise DataError(f"{at}: expected an object, found {type(one).__name__}")
-        yield at, one
+        if not isinstance(value, dict):
+            raise DataError(f"{at}: expected an object, found {type(value).__name__}")
+        yield at, value
 
 
 def _item(tree: dict[str, Any], where: str) -> Item:
@@ -240,7 +285,8 @@ def _item(tree: dict[str, Any], where: str) -> Item:
             number = _whole(region.get("region_number"))
             if not number or number in regions or not isinstance(region.get("content"), str):
                 raise DataError(
-                    f"{at}: expected a region_number from 1, not twice, and a content for each region"
+                    f"{at}: expected a region_number from 1, not twice, and a content for each "
+                    "region"
                 )
             regions[number] = region["content"]
         conditions[name] = regions

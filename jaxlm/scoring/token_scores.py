@@ -1,7 +1,8 @@
-"""A model with its parameters, and the scores that it gives to the tokens of a text: nats, entropy, rank and likelier
-words, without ever holding logits [T * B, V].
+"""A model with its parameters, and the scores that it gives to the tokens of a text: nats, entropy,
+rank and likelier words, without ever holding logits [T * B, V].
 
-Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a chunk, `H` width, `V` vocabulary.
+Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a chunk, `H` width, `V`
+vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +19,24 @@ from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.devices import by_platform
 
-TINY = 1e-37  # so that what cannot begin here has large nats, not infinite ones
-NEAR = 20.0  # a sum of odds within exp(+-NEAR) loses no digit of the entropy
+# The least sum of odds of tokens that begin a word: where none can begin, nats are large, not
+# infinite.
+TINY = 1e-37
+# A sum of odds within exp(+-NEAR) loses no digit of the entropy.
+NEAR = 20.0
+# Rows R of a chunk, whose logits [R, V] exist at a time. On a CPU they stay in its cache.
 ROWS = 128
-ACCELERATOR_ROWS = (
-    1024  # R: a chunk's logits [R, V] exist at a time; on a CPU they stay in its cache
-)
+ACCELERATOR_ROWS = 1024
 
 
 class Network(NamedTuple):
-    """A model and its parameters, as a pytree; and which tokens [V] begin a word, where that is to be scored."""
+    """A model and its parameters, as a pytree.
+
+    Attributes:
+        model: The model section of a config.
+        params: Its parameters.
+        begins: Which tokens begin a word, bool [V]; None: the boundaries of words are not scored.
+    """
 
     model: Recurrent
     params: Params
@@ -44,25 +53,58 @@ class Network(NamedTuple):
         noise: Noise | None = None,
         length: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
-        """Ids [T, B] and the carry -> the last layer's outputs [T, B, H] and the new carry, after `length` steps."""
+        """Runs the layers over some tokens.
+
+        Args:
+            tokens: Ids, int32 [T, B].
+            carry: The carry before them.
+            noise: What is dropped; None: nothing.
+            length: Steps that count, an int32 scalar; None: all T.
+
+        Returns:
+            The outputs of the last layer [T, B, H], and the carry after the last step that counts.
+        """
         model = stack.exact(self.model)
         noise = noise or Noise()
         x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
         return stack.features(model, self.params, noise, x, carry, length)
 
     def logits(self, features: jax.Array, noise: Noise | None = None) -> jax.Array:
-        """features [..., H] -> logits [..., V]; of a mixture, log p. For a few rows at a time."""
+        """The logits of a few rows of features; of a mixture of softmaxes, log p.
+
+        Args:
+            features: Outputs of the last layer [..., H].
+            noise: What is dropped; None: nothing.
+
+        Returns:
+            Logits [..., V].
+        """
         return heads.logits(self.model, self.params, features, noise and noise.latents)
 
     def token_nats(
         self, features: jax.Array, targets: jax.Array, noise: Noise | None = None
     ) -> jax.Array:
-        """The nats of targets [T, B] after features [T, B, H]."""
+        """The nats of each target, never holding logits [T, B, V].
+
+        Args:
+            features: Outputs of the last layer before each target [T, B, H].
+            targets: Ids, int32 [T, B].
+            noise: What is dropped; None: nothing.
+
+        Returns:
+            -log p of each target, float32 [T, B].
+        """
         return heads.token_nats(self.model, self.params, features, targets, noise and noise.latents)
 
 
 class Tokens(NamedTuple):
-    """Ids that are read, ids to predict, and whether each counts, which padding does not; [T], or [T, B] of B texts."""
+    """A segment of tokens, [T] of one text or [T, B] of B texts.
+
+    Attributes:
+        inputs: Ids that are read.
+        targets: Ids to predict.
+        counted: Whether each target counts; padding does not.
+    """
 
     inputs: jax.Array
     targets: jax.Array
@@ -74,11 +116,12 @@ class TokenScores(NamedTuple):
 
     Attributes:
         nats: -log p of the token, float32 [N].
-        entropy: of the distribution that predicts the token, in nats, float32 [N].
+        entropy: Entropy of the distribution that predicts the token, in nats, float32 [N].
         rank: 1 where no word is more probable than the token, int32 [N].
-        top: ids of the K most probable words, int32 [N, K].
+        top: Ids of the K most probable words, int32 [N, K].
         top_nats: -log p of the words `top`, float32 [N, K].
-        boundary: -log p that the token begins a word or ends the line, float32 [N]; 0 where it is not asked for.
+        boundary: -log p that the token begins a word or ends the line, float32 [N]; 0 where it is
+            not asked for.
     """
 
     nats: Any
@@ -89,25 +132,33 @@ class TokenScores(NamedTuple):
     boundary: Any
 
     def rows(self, rows: Any) -> "TokenScores":
-        """Some of the scores, in NumPy."""
+        """Some of the scores, as NumPy's arrays; `rows` is an index of NumPy."""
         return TokenScores(*(np.asarray(column)[rows] for column in self))
 
     @staticmethod
     def joined(parts: "Sequence[TokenScores]") -> "TokenScores":
-        """The parts, one after the other, in NumPy."""
+        """The parts one after the other, as NumPy's arrays."""
         return TokenScores(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-# From sentences of ids [n + 1], n >= 1, to the scores of every token but the first of each, one sentence after another;
-# a scoring may remember earlier calls.
+# From sentences of ids [n + 1], n >= 1, to the scores of every token but the first of each, one
+# sentence after another; a scoring may remember earlier calls.
 Scoring = Callable[[Sequence[np.ndarray]], TokenScores]
 
 
 class Detail(NamedTuple):
-    """How much to find of each token: its nats; if `full` also entropy and rank; and its `top` likeliest words."""
+    """How much to find of each token.
+
+    Attributes:
+        top: How many of the likeliest words.
+        full: Whether entropy and rank are found beside the nats.
+    """
 
     top: int = 0
     full: bool = True
+
+
+NATS_ALONE = Detail(full=False)
 
 
 def nats_alone(nats: jax.Array) -> TokenScores:
@@ -120,9 +171,19 @@ def nats_alone(nats: jax.Array) -> TokenScores:
 def own_scores(
     network: Network, features: jax.Array, tokens: Tokens, detail: Detail, temperature: Any = None
 ) -> TokenScores:
-    """The scores [T, B, ...] by the model's own softmax, given the features [T, B, H] before each target.
+    """The scores of tokens by the model's own softmax.
 
-    R rows are scored at a time; R rows of which no target counts are skipped. A temperature divides the logits.
+    R rows are scored at a time; R rows of which no target counts are skipped.
+
+    Args:
+        network: The model and its parameters.
+        features: Outputs of the last layer before each target [T, B, H].
+        tokens: The tokens [T, B].
+        detail: How much to find.
+        temperature: Divides the logits; None: 1.
+
+    Returns:
+        Scores with leading axes [T, B].
     """
     shape = tokens.targets.shape
     N = tokens.targets.size
@@ -134,20 +195,23 @@ def own_scores(
 
         def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
             logits = network.logits(rows)
-            return score_logits(
-                logits if temperature is None else logits / temperature, ids, detail, network.begins
-            )
+            if temperature is not None:
+                logits = logits / temperature
+            return score_logits(logits, ids, detail, network.begins)
 
         def score_chunk(chunk: tuple[jax.Array, ...]) -> TokenScores:
             rows, ids, counted = chunk
-            zeros = jax.tree.map(
-                lambda one: jnp.zeros(one.shape, one.dtype), jax.eval_shape(score, rows, ids)
-            )
+            shapes = jax.eval_shape(score, rows, ids)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             return lax.cond(counted.any(), score, lambda *_: zeros, rows, ids)
 
-        rows = (jnp.pad(merged(one), ((0, -N % R), *((0, 0),) * (one.ndim - 2))) for one in columns)
-        scores = lax.map(score_chunk, tuple(one.reshape(-1, R, *one.shape[1:]) for one in rows))
-        return jax.tree.map(lambda one: merged(one)[:N].reshape(*shape, *one.shape[2:]), scores)
+        def chunks_of(column: jax.Array) -> jax.Array:
+            rows = merged(column)
+            rows = jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1)))
+            return rows.reshape(-1, R, *rows.shape[1:])
+
+        scores = lax.map(score_chunk, tuple(map(chunks_of, columns)))
+        return jax.tree.map(lambda leaf: merged(leaf)[:N].reshape(*shape, *leaf.shape[2:]), scores)
 
     return by_platform(in_chunks, network, temperature, features, tokens.targets, tokens.counted)
 
@@ -160,7 +224,17 @@ def merged(array: jax.Array) -> jax.Array:
 def score_logits(
     logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None
 ) -> TokenScores:
-    """The scores of targets [R], given logits [R, V], which need not be normalised, and which tokens begin a word."""
+    """The scores of tokens, given logits, which need not be normalised.
+
+    Args:
+        logits: Logits [R, V].
+        targets: Ids, int32 [R].
+        detail: How much to find.
+        begins: Which tokens begin a word, bool [V]; None: boundaries are not scored.
+
+    Returns:
+        Scores [R].
+    """
     picked = jnp.take_along_axis(logits, targets[:, None], 1)
     odds = jnp.exp(logits)
     total = odds.sum(1)
@@ -170,17 +244,15 @@ def score_logits(
     ) -> TokenScores:
         log_total = jnp.log(total)
         entropy = rank = boundary = jnp.zeros(len(targets))
+        values = ids = jnp.zeros((len(targets), 0))
         if detail.full:
             entropy = log_total - (odds * logits).sum(1) / total
-            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(
-                1
-            )  # (whole numbers are summed more slowly)
+            # A sum of floats is faster than one of whole numbers.
+            rank = 1 + jnp.where(logits > picked, 1.0, 0.0).sum(1)
         if begins is not None:
             boundary = log_total - jnp.log(jnp.maximum(jnp.where(begins, odds, 0).sum(1), TINY))
-        none = jnp.zeros((len(targets), 0))
-        values, ids = (
-            lax.top_k(logits, min(detail.top, logits.shape[1])) if detail.top else (none, none)
-        )
+        if detail.top:
+            values, ids = lax.top_k(logits, min(detail.top, logits.shape[1]))
         nats = log_total - picked[:, 0]
         top_nats = log_total[:, None] - values
         return TokenScores(

@@ -1,9 +1,11 @@
-"""From text to the words that a model reads: at white space, or as the words of Mikolov's Penn Treebank files.
+"""From text to the words that a model reads: at white space, or as the words of Mikolov's Penn
+Treebank files.
 
-In these files punctuation and clitics are split off, numbers and `%` are `N`, and the last word of a sentence has lost
-its period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp." becomes "the price of acme inc. 's stock ca
-n't rise N N at widget corp". The tokenizer is guided by the vocabulary: a word that it has stays whole, and a mark that
-it lacks is dropped, so that a vocabulary with commas keeps commas. `detokenized` is the way back, for people.
+In these files punctuation and clitics are split off, numbers and `%` are `N`, and the last word of
+a sentence has lost its period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp."
+becomes "the price of acme inc. 's stock ca n't rise N N at widget corp". The tokenizer is guided by
+the vocabulary: a word that it has stays whole, and a mark that it lacks is dropped, so that a
+vocabulary with commas keeps commas. `detokenized` is the way back, for people.
 """
 
 import re
@@ -11,38 +13,31 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jaxlm.data.vocab import EOS, Vocab
 
-NUMBER = re.compile(
-    r"[+-]?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*"
-)  # also 1/2, 7:30 and 10/19/87
+# Also 1/2, 7:30 and 10/19/87.
+NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[:/]\d+)*")
 DECADE = re.compile(r"'\d0s")
 CLITICS = ("n't", "'re", "'ve", "'ll", "'s", "'m", "'d")
 PAIRS = ("can", "not"), ("gon", "na"), ("got", "ta"), ("wan", "na"), ("gim", "me"), ("lem", "me")
+# One word, as people write the pieces.
 JOINED = {
     **{"".join(pair): pair for pair in PAIRS},
     "s.p.a.": ("s.p", "a."),
-}  # one word, as people write the pieces
+}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 WRITTEN = {**BRACKETS, "£": "#", "*": "\\*", "\u2014": "--", "\u2013": "--", "…": "..."}
-ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"  # also Arabic, Hindi and Chinese ones
+# Marks after a word, also Arabic, Hindi and Chinese ones.
+ENDS = ",;!?\u060c\u061b\u061f\u0964\u3001\u3002\uff01\uff0c\uff1b\uff1f"
+# Quotes and dashes, as people type them.
 DOUBLE = '"\u201c\u201d'
 SINGLE = "'\u2018\u2019"
-DASHES = "\u2014\u2013"  # as people type quotes and dashes
+DASHES = "\u2014\u2013"
 MARKS = r"``|''|\.\.\.|--|"  # marks of more than one letter
 LEADING = re.compile(MARKS + rf"[A-Za-z]{{1,2}}\$|[{DOUBLE}{SINGLE}{DASHES}`(\[{{<$#£€*¿¡]")
 TRAILING = re.compile(rf"(?:{MARKS}[{DOUBLE}{SINGLE}{DASHES}`)\]}}>%.:*…{ENDS}])\Z")
 CLITIC = re.compile(rf"(?:{'|'.join(CLITICS)})\Z".replace("'", "['\u2019]"), re.IGNORECASE)
 LONGEST_NUMBER = 40  # characters
-ATTACHED = {
-    *CLITICS,
-    "'",
-    *".:%)]}",
-    *ENDS,
-    "''",
-    "-rrb-",
-    "-rsb-",
-    "-rcb-",
-    "...",
-}  # joined to the word before them
+# Joined to the word before them.
+ATTACHED = {*CLITICS, "'", *".:%)]}", *ENDS, "''", "-rrb-", "-rsb-", "-rcb-", "..."}
 OPENING = {*"([{$#£€", "``", "-lrb-", "-lsb-", "-lcb-"}  # joined to the word after them
 READABLE = {
     **{code: bracket for bracket, code in BRACKETS.items()},
@@ -60,9 +55,11 @@ def at_white_space(line: str) -> list[list[str]]:
 
 
 def is_tokenised(vocab: Vocab) -> bool:
-    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end in a mark.
+    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end
+    in a mark.
 
-    Abbreviations keep their periods; of Penn Treebank's words 0.4% are there with a period and without.
+    Abbreviations keep their periods; of Penn Treebank's words 0.4% are there with a period and
+    without.
     """
     marks = sum(len(word) > 1 and word[-1] in ENDS for word in vocab.words)
     periods = sum(word.endswith(".") and word[:-1] in vocab.ids for word in vocab.words)
@@ -70,20 +67,22 @@ def is_tokenised(vocab: Vocab) -> bool:
 
 
 class PTBTokenizer:
-    """Splits the displayed words of a line into pieces; a `Tokenizer`. Linear in the length of the line."""
+    """Splits the displayed words of a line into pieces; a `Tokenizer`. Linear in the length of the
+    line.
+
+    Args:
+        vocab: The vocabulary that guides it.
+    """
 
     def __init__(self, vocab: Vocab):
         self._known = vocab.ids
         self._longest = max(LONGEST_NUMBER, *map(len, vocab.words))
-        self._lower = all(
-            word == word.lower() for word in (known.replace("N", "") for known in vocab.words)
-        )
+        without_number = [word.replace("N", "") for word in vocab.words]
+        self._lower = all(word == word.lower() for word in without_number)
         self._number = "N" if "N" in vocab.ids else None
-        typed = (
-            []
-            if "'s" in vocab.ids
-            else [mark for mark in SINGLE if any(mark in word for word in vocab.words)]
-        )
+        typed = []
+        if "'s" not in vocab.ids:
+            typed = [mark for mark in SINGLE if any(mark in word for word in vocab.words)]
         self._quotes = {ord(mark): "'" for mark in SINGLE if mark not in typed}
 
     def __call__(self, line: str) -> list[list[str]]:
@@ -103,42 +102,45 @@ class PTBTokenizer:
         end = len(word)
         before = []
         after = []
-        while not self._stands(word, start, end) and (
-            mark := TRAILING.search(word, max(start, end - 3), end)
-        ):
+        while not self._stands(word, start, end):
+            mark = TRAILING.search(word, max(start, end - 3), end)
+            if mark is None:
+                break
             after += self._mark(mark[0], opening=False)
             end = mark.start()
         marks = end == 0 and LEADING.match(word)
         if marks:  # nothing but marks, of which the first ones open
             end = len(word)
             after = []
-        while not self._stands(word, start, end) and (mark := LEADING.match(word, start, end)):
+        while not self._stands(word, start, end):
+            mark = LEADING.match(word, start, end)
+            if mark is None:
+                break
             before += self._mark(mark[0], opening=True)
             start = mark.end()
         if marks and not self._stands(word, start, end):
-            return [*before, *self._pieces(word[start:], last)]  # (begins with no opening mark)
+            return [*before, *self._pieces(word[start:], last)]  # it begins with no opening mark
         if last and word.endswith(".", start, end) and word[start : end - 1] in self._known:
             end -= 1  # "inc." ends a sentence as "inc"
             after += self._mark(".", opening=False)
-        while not self._stands(word, start, end) and (
-            found := CLITIC.search(word, max(start + 1, end - 3), end)
-        ):
-            if found[0] not in self._known:
+        while not self._stands(word, start, end):
+            clitic = CLITIC.search(word, max(start + 1, end - 3), end)
+            if clitic is None or clitic[0] not in self._known:
                 break
-            after.append(found[0])
-            end = found.start()
-        return [*before, *(self._whole(word[start:end]) if start < end else ()), *reversed(after)]
+            after.append(clitic[0])
+            end = clitic.start()
+        if start < end:
+            before += self._whole(word[start:end])
+        return [*before, *reversed(after)]
 
     def _stands(self, word: str, start: int, end: int) -> bool:
-        """Whether a part of a word is left as it is: `inc.`, `'s`, `n't`, or a number such as .5."""
+        """Whether a part of a word stays as it is: `inc.`, `'s`, `n't`, or a number such as .5."""
         if not 0 < end - start <= self._longest:
             return False
         part = word[start:end]
-        return (
-            part in self._known
-            or part in JOINED
-            or bool(NUMBER.fullmatch(part) or DECADE.fullmatch(part))
-        )
+        if part in self._known or part in JOINED:
+            return True
+        return bool(NUMBER.fullmatch(part) or DECADE.fullmatch(part))
 
     def _mark(self, mark: str, opening: bool) -> list[str]:
         """The mark in the vocabulary's own writing, if it has any."""
@@ -149,25 +151,32 @@ class PTBTokenizer:
             names = ["`"]
         if mark in DOUBLE:
             names += ["``" if opening else "''", '"']
-        return [name for name in names if name in self._known][:1] or (
-            [mark] if mark[1:] == "$" else []
-        )
+        known = [name for name in names if name in self._known]
+        if not known and mark[1:] == "$":
+            return [mark]
+        return known[:1]
 
     def _whole(self, part: str) -> list[str]:
-        """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary writes them."""
-        escaped = part.replace("/", "\\/").replace("*", "\\*")
-        if part in self._known or escaped in self._known:
-            return [part if part in self._known else escaped]
+        """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary
+        writes them.
+        """
+        for written in (part, part.replace("/", "\\/").replace("*", "\\*")):
+            if written in self._known:
+                return [written]
         if self._number and len(part) <= LONGEST_NUMBER and NUMBER.fullmatch(part):
-            return ["N\\/N" if "/" in part and "N\\/N" in self._known else self._number]
-        parts = JOINED.get(part.lower())
-        if parts and all(one in self._known for one in parts):
-            return list(parts)
+            if "/" in part and "N\\/N" in self._known:
+                return ["N\\/N"]
+            return [self._number]
+        pieces = JOINED.get(part.lower(), ())
+        if pieces and all(piece in self._known for piece in pieces):
+            return list(pieces)
         return [part]
 
 
 def detokenized(words: Iterable[str]) -> Iterator[str]:
-    """Text that people read, in pieces as they come: clitics and marks at their words, a newline for `<eos>`."""
+    """Text that people read, in pieces as they come: clitics and marks at their words, a newline
+    for `<eos>`.
+    """
     joined = True
     for word in words:
         shown = READABLE.get(word, word.replace("\\/", "/"))
