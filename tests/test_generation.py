@@ -68,6 +68,16 @@ def test_min_p_keeps_words_at_least_that_share_as_probable(odds, p):
     np.testing.assert_array_equal(found, np.where(odds >= np.float32(p), odds, 0))
 
 
+def test_top_p_counts_the_mass_that_top_k_leaves():
+    """Of 0.4, 0.3, 0.2, 0.1 the two likeliest have 0.7:
+    0.55 of it needs one word, 0.55 of all would need two.
+    """
+    odds = jnp.array([[1.0, 0.75, 0.5, 0.25]])
+    both = kept(Sampling(top_k=2, top_p=0.55), odds)
+    assert np.flatnonzero(both[0]).tolist() == [0]
+    assert np.flatnonzero(kept(Sampling(top_p=0.55), odds)[0]).tolist() == [0, 1]
+
+
 def test_words_are_picked_in_proportion_to_their_odds():
     odds = np.zeros(300, np.float32)
     odds[[3, 130, 131, 299]] = [1, 2, 0.5, 4]
@@ -386,8 +396,8 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
     prompt = ["the", "bank"]
     (tmp_path / "prompt.txt").write_text("the bank\n")
 
-    def generated(*arguments, drawn=("--seed", "2")):
-        assert main(["generate", run, "--words", "20", *drawn, *arguments]) == 0
+    def generated(*arguments, drawn=("--seed", "2"), code=0):
+        assert main(["generate", run, "--words", "20", *drawn, *arguments]) == code
         return capsys.readouterr().out
 
     text = generated(" ".join(prompt))
@@ -399,9 +409,9 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
         for line in generated("the bank", "--samples", "2", "--format", "jsonl").splitlines()
     ]
     first = [row["word"] for row in rows if row["sample"] == 1]
-    assert (
-        "".join("\n" if word == "<eos>" else f" {word}" for word in first).split() == text.split()
-    )
+    after = "".join("\n" if word == "<eos>" else f" {word}" for word in first).split()
+    assert [*prompt, *after] == text.split()
+    assert generated("the bank", "--words", "5", "--tokens", "5", code=1) == ""
     assert [row["position"] for row in rows] == [*range(1, 21)] * 2 and all(
         row["log_prob"] < 0 for row in rows
     )

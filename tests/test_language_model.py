@@ -74,6 +74,30 @@ def test_a_prediction_is_what_perplexity_sums(lm):
     assert lm.perplexity(f"{a} {b} {c}") == pytest.approx((first * second) ** -0.5, rel=1e-4)
 
 
+def test_a_perplexity_from_eos_is_that_of_the_mean_surprisal(lm):
+    lines = [" ".join(lm.vocab.words[3:6]), " ".join(lm.vocab.words[6:9])]
+    for line in (lines[0], lm.vocab.words[5]):
+        nats = lm.surprisal([line], unit="nats").surprisal
+        assert lm.perplexity(line, from_eos=True) == pytest.approx(np.exp(nats.mean()), rel=1e-5)
+    nats = lm.surprisal(lines, unit="nats", context="stream", eos=True).surprisal[:-1]
+    assert lm.perplexity("\n".join(lines), from_eos=True) == pytest.approx(
+        np.exp(nats.mean()), rel=1e-5
+    )
+
+
+def test_models_texts_and_tables_are_equal_only_if_they_are_one(lm, tiny_run):
+    again = jaxlm.load(tiny_run[0].run_dir)
+    text = lm.generate(words=2)[0]
+    table = lm.surprisal(["the"])
+    for one, other in (
+        (lm, again),
+        (text, lm.generate(words=2)[0]),
+        (table, lm.surprisal(["the"])),
+        (lm.word_surprisal(["the"]), lm.word_surprisal(["the"])),
+    ):
+        assert one == one and one != other and len({one, other, one}) == 2
+
+
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
     programs: list[Any] = [generation._read, reading._read]
     before = [program._cache_size() for program in programs]

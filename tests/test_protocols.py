@@ -25,7 +25,7 @@ from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.published.lamb import LambAdam
-from jaxlm.scoring import comparison, reading
+from jaxlm.scoring import comparison, reading, stream
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics, text_gradient
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.language_model import LanguageModel
@@ -54,7 +54,7 @@ NEUTRAL = {
     "cache": {"cache_window": 7, "lambda_": 0.0},
     "dynamic": {"learning_rate": 0.0, "statistics_rows": 8},
     "temperature": {"temperature": 1.0},
-    "mc": {"samples": 3},
+    "mc": {"samples": 3, "dropout_factor": 1e-9},
 }
 
 
@@ -289,7 +289,9 @@ def plain_nats(kind: str) -> np.ndarray:
 )
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
     np.testing.assert_allclose(
-        scoring(name, NEUTRAL[name], kind=kind, full=False)([IDS]).nats, plain_nats(kind), rtol=1e-5
+        scoring(name, NEUTRAL[name], kind=kind, dropout=name == "mc", full=False)([IDS]).nats,
+        plain_nats(kind),
+        rtol=1e-5,
     )
 
 
@@ -456,6 +458,24 @@ def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
     )
 
 
+def test_many_networks_without_dropout_are_refused_and_a_factor_scales_the_rates():
+    with pytest.raises(JaxlmError, match="this model was trained without"):
+        small_lm().evaluate(text=__file__, protocol="mc")
+    full, half = (
+        scoring("mc", {"samples": 2, "dropout_factor": factor}, dropout=True, full=False)([IDS])
+        for factor in (1.0, 0.5)
+    )
+    lm = language_model(dropout=True)
+    weaker = lm.config.replace(keep_output=0.8, keep_embedding=0.9)
+    same = type(lm)(lm.params, weaker, lm.vocab, {}).reader_of(protocol_of("mc", samples=2))
+    np.testing.assert_allclose(
+        half.nats, OneStream(same, Detail(full=False))([IDS]).nats, rtol=1e-5
+    )
+    assert np.abs(half.nats - full.nats).max() > 1e-3
+    with pytest.raises(JaxlmError, match="drops every unit of keep_output, which is 0.6"):
+        scoring("mc", {"dropout_factor": 2.5}, dropout=True)
+
+
 @pytest.mark.parametrize(
     "kind", ["lstm", "lamb-mogrifier"]
 )  # which drops words as inputs alone, and as outputs too
@@ -504,6 +524,7 @@ GRIDS = {
     "temperature": {"temperature": np.array([3.0, 1.0, 2.0])},
     "cache": {"theta": (0.5, 2.0, 0.0), "lambda_": (0.3, 0.0)},
     "dynamic": {"learning_rate": (1e-4, 1e-2)},
+    "mc": {"dropout_factor": (1.0, 0.5)},
 }
 
 
@@ -511,17 +532,18 @@ GRIDS = {
 def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     lm = jaxlm.load(run)
     read = []
-    plainly = evaluation.reader_nats
+    plainly = stream.reader_nats
 
     def noted(reader, ids):
         read.append(len(ids))
         return plainly(reader, ids)
 
-    monkeypatch.setattr(evaluation, "reader_nats", noted)
-    protocol = protocol_of(name, segment_length=200) if name == "dynamic" else protocol_of(name)
+    monkeypatch.setattr("jaxlm.scoring.language_model.reader_nats", noted)
+    few = {"dynamic": {"segment_length": 200}, "mc": {"samples": 2}}
+    protocol = protocol_of(name, **few.get(name, {}))
     found = jaxlm.tune_protocol(lm, protocol, grid=GRIDS[name])
     corpus = jaxlm.load_corpus("embedded-tiny")
-    assert read == [len(corpus.valid)] * (2 if name == "dynamic" else 1) + [len(corpus.test)]
+    assert read == [len(corpus.valid)] * (2 if name in few else 1) + [len(corpus.test)]
     assert found.valid == found.tried[0][1] and found.protocol == found.tried[0][0]
     assert found.test == lm.evaluate(protocol=found.protocol)
     values = [value for _, value in found.tried]
@@ -535,7 +557,9 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
 
 def test_a_test_split_that_a_protocol_cannot_read_is_told_before_valid_is_read(run, monkeypatch):
     corpus = jaxlm.load_corpus("embedded-tiny")
-    monkeypatch.setattr(evaluation, "reader_nats", lambda *_: pytest.fail("valid was read"))
+    monkeypatch.setattr(
+        "jaxlm.scoring.language_model.reader_nats", lambda *_: pytest.fail("valid was read")
+    )
     short = replace(corpus, test=corpus.test[:50])
     with pytest.raises(
         JaxlmError, match=r"cache_window 100 is larger than the 49 predictions of .* test"
@@ -667,7 +691,7 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
             ["theta must be at least 0 and at most 1,000,000; it is 1e+38"],
         ),
         (["--protocol", "mc", "--samples", "0"], ["samples must be at least 1"]),
-        (["--protocol", "mc", "--tune"], ["mc has nothing left to tune"]),
+        (["--protocol", "mc", "--dropout-factor", "10"], ["drops every unit", "below 10"]),
         (["--tune"], ["plain has nothing left to tune"]),
         (["--protocol", "cache", "--tune", "--split", "valid"], ["--tune", "--split"]),
         (

@@ -133,6 +133,13 @@ def written(tmp_path, suite):
     return path
 
 
+def test_region_0_is_no_name_for_all_regions():
+    assert holds("(*;%a%) = 3.5", VALUES)
+    for number in ("0", "00"):
+        with pytest.raises(DataError, match="expected a region that the item has"):
+            holds(f"({number};%a%) = 3.5", VALUES)
+
+
 def test_regions_are_summed_and_predictions_judged(tmp_path):
     lm = small_lm()
     found = lm.syntaxgym(written(tmp_path, SUITE))

@@ -7,13 +7,18 @@ few enough to list.
 
 import csv
 import io
+import re
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from language_models import WORDS, lm_of, log_probs, small_lm
 from test_tokens import few_letters
 
@@ -23,12 +28,12 @@ from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading_times
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.reading_times import span_surprisal
-from jaxlm.scoring.sentences import Boundaries
+from jaxlm.scoring.sentences import Boundaries, _cut
 from jaxlm.scoring.syntaxgym import Item, Suite
 
 TEXT = "ab, a b,c.\n"
@@ -167,6 +172,8 @@ def test_a_words_probability_is_that_of_its_pieces_and_of_a_boundary(kind):
 @pytest.mark.parametrize("punctuation", ["word", "own"])
 def test_corrections_cancel_over_a_line(punctuation, protocol):
     lm = lm_of(Vocab.build("the dogs, run.\n", kind=Characters()))
+    if protocol == "mc":
+        lm = type(lm)(lm.params, lm.config.replace(keep_output=0.8), lm.vocab, {})
     if protocol == "dynamic":
         protocol = jaxlm.Dynamic(rule="sgd", learning_rate=0.1)
     lines = ["the dogs, run.", "run", "  the  the, the "]
@@ -461,9 +468,13 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     path.write_text("Item;Sentence;Parts;start;end\n1;b ab, a;b ab,| a;2;4\n2;a ab;a|ab;0;1\n")
     words, _ = rows(capsys, runs / "pieces", "--csv", path)
     regions, _ = rows(capsys, runs / "pieces", "--csv", path, "--regions", "Parts")
-    assert [row["word"] for row in regions] == ["b ab,", "a", "a", "ab"] and regions[1][
-        "Item"
-    ] == "1"
+    assert [row["words"] for row in regions] == ["b ab,", "a", "a", "ab"]
+    assert regions[1]["Item"] == "1" and "Parts" not in regions[0]
+    assert [row["word_count"] for row in regions] == ["2", "1", "1", "1"]
+    assert [row["entropy_of"] for row in regions] == ["b", "a", "a", "ab"]
+    assert float(regions[0]["surprisal_per_word"]) == pytest.approx(
+        float(regions[0]["surprisal"]) / 2, abs=1e-6
+    )
     bits = [float(row["surprisal"]) for row in words]
     np.testing.assert_allclose(
         [float(row["surprisal"]) for row in regions], [bits[0] + bits[1], *bits[2:]], atol=3e-6
@@ -471,7 +482,7 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     path.write_text("Sentence;Parts;start;end\nb zz, a;b zz,|a;2;5\na ab;a|ab;0;1\n")
     told = "outside the vocabulary, read as <unk>"
     unknown = (
-        f": 1 of 4 regions have words {told} (25.0%): b zz,\n",
+        f": 1 of 5 words are {told} (20.0%): zz,\n",
         f": 1 of 2 critical spans have words {told} ",
     )
     for flags, expected in zip(
@@ -487,6 +498,94 @@ def test_regions_and_spans_of_stimuli(runs, tmp_path, capsys):
     assert float(spans[0]["surprisal"]) == pytest.approx(
         -np.log2(CHANCE[" "]["a"] * CHANCE["a"]["b"]), abs=1e-5
     )
+
+
+def test_regions_have_names_of_their_own_or_of_a_column(runs, tmp_path, capsys):
+    path = tmp_path / "stimuli.csv"
+    path.write_text(
+        "Sentence;Parts;Plain;Names\n"
+        "b ab, a;first:b ab,|last: a;b ab,|a;first|last\n"
+        "a: ab;a:|ab;a:|ab;one|two\n"
+    )
+    named, _ = rows(capsys, runs / "words", "--csv", path, "--regions", "Parts")
+    assert [row["region"] for row in named] == ["first", "last", "", ""]
+    assert [row["region_id"] for row in named] == ["1", "2", "1", "2"]
+    assert [row["words"] for row in named] == ["b ab,", "a", "a:", "ab"]
+    flags = ("--csv", path, "--regions", "Plain", "--region-names", "Names")
+    column, _ = rows(capsys, runs / "words", *flags)
+    assert [row["region"] for row in column] == ["first", "last", "one", "two"]
+    assert [row["surprisal"] for row in column] == [row["surprisal"] for row in named]
+    path.write_text("Sentence;Plain;Names\nb ab, a;b ab,|a;first\n")
+    assert main(["surprisal", str(runs / "words"), *map(str, flags)]) == 1
+    assert "column 'Names' has 1 names for 2 regions" in capsys.readouterr().err
+
+
+def test_several_runs_are_rows_or_have_a_mean(runs, tmp_path, capsys):
+    lm = jaxlm.load(runs / "words")
+    other = jax.tree.map(lambda leaf: 0.5 * leaf, lm.params)
+    keep_model(tmp_path / "other", lm.config, other, unread_corpus("x", "0" * 64, lm.vocab))
+    path = tmp_path / "stimuli.csv"
+    path.write_text("Item;Sentence\n1;b ab, a\n2;a zz\n")
+    flags = (tmp_path / "other", "--csv", path)
+    wide, _ = rows(capsys, runs / "words", *flags)
+    long, _ = rows(capsys, runs / "words", *flags, "--long")
+    mean, _ = rows(capsys, runs / "words", *flags, "--mean")
+    pairs = [[float(row[f"surprisal.{run}"]) for run in ("words", "other")] for row in wide]
+    assert [row["run"] for row in long] == ["words"] * 5 + ["other"] * 5
+    assert [row["Item"] for row in long] == ["1", "1", "1", "2", "2"] * 2
+    np.testing.assert_allclose(
+        [float(row["surprisal"]) for row in long], np.transpose(pairs).ravel(), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        [float(row["surprisal"]) for row in mean], np.mean(pairs, 1), atol=1e-6
+    )
+    assert [row["oov"] for row in mean] == ["False"] * 4 + ["True"]
+    assert main(["surprisal", str(runs / "words"), "--csv", str(path), "--mean"]) == 1
+    assert "--mean is about several runs" in capsys.readouterr().err
+
+
+def test_frequencies_of_a_table_stand_in_for_a_text_that_is_unknown(runs, tmp_path, capsys):
+    path = tmp_path / "stimuli.csv"
+    path.write_text("Sentence\nb ab, a\n")
+    (tmp_path / "counts.csv").write_text('word,count\nb,7\n"ab,",2\n')
+    flags = ("--csv", path, "--predictors", "--frequencies", tmp_path / "counts.csv")
+    found, _ = rows(capsys, runs / "words", *flags)
+    np.testing.assert_allclose(
+        [float(row["log_frequency"]) for row in found], np.log1p([7, 2, 0]), atol=1e-6
+    )
+
+
+def test_a_word_of_many_marks_is_cut_in_linear_time():
+    marks = "!?" * 20_000
+    started = time.perf_counter()
+    assert _cut("Dog" + marks, ["dog", *marks]) == ["Dog", *marks]
+    assert time.perf_counter() - started < 2
+
+
+@given(st.text("aB-", min_size=1, max_size=6), st.lists(st.text("ab-", min_size=1, max_size=3)))
+def test_a_word_is_cut_as_one_expression_a_part_would_cut_it(word, texts):
+    expected = texts
+    for other in range(len(texts)):
+        parts = [re.escape(text) for text in texts]
+        parts[other] = ".+"
+        cut = re.fullmatch("".join(f"({part})" for part in parts), word, re.IGNORECASE)
+        expected = list(cut.groups()) if cut else expected
+    assert _cut(word, texts) == expected
+
+
+def test_words_of_pieces_are_generated_and_tokens(runs):
+    lm = jaxlm.load(runs / "pieces")
+    tokens = lm.generate("a b", tokens=30, samples=3, seed=5)
+    assert [len(text.words) for text in tokens] == [30] * 3
+    texts = lm.generate("a b", words=4, samples=3, seed=5)
+    for text, longer in zip(texts, tokens, strict=True):
+        assert str(longer).startswith(str(text)) or str(text).startswith(str(longer))
+        assert len(("a b" + str(text)).split()) <= 6
+    (alone,) = lm.generate("a b", words=4, seed=5)
+    assert alone.words == texts[0].words
+    assert [word for word, _ in lm.stream("a b", words=4, seed=5)] == alone.words
+    with pytest.raises(JaxlmError, match="so many words or so many tokens"):
+        lm.generate(words=4, tokens=4)
 
 
 def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_path, capsys):

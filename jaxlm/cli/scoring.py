@@ -273,14 +273,12 @@ def states(args: argparse.Namespace) -> None:
                 layers.append(lm.states(tokens, where=where))
                 words += tokens
                 sentence_id += [sentence] * len(tokens)
-        arrays = {name: np.concatenate([states[name] for states in layers]) for name in layers[0]}
+        arrays: dict[str, Any] = {
+            name: np.concatenate([states[name] for states in layers]) for name in layers[0]
+        }
         archive = io.BytesIO()  # A device cannot be sought in, as the archive's writer does.
-        np.savez(
-            archive,
-            words=np.array(words),
-            sentence_id=np.array(sentence_id),
-            **arrays,
-        )
+        labels = {"words": np.array(words), "sentence_id": np.array(sentence_id)}
+        np.savez(archive, **labels, **arrays)
         file.write(archive.getbuffer())
     say_written(path, f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
 
