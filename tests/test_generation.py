@@ -342,7 +342,8 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
         ({"repetition_penalty": 2e-38}, "repetition_penalty must be at least 1e-06; it is 2e-38"),
         ({"words": 0}, "words must be at least 1; it is 0"),
         ({"words": 2.5}, "words takes a whole number; it is 2.5"),
-        ({"words": None}, "words takes a whole number; it is None"),
+        ({"tokens": 0}, "tokens must be at least 1; it is 0"),
+        ({"words": 5, "tokens": 5}, "so many words or so many tokens: leave one out"),
         ({"samples": 0}, "samples must be at least 1; it is 0"),
         ({"temperature": float("nan")}, "temperature must be at least 0; it is nan"),
         ({"temperature": 0, "top_k": 3}, "temperature 0.*top_k is given"),
@@ -420,9 +421,9 @@ def test_the_command_line_prints_text_or_json_lines(run, tmp_path, capsys, monke
 
 def test_a_text_of_a_model_that_knows_no_newline_is_not_ended_at_a_space():
     lm = lm_of(Vocab.build("ab a", kind=Characters()))
-    assert len(lm.generate(words=20)[0].words) == 20
+    assert len(lm.generate(tokens=20)[0].words) == 20
     with pytest.raises(JaxlmError, match="this model's training text had none"):
-        lm.generate(words=20, stop="eos")
+        lm.generate(tokens=20, stop="eos")
 
 
 def test_unknown_words_of_a_prompt_are_named_without_control_characters(run, capsys):

@@ -704,7 +704,7 @@ class LanguageModel:
         Raises:
             DataError: A file is malformed, or an unknown word is refused.
         """
-        how = SurprisalOptions(**options)
+        how = SurprisalOptions(context="sentence", **options)
         given = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
         scoring = self._scoring(how, full=False)
         return score_pairs(scoring, self.sentence_reader(how), given, oov, eos)
@@ -722,7 +722,7 @@ class LanguageModel:
         Raises:
             DataError: The suite is malformed, or an unknown word is refused.
         """
-        how = SurprisalOptions(**options)
+        how = SurprisalOptions(context="sentence", **options)
         if not isinstance(suite, Suite):
             suite = read_suite(suite)
         return score_suite(self._scoring(how, full=False), self.sentence_reader(how), suite, oov)
@@ -887,10 +887,9 @@ class LanguageModel:
         self, words: int | None, tokens: int | None
     ) -> tuple[int | None, Boundaries | None]:
         """Most tokens of a text (None: no end), and what tells words of pieces where they count."""
-        checked_value("words", words, int, low=1, optional=True)
-        checked_value("tokens", tokens, int, low=1, optional=True)
         if words is None:
             return tokens, None
+        checked_value("words", words, int, low=1)
         if tokens is not None:
             raise JaxlmError("a text has so many words or so many tokens: leave one out")
         boundaries = Boundaries.of(self.vocab, "word")
