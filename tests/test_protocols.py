@@ -472,7 +472,7 @@ def test_many_networks_without_dropout_are_refused_and_a_factor_scales_the_rates
         half.nats, OneStream(same, Detail(full=False))([IDS]).nats, rtol=1e-5
     )
     assert np.abs(half.nats - full.nats).max() > 1e-3
-    with pytest.raises(JaxlmError, match="drops every unit of keep_output, which is 0.6"):
+    with pytest.raises(JaxlmError, match=r"drops every unit of keep_output, which is 0\.6"):
         scoring("mc", {"dropout_factor": 2.5}, dropout=True)
 
 

@@ -118,7 +118,6 @@ def drawn(
     Raises:
         JaxlmError: A count is below 1, or the seed is out of range.
     """
-    checked_value("tokens", tokens, int, low=1, optional=True)
     checked_value("samples", samples, int, low=1)
     seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
     key = jax.random.key(seed % 2**32)

@@ -887,6 +887,7 @@ class LanguageModel:
         self, words: int | None, tokens: int | None
     ) -> tuple[int | None, Boundaries | None]:
         """Most tokens of a text (None: no end), and what tells words of pieces where they count."""
+        checked_value("tokens", tokens, int, low=1, optional=True)
         if words is None:
             return tokens, None
         checked_value("words", words, int, low=1)
