@@ -1,0 +1,1 @@
+"""Scores of texts: perplexity, surprisal, minimal pairs and test suites; and text from a model."""

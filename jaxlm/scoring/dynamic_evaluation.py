@@ -1,5 +1,4 @@
-"""Models that learn from the text that they score: dynamic evaluation, segment by segment;
-adaptation, by sentences.
+"""Models that learn from the text that they score: dynamic evaluation and adaptation.
 
 Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432): a segment is scored, and then learnt; a
 decay draws the parameters p back to the trained ones, p0.
@@ -51,8 +50,7 @@ _RULE = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=T
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DynamicReader(Reader):
-    """The model, which learns from each segment. Its state is the parameters as learnt so far, and
-    the carry.
+    """The model, which learns from each segment. Its state: the parameters so far, and the carry.
 
     Attributes:
         network: The network with the trained parameters.
@@ -68,6 +66,7 @@ class DynamicReader(Reader):
 
     @property
     def segment(self) -> int:
+        """Tokens that are scored, then learnt."""
         return self.protocol.segment_length
 
     @property
@@ -77,9 +76,11 @@ class DynamicReader(Reader):
         return max(1, MOST_COPIES // size)
 
     def start(self) -> tuple[Params, Carry]:
+        """As `Reader.start`."""
         return self.network.params, self.network.carry()
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """As `Reader.read`."""
         params, carry = state
         network = self.network._replace(params=params)
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
@@ -173,8 +174,9 @@ def gradient_statistics(
 
 @partial(jax.jit, static_argnames="length")
 def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
-    """Adds the squared gradients of the windows of tokens [C * length + 1, B], of which `count`
-    predictions of a row count.
+    """Adds the squared gradients of windows of tokens [C * length + 1, B].
+
+    The first `count` predictions of a row count.
     """
 
     def add(state, window):
@@ -285,8 +287,9 @@ class AdaptiveScoring:
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
 def _adapt(network, rate, learnt, tokens, carry, *, detail):
-    """Scores one sentence, then takes one step on it; with the new carry, and whether the gradient
-    was finite.
+    """Scores one sentence, then takes one step on it.
+
+    Also returns the new carry, and whether the gradient was finite.
     """
     params, momentum = learnt
     network = network._replace(params=params)

@@ -1,8 +1,7 @@
-"""Text from a model: samples in one compiled loop or without end, or by beam search. The state has
-a fixed size.
+"""Text from a model: samples in one compiled loop or without end, or by beam search.
 
-The key of a word is the seed's, folded with the sample's number and the word's, so that a sample is
-the same text alone and among many, in one piece and as a stream.
+The state has a fixed size. The key of a word is the seed's, folded with the sample's number and the
+word's, so that a sample is the same text alone and among many, in one piece and as a stream.
 
 Letters: `S` samples, `n` tokens, `B` texts of a beam, `V` vocabulary.
 """
@@ -183,7 +182,12 @@ def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -
 
 
 def carry_after(network: Network, ids: np.ndarray) -> Carry:
-    """The carry of one row after ids [n], from zero; few sizes are compiled."""
+    """The carry of one row after some tokens, from zero; few sizes are compiled.
+
+    Args:
+        network: The model.
+        ids: Ids [n].
+    """
     room = max(READ, 1 << len(ids).bit_length())
     return _read(network, np.pad(ids, (0, room - len(ids))), len(ids))
 
@@ -199,7 +203,12 @@ def _read(network, tokens, count):
 
 
 def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
-    """The probabilities [V] of the token after a text's ids [n], of which there is at least one."""
+    """The probabilities [V] of the token after a text.
+
+    Args:
+        network: The model.
+        ids: Ids [n] of the text, n >= 1.
+    """
     return np.asarray(_next_word(network, ids[-1:], carry_after(network, ids[:-1]))[0])
 
 
@@ -287,10 +296,19 @@ def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.A
 
 @jax.jit
 def advance(network, sampling, position, key, count, end):
-    """Draws `count` tokens, at most CHUNK, for each of S samples; the token `end` ends a sample.
+    """Draws tokens for each of S samples.
 
-    Returns the new position; tokens [CHUNK, S], -1 where a sample has ended; and their
-    log-probabilities [CHUNK, S].
+    Args:
+        network: The model.
+        sampling: How tokens are drawn.
+        position: The state of the samples.
+        key: The key of all texts.
+        count: How many tokens, at most CHUNK.
+        end: Id that ends a sample; -1: none.
+
+    Returns:
+        The new position; tokens [CHUNK, S], -1 where a sample has ended; and their
+        log-probabilities [CHUNK, S].
     """
     S = len(position.token)
     keys = jax.vmap(lambda sample: jax.random.fold_in(key, sample))(jnp.arange(S))

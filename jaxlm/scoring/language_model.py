@@ -1,6 +1,4 @@
-"""A trained model as an object: perplexity, surprisal, minimal pairs, text and more, in one line
-each.
-"""
+"""A trained model as an object: perplexity, surprisal, minimal pairs, text and more."""
 
 import math
 import sys
@@ -120,9 +118,7 @@ class LanguageModel:
 
     @cached_property
     def _tokenizers(self) -> dict[str, Tokenizer]:
-        """Functions from a line to the pieces of each displayed word, by name; "" is the training
-        text's.
-        """
+        """Tokenizers by name; "" is the training text's."""
         ptb = PTBTokenizer(self.vocab)
         own = ptb if is_tokenised(self.vocab) else at_white_space
         return {"": own, "ptb": ptb, "none": at_white_space}
@@ -137,9 +133,7 @@ class LanguageModel:
         return as_read(self.config.data, text)
 
     def line_as_read(self, line: str) -> str:
-        """A line as it is read after another line: `cased`, without indentation if the run's text
-        was read so.
-        """
+        """A line in the case and the lines of the run's text, as it is read after another line."""
         return self.cased(f"\n{line}")[1:]
 
     def tokens(self, text: Sentence, tokenizer: str | None = None) -> list[str]:
@@ -287,8 +281,9 @@ class LanguageModel:
     def perplexity(
         self, text: str, *, tokenizer: str | None = None, from_eos: bool = False
     ) -> float:
-        """exp of the mean nats of every word of a text but the first; the state is passed on from
-        line to line.
+        """The perplexity of every word of a text but the first.
+
+        The state is passed on from line to line.
 
         Args:
             text: The text; a newline is a word `<eos>`.
@@ -567,8 +562,7 @@ class LanguageModel:
         return (table for _, _, table in self.scored(sentences, how))
 
     def word_surprisal(self, sentences: Iterable[Sentence], **options: Any) -> WordSurprisals:
-        """The surprisal of every displayed word (one with white space around it), its pieces
-        summed.
+        """The surprisal of every displayed word: one with white space around it, its pieces summed.
 
         Args:
             sentences: Lines.

@@ -1,5 +1,4 @@
-"""Monte Carlo dropout: the probabilities of many networks, each with units dropped as in training,
-averaged.
+"""Monte Carlo dropout: the mean of the probabilities of many networks with dropout.
 
 Gal and Ghahramani 2016, arXiv:1512.05287. The same networks read every text: the seed, the
 network's number and the number of the window decide what is dropped. A window is as long as in
@@ -32,8 +31,7 @@ from jaxlm.scoring.token_scores import (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MCReader(Reader):
-    """The mean of networks with dropout. Its state is the number of the window, and the carry of
-    every network.
+    """The mean of networks with dropout. Its state: the number of the window, and every carry.
 
     Attributes:
         network: The network, with the rates that masks are drawn with.
@@ -76,11 +74,13 @@ class MCReader(Reader):
         return MCReader(network._replace(model=replace(model, **scaled)), protocol, bptt_length)
 
     def start(self) -> tuple[jax.Array, Carry]:
+        """As `Reader.start`."""
         samples = self.protocol.samples
         carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * samples), self.network.carry())
         return jnp.int32(0), carries
 
     def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """As `Reader.read`."""
         window, carries = state
         inputs, targets, _ = tokens
         T = len(inputs)

@@ -1,5 +1,4 @@
-"""Minimal pairs in BLiMP's format (Warstadt et al. 2020, arXiv:1912.00582): is the good sentence
-the likelier one?
+"""Minimal pairs in BLiMP's format (Warstadt et al. 2020, arXiv:1912.00582).
 
 A pair is correct where the good sentence has strictly more log-probability; ties are counted, and
 are not correct.

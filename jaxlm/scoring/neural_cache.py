@@ -1,8 +1,7 @@
-"""Neural cache (Grave et al. 2017, arXiv:1612.04426): words that came lately after features like
-these are likelier.
+"""Neural cache (Grave et al. 2017, arXiv:1612.04426).
 
-The cache holds the last W pairs of (outputs of the last layer, the word that came after them). At
-features h
+Words that came lately after features like these are likelier. The cache holds the last W pairs of
+(outputs of the last layer, the word that came after them). At features h
 
     p(w) = (1 - lambda) p_model(w) + lambda * sum over i of [w_i = w] softmax_i(theta * h . h_i)
 
@@ -60,10 +59,12 @@ class CacheReader(Reader):
     protocol: Cache
 
     def within(self, tokens: int) -> "CacheReader":
+        """As `Reader.within`."""
         window = min(self.protocol.cache_window, tokens)  # a text so short fills no more
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
     def start(self) -> CacheState:
+        """As `Reader.start`."""
         W = self.protocol.cache_window
         H = self.network.model.hidden_sizes[-1]
         keys = jnp.zeros((W, H), self.network.params["embedding"].dtype)
@@ -72,6 +73,7 @@ class CacheReader(Reader):
     def read(
         self, state: CacheState, tokens: Tokens, detail: Detail
     ) -> tuple[TokenScores, CacheState]:
+        """As `Reader.read`."""
         inputs, targets, counted = tokens
         network = self.network
         protocol = self.protocol

@@ -1,5 +1,4 @@
-"""How a text is read for scores, segment by segment: a `Reader` for each protocol, and two ways to
-run one.
+"""How a text is read for scores: a `Reader` for each protocol, and two ways to run one.
 
 A reader is a pure function from a state and a segment to the scores of each token and a new state.
 `OneStream` passes the state on from sentence to sentence; `each_sentence` begins every sentence
@@ -49,8 +48,10 @@ CALLS = 2
 
 
 class Reader:
-    """How a model reads a text: a state before the first token, and a pure function from a state
-    and tokens to nats and the next state. A subclass is a pytree, so that a program takes it.
+    """How a model reads a text, segment by segment.
+
+    A state before the first token, and a pure function from a state and tokens to nats and the next
+    state. A subclass is a pytree, so that a program takes it.
 
     A model that is no network (an n-gram) plugs in here. It defines `start` and `read` for one
     text, or `start_all` and `read_all` for B texts side by side, and is what
@@ -130,14 +131,17 @@ class ModelReader(Reader):
     protocol: Plain
 
     def start_all(self, texts: int) -> Carry:
+        """As `Reader.start_all`."""
         return self.network.carry(texts)
 
     def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
+        """As `Reader.read_all`."""
         features, state = self.network.features(tokens.inputs, state)
         temperature = getattr(self.protocol, "temperature", None)
         return own_scores(self.network, features, tokens, detail, temperature), state
 
     def nats_of_all(self, state: Carry, tokens: Tokens) -> tuple[jax.Array, Carry]:
+        """As `Reader.nats_of_all`."""
         features, state = self.network.features(tokens.inputs, state)
         return self.network.token_nats(features, tokens.targets), state
 
@@ -145,11 +149,10 @@ class ModelReader(Reader):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GridReader(Reader):
-    """Scores a text under a grid of protocol settings in one pass: nats alone, [T, B, G1, G2, ...],
-    an axis a field.
+    """Scores a text under a grid of protocol settings in one pass.
 
-    The state must not depend on the settings. What a field does not touch is computed once for all
-    of its values.
+    It finds nats alone, [T, B, G1, G2, ...], with an axis for each field. The state must not depend
+    on the settings. What a field does not touch is computed once for all of its values.
 
     Attributes:
         reader: A reader with a protocol.
@@ -162,9 +165,12 @@ class GridReader(Reader):
     values: tuple[jax.Array, ...]
 
     def start_all(self, texts: int) -> Any:
+        """As `Reader.start_all`."""
         return self.reader.start_all(texts)
 
     def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """As `Reader.read_all`."""
+
         def read(*settings):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, settings, strict=True)))
             reader = replace(self.reader, protocol=protocol)
@@ -268,9 +274,7 @@ def read_and_predicted(ids: np.ndarray) -> np.ndarray:
 def _read_segments(
     reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
 ) -> tuple[list[TokenScores], Any]:
-    """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after
-    them.
-    """
+    """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after."""
     done = 0
     scores = []
     while done < tokens.shape[1]:
@@ -298,7 +302,15 @@ def _read(reader, state, tokens, *, detail):
 
 @jax.jit
 def carries(network, tokens):
-    """The carry after each of tokens [N], from zero: leaves [N, 1, ...]."""
+    """The carry after each token, from zero.
+
+    Args:
+        network: The model.
+        tokens: Ids, int32 [N].
+
+    Returns:
+        A carry with leaves [N, 1, ...].
+    """
 
     def step(carry, token):
         _, carry = network.features(token[None, None], carry)

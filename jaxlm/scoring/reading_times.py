@@ -1,6 +1,4 @@
-"""What studies of reading times ask of a model: surprisal of spans of characters; words' frequency
-and length.
-"""
+"""What studies of reading times ask: surprisal of spans, and words' frequency and length."""
 
 import math
 import re
@@ -40,8 +38,9 @@ def span_surprisal(
     where: Callable[[int], str] = "sentence {}".format,
     **options: Any,
 ) -> WordSurprisals:
-    """The surprisal of a span of characters of each line (Giulianelli et al. 2024,
-    arXiv:2410.02691).
+    """The surprisal of a span of characters of each line.
+
+    Giulianelli et al. 2024, arXiv:2410.02691.
 
     It is -log p(the sentence begins with the text up to the span's end) / p(... up to its
     beginning), whatever follows: where a span cuts a token, all tokens that begin alike are summed.
@@ -141,9 +140,7 @@ def _cut_in_pieces(
 
 
 def _as_read(lm: LanguageModel, text: str) -> str:
-    """The beginning of a line, whose tokens are no words, as the model reads it: in its case, and
-    normalised.
-    """
+    """The beginning of a line, whose tokens are no words, in the model's case and normalised."""
     return "".join(lm.vocab.tokens.pieces(lm.vocab.tokenize(lm.line_as_read(text))))
 
 
@@ -177,8 +174,10 @@ def predictors(
 
 
 def read_counts(path: str | Path) -> Mapping[str, int]:
-    """How often each word is in a text, by a table with the columns `word` and `count`; without
-    the punctuation at its edges. Raises DataError where the table is malformed.
+    """How often each word is in a text, by a CSV file with the columns `word` and `count`.
+
+    Words are counted without the punctuation at their edges. Raises DataError where the file is
+    malformed.
     """
     table = read_table(path, "word")
     counts = Counter[str]()

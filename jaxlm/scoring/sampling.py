@@ -1,5 +1,4 @@
-"""How the next word is drawn: temperature, top-k, top-p, min-p, a penalty on repetition, and words
-that are banned.
+"""How the next word is drawn: temperature, top-k, top-p, min-p, a penalty, and banned words.
 
 Every number is traced, so that changing one compiles nothing, and no vocabulary is sorted: the
 least probability that is kept is found by bisection over the bits of a float, exactly, in 30
@@ -126,7 +125,7 @@ def draw(
 
 
 def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """log p of one word a row: logits [S, V], ids [S] -> [S]."""
+    """Log p of one word a row: logits [S, V], ids [S] -> [S]."""
     return jnp.take_along_axis(logits, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
 
 
@@ -148,8 +147,9 @@ def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> j
 
 
 def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
-    """Odds with those of words that are not among the likeliest set to 0: by top-k, then by top-p
-    among the words that top-k leaves, then by min-p.
+    """Odds with those of words that are not among the likeliest set to 0.
+
+    By top-k, then by top-p among the words that top-k leaves, then by min-p.
 
     Args:
         sampling: How words are drawn.
@@ -167,10 +167,10 @@ def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
 
 
 def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Odds with those below the largest t in [0, 1] of the row for which `enough(odds >= t)` set to
-    0.
+    """Odds with those that are not needed set to 0.
 
-    The bits of odds in [0, 1], read as integers, are in the order of the odds.
+    In each row the odds below t are, the largest t in [0, 1] for which `enough(odds >= t)`. The
+    bits of odds in [0, 1], read as integers, are in the order of the odds.
 
     Args:
         odds: Odds in [0, 1], [S, V].
@@ -221,8 +221,9 @@ def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _first_above(sums: jax.Array, target: jax.Array) -> jax.Array:
-    """Where running sums [S, n] first exceed the target [S]; where rounding lets none, where they
-    last grow.
+    """Where running sums [S, n] first exceed the target [S].
+
+    Where rounding lets none exceed it, where they last grow.
     """
     last = (sums < sums[:, -1:]).sum(-1)
     return jnp.minimum((sums <= target[:, None]).sum(-1), last)

@@ -1,5 +1,4 @@
-"""Sentences as a model reads them: the tokens, their ids between two `<eos>`, and the words that
-they make up.
+"""Sentences as a model reads them: tokens, ids between two `<eos>`, and words.
 
 Tokens that are pieces of words (subwords, characters, bytes) say where a word begins, and not where
 it ends. So the probability of a word is that of its pieces and of a boundary B after them, given
@@ -55,7 +54,12 @@ class Encoded:
     cuts: np.ndarray
 
     def unknown_in(self, start: int, stop: int) -> list[str]:
-        """The displayed words from `start` to `stop` that have an unknown token."""
+        """The displayed words that have an unknown token.
+
+        Args:
+            start: The first word.
+            stop: The word after the last.
+        """
         return [
             word
             for word, (first, end) in zip(
@@ -103,9 +107,7 @@ class Boundaries(NamedTuple):
         return Boundaries(begins, blank, ends)
 
     def split(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and the `<eos>` after
-        them.
-        """
+        """`starts` and `cuts` of a sentence, by the ids [n + 1] of its tokens and its `<eos>`."""
         ended = self.ends[ids[:-1]]
         begins = (self.begins[ids[1:]] | ended) & ~self.blank[ids[:-1]]
         begins[-1:] = True
@@ -114,8 +116,9 @@ class Boundaries(NamedTuple):
 
 
 def is_punctuation(text: str) -> bool:
-    """Whether a text has marks and no letter or digit, or is the code of a bracket; U+FFFD is an
-    unknown letter.
+    """Whether a text has marks and no letter or digit, or is the code of a bracket.
+
+    U+FFFD is an unknown letter.
     """
     if text in BRACKETS.values():
         return True
@@ -283,17 +286,16 @@ def in_regions(sentence: Encoded, regions: Sequence[Region], where: str) -> list
 
 
 def _plain(text: str) -> str:
-    """A text without what reading may change: its case, the composition of its letters, and white
-    space.
-    """
+    """A text without what reading may change: case, composed letters and white space."""
     return "".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 def word_nats(
     scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]
 ) -> np.ndarray:
-    """The nats of every token that was predicted, with the P(B) of words: those of a word sum to
-    the word's.
+    """The nats of every token that was predicted, which sum to the nats of their words.
+
+    The P(B) of a word is added to its last token and to the last token before it.
 
     Args:
         scores: Scores of the sentences, one after the other.
@@ -381,7 +383,12 @@ def check_words(sentence: object) -> list[str]:
 
 
 def blocks(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of `size` items, the last one shorter."""
+    """Lists of items.
+
+    Args:
+        items: The items.
+        size: Items of a list; the last one is shorter.
+    """
     iterator = iter(items)
     while block := list(islice(iterator, size)):
         yield block

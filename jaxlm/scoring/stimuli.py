@@ -1,6 +1,4 @@
-"""Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV, each error with its
-file and line.
-"""
+"""Files of stimuli, which strangers wrote: lines of text, JSON lines and CSV."""
 
 import csv
 import json

@@ -1,5 +1,4 @@
-"""Surprisal word by word: -log p of each word given the words before it, with the entropy of its
-prediction.
+"""Surprisal word by word, -log p of each word given the words before it, and entropy.
 
 Surprisal: Hale 2001, Levy 2008. Entropy and its reduction are defined as in neural-complexity (van
 Schijndel and Linzen 2018): the entropy of the distribution that predicts a word, and by how much it
@@ -80,8 +79,9 @@ class SurprisalOptions:
 
 
 class Table:
-    """A table of some rows, whose attributes are columns; a dataclass. Two tables are equal only if
-    they are one object.
+    """A dataclass whose attributes are the columns of a table.
+
+    Two tables are equal only if they are one object.
     """
 
     word: list[str]
@@ -162,9 +162,7 @@ class Surprisals(Table):
     top_surprisal: np.ndarray
 
     def columns(self) -> dict[str, Any]:
-        """The table: each column by its name; K pairs of columns top_1, top_1_surprisal and so on
-        at the end.
-        """
+        """The table: each column by its name, at the end top_1, top_1_surprisal, ..., up to K."""
         table: dict[str, Any] = super().columns()
         del table["top"], table["top_surprisal"]
         for k in range(self.top_surprisal.shape[1]):
@@ -220,8 +218,10 @@ def surprisals(
 
 @dataclass(frozen=True, repr=False, eq=False)
 class WordSurprisals(Table):
-    """A row for each of W displayed words: what stands between spaces, which a tokenizer may have
-    split into pieces. Punctuation that the vocabulary lacks has no pieces, and nan for numbers.
+    """A row for each of W displayed words: what stands between spaces.
+
+    A tokenizer may have split a word into pieces. Punctuation that the vocabulary lacks has no
+    pieces, and nan for numbers.
 
     Attributes:
         sentence_id: The number of the sentence, from 1, int [W].
@@ -278,6 +278,7 @@ class RegionSurprisals(WordSurprisals):
         }
 
     def words_and_unknown(self) -> tuple[int, list[str]]:
+        """How many words the regions have, and those outside the vocabulary."""
         return int(self.word_count.sum()), " ".join(self.unknown).split()
 
 

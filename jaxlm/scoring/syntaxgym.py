@@ -1,5 +1,4 @@
-"""SyntaxGym's test suites (Gauthier et al. 2020): items, conditions and regions, and formulas over
-surprisals.
+"""SyntaxGym's test suites (Gauthier et al. 2020) and their formulas over surprisals.
 
 A formula is like `(2;%mismatch%) > (2;%match%) + 1`. Numbers: literals, and the surprisal
 (N;%condition%) of a region or (*;%condition%) of all of them; `*`, then `+` and `-`, from left to

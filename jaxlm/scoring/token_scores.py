@@ -1,5 +1,6 @@
-"""A model with its parameters, and the scores that it gives to the tokens of a text: nats, entropy,
-rank and likelier words, without ever holding logits [T * B, V].
+"""A model with its parameters, and the scores that it gives to the tokens of a text.
+
+Nats, entropy, rank and likelier words are found without ever holding logits [T * B, V].
 
 Letters: `N` tokens, `K` likeliest words, `T` steps, `B` batch, `R` rows of a chunk, `H` width, `V`
 vocabulary.

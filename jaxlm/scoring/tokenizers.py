@@ -1,11 +1,11 @@
-"""From text to the words that a model reads: at white space, or as the words of Mikolov's Penn
-Treebank files.
+"""From text to the words that a model reads.
 
-In these files punctuation and clitics are split off, numbers and `%` are `N`, and the last word of
-a sentence has lost its period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp."
-becomes "the price of acme inc. 's stock ca n't rise N N at widget corp". The tokenizer is guided by
-the vocabulary: a word that it has stays whole, and a mark that it lacks is dropped, so that a
-vocabulary with commas keeps commas. `detokenized` is the way back, for people.
+It is split at white space, or as the words of Mikolov's Penn Treebank files. In these punctuation
+and clitics are split off, numbers and `%` are `N`, and the last word of a sentence has lost its
+period: "The price of Acme Inc.'s stock can't rise 3.5% at Widget Corp." becomes "the price of acme
+inc. 's stock ca n't rise N N at widget corp". The tokenizer is guided by the vocabulary: a word
+that it has stays whole, and a mark that it lacks is dropped, so that a vocabulary with commas keeps
+commas. `detokenized` is the way back, for people.
 """
 
 import re
@@ -55,11 +55,10 @@ def at_white_space(line: str) -> list[list[str]]:
 
 
 def is_tokenised(vocab: Vocab) -> bool:
-    """Whether a vocabulary is of text whose punctuation stands apart, or was removed: few words end
-    in a mark.
+    """Whether a vocabulary is of text whose punctuation stands apart, or was removed.
 
-    Abbreviations keep their periods; of Penn Treebank's words 0.4% are there with a period and
-    without.
+    Then few words end in a mark. Abbreviations keep their periods; of Penn Treebank's words 0.4%
+    are there with a period and without.
     """
     marks = sum(len(word) > 1 and word[-1] in ENDS for word in vocab.words)
     periods = sum(word.endswith(".") and word[:-1] in vocab.ids for word in vocab.words)
@@ -67,8 +66,7 @@ def is_tokenised(vocab: Vocab) -> bool:
 
 
 class PTBTokenizer:
-    """Splits the displayed words of a line into pieces; a `Tokenizer`. Linear in the length of the
-    line.
+    """Splits the displayed words of a line into pieces, in linear time; a `Tokenizer`.
 
     Args:
         vocab: The vocabulary that guides it.
@@ -157,9 +155,7 @@ class PTBTokenizer:
         return known[:1]
 
     def _whole(self, part: str) -> list[str]:
-        """The pieces of a part without marks and clitics: numbers, and slashes as the vocabulary
-        writes them.
-        """
+        """The pieces of a part without marks and clitics, as the vocabulary writes them."""
         for written in (part, part.replace("/", "\\/").replace("*", "\\*")):
             if written in self._known:
                 return [written]
@@ -174,9 +170,7 @@ class PTBTokenizer:
 
 
 def detokenized(words: Iterable[str]) -> Iterator[str]:
-    """Text that people read, in pieces as they come: clitics and marks at their words, a newline
-    for `<eos>`.
-    """
+    """Text that people read: clitics and marks at their words, a newline for `<eos>`."""
     joined = True
     for word in words:
         shown = READABLE.get(word, word.replace("\\/", "/"))
