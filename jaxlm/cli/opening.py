@@ -28,12 +28,13 @@ def check_run(run: Path) -> None:
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
 
 
-def open_model(run: Path, checkpoint: str) -> LanguageModel:
+def open_model(run: Path, checkpoint: str, data_dir: Path | None = None) -> LanguageModel:
     """Loads the model of a run.
 
     Args:
         run: The run's directory.
         checkpoint: last, best or a step.
+        data_dir: Where the model looks for Penn Treebank first.
 
     Returns:
         The model.
@@ -42,4 +43,4 @@ def open_model(run: Path, checkpoint: str) -> LanguageModel:
         JaxlmError: There is none, or it is damaged.
     """
     check_run(run)
-    return loading.load(run, checkpoint)
+    return loading.load(run, checkpoint, data_dir)

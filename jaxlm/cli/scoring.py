@@ -199,7 +199,10 @@ def surprisal(args: argparse.Namespace) -> None:
         "top_k": args.top_k or 0,
     }
     names_differ = len({run.name for run in runs}) == len(runs)
-    lms = {run.name if names_differ else str(run): open_model(run, args.checkpoint) for run in runs}
+    lms = {
+        run.name if names_differ else str(run): open_model(run, args.checkpoint, args.data_dir)
+        for run in runs
+    }
     rate: float | None = args.adapt
     scorers: dict[str, Any] = {}
     for name, lm in lms.items():
@@ -212,7 +215,7 @@ def surprisal(args: argparse.Namespace) -> None:
     counts = {}
     if args.predictors:
         given = read_counts(args.frequencies) if args.frequencies else None
-        counts = {name: given or _word_counts(name, lm, args.data_dir) for name, lm in lms.items()}
+        counts = {name: given or _word_counts(name, lm) for name, lm in lms.items()}
     join = side_by_side
     if args.mean:
         join = mean_table
@@ -294,7 +297,7 @@ def states(args: argparse.Namespace) -> None:
 def minimal_pairs(args: argparse.Namespace) -> None:
     """Prints the accuracy on minimal pairs, in all and of each paradigm."""
     options = _options(args)
-    lm = open_model(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint, args.data_dir)
     with _writer(args.output, args.format) as write:
         result = lm.minimal_pairs(args.pairs, eos=args.eos, **options)
         write(_columns(result.total._fields, [*result.by_uid, result.total]), True)
@@ -310,7 +313,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
 def syntaxgym(args: argparse.Namespace) -> None:
     """Prints which predictions of test suites hold."""
     options = _options(args)
-    lm = open_model(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint, args.data_dir)
     rows = []
     with _writer(args.output, args.format) as write:
         suites = [read_suite(path) for path in args.suites]  # All, before the first is scored.
@@ -358,7 +361,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "oov": args.oov,
         "tokenizer": args.tokenizer,
         "boundary": args.boundary,
-        "data_dir": args.data_dir,
         "punctuation": args.punctuation or "word",
         "protocol": given_protocol(args),
     }
@@ -435,10 +437,10 @@ def _stimulus_columns(
     return repeated
 
 
-def _word_counts(name: str, lm: LanguageModel, data_dir: Path | None) -> Mapping[str, int] | None:
+def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
     """How often each word is in a run's training text; None, with a note, without the text."""
     try:
-        return word_counts(lm.find_corpus(data_dir=data_dir))
+        return word_counts(lm.find_corpus())
     except DataError as error:  # Its sentence may name flags of other verbs.
         reason = str(error)
         if lm.config.data.corpus == UNKNOWN:

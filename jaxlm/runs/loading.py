@@ -29,19 +29,22 @@ FIXED = {  # fields of the model that the parameters fix
 }
 
 
-def load(run_dir: str | Path, which: str = "last") -> LanguageModel:
+def load(
+    run_dir: str | Path, which: str = "last", data_dir: str | Path | None = None
+) -> LanguageModel:
     """The model of a run's checkpoint. The state of its optimiser is verified, and takes no memory.
 
     Args:
         run_dir: The run's directory.
         which: `last`, `best` (on validation), or a step.
+        data_dir: Where the model looks for Penn Treebank first.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
     run_dir = checked_value("run_dir", run_dir, Path)
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
-    return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus)
+    return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus, data_dir)
 
 
 def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel:

@@ -93,12 +93,14 @@ class LanguageModel:
         config: The config of the run.
         vocab: The tokens.
         corpus: Name and hashes of the training corpus.
+        data_dir: Where to look for Penn Treebank first, if a method is not told.
     """
 
     params: Params
     config: Config
     vocab: Vocab
     corpus: dict[str, str]
+    data_dir: str | Path | None = None
     # Gradient statistics of training texts that were read, for dynamic evaluation.
     _statistics: dict[Any, Params] = field(default_factory=dict, init=False)
 
@@ -234,7 +236,8 @@ class LanguageModel:
         Raises:
             JaxlmError: An option is none of the choices.
         """
-        return self._scoring(SurprisalOptions(context=context, **options), full)
+        how = SurprisalOptions(context=context, **options)
+        return self._scoring(how, full)
 
     def _scoring(self, how: SurprisalOptions, full: bool) -> Scoring:
         protocol = protocol_of(how.protocol)
@@ -467,6 +470,7 @@ class LanguageModel:
         Raises:
             DataError: It cannot be read, or is not the training corpus.
         """
+        data_dir = data_dir or self.data_dir
         if isinstance(corpus, str | Path):
             return load_corpus(
                 corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options
