@@ -28,6 +28,7 @@ from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.status import Status, status
 
 GOLDEN = (
     ROOT / "tests/golden/run"
@@ -504,3 +505,28 @@ def test_no_verb_writes_over_a_file_of_the_run(run_dir, tmp_path, capsys, verb):
         assert main([verb, *arguments]) == 1
         assert f"it belongs to the run in {run_dir}: name another file" in capsys.readouterr().err
     assert contents(run_dir) == before
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_lost_run_json_is_replaced_and_told(run_dir, corpus, content):
+    (run_dir / "run.json").unlink()
+    if content:
+        (run_dir / "run.json").write_text(content)
+    with lock(run_dir) as held:
+        found, notes = rundir.resume(held.folder, CONFIG, corpus)
+    assert found and len(notes) == 1
+    assert f"{run_dir / 'run.json'} cannot be read: " in notes[0]
+    assert "a new one is written" in notes[0]
+    assert rundir.saved_record(run_dir)["params"] == "unknown"
+
+
+def test_how_far_a_run_has_come(run_dir):
+    assert status(run_dir) == Status("stopped", 23, 44)
+    assert str(status(run_dir)) == "stopped at window 23 of 44"
+    metrics = run_dir / "metrics.jsonl"
+    lines = metrics.read_bytes()
+    metrics.write_bytes(lines + b'{"kind":"diverged","corpus":"text","step":24,"epoch":2}\n')
+    assert status(run_dir) == Status("diverged", 23, 44)
+    metrics.write_bytes(lines)
+    (run_dir / "run.json").unlink()
+    assert str(status(run_dir)) == "stopped at window 23"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
 from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics
+from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics, read_timing
 
 NAN = float("nan")
 INF = float("inf")
@@ -284,3 +284,13 @@ def test_importing_loads_no_jax_rich_or_matplotlib():
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_of_an_epoch_that_was_trained_twice_the_later_timing_counts(tmp_path):
+    with opened(tmp_path) as log:
+        log.timing(epoch=1, seconds=9.0, words_per_second=10.0)
+        log.timing(epoch=2, seconds=8.0, words_per_second=11.0)
+        log.timing(epoch=1, seconds=7.0, words_per_second=12.0)
+        log.timing(epoch=1, seconds="unknown", words_per_second=13.0)
+    assert read_timing(tmp_path)[1] == {"seconds": 7.0, "words_per_second": 12.0}
+    assert sorted(read_timing(tmp_path)) == [1, 2]

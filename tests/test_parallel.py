@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from processes import ONE_THREAD
 
+from jaxlm.distributed import hosts
+from jaxlm.errors import JaxlmError
 from jaxlm.ops.dropout import draw_mask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,3 +257,18 @@ follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 2,
 follow_penn_treebank(recorded(Path({str(ptb_dir)!r})), parallel.make_mesh(60, 4)[0])
 """,
     )
+
+
+def test_processes_agree_on_the_largest_value(monkeypatch):
+    """As on a signal that one of them has received, and on a failure in one."""
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    others = [-1, 15]
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.process_allgather",
+        lambda value: np.array([value, *others]),
+    )
+    assert hosts.agreed(0) == 15
+    with pytest.raises(JaxlmError, match="another process failed"):
+        hosts.together(lambda: "done")
+    others = [-1, 0]
+    assert hosts.agreed(3) == 3 and hosts.together(lambda: "done") == "done"

@@ -979,6 +979,16 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1
 
 
+def test_workers_share_the_memory_for_groups(monkeypatch):
+    large = jaxlm.preset("zaremba-large")
+    plan = Plan(large, read_space({"seed": [1]}, large), "random", 12, 1, False, {})
+    room = 1 << 30
+    monkeypatch.setattr("jaxlm.runs.ram.available", lambda: room)
+    while group_size(large, plan, 1) < 4:
+        room *= 2
+    assert group_size(large, plan, 4) < group_size(large, plan, 2) < group_size(large, plan, 1)
+
+
 def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
     monkeypatch.setattr(supervisor, "cores", lambda: [0, 1, 2, 3])
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
