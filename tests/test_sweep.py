@@ -979,6 +979,23 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1
 
 
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_an_empty_slot_costs_no_window_where_members_follow_one_another(monkeypatch, vmapped):
+    group = MemberGroup(3, vmapped)
+    run = SimpleNamespace(step=0, plan=WindowPlan(45, 20, 1), config=TINY)
+    group.runs = [run, None, run]
+    group._members = (None, None)
+    asked = []
+
+    def train_members(recipes, states, tokens, windows, counts, **_):
+        asked.extend(counts.tolist())
+        return states, None
+
+    monkeypatch.setattr(members, "train_members", train_members)
+    group.train(np.zeros((45, 2), np.int32), 0, 2, 0)
+    assert asked == ([2, 2, 2] if vmapped else [2, 0, 2])
+
+
 def test_workers_share_the_memory_for_groups(monkeypatch):
     large = jaxlm.preset("zaremba-large")
     plan = Plan(large, read_space({"seed": [1]}, large), "random", 12, 1, False, {})
