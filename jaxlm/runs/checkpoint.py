@@ -229,8 +229,7 @@ def load(
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged; then the newest intact one
-        is
-            offered.
+            is offered.
     """
     path = find(run, which)
     try:

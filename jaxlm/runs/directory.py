@@ -89,8 +89,7 @@ def begin(run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()) -
 
     Raises:
         RunDirError: The directory is not empty or cannot be written, or no checkpoint could hold
-        the
-            vocabulary.
+            the vocabulary.
     """
     check(run, resume=False)
     size = len(corpus.vocab.to_json())  # ASCII
@@ -192,8 +191,7 @@ def resume(
 
     Raises:
         RunDirError: The run there has another config or corpus (each difference is named), had not
-        saved
-            the parameters that it was given, or cannot be written.
+            saved the parameters that it was given, or cannot be written.
         CheckpointError: There are checkpoints, and none is intact.
     """
     what = f"{run.path} cannot be resumed"

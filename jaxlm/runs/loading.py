@@ -152,7 +152,7 @@ def keep_model(
 
     Raises:
         JaxlmError: The parameters do not have the config's shapes, or the directory cannot be
-        written.
+            written.
     """
     config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec)
     state = state_arrays.new_state(config, params)

@@ -1,8 +1,8 @@
 """The dtype that a run multiplies in: `auto` is bfloat16 where that is measured to be faster.
 
 A processor's instructions say nothing of its rates: with AVX512_BF16 and without AMX bfloat16 may
-be the slower one. The rates are measured once for each shape, device and version of JAX,
-and lie in the user's cache.
+be the slower one. The rates are measured once for each shape, device and version of JAX, and lie in
+the user's cache.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import math
 import os
 import time
 from contextlib import suppress
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,33 +31,33 @@ TURN = 0.005  # seconds that a dtype has at a time
 TURNS = 5
 
 
-class Resolved(NamedTuple):
-    """A config whose dtype is chosen."""
+def resolved(config: Config) -> tuple[Config, dict[str, float] | None, list[str]]:
+    """Chooses the dtype in place of `auto`. Every process must call it; all choose the same.
 
-    config: Config
-    rates: dict[str, float] | None  # {dtype: 1e9 operations a second}, if they were asked for
-    notes: list[str]  # for the user
+    Args:
+        config: The run's config.
 
-
-def resolved(config: Config) -> Resolved:
-    """The config with a dtype in place of `auto`. Every process must call it; all get the same."""
+    Returns:
+        The config with its dtype; the rates, if they were asked for (`measured_rates`); and notes
+        for the user.
+    """
     dtype = config.model.compute_dtype
     if dtype == "float32":
-        return Resolved(config, None, [])
+        return config, None, []
     rates = measured_rates(config)
     plain = rates["float32"]
     narrow = rates["bfloat16"]
-    speed = (
-        f"this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 "
-        f"and {plain:,.0f} in float32"
-    )
+    speed = f"{narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in float32"
     notes = []
     if dtype == "auto":
         dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
-        notes.append(f"compute_dtype auto: {dtype}; {speed}")
+        notes = [f"compute_dtype auto: {dtype}; this model's products run here at {speed}"]
     elif narrow < plain:
-        notes.append(f"compute_dtype bfloat16 is slower than float32: {speed}")
-    return Resolved(config.replace(compute_dtype=dtype), rates, notes)
+        notes = [
+            "compute_dtype bfloat16 is slower than float32: this model's products run here at "
+            f"{speed}"
+        ]
+    return config.replace(compute_dtype=dtype), rates, notes
 
 
 def measured_rates(config: Config) -> dict[str, float]:
@@ -68,8 +67,9 @@ def measured_rates(config: Config) -> dict[str, float]:
     """
     precision = config.model.matmul_precision
     shape = largest_product(config)
-    machine = (processor(), os.cpu_count(), jax.__version__, jax.local_devices()[0].device_kind)
-    name = hashlib.sha256(repr((shape, precision, machine)).encode()).hexdigest()[:16] + ".json"
+    device = jax.local_devices()[0].device_kind
+    key = repr((shape, precision, processor(), os.cpu_count(), jax.__version__, device))
+    name = hashlib.sha256(key.encode()).hexdigest()[:16] + ".json"
     folder = cache_dir() / "rates"
     with suppress(OSError, ValueError), Folder.open(folder) as cache:
         return from_hashed_json(cache.read(name, 1000))

@@ -48,8 +48,7 @@ def reproduce(
 
     Raises:
         JaxlmError: The run cannot be trained again: its parameters were given, its corpus has
-        changed,
-            or its last checkpoint or its metrics are damaged.
+            changed, or its last checkpoint or its metrics are damaged.
     """
     run_dir = Path(run_dir)
     again = Path(again or f"{os.path.abspath(run_dir)}-again")

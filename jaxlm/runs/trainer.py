@@ -102,8 +102,7 @@ def train(
 
     Raises:
         JaxlmError: A mistake in the arguments, a run directory or corpus that cannot be used, or a
-        run
-            that diverged.
+            run that diverged.
     """
     if not isinstance(config, Config):
         raise JaxlmError(
@@ -194,7 +193,7 @@ def with_corpus(
 
     Raises:
         JaxlmError: The corpus cannot be used, or has more words or fewer tokens than the config
-        allows.
+            allows.
     """
     if not isinstance(corpus, Corpus):
         if corpus is not None:

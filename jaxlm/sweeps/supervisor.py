@@ -117,7 +117,7 @@ def sweep(
     ):  # (the recipe's own value of a field of the space is never trained, and need not fit)
         fitting = config.replace(**first_values(draft.space))
     loaded, found = with_corpus(fitting, corpus, data_dir)
-    loaded = precision.resolved(loaded).config
+    loaded, _, _ = precision.resolved(loaded)
     read = (
         {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}
     )  # (else of one text alone)

@@ -185,7 +185,7 @@ def train_step(
 
     Raises:
         JaxlmError: The schedule depends on the number of all windows, and the window does not tell
-        it.
+            it.
     """
     if window.total is None and recipe.schedule.depends_on_total:
         raise JaxlmError(
