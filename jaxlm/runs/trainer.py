@@ -153,23 +153,16 @@ def train(
 
         run = hosts.together(begin)
         shared = folder or run.folder.path
-        resumed_at, saved_state = _saved_state(run, shared)
-        state = saved_state or state or new_state(config, params, sharing)
+        saved = _saved_state(run, shared)
+        begins = saved is None
+        state = saved or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
-        del state, saved_state  # the group has copies
+        del state, saved  # the group has copies
         progress = held.enter_context(_progress(run, quiet or not first, notes))
-        if resumed_at is None and (params is not None or run.finished):
+        if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
-        progress.doing("compiling")
-        profiler = held.enter_context(Profiler(run.folder.path, profile if run.kept else None))
-        with signals.noted() as stop:
-            reporter = _Reporter(run, progress, stop, profiler)
-            stopped_by = fit(group, reporter)
-            if stopped_by is None:  # a signal may have come in the last validation
-                stopped_by = reporter.stopped()
-        if profiler.written:
-            progress.say(f"trace of {profile} windows: {profiler.path}", wrap=False)
+        stopped_by = _fit(run, group, progress, profile)
         return _finish(run, group, shared, progress, stopped_by, data_dir)
 
 
@@ -253,16 +246,16 @@ def _spread(mesh: Mesh | None) -> tuple[int, int]:
     return mesh.shape[DATA], mesh.shape[MODEL]
 
 
-def _saved_state(run: Run, shared: Path) -> tuple[int | None, TrainState | None]:
-    """The step and the state that a run is resumed from, in every process; None: it begins."""
+def _saved_state(run: Run, shared: Path) -> TrainState | None:
+    """The state that a run is resumed from, in every process; None: it begins."""
     step = hosts.agreed(run.step if run.resumed else -1)
     if step < 0:
-        return None, None
+        return None
     resumed = run.resumed
     run.resumed = None
     run.step = step
     saved = hosts.together(lambda: resumed or checkpoint.load(shared, str(step)))
-    return step, saved.state
+    return saved.state
 
 
 def _progress(run: Run, quiet: bool, notes: list[str]) -> Progress:
@@ -320,6 +313,20 @@ class _Reporter(Observer):
             self._progress.say(
                 f"by its validations so far, averaging starts with window {run.step + 1}"
             )
+
+
+def _fit(run: Run, group: SingleGroup, progress: Progress, profile: int | None) -> int | None:
+    """Trains a run, and traces so many of its windows. Returns the signal that has stopped it."""
+    progress.doing("compiling")
+    traced = profile if run.kept else None
+    with Profiler(run.folder.path, traced) as profiler, signals.noted() as stop:
+        reporter = _Reporter(run, progress, stop, profiler)
+        stopped_by = fit(group, reporter)
+        if stopped_by is None:  # a signal may have come in the last validation
+            stopped_by = reporter.stopped()
+    if profiler.written:
+        progress.say(f"trace of {profile} windows: {profiler.path}", wrap=False)
+    return stopped_by
 
 
 def _finish(
