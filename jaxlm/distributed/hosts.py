@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import reason
@@ -116,9 +117,7 @@ def agreed(value: int) -> int:
     """The largest of the values that the processes give. Every process must call it."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental.multihost_utils import process_allgather
-
-    return int(process_allgather(np.int32(value)).max())
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def together(action: Callable[[], T]) -> T:
