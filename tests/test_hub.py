@@ -34,7 +34,7 @@ from jaxlm.scoring.language_model import LanguageModel
 
 KINDS = ["words", "characters", *test_tokens.KINDS]
 PARTS = [
-    *" \t\n\r\x0b\x1c\x85\u3000\u200b<",
+    *" \t\n\r\x0b\x1c\x85\u3000\u200b<\u2581",
     " <unk> ",
     " <s> ",
     "the",
@@ -175,6 +175,14 @@ def test_the_tokenizer_lowers_greek_as_python_does():
     assert peer.encode(text).ids == found.encode_text(text.lower()).tolist()
 
 
+@settings(max_examples=300)
+@given(st.text("ΣΣΣaAʰ'.\u0301\u00ad\U0001f130١ \n", max_size=9))
+@example("1Σ 'Σ .Σ ٠Σ AΣ'Σ 'AΣ' ʰΣ")
+def test_the_tokenizer_lowers_every_sigma_as_python_does(text):
+    peer = tokenizer("bytes", lowercase=True)
+    assert peer.encode(text).ids == vocab("bytes").encode_text(text.lower()).tolist()
+
+
 def test_a_model_that_knows_no_newline_is_refused(tmp_path):
     lm = language_model(BASE, Vocab.build("ab a", kind=Characters()))
     with pytest.raises(JaxlmError, match="begin a text with a newline"):
@@ -203,16 +211,18 @@ def test_blanks_take_linear_time():
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100)
 @given(st.text("a \t\n\r", max_size=12))
+@example("")
 def test_the_tokenizer_unwraps_lines_as_jaxlm_does(kind, text):
+    """Behind a letter, behind a blank, and behind the newline that programs write before a text."""
     lm = language_model(BASE.replace(lines="unwrap"), vocab(kind))
     files = tokenizer_files(lm)
     peer = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-    ids = lm.vocab.encode(lm.tokens(f"a{text}")).tolist()
-    assert peer.encode(f"a{text}").ids == ids
-    begin = json.loads(files["tokenizer_config.json"])[
-        "bos_token"
-    ]  # which programs write before a text
-    assert kind == "json" or peer.encode(f"{begin}a{text}").ids == [lm.vocab.eos, *ids]
+    begin = json.loads(files["tokenizer_config.json"])["bos_token"]
+    for before in ("a", " "):
+        ids = lm.vocab.encode(lm.tokens(f"{before}{text}")).tolist()
+        assert peer.encode(f"{before}{text}").ids == ids
+        if before == "a" and kind != "json":
+            assert peer.encode(f"{begin}a{text}").ids == [lm.vocab.eos, *ids]
 
 
 def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_path, capsys):

@@ -1,14 +1,16 @@
-"""The generated corpus (public names `embedded` and `embedded-tiny`): English words in random sentences.
+"""The generated corpus (public names `embedded` and `embedded-tiny`): English in random sentences.
 
-The probability of every token given all before it is known exactly, and so is the *floor* under the perplexity of every
-model, which `tests/exact_models.py` computes and a test compares.
+The probability of every token given all before it is known exactly, and so is the *floor* under
+the perplexity of every model, which `tests/exact_models.py` computes and a test compares.
 
-A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and the sentence's
-*topic* then determine the distribution of the word. Every word has one class, so the words so far determine the state
-of the grammar. Topics are hidden and persist over sentences, so they must be inferred and remembered.
+A sentence is a walk through a grammar. Each step draws the *class* of the next word; the class and
+the sentence's *topic* then determine the distribution of the word. Every word has one class, so the
+words so far determine the state of the grammar. Topics are hidden and persist over sentences, so
+they must be inferred and remembered.
 
-Words and ids are the same bytes on every platform and NumPy version: the tables hold integers, each row sums to a
-power of two, and the top bits of a Philox generator's raw output are then an exact draw.
+Words and ids are the same bytes on every platform and NumPy version: the tables hold integers, each
+row sums to a power of two, and the top bits of a Philox generator's raw output are then an exact
+draw.
 """
 
 import tomllib
@@ -30,31 +32,43 @@ CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
 
 @lru_cache(maxsize=1)
 def language() -> dict[str, Any]:
-    """The content of language.toml: words, stems, grammar and sizes."""
+    """Reads language.toml: words, stems, grammar and sizes."""
     return tomllib.loads(Path(__file__).with_name("language.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
 class Size:
-    """One size of the corpus: how many tokens and words it has, and how strong each dependency is."""
+    """One size of the corpus: how many tokens and words it has, and how strong each dependency is.
+
+    Attributes:
+        seed: The seed of the generator.
+        tokens: The tokens of train, valid and test.
+        floor: The summed nats of the tokens of each split but the first, under the true source.
+        words: The words in each category; in each kind of it, if it is a content category.
+        topics: How many topics there are, a power of two.
+        kinds: How many kinds a content category has.
+        stay: The probability, in 1/256, that a sentence keeps the topic of the one before it.
+        coherence: The probability, in 1/256, that a content word has its sentence's kind.
+        boost: The factor of a word's weight in its own topic.
+        flat: The first rank of Zipf's law, for classes with topics: higher is flatter.
+        close: The weight of the end of a sentence.
+    """
 
     seed: int
-    tokens: list[int]  # of train, valid and test
-    floor: list[
-        float
-    ]  # the summed nats of the tokens of each split but the first, under the source itself
-    words: dict[str, int]  # in each category; in each kind of it, if a content category
-    topics: int  # a power of two
+    tokens: list[int]
+    floor: list[float]
+    words: dict[str, int]
+    topics: int
     kinds: int
-    stay: int  # in 1/256: the probability that a sentence keeps the topic of the one before; else it draws one
-    coherence: int  # in 1/256: the probability that a content word has its sentence's kind; else it draws one
-    boost: int  # the factor of a word's weight in its own topic
-    flat: int  # the first rank of Zipf's law, for classes with topics: higher is flatter
-    close: int  # the weight of the end of a sentence
+    stay: int
+    coherence: int
+    boost: int
+    flat: int
+    close: int
 
     @classmethod
     def of(cls, name: str) -> "Size":
-        """The size of a generated corpus."""
+        """Returns the size of a generated corpus."""
         return cls(**language()["sizes"][name])
 
 
@@ -77,26 +91,18 @@ def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
     if category in language()["words"]:
         return language()["words"][category].split()
-    stems = {
-        name: (one if isinstance(one, str) else one[kind]).split()
-        for name, one in language()["stems"].items()
-    }
+    stems = {}
+    for name, words in language()["stems"].items():
+        stems[name] = (words if isinstance(words, str) else words[kind]).split()
     if category == "name":
-        return [
-            stem + place
-            for stem, place in product(stems["names"], stems["places"][2 * kind : 2 * kind + 2])
-        ]
+        places = stems["places"][2 * kind : 2 * kind + 2]
+        return [stem + place for stem, place in product(stems["names"], places)]
     if category == "adjective":
-        return [
-            prefix + stem for prefix, stem in product(("", "once-", "ever-"), stems["adjectives"])
-        ]
+        prefixes = ("", "once-", "ever-")
+        return [prefix + stem for prefix, stem in product(prefixes, stems["adjectives"])]
     if category.startswith("noun"):
-        words = [
-            stem + end
-            for end, stem in product(
-                ("", "-expert", "-problem", "-story", "-museum"), stems["nouns"]
-            )
-        ]
+        ends = ("", "-expert", "-problem", "-story", "-museum")
+        words = [stem + end for end, stem in product(ends, stems["nouns"])]
     else:
         words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"])]
     if category in ("noun_s", "verb_p"):
@@ -108,30 +114,37 @@ def _with_s(word: str) -> str:
     """The plural of a regular noun, or the third person of a regular verb."""
     if word.endswith("y") and word[-2] not in "aeiou":
         return word[:-1] + "ies"
-    return word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return word + "es"
+    return word + "s"
 
 
 class Generator:
-    """The tables of a `Size`. Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS.
+    """The tables of a `Size`, and what draws from them.
 
-    A state is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence starts in state
-    0. `<eos>` is id 0 and class 0, and a class is a contiguous run of ids.
+    Letters: V words, C classes, S grammar states, K topics. Weights are shares of 2**BITS. A state
+    is a node of the grammar and a register: 0, or 1 + the kind of the sentence. Every sentence
+    starts in state 0. `<eos>` is id 0 and class 0, and a class is a contiguous run of ids.
 
     Attributes:
-        words, word_class: The word and the class of each id [V].
+        spec: The size.
+        words: The word of each id [V].
+        word_class: The class of each id [V].
         word_weight: The weight of each word in its class and in each topic [K, V].
-        class_weight, next_state: The weight of each class in each state, and the state after it [S, C].
+        class_weight: The weight of each class in each state [S, C].
+        next_state: The state after each class in each state [S, C].
     """
 
     def __init__(self, spec: Size):
+        """Makes the tables of a size."""
         sizes = {EOS: 1, UNK: 1, **spec.words}
-        classes = [
-            (name, kind) for name in sizes for kind in range(spec.kinds if name in CONTENT else 1)
-        ]
+        classes = []
+        for name in sizes:
+            kinds = spec.kinds if name in CONTENT else 1
+            classes += [(name, kind) for kind in range(kinds)]
         self.spec = spec
-        self.words = tuple(
-            word for name, kind in classes for word in _words(name, kind)[: sizes[name]]
-        )
+        words = [_words(name, kind)[: sizes[name]] for name, kind in classes]
+        self.words = tuple(word for several in words for word in several)
         self.word_class = np.repeat(np.arange(len(classes)), [sizes[name] for name, _ in classes])
         self.word_weight = np.concatenate(
             [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)],
@@ -140,23 +153,28 @@ class Generator:
         self.class_weight, self.next_state = _grammar_tables(spec, [name for name, _ in classes])
 
     def draw(self, length: int, stream: int) -> np.ndarray:
-        """Draws the int32 ids `[length]` of the split of a number; the last sentence is cut where the split is full."""
+        """Draws the ids of a split.
+
+        Args:
+            length: The tokens of the split; its last sentence is cut where the split is full.
+            stream: The number of the split.
+
+        Returns:
+            Ids `[length]`, int32.
+        """
         generator = np.random.Philox(key=self.spec.seed + (stream << 64))
         classes = self._draw_classes(length, generator)
         sentence = np.cumsum(classes == 0) - (classes == 0)
-        raw = generator.random_raw(
-            int(sentence[-1]) + 1
-        )  # a topic each: a new draw, or that of the sentence before
+        raw = generator.random_raw(int(sentence[-1]) + 1)
+        # Whether a sentence has a topic of its own, or keeps that of the sentence before.
         fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
         fresh[0] = True
         last = np.maximum.accumulate(np.where(fresh, np.arange(len(raw)), 0))
         topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)[last][sentence]
         # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
         row = topic * self.class_weight.shape[1] + classes
-        ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length)) - topic * len(
-            self.words
-        )
-        return ids.astype(np.int32)
+        ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length))
+        return (ids - topic * len(self.words)).astype(np.int32)
 
     def _draw_classes(self, length: int, generator: np.random.Philox) -> np.ndarray:
         """The classes of words `[length]`; many sentences advance together."""

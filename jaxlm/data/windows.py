@@ -1,4 +1,7 @@
-"""Windows: the stream of ids as `[N // B, B]`, and the rows of it that a step reads, as a function of the step."""
+"""Windows: the stream of ids as `[N // B, B]`, and the rows of it that each step reads.
+
+Which rows a step reads is a function of the step alone, so that no iterator has a state to save.
+"""
 
 import mmap
 import os
@@ -16,65 +19,93 @@ DRAWN_AT_ONCE = 4096  # lengths; another number draws others
 
 
 class Windows(NamedTuple):
-    """Where the windows of one call lie; each field is an array with one value per window."""
+    """Where the windows of one call lie; each field is an array with one value per window.
 
-    row: Any  # the row, of the tokens at hand, where the window's inputs begin
-    epoch: Any  # the epoch, from 0
-    first: Any  # whether the window is the first of its epoch
-    total: Any  # the windows of all epochs
-    length: Any = None  # random lengths: the steps that count; None: all steps
-    rate: Any = None  # random lengths: the factor on the learning rate
+    Attributes:
+        row: The row, of the tokens at hand, where the window's inputs begin.
+        epoch: The epoch, from 0.
+        first: Whether the window is the first of its epoch.
+        total: The windows of all epochs.
+        length: Of random lengths: the steps that count. None: all steps.
+        rate: Of random lengths: the factor on the learning rate.
+    """
+
+    row: Any
+    epoch: Any
+    first: Any
+    total: Any
+    length: Any = None
+    rate: Any = None
 
 
 @dataclass(frozen=True)
 class RandomLengths:
-    """Window lengths drawn from a normal distribution around T or, sometimes, T / 2 (AWD-LSTM, arXiv:1708.02182).
+    """Window lengths from a normal distribution around T or, sometimes, T / 2.
 
-    With `as_published` an epoch ends as in the published code, which drops a last window of one prediction, and
-    computes the rate of a last window that is cut short from the length that was drawn.
+    This is AWD-LSTM's schedule (Merity et al. 2018, arXiv:1708.02182).
+
+    Attributes:
+        nominal: T, the length that the learning rate is meant for.
+        short_probability: The probability that a length is drawn around T / 2.
+        deviation: The standard deviation of the lengths.
+        shortest: Shorter draws become this long.
+        longest: Longer draws become this long, and all windows are padded to it.
+        seed: The epoch is folded into it, so that an epoch's lengths follow from its number alone.
+        as_published: An epoch ends as in the published code, which drops a last window of one
+            prediction, and computes the rate of a last window that is cut short from the length
+            that was drawn.
     """
 
-    nominal: int  # T, the length that the learning rate is meant for
-    short_probability: float  # that a length is drawn around T / 2
+    nominal: int
+    short_probability: float
     deviation: float
-    shortest: int  # shorter draws become this long
-    longest: int  # longer draws become this long; all windows are padded to it
-    seed: (
-        int  # the epoch is folded into it, so that an epoch's lengths follow from its number alone
-    )
+    shortest: int
+    longest: int
+    seed: int
     as_published: bool = False
 
     def draw(self, rows: int, epoch: int) -> np.ndarray:
-        """The lengths `[W]` that are drawn for an epoch over rows of `rows` tokens; their sum is at least `rows`."""
+        """Draws the lengths of an epoch's windows.
+
+        Args:
+            rows: The tokens of a row of the batch.
+            epoch: The epoch, from 0.
+
+        Returns:
+            Lengths `[W]` whose sum is at least `rows`.
+        """
         rng = np.random.default_rng([self.seed, epoch])
-        parts = []
+        drawn = []
         covered = 0
         while covered < rows:
-            base = np.where(
-                rng.random(DRAWN_AT_ONCE) < self.short_probability, self.nominal / 2, self.nominal
-            )
-            drawn = np.trunc(
-                rng.normal(base, self.deviation)
-            )  # (AWD-LSTM's int(); it cuts off below, MoS above too)
-            parts.append(np.clip(drawn, self.shortest, self.longest).astype(np.int64))
-            covered += int(parts[-1].sum())
-        return np.concatenate(parts)
+            is_short = rng.random(DRAWN_AT_ONCE) < self.short_probability
+            base = np.where(is_short, self.nominal / 2, self.nominal)
+            # AWD-LSTM's int(). AWD-LSTM clips the short lengths only, MoS the long ones too.
+            lengths = np.trunc(rng.normal(base, self.deviation))
+            drawn.append(np.clip(lengths, self.shortest, self.longest).astype(np.int64))
+            covered += int(drawn[-1].sum())
+        return np.concatenate(drawn)
+
+
+class _Epoch(NamedTuple):
+    """The windows of an epoch; each field is `[W]`."""
+
+    rows: np.ndarray  # where each begins
+    lengths: np.ndarray | None = None  # None: all are T
+    rates: np.ndarray | None = None  # the factor on the learning rate; None: 1
 
 
 @lru_cache(maxsize=4)
-def _drawn(
-    random: RandomLengths, rows: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The windows of an epoch: the rows where they begin, their lengths, their factors on the rate; each `[W]`."""
+def _random_epoch(random: RandomLengths, rows: int, epoch: int) -> _Epoch:
     drawn = random.draw(rows, epoch)
     starts = np.concatenate([[0], np.cumsum(drawn)])
-    count = int(
-        np.searchsorted(starts, rows - 1 - random.as_published)
-    )  # the last token is only ever a target
+    last = rows - 1  # the token that is only ever a target
+    count = int(np.searchsorted(starts, last - random.as_published))
     starts = starts[:count]
     drawn = drawn[:count]
-    lengths = np.minimum(drawn, rows - 1 - starts)
-    return starts, lengths, (drawn if random.as_published else lengths) / random.nominal
+    lengths = np.minimum(drawn, last - starts)
+    rated = drawn if random.as_published else lengths
+    return _Epoch(starts, lengths, rated / random.nominal)
 
 
 @dataclass(frozen=True)
@@ -84,28 +115,33 @@ class WindowPlan:
     >>> plan = WindowPlan(rows=45, length=20, epochs=3)
     >>> plan.per_epoch, plan.total, plan.locate(3)  # step 3 is window 1 of epoch 1
     (2, 6, (1, 1))
+
+    Attributes:
+        rows: N // B, the tokens in each row of the batch.
+        length: T, the steps of a window; of random lengths the longest.
+        epochs: How many epochs are trained.
+        random: The distribution of lengths; None if all are T.
     """
 
-    rows: int  # N // B, the tokens in each row of the batch
-    length: int  # T, the steps of a window; of random lengths the longest
+    rows: int
+    length: int
     epochs: int
-    random: RandomLengths | None = None  # None: all lengths are T
+    random: RandomLengths | None = None
 
-    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """The windows of an epoch: their first rows; if random, their lengths and factors on the rate; each `[W]`."""
+    def _epoch(self, epoch: int) -> _Epoch:
         if self.random is None:
-            return np.arange(self.per_epoch) * self.length, None, None
-        return _drawn(self.random, self.rows, epoch)
+            return _Epoch(np.arange(self.per_epoch) * self.length)
+        return _random_epoch(self.random, self.rows, epoch)
 
     @cached_property
     def _edges(self) -> np.ndarray:
-        """Random lengths: the step at which each epoch begins, then the number of all steps `[epochs + 1]`."""
+        """Of random lengths: the step at which each epoch begins, then all steps `[epochs + 1]`."""
         counts = [self.windows_in(epoch) for epoch in range(self.epochs)]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def windows_in(self, epoch: int) -> int:
-        """Windows in an epoch."""
-        return len(self._epoch(epoch)[0])
+        """Returns how many windows an epoch has."""
+        return len(self._epoch(epoch).rows)
 
     @property
     def per_epoch(self) -> int:
@@ -121,32 +157,41 @@ class WindowPlan:
         return int(self._edges[-1])
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and the window's number within the epoch; both from 0."""
+        """Returns the epoch of a step, and the window's number within it, both from 0."""
         if self.random is None:
             return divmod(step, self.per_epoch)
         epoch = int(np.searchsorted(self._edges, step, side="right")) - 1
         return epoch, step - int(self._edges[epoch])
 
     def row(self, index: int, epoch: int = 0) -> int:
-        """The row where a window of an epoch begins."""
+        """Returns the row where a window begins.
+
+        Args:
+            index: The window's number within its epoch.
+            epoch: The epoch, from 0.
+        """
         if index:
-            return int(self._epoch(epoch)[0][index])
+            return int(self._epoch(epoch).rows[index])
         return 0
 
     def rows_read(self, step: int) -> int:
-        """The rows that the windows before a step read, each epoch's anew."""
+        """Returns how many rows the windows before a step read, each epoch's anew."""
         if self.random is None:
             return step * self.length
         epoch, index = self.locate(step)
         return epoch * (self.rows - 1) + self.row(index, epoch)
 
     def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
-        """The `count` windows from a step on, all of one epoch, in arrays of `size`: the other entries are padding.
+        """Returns where the windows from a step on lie, all of one epoch.
 
-        The tokens at hand begin with `first_row` of the epoch.
+        Args:
+            step: The first window.
+            count: How many windows.
+            size: The length of the arrays; entries behind `count` are padding.
+            first_row: The row of the epoch with which the tokens at hand begin.
         """
         epoch, index = self.locate(step)
-        row, length, rate = self._epoch(epoch)
+        windows = self._epoch(epoch)
 
         def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
             if column is None:
@@ -154,12 +199,12 @@ class WindowPlan:
             return np.pad(column[index : index + count].astype(dtype), (0, size - count))
 
         return Windows(
-            row=filled(row - first_row, np.int32),
+            row=filled(windows.rows - first_row, np.int32),
             epoch=np.full(size, epoch, np.int32),
             first=np.arange(index, index + size) == 0,
             total=np.full(size, self.total, np.int32),
-            length=filled(length, np.int32),
-            rate=filled(rate, np.float32),
+            length=filled(windows.lengths, np.int32),
+            rate=filled(windows.rates, np.float32),
         )
 
 
@@ -170,22 +215,32 @@ def batch(
     start: int = 0,
     stop: int | None = None,
 ) -> np.ndarray:
-    """Cuts ids `[N]` into B rows of N // B, time-major, and drops the rest; returns int32 `[stop - start, rows]`.
+    """Cuts ids into the rows of a batch, time-major, and drops the rest.
 
-    A memory-mapped file is read by calls instead of through its map: pages of the map would stay in memory, and a
-    file that was cut short would end the process. Raises DataError where it cannot be read.
+    A memory-mapped file is read by calls instead of through its map: pages of the map would stay in
+    memory, and a file that was cut short would end the process.
+
+    Args:
+        ids: The ids of a split `[N]`.
+        batch_size: B, the number of rows, of N // B ids each.
+        rows: Which rows of the batch to return.
+        start: The first id of each row.
+        stop: The id behind the last one of each row; None for the end.
+
+    Returns:
+        The ids, int32 `[stop - start, rows]`.
+
+    Raises:
+        DataError: The file cannot be read any more.
     """
     length = len(ids) // batch_size
     wanted = range(batch_size)[rows]
     stop = length if stop is None else min(stop, length)
     pieces = np.empty((len(wanted), stop - start), ids.dtype)
     places = [row * length + start for row in wanted]
-    if isinstance(ids, np.memmap) and isinstance(
-        ids.base, mmap.mmap
-    ):  # the whole map, and no view of it
-        _read(
-            Path(str(ids.filename)), pieces, [ids.offset + place * ids.itemsize for place in places]
-        )
+    if isinstance(ids, np.memmap) and isinstance(ids.base, mmap.mmap):  # not a view of a map
+        offsets = [ids.offset + place * ids.itemsize for place in places]
+        _read(Path(str(ids.filename)), pieces, offsets)
     else:
         for piece, place in zip(pieces, places, strict=True):
             piece[:] = ids[place : place + stop - start]
@@ -193,37 +248,55 @@ def batch(
 
 
 def num_windows(length: int, bptt_length: int) -> int:
-    """Windows in an epoch over rows of `length` tokens; the last token is only ever a target."""
+    """Returns how many windows an epoch has.
+
+    Args:
+        length: The tokens of a row; the last one is only ever a target.
+        bptt_length: T, the steps of a window.
+    """
     return (length - 1) // bptt_length
 
 
 def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
-    """Raises DataError if a split has no whole window, or more windows in all epochs than a run can count."""
+    """Checks that a split has a window, and all epochs no more windows than a run can count.
+
+    Args:
+        split: The split's name.
+        tokens: How many tokens it has.
+        batch_size: B, the rows of the batch.
+        bptt_length: T, the steps of a window.
+        epochs: How many epochs are trained.
+
+    Raises:
+        DataError: There are too few windows, or too many.
+    """
     windows = num_windows(tokens // batch_size, bptt_length)
     if windows * epochs > MOST_WINDOWS:
         raise DataError(
-            f"{epochs:,} epochs of {windows:,} windows exceed the {MOST_WINDOWS:,} that a run counts: lower epochs"
+            f"{epochs:,} epochs of {windows:,} windows exceed the {MOST_WINDOWS:,} that a run "
+            "counts: lower epochs"
         )
     if windows < 1:
-        least = f"batch_size {batch_size} x (bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}"
-        remedy = "lower batch_size or bptt_length, or use more text"
         raise DataError(
-            f"the {split} split has {tokens:,} tokens, fewer than one window of {least}: {remedy}"
+            f"the {split} split has {tokens:,} tokens, fewer than one window of batch_size "
+            f"{batch_size} x (bptt_length {bptt_length} + 1) = {batch_size * (bptt_length + 1):,}: "
+            "lower batch_size or bptt_length, or use more text"
         )
 
 
-def _read(path: Path, rows: np.ndarray, places: list[int]) -> None:
+def _read(path: Path, rows: np.ndarray, offsets: list[int]) -> None:
+    """Fills each row from its offset in a file. Raises DataError where there are fewer bytes."""
     try:
         with open(path, "rb", buffering=0) as file:
-            whole = all(
-                os.preadv(file.fileno(), [row], at) == row.nbytes
-                for row, at in zip(rows, places, strict=True)
-            )
+            sizes = [
+                os.preadv(file.fileno(), [row], offset)
+                for row, offset in zip(rows, offsets, strict=True)
+            ]
     except OSError as error:
         raise DataError(
             f"{path} cannot be read any more: {error.strerror or error}; fix that, then resume"
         ) from None
-    if not whole:
+    if sizes != [row.nbytes for row in rows]:
         raise DataError(
             f"{path} became shorter while it was in use: prepare its text again, then resume"
         )

@@ -8,7 +8,9 @@ import base64
 import io
 import json
 import re
+import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ import safetensors.numpy
 from flax.serialization import to_state_dict
 from jinja2 import StrictUndefined, Template
 
-from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords
+from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords, without_spelled_bytes
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
@@ -38,6 +40,8 @@ from jaxlm.units import perplexity_text
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # that str.split splits at
 _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
+_UNKNOWN = 2  # types of pieces of a SentencePiece model
+_CONTROL = 3
 
 
 def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) -> None:
@@ -189,7 +193,9 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
         for place in sorted({*special.values()})
     ]
     parts = _parts(vocab, {name: i for i, name in enumerate(names)})
-    read = [*(_FINAL_SIGMA, {"type": "Lowercase"}) * data.lowercase, *lines]
+    read = [*lines]
+    if data.lowercase:
+        read = [_final_sigma(), {"type": "Lowercase"}, *lines]
     if read:
         parts["normalizer"] = _sequence("normalizer", *read, parts.get("normalizer"))
     settings = {
@@ -229,20 +235,48 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
-# `str.lower` has another sigma at a word's end, which `tokenizers` does not know.
-_FINAL_SIGMA = _replace("(?<=[\\p{L}\\p{M}.])Σ(?![\\p{M}'\u2019.:·]*\\p{L})", "ς")
+@cache
+def _final_sigma() -> dict[str, Any]:
+    """What makes a capital sigma at a word's end the letter that `str.lower` makes of it.
+
+    `tokenizers` knows no final sigma. It is one where a cased letter stands before it and none
+    behind it, letters that case ignores left out (Unicode 3.13); `str.lower` tells which are which.
+    """
+    letters = [chr(code) for code in range(sys.maxunicode + 1)]
+    cased = {letter for letter in letters if f"{letter}Σ".lower().endswith("ς")}
+    ignored = {letter for letter in letters if f"A{letter}Σ".lower().endswith("ς")} - cased
+    return _replace(
+        f"{_char_class(cased)}{_char_class(ignored)}*\\KΣ"
+        f"(?!{_char_class(ignored)}*{_char_class(cased)})",
+        "ς",
+    )
+
+
+def _char_class(letters: set[str]) -> str:
+    """A regular expression for one of these letters."""
+    ranges: list[list[int]] = []
+    for code in sorted(map(ord, letters)):
+        if ranges and ranges[-1][1] == code - 1:
+            ranges[-1][1] = code
+        else:
+            ranges.append([code, code])
+    return "[" + "".join(f"\\x{{{low:x}}}-\\x{{{high:x}}}" for low, high in ranges) + "]"
+
+
 _NEWLINES = _replace("\r\n?", "\n")
 _LINES = {
     "eos": (),
     "stripped": (_NEWLINES, _replace("(?<![ \t])[ \t]*\n[ \t]*", "\n")),
-    # As `unwrapped` does: a newline alone becomes a space, several become one. (The first may be the bos_token.)
+    # As `unwrapped` does: a newline alone becomes a space, several become one. But a newline with
+    # which a text begins may be the bos_token, and stays.
     "unwrap": (
         _NEWLINES,
+        _replace("\\A[ \t]+\n[ \t]*(?![ \t\n]|\\z)", " "),
         _replace("(?<=[^ \t\n])[ \t]*\n[ \t]*(?![ \t\n]|\\z)", " "),
         _replace("(?<![ \t])[ \t]*\n[ \t\n]*", "\n"),
     ),
 }
-_TO_TEXT = _sequence("decoder", _replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"})
+_TO_TEXT = _sequence("decoder", {"type": "ByteFallback"}, {"type": "Fuse"})
 
 
 def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
@@ -272,7 +306,10 @@ def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     if _is_json(
         vocab
     ):  # the tokenizer.json that the model was trained with, its text cut into units first
-        tree = json.loads(base64.b64decode(vocab.tokens.fields()["model"]))
+        assert isinstance(vocab.tokens, Subwords)
+        tree = json.loads(vocab.tokens.model)
+        if not vocab.tokens.is_byte_level:
+            tree = without_spelled_bytes(tree)
         cut = _sequence("pretokenizer", _split(UNITS.pattern), tree.get("pre_tokenizer"))
         return {**tree, "pre_tokenizer": cut}
     return _sentencepiece(vocab, ids)
@@ -316,8 +353,12 @@ def _message_fields(data: Any) -> dict[int, list[Any]]:
 
 
 def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    """What `tokenizers` needs of a SentencePiece model (its message ModelProto)."""
+    """What `tokenizers` needs of a SentencePiece model (its message ModelProto).
+
+    Pieces are written with plain spaces, so that a text's own U+2581 is a letter like others.
+    """
     assert isinstance(vocab.tokens, Subwords)
+    ids = {name.replace(SPACE, " "): place for name, place in ids.items()}
     proto = _message_fields(vocab.tokens.model)
     bits = b"".join(_message_fields(piece).get(2, [bytes(4)])[-1] for piece in proto[1])
     scores = dict(zip(ids, np.frombuffer(bits, "<f4").tolist(), strict=True))
@@ -328,13 +369,11 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     }
     if _message_fields(proto.get(2, [b""])[-1]).get(3, [_UNIGRAM])[-1] == _UNIGRAM:
         kinds = [_message_fields(piece).get(3, [1])[-1] for piece in proto[1]]
-        pieces = zip(
-            scores.items(), kinds, strict=True
-        )  # (2, 3: unknown, control; no text spells them with a space)
-        named = [
-            (f" {name}" if kind in (2, 3) and name != "\n" else name, score)
-            for (name, score), kind in pieces
-        ]
+        named = []
+        for (name, score), kind in zip(scores.items(), kinds, strict=True):
+            if kind in (_UNKNOWN, _CONTROL) and name != "\n":
+                name = f"\ufdd0{name}"  # a noncharacter, so that no text spells the name
+            named.append((name, score))
         model |= {"type": "Unigram", "vocab": named, "unk_id": vocab.unknown_id}
     else:
         pieces = sorted(scores, key=scores.__getitem__, reverse=True)
@@ -349,8 +388,8 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
         "precompiled_charsmap": base64.b64encode(charsmap).decode(),
     }
     return {
-        "normalizer": _sequence("normalizer", charsmap and precompiled, _replace(" ", SPACE)),
-        "pre_tokenizer": _split(UNITS.pattern.replace(" ", SPACE)),
+        "normalizer": precompiled if charsmap else None,
+        "pre_tokenizer": _split(UNITS.pattern),
         "model": model,
         "decoder": _TO_TEXT,
     }
