@@ -28,22 +28,31 @@ def perplexity(nats: float, count: float) -> float:
         return math.inf
 
 
+LEAST_WORDS = 0.1  # a character, for a perplexity per word; in lines alone, a newline in 20
+
+
 def comparable(nats: float, size: TextSize) -> dict[str, float]:
-    """The numbers that compare between vocabularies, of the summed nats of a text of this size; nan for an empty text.
+    """Returns the numbers that compare between vocabularies; nan for an empty text.
 
     Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al.
     2020, arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and
-    the ends of lines (in the lm-evaluation-harness, over the words alone).
+    the ends of lines (in the lm-evaluation-harness, over the words alone). A text almost without
+    white space, such as Chinese, has no words: that perplexity is nan (`LEAST_WORDS`).
+
+    Args:
+        nats: The summed nats of the text.
+        size: How much text there is.
 
     >>> from jaxlm.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
     {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
     """
     bits = nats / math.log(2)
+    words = size.words if size.words >= LEAST_WORDS * size.characters else 0
     return {
         "bits_per_byte": bits / size.bytes if size.bytes else math.nan,
         "bits_per_character": bits / size.characters if size.characters else math.nan,
-        "word_perplexity": perplexity(nats, size.words),
+        "word_perplexity": perplexity(nats, words),
     }
 
 
@@ -53,14 +62,16 @@ def comparable_text(found: Mapping[str, float]) -> str:
     >>> from jaxlm.units import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
-    >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))  # one line without
-    white space '0.3333 bits per byte, 1.0000 per character'
+    >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))
+    '0.3333 bits per byte, 1.0000 per character, none per word: the text has hardly any white space'
     """
-    byte, character, word = (
-        found[name] for name in ("bits_per_byte", "bits_per_character", "word_perplexity")
-    )
-    per_word = "" if math.isnan(word) else f", perplexity {perplexity_text(word)} per word"
-    return f"{byte:.4f} bits per byte, {character:.4f} per character{per_word}"
+    byte = found["bits_per_byte"]
+    character = found["bits_per_character"]
+    word = found["word_perplexity"]
+    per_word = "none per word: the text has hardly any white space"
+    if not math.isnan(word):
+        per_word = f"perplexity {perplexity_text(word)} per word"
+    return f"{byte:.4f} bits per byte, {character:.4f} per character, {per_word}"
 
 
 def perplexity_text(value: float) -> str:

@@ -22,6 +22,7 @@ from jaxlm.data.vocab import UNK
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.reproduction import reproduce
 
+BOM = b"\xef\xbb\xbf"
 TEXTS = {
     "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n"
     * 30,
@@ -163,6 +164,51 @@ def test_a_few_texts_are_split_by_lines(tmp_path):
         assert out.sha256 == corpus.sha256
     with pytest.raises(DataError, match=r"no file .*\*\.csv"):
         jaxlm.load_corpus(f"{tmp_path}/*.csv")
+
+
+@pytest.mark.parametrize("name", ["test", "dev.txt", "train", "run.json", "sweep.json"])
+def test_a_text_may_have_any_name(tmp_path, name):
+    """One of 25 texts is no split; and a file that a run has too makes no run of texts beside it."""
+    for place in range(24):
+        file(tmp_path, f"{place} a\nb\n", f"{place:02}")
+    plain = jaxlm.load_corpus(tmp_path, tokens="bytes")
+    file(tmp_path, "another\n", name)
+    corpus = jaxlm.load_corpus(tmp_path, tokens="bytes")
+    if name.endswith(".json"):  # it is left out, as what a run has
+        assert corpus.sha256 == plain.sha256
+    else:
+        assert whole(corpus).count("another\n") == 1
+        assert corpus.notes == ("25 texts are split by texts: 1 for valid and 1 for test",)
+
+
+def test_bytes_keep_a_byte_order_mark(tmp_path):
+    path = file(tmp_path, "\ufeffa b\n" * 30)
+    for tokens in ("bytes", "characters"):
+        text = whole(jaxlm.load_corpus(path, tokens=tokens))
+        assert text.encode() == path.read_bytes().removeprefix(b"" if tokens == "bytes" else BOM)
+
+
+def test_a_small_text_has_as_many_pieces_as_it_allows(tmp_path, german):
+    corpus = jaxlm.load_corpus(german, tokens="subwords")
+    count = len(corpus.vocab)
+    assert 256 < count < 8000
+    assert f"subwords: {count:,} pieces, the most that this text allows" in corpus.notes[-1]
+    again = reload_corpus(DataConfig(str(german), **corpus.options), corpus.vocab)
+    assert again.sha256 == corpus.sha256 and again.options["pieces"] is None
+    with pytest.raises(DataError, match=f"at most {count}"):
+        jaxlm.load_corpus(german, tokens="subwords", pieces=count + 1)
+
+
+def test_a_prepared_text_tells_how_its_letters_are_composed(tmp_path):
+    """Each option is part of what a folder is known by, in the cache and where the user names it."""
+    path = file(tmp_path, TEXTS["emoji"])
+    options = {"tokens": "characters", "normalize": "nfc"}
+    composed = jaxlm.load_corpus(path, **options)
+    assert jaxlm.prepare(path, tmp_path / "out", **options).sha256 == composed.sha256
+    options["normalize"] = "none"
+    assert whole(jaxlm.load_corpus(path, **options)) == TEXTS["emoji"]
+    with pytest.raises(DataError, match=r"another corpus .*normalize nfc, not none"):
+        jaxlm.prepare(path, tmp_path / "out", **options)
 
 
 def test_texts_that_end_with_spaces_are_joined_by_newlines(tmp_path):

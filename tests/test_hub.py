@@ -176,8 +176,8 @@ def test_the_tokenizer_lowers_greek_as_python_does():
 
 
 @settings(max_examples=300)
-@given(st.text("ΣΣΣaAʰ'.\u0301\u00ad\U0001f130١ \n", max_size=9))
-@example("1Σ 'Σ .Σ ٠Σ AΣ'Σ 'AΣ' ʰΣ")
+@given(st.text("ΣΣΣaAʰ'.\u0301\u00ad\U0001f130\u0661 \n", max_size=9))
+@example("1Σ 'Σ .Σ AΣ'Σ 'AΣ' ʰΣ")
 def test_the_tokenizer_lowers_every_sigma_as_python_does(text):
     peer = tokenizer("bytes", lowercase=True)
     assert peer.encode(text).ids == vocab("bytes").encode_text(text.lower()).tolist()

@@ -72,6 +72,9 @@ def test_windows_tile_each_epoch_and_follow_from_the_step(rows, epochs, seed, sh
             end == rows - 1 if last else end < rows - 1
         )  # every token but the first is a target once
         np.testing.assert_allclose(windows.rate[0], windows.length[0] / 8, rtol=1e-6)
+    lengths = [int(plan.windows(at, 1, 1).length[0]) for at in range(plan.total)]
+    for at in range(plan.total + 1):
+        assert plan.rows_read(at) == sum(lengths[:at])
     again = WindowPlan(
         rows, 20, epochs + 3, lengths_of(seed=seed, shortest=shortest)
     )  # more epochs change no window

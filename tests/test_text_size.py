@@ -17,7 +17,7 @@ from jaxlm.data import vocab as vocabularies
 from jaxlm.data.tokens import Bytes, Characters, Words
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.runs import run
-from jaxlm.units import TextSize, comparable
+from jaxlm.units import TextSize, comparable, comparable_text
 
 
 def uniform(lm):
@@ -92,6 +92,17 @@ def test_other_tokens_of_the_text_have_other_numbers_that_compare(kind, tmp_path
 
 def test_what_is_empty_has_no_number():
     assert all(map(math.isnan, comparable(1.0, TextSize()).values()))
+
+
+def test_a_text_without_spaces_has_no_perplexity_per_word():
+    """Chinese has a newline in 31 characters; were these its words, each would have e^45."""
+    lines = "你好世界今天天气很好我们去公园散步吧明天也许会下雨的话就在家\n" * 20
+    chinese = Vocab.build(lines, kind=Characters())
+    words = Vocab.build(["the", "cat", "Donaudampfschifffahrtsgesellschaft", EOS])
+    for vocab, text, has_words in ((chinese, lines, False), (words, "the cat\n" * 20, True)):
+        numbers = comparable(1000.0, vocab.text_size(vocab.encode_text(text)))
+        assert math.isnan(numbers["word_perplexity"]) != has_words
+        assert ("hardly any white space" in comparable_text(numbers)) != has_words
 
 
 def test_unknown_white_space_parts_words():

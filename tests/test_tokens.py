@@ -8,7 +8,6 @@ import json
 import pickle
 import time
 from collections import Counter
-from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from language_models import lm_of
 
 from jaxlm.cli.using import _say_unknown_in
+from jaxlm.data import tokens
 from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
@@ -222,15 +222,53 @@ def test_tokenizers_without_a_token_for_unknown_letters_are_refused():
             Subwords.read(tokenizers.Tokenizer(model).to_str().encode(), "a file")
 
 
-def test_a_panic_of_the_library_is_one_sentence():
+def test_a_panic_of_the_library_is_one_sentence(capfd):
     """Of a map of characters that is empty: it is looked up at the first letter, and
     `PanicException` is no error.
     """
     damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
-    with suppress(DataError):  # (a version of the library may take it)
-        Subwords.read(
-            json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode(), "a file"
-        )
+    model = json.dumps({**json.loads(byte_level()), "normalizer": damaged}).encode()
+    with pytest.raises(
+        DataError, match=r"a file is no SentencePiece model or .* restore"
+    ) as caught:
+        Subwords.read(model, "a file")
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("prefix", ["\n", "##", "\u2581"])
+def test_a_prefix_that_the_library_stumbles_over_is_one_sentence(prefix, capfd):
+    tree = json.loads(byte_level())
+    tree["model"]["continuing_subword_prefix"] = prefix
+    with pytest.raises(DataError, match=r"a file is no SentencePiece model or .* restore"):
+        Subwords.read(json.dumps(tree).encode(), "a file")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_tokenizer_that_ends_its_process_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(tokens, "_PROBE", "import os; os.abort()")
+    model = json.dumps({**json.loads(byte_level()), "version": "aborts"}).encode()
+    with pytest.raises(DataError, match="it ends the process that loads it"):
+        Subwords.read(model, "a file")
+
+
+@pytest.mark.parametrize("among_added_only", [False, True])
+def test_a_text_spells_no_byte(among_added_only):
+    """Neither where the names of bytes are among a tokenizer.json's added tokens, nor a newline's."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = ["<unk>", "\u2581", *"abx0ABEF<>12986/s", "<0xE2>", "<0x96>", "<0x81>"]
+    names = letters if among_added_only else [*letters, "<0x0A>"]
+    ids = {name: place for place, name in enumerate(names)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], unk_token="<unk>"))
+    made.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    made.add_tokens(["<0x0A>", "</s>"])
+    read = Subwords.read(made.to_str().encode(), "a file")
+    found = Vocab(read.names, read)
+    text = "a<0x0A>b\n</s> <0x96>\n"
+    ids = found.encode_text(text)
+    assert found.decode_text(ids) == text and (ids == found.newline_id).sum() == 2
+    assert found.text_size(np.concatenate([ids[:1], ids])).bytes == len(text)
+    assert len(found) == len(made.get_vocab()) and found.words[found.newline_id] == "<0x0A>"
+    assert Vocab.from_json(found.to_json()) == found
 
 
 def test_a_space_that_a_normalizer_adds_is_left_out():
@@ -270,6 +308,7 @@ def test_of_a_tokenizer_that_knows_few_letters_the_others_are_unknown():
 def test_more_pieces_than_the_text_allows_is_one_sentence():
     with pytest.raises(DataError, match=r"pieces 8,000 is more than this text allows: at most \d+"):
         Subwords.train(Counter(_words(TEXT)), 8000, "bpe")
+    assert len(Subwords.train(Counter(_words(TEXT)), None, "bpe").names) > 300
     with pytest.raises(DataError, match="pieces 10"):
         Subwords.train(Counter(_words(TEXT)), 10, "unigram")
 
@@ -287,6 +326,9 @@ def test_more_pieces_than_the_text_allows_is_one_sentence():
         {"tokens": "characters", "normalize": "nfc", "words": [3]},
         {"tokens": "characters", "normalize": "nfc", "words": 3},
         {"tokens": "characters", "normalize": "nfc"},
+        {"tokens": "characters", "normalize": "nfc", "words": "abc"},
+        "abc",
+        {"a": 0, "b": 1},
     ],
 )
 def test_damaged_vocabularies_are_refused(tree):
