@@ -22,6 +22,7 @@ from jaxlm.cli.tables import json_text
 from jaxlm.cli.training import new_run, newest_unfinished
 from jaxlm.config.config import KINDS, preset
 from jaxlm.data import embedded
+from jaxlm.data.known_texts import PENN_TREEBANK
 from jaxlm.fields import either
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
@@ -614,7 +615,7 @@ def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JAXLM_DATA", raising=False)
-    monkeypatch.setattr("jaxlm.data.penn_treebank.MIRRORS", ())
+    monkeypatch.setattr(PENN_TREEBANK, "mirrors", ())
     monkeypatch.setitem(
         embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"]
     )

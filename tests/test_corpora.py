@@ -17,7 +17,7 @@ from exact_models import floor_nats, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.data import embedded, penn_treebank
+from jaxlm.data import embedded, known_texts
 from jaxlm.data.corpora import load_corpus, prepare
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS, read_string
@@ -36,7 +36,8 @@ def alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("JAXLM_DATA", raising=False)
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(penn_treebank, "MIRRORS", ())
+    for text in (known_texts.PENN_TREEBANK, known_texts.SHAKESPEARE):
+        monkeypatch.setattr(text, "mirrors", ())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
@@ -45,7 +46,9 @@ def alone(tmp_path, monkeypatch):
 def fake_ptb(monkeypatch):
     """Puts the hashes of three tiny files in place of Penn Treebank's."""
     for split, data in FAKE.items():
-        monkeypatch.setitem(penn_treebank.PTB_SHA256, split, hashlib.sha256(data).hexdigest())
+        monkeypatch.setitem(
+            known_texts.PENN_TREEBANK.sha256, split, hashlib.sha256(data).hexdigest()
+        )
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -303,7 +306,9 @@ def test_penn_treebank_is_found(tmp_path, monkeypatch, fake_ptb, pattern, place)
 def test_other_bytes_are_refused_naming_both_hashes(fake_ptb, spec):
     write(Path("data/ptb"), {f"ptb.{split}.txt": FAKE[split] for split in SPLITS})
     write(Path("data/ptb"), {"ptb.valid.txt": b"changed"})
-    hashes = f"{hashlib.sha256(b'changed').hexdigest()}, not {penn_treebank.PTB_SHA256['valid']}"
+    hashes = (
+        f"{hashlib.sha256(b'changed').hexdigest()}, not {known_texts.PENN_TREEBANK.sha256['valid']}"
+    )
     with pytest.raises(DataError, match=f"data/ptb/ptb.valid.txt is not .* {hashes}"):
         load_corpus(spec)
 
@@ -331,6 +336,25 @@ def test_penn_treebank_is_read_from_regular_files_of_a_bounded_size(fake_ptb, ch
             match=r"ptb.valid.txt cannot be read: expected (a regular file|at most)"
         ):
             load_corpus(spec, download=False)
+
+
+def test_shakespeare_is_split_as_nanogpt_splits_it(monkeypatch, tmp_path):
+    """Its `data[: int(0.9 * n)]` for train and the rest for validation, which is also the test."""
+    text = "".join(f"ROMEO: line {place}\n" for place in range(99))
+    write(Path("data/shakespeare"), {"input.txt": text.encode()})
+    with pytest.raises(DataError, match=r"input.txt is not tiny Shakespeare's input file: its sha"):
+        load_corpus("shakespeare")
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    monkeypatch.setitem(known_texts.SHAKESPEARE.sha256, "input", sha256)
+    corpus = load_corpus("shakespeare", tokens="characters", download=False)
+    border = int(0.9 * len(text))
+    assert corpus.vocab.decode_text(corpus.train) == text[:border]
+    assert corpus.vocab.decode_text(corpus.valid) == text[border:]
+    np.testing.assert_array_equal(corpus.valid, corpus.test)
+    assert (corpus.name, corpus.spec) == ("shakespeare+characters", "shakespeare")
+    Path("data/shakespeare/input.txt").unlink()
+    with pytest.raises(DataError, match=r"no tiny Shakespeare in .* put input.txt into a folder"):
+        load_corpus("shakespeare")
 
 
 # Downloads, from a local server.
@@ -370,10 +394,10 @@ def mirrors(monkeypatch, fake_ptb):
 
     def use(*names: str) -> None:
         seconds = 1.0 if any(name.startswith(("hang", "stall")) for name in names) else 20.0
-        monkeypatch.setattr(penn_treebank, "PROBE_SECONDS", seconds)
-        monkeypatch.setattr(penn_treebank, "STALL_SECONDS", seconds)
+        monkeypatch.setattr(known_texts, "PROBE_SECONDS", seconds)
+        monkeypatch.setattr(known_texts, "STALL_SECONDS", seconds)
         urls = [f"http://127.0.0.1:{server.server_port}/{name}" for name in names]
-        monkeypatch.setattr(penn_treebank, "MIRRORS", tuple(urls))
+        monkeypatch.setattr(known_texts.PENN_TREEBANK, "mirrors", tuple(urls))
 
     yield use
     server.released.set()  # type: ignore[attr-defined]
@@ -382,13 +406,13 @@ def mirrors(monkeypatch, fake_ptb):
     thread.join()
 
 
-GOOD = "good/ptb.{split}.txt"
+GOOD = "good/ptb.{}.txt"
 BAD = {
-    "wrong/ptb.{split}.txt": "has the sha256 .*, not ",
-    "short/ptb.{split}.txt": "broken",
-    "absent/ptb.{split}.txt": "404 Client Error: Not Found",
-    "hang/ptb.{split}.txt": "no answer",
-    "stall/ptb.{split}.txt": "no answer",
+    "wrong/ptb.{}.txt": "has the sha256 .*, not ",
+    "short/ptb.{}.txt": "broken",
+    "absent/ptb.{}.txt": "404 Client Error: Not Found",
+    "hang/ptb.{}.txt": "no answer",
+    "stall/ptb.{}.txt": "no answer",
 }
 
 
@@ -424,7 +448,7 @@ def test_a_failed_download_is_explained_and_leaves_nothing(tmp_path, mirrors, ba
 
 
 def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirrors):
-    mirrors(*["hang/ptb.{split}.txt"] * 40)
+    mirrors(*["hang/ptb.{}.txt"] * 40)
     monkeypatch.setitem(
         embedded.language()["sizes"], "embedded", embedded.language()["sizes"]["embedded-tiny"]
     )
@@ -434,7 +458,7 @@ def test_dead_network_costs_one_time_out_whatever_the_mirrors(monkeypatch, mirro
 
 
 def test_oversized_download_is_cut_off(monkeypatch, mirrors):
-    monkeypatch.setattr(penn_treebank, "MAX_BYTES", 10)
+    monkeypatch.setattr(known_texts, "MAX_BYTES", 10)
     mirrors(GOOD)
     with pytest.raises(DataError, match="more than 10 bytes"):
         load_corpus("ptb")

@@ -141,8 +141,8 @@ class DataConfig:
 
     corpus: str = text(
         "auto",
-        "auto, ptb, ptb-char, embedded, embedded-tiny, or a path: a folder of train/valid/test text, one file or a "
-        "folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
+        "auto, ptb, ptb-char, embedded, embedded-tiny, shakespeare, or a path: a folder of "
+        "train/valid/test text, one file or a folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
     )
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
     min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)

@@ -23,10 +23,10 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder
+from jaxlm.data.known_texts import NotFound
 from jaxlm.data.options import TextOptions
-from jaxlm.data.penn_treebank import NotFound
 from jaxlm.data.prepared import HEADER, is_prepared, load_prepared, read_header, write
-from jaxlm.data.sources import EMBEDDED, PENN, UNKNOWN, Source, find_source
+from jaxlm.data.sources import NAMES, UNKNOWN, Source, find_source
 from jaxlm.data.text import Stamp, stamp
 from jaxlm.data.tokens import DEFAULT_PIECES
 from jaxlm.data.vocab import Vocab
@@ -34,7 +34,7 @@ from jaxlm.errors import DataError
 from jaxlm.fields import checked, checked_value
 from jaxlm.files import Folder, explained, reason
 
-__all__ = ["EMBEDDED", "PENN", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
+__all__ = ["NAMES", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
 
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
@@ -52,15 +52,15 @@ def load_corpus(
 
     Args:
         spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are
-            the generated corpus in two sizes, and "auto" is Penn Treebank, or else the generated
-            corpus. Anything else is the path of a text (`text.find_splits`), or of a folder that
-            `prepare` made.
-        data_dir: Where to look for Penn Treebank first; then `$JAXLM_DATA`, `./data/ptb` and the
-            user's cache.
+            the generated corpus in two sizes, "shakespeare" is tiny Shakespeare, and "auto" is Penn
+            Treebank, or else the generated corpus. Anything else is the path of a text
+            (`text.find_splits`), or of a folder that `prepare` made.
+        data_dir: Where to look for Penn Treebank and Shakespeare first; then `$JAXLM_DATA`,
+            `./data` and the user's cache.
         max_vocab: The most words or characters of the vocabulary.
         vocab: A vocabulary to encode with, in place of one built from train. It changes the hash
             of the corpus.
-        download: Whether Penn Treebank may be downloaded into the user's cache.
+        download: Whether they may be downloaded into the user's cache.
         **options: Fields of `DataConfig`, such as `tokens="subwords"`, `min_count` and `lowercase`.
 
     Returns:

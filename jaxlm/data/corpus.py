@@ -64,7 +64,7 @@ class Corpus:
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 
     def unknown_shares(self, *splits: str) -> dict[str, float]:
-        """Returns the share of `<unk>` among the tokens of each split (default: all), from 0 to 1."""
+        """Returns the share of `<unk>` among the tokens of each split (default: all)."""
         return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}
 
 

@@ -73,7 +73,10 @@ class Size:
 
 
 def _share(weights: np.ndarray) -> np.ndarray:
-    """Scales integer weights [..., n] so that each row sums to 2**BITS; the largest absorbs the rounding."""
+    """Scales integer weights [..., n] so that each row sums to 2**BITS.
+
+    The largest weight absorbs the rounding.
+    """
     shares = (weights << BITS) // weights.sum(-1, keepdims=True)
     largest = weights.argmax(-1)[..., None]
     rest = (1 << BITS) - shares.sum(-1, keepdims=True)
@@ -82,13 +85,16 @@ def _share(weights: np.ndarray) -> np.ndarray:
 
 
 def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """Draws one flat index per `row` [n], by the top BITS of `raw` uint64 [n], from concatenated rows."""
+    """Draws one flat index for each `row` [n] of concatenated rows.
+
+    The top BITS of `raw`, uint64 [n], decide.
+    """
     target = (row.astype(np.int64) << BITS) + (raw >> np.uint64(64 - BITS)).astype(np.int64)
     return np.searchsorted(cumulative, target, side="right")
 
 
 def _words(category: str, kind: int) -> list[str]:
-    """The words of a category, and of a kind if they are content words, from the most frequent to the rarest."""
+    """The words of a category, and of a kind if they are content words, the most frequent first."""
     if category in language()["words"]:
         return language()["words"][category].split()
     stems = {}
@@ -171,7 +177,7 @@ class Generator:
         fresh[0] = True
         last = np.maximum.accumulate(np.where(fresh, np.arange(len(raw)), 0))
         topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)[last][sentence]
-        # The rows of the word weights, concatenated: the classes of a topic, in the order of its words.
+        # The rows of the word weights are the classes of the first topic, then of the next.
         row = topic * self.class_weight.shape[1] + classes
         ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length))
         return (ids - topic * len(self.words)).astype(np.int32)

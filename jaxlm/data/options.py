@@ -1,4 +1,4 @@
-"""How a text is read: the kind of its tokens, its lines, its case, and the size of its vocabulary."""
+"""How a text is read: the kind of its tokens, its lines, its case, its vocabulary."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -219,7 +219,7 @@ def read_header(folder: Folder) -> dict[str, Any]:
 
 
 def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.ndarray:
-    """The ids of a file, memory-mapped, once one pass over the open file has verified all of them."""
+    """The ids of a file, memory-mapped, once one pass over it has verified all of them."""
     path = folder.path / name
     size, sha256 = header["files"][name]
     with _intact(folder, name), folder.reader(name) as file:

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from jaxlm.data.embedded import Generator, Size, language
+from jaxlm.data.known_texts import PENN_TREEBANK, SHAKESPEARE, find_known_text
 from jaxlm.data.options import TextOptions
-from jaxlm.data.penn_treebank import PTB_SHA256, find_penn_treebank
 from jaxlm.data.text import SPLITS, FilePart, Stamp, find_splits, stamp
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
 
 PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
+NAMES = (*PENN, *EMBEDDED, "shakespeare")  # of all texts that are no path
 UNKNOWN = "unknown"  # the corpus of an imported model
 _WORDS_AT_ONCE = 1 << 17  # of the generated corpus
 
@@ -78,7 +79,7 @@ def find_source(
     """Finds the text that an argument of `load_corpus` names.
 
     Args:
-        spec: A name of `PENN` but "auto", a name of `EMBEDDED`, or a path (`text.find_splits`).
+        spec: One of `NAMES` but "auto", or a path (`text.find_splits`).
         options: How the text shall be read. Penn Treebank's characters and the generated corpus
             have lines of their own.
         data_dir: Where to look for Penn Treebank first.
@@ -90,6 +91,8 @@ def find_source(
     """
     if spec in PENN:
         return _penn_treebank(str(spec), options, data_dir, download)
+    if spec == "shakespeare":
+        return _shakespeare(options, data_dir, download)
     if spec in EMBEDDED:
         return _generated(str(spec), options)
     if spec == UNKNOWN:
@@ -99,10 +102,9 @@ def find_source(
         )
     path = Path(spec)
     if not os.path.exists(spec) and not has_magic(str(path)):  # Path("") would be a folder
-        names = ", ".join((*PENN, *EMBEDDED))
         raise DataError(
-            f"there is no corpus or file {str(spec)!r}; expected {names}, or the path of a folder "
-            "or a file of text"
+            f"there is no corpus or file {str(spec)!r}; expected {', '.join(NAMES)}, or the path of "
+            "a folder or a file of text"
         )
     parts = find_splits(path)
     paths = dict.fromkeys(part.path for several in parts.values() for part in several)
@@ -122,7 +124,7 @@ def _penn_treebank(
     spec: str, options: TextOptions, data_dir: str | Path | None, download: bool
 ) -> Source:
     """Penn Treebank, wherever it lies: its hashes identify it."""
-    paths = find_penn_treebank(data_dir, download)
+    paths = find_known_text(PENN_TREEBANK, data_dir, download)
     name = "ptb"
     title = "Penn Treebank (Mikolov's files)"
     start = 0
@@ -139,10 +141,27 @@ def _penn_treebank(
         name=name,
         title=title,
         spec=name,
-        state=[[name, *PTB_SHA256.values()]],
+        state=[[name, *PENN_TREEBANK.sha256.values()]],
         parts={split: [FilePart(path, start)] for split, path in paths.items()},
         options=options,
         size=sum(os.path.getsize(path) for path in paths.values()),
+    )
+
+
+def _shakespeare(options: TextOptions, data_dir: str | Path | None, download: bool) -> Source:
+    """Tiny Shakespeare as nanoGPT splits it: 90% for train, and the rest for valid and test."""
+    path = find_known_text(SHAKESPEARE, data_dir, download)["input"]
+    size = os.path.getsize(path)  # in characters too: the text is ASCII
+    border = size * 9 // 10
+    held_out = [FilePart(path, border)]
+    return Source(
+        name="shakespeare",
+        title="tiny Shakespeare (nanoGPT's split; test is valid)",
+        spec="shakespeare",
+        state=[["shakespeare", *SHAKESPEARE.sha256.values()]],
+        parts={"train": [FilePart(path, 0, border)], "valid": held_out, "test": held_out},
+        options=options,
+        size=size,
     )
 
 

