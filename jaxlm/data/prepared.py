@@ -10,7 +10,6 @@ them is verified before it is used, and every id is one of the vocabulary's.
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -35,51 +34,22 @@ _BLOCK = 1 << 20  # bytes that are read at once
 _MOST = 64 << 20  # bytes of a header, which names every file of the text: half a million of them
 
 
-def _is_count(value: object) -> bool:
-    return type(value) is int and 1 <= value < 1 << 31
-
-
-def _is_text(value: object) -> bool:
-    return type(value) is str
-
-
-def _is_flag(value: object) -> bool:
-    return type(value) is bool
-
-
-def _are_files(value: object) -> bool:
-    """Whether a value has the bytes and the sha256 of each file."""
-    return (
-        type(value) is dict
-        and value.keys() == {*IDS.values(), VOCAB}
-        and all(type(entry) is list and len(entry) == 2 for entry in value.values())
-    )
-
-
-def _is_floor(value: object) -> bool:
-    return value is None or (
-        type(value) is dict
-        and value.keys() == set(SPLITS)
-        and all(type(nats) is float for nats in value.values())
-    )
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {  # of `prepared.json`, and what each may be
-    "format": lambda value: value == FORMAT,
-    "name": _is_text,
-    "description": _is_text,
-    "corpus_sha256": _is_text,
-    "notes": lambda value: type(value) is list and all(map(_is_text, value)),
-    "text": lambda value: type(value) is list,  # the stamp of each file
-    "max_vocab": lambda value: value is None or _is_count(value),
-    "min_count": _is_count,
-    "words": _is_count,  # of the vocabulary
-    "lowercase": _is_flag,
-    "limited": _is_flag,  # whether max_vocab left words out
-    "options": lambda value: type(value) is dict and value.keys() <= DataConfig().options.keys(),
-    "floor": _is_floor,  # the least nats of each split, of the generated corpus
-    "dtype": lambda value: value in ("<u2", "<i4"),  # of the ids
-    "files": _are_files,
+_TYPES = {  # of the fields of `prepared.json`
+    "format": (int,),
+    "name": (str,),
+    "description": (str,),
+    "corpus_sha256": (str,),
+    "notes": (list,),
+    "text": (list,),  # the stamp of each file
+    "max_vocab": (int, type(None)),
+    "min_count": (int,),
+    "words": (int,),  # of the vocabulary
+    "lowercase": (bool,),
+    "limited": (bool,),  # whether max_vocab left words out
+    "options": (dict,),
+    "floor": (dict, type(None)),  # the least nats of each split, of the generated corpus
+    "dtype": (str,),  # of the ids
+    "files": (dict,),  # the bytes and the sha256 of each file
 }
 _LATER = {"options": {}, "floor": None}  # fields that the first folders lack
 
@@ -208,14 +178,32 @@ def read_header(folder: Folder) -> dict[str, Any]:
     with _intact(folder, HEADER):
         tree = from_hashed_json(folder.read(HEADER, _MOST), _seal)
         header = _LATER | tree
-        wrong = header.keys() ^ _FIELDS.keys()
+        wrong = header.keys() ^ _TYPES.keys()
         if not wrong:
-            wrong = {name for name, value in header.items() if not _FIELDS[name](value)}
+            wrong = {name for name, types in _TYPES.items() if type(header[name]) not in types}
+        if not wrong:
+            wrong = _wrong_values(header)
         if wrong:
             names = ascii(", ".join(sorted(wrong)))[1:-1]
             raise ValueError(f"its {names:.200} cannot be right")
     first = {name: header[name] for name in ("min_count", "lowercase")}  # the options of 0.1
     return header | {"options": DataConfig().options | first | header["options"]}
+
+
+def _wrong_values(header: dict[str, Any]) -> set[str]:
+    """The fields whose values cannot be right, though they have the right types."""
+    files = header["files"]
+    entries_are_right = files.keys() == {*IDS.values(), VOCAB} and all(
+        type(entry) is list and len(entry) == 2 for entry in files.values()
+    )
+    is_right = {
+        "format": header["format"] == FORMAT,
+        "notes": all(type(note) is str for note in header["notes"]),
+        "options": header["options"].keys() <= DataConfig().options.keys(),
+        "dtype": header["dtype"] in ("<u2", "<i4"),
+        "files": entries_are_right,
+    }
+    return {name for name, right in is_right.items() if not right}
 
 
 def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.ndarray:
@@ -228,7 +216,10 @@ def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.ndarray:
             raise ValueError(f"it has {actual:,} bytes, not {size:,}")
         digest = hashlib.sha256()
         bounds = [0]
-        while data := file.read(_BLOCK):
+        while True:
+            data = file.read(_BLOCK)
+            if not data:
+                break
             digest.update(data)
             block = np.frombuffer(data, header["dtype"])
             bounds += [int(block.min()), int(block.max())]
