@@ -96,8 +96,10 @@ def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = 
     Raises:
         DataError: The text cannot be used (`load_corpus`).
     """
+    # A prepared folder has its own vocabulary, and its hash tells whether it is the run's.
+    given = None if is_prepared(data.corpus) else vocab
     return load_corpus(
-        data.corpus, data_dir=data_dir, max_vocab=len(vocab), vocab=vocab, **data.options
+        data.corpus, data_dir=data_dir, max_vocab=len(vocab), vocab=given, **data.options
     )
 
 
