@@ -103,8 +103,8 @@ def find_source(
     path = Path(spec)
     if not os.path.exists(spec) and not has_magic(str(path)):  # Path("") would be a folder
         raise DataError(
-            f"there is no corpus or file {str(spec)!r}; expected {', '.join(NAMES)}, or the path of "
-            "a folder or a file of text"
+            f"there is no corpus or file {str(spec)!r}; expected {', '.join(NAMES)}, or the path "
+            "of a folder or a file of text"
         )
     parts = find_splits(path)
     paths = dict.fromkeys(part.path for several in parts.values() for part in several)
