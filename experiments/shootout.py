@@ -39,6 +39,7 @@ from urllib.parse import quote, unquote
 
 import jax
 import jax.numpy as jnp
+import optuna
 from ablation import trained
 from speedrun import commit, machine
 
@@ -49,8 +50,8 @@ from jaxlm.config.config import PRESETS
 from jaxlm.data.windows import batch
 from jaxlm.errors import JaxlmError
 from jaxlm.files import output
-from jaxlm.late import optuna
 from jaxlm.models.recurrent import MODELS
+from jaxlm.report import sweep_files
 from jaxlm.report.curve import by_kind
 from jaxlm.report.figure import PALETTE, figure, save
 from jaxlm.runs.lock import lock
@@ -58,7 +59,6 @@ from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.sweeps import results
 from jaxlm.sweeps.space import read_space, with_settings
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
@@ -253,8 +253,8 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
     """
     config = cell.config
     folder = cell.folder / "tuning"
-    if (folder / results.RESULTS).exists():
-        found, _ = results.read_sweep(folder)
+    if (folder / sweep_files.RESULTS).exists():
+        found, _ = sweep_files.read_sweep(folder)
     else:
         config = config.replace(epochs=epochs_of_trial(cell, share))
         resumes = (folder / JOURNAL).exists()

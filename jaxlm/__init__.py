@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from jaxlm.optimizers.descent import ASGD as ASGD
     from jaxlm.optimizers.descent import SGD as SGD
     from jaxlm.optimizers.muon import Muon as Muon
+    from jaxlm.report.sweep_results import MemberResult as MemberResult
+    from jaxlm.report.sweep_results import Sweep as Sweep
+    from jaxlm.report.sweep_results import Trial as Trial
     from jaxlm.runs.loading import evaluate as evaluate
     from jaxlm.runs.loading import load as load
     from jaxlm.runs.loading import tune_protocol as tune_protocol
@@ -50,9 +53,6 @@ if TYPE_CHECKING:
     from jaxlm.scoring.comparison import compare as compare
     from jaxlm.scoring.language_model import LanguageModel as LanguageModel
     from jaxlm.scoring.stream import eval_step as eval_step
-    from jaxlm.sweeps.results import MemberResult as MemberResult
-    from jaxlm.sweeps.results import Sweep as Sweep
-    from jaxlm.sweeps.results import Trial as Trial
     from jaxlm.sweeps.supervisor import sweep as sweep
     from jaxlm.training.step import Metrics as Metrics
     from jaxlm.training.step import TrainState as TrainState

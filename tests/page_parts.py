@@ -7,7 +7,7 @@ import numpy as np
 
 import jaxlm
 from jaxlm.report.page import ModelView, RunRecord, SweepRecord
-from jaxlm.report.sweep_plots import TrialRecord
+from jaxlm.report.sweep_results import Trial
 from jaxlm.report.word_map import WordMap
 
 HOSTILE = [
@@ -115,7 +115,7 @@ def model_view(run: str = "run", words: list[str] | None = None) -> ModelView:
 
 def sweep_record(count: int = 8, **changes: Any) -> SweepRecord:
     trials = [
-        TrialRecord(
+        Trial(
             place,
             {
                 "learning_rate": 0.5 * 2 ** (place % 4),
@@ -154,7 +154,7 @@ def hostile_contents() -> dict[str, list[Any]]:
     ]
     models = [model_view(run.name, HOSTILE) for run in runs[:2]]
     trials = [
-        TrialRecord(
+        Trial(
             place,
             {text: text for text in HOSTILE[:4]} | {"kind": text},
             text,

@@ -20,7 +20,6 @@ LAYERS = [
     "hashed_json",
     "units",
     "files",
-    "late",
     "fields",
     "kinds",
     "distributed",

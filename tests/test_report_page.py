@@ -20,10 +20,11 @@ from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import to_hashed_json
 from jaxlm.report.page import groups, published, render, rounded
+from jaxlm.report.sweep_files import write_sweep
+from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
-from jaxlm.sweeps.results import MemberResult, write
 from jaxlm.terminal import printable
 
 VOID = {"meta", "input", "br"}
@@ -451,7 +452,7 @@ def test_a_sweep_whose_best_run_is_on_another_machine_has_its_charts(trained, tm
 def test_a_sweep_whose_trials_all_failed_has_its_table(tmp_path):
     (tmp_path / "trials").mkdir()
     failed = MemberResult(0, {"learning_rate": 0.5}, 0, "failed", note="the batch is too large")
-    write(jaxlm.Sweep(TINY, [failed]), tmp_path, {"name": "x", "sha256": "0"})
+    write_sweep(jaxlm.Sweep(TINY, [failed]), tmp_path, {"name": "x", "sha256": "0"})
     words = Page(write_report([tmp_path]).read_text()).words
     assert "failed" in words and "Parallel coordinates" not in words
 

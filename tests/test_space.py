@@ -200,7 +200,7 @@ def test_a_mechanism_may_be_absent():
         ("batch_size", [10**5000], "batch_size"),
         ("learning_rate", [10**5000], "learning_rate"),
         ("learning_rate", "9" * 400, "learning_rate"),
-        ("learning_rate", (1, 10**5000, 1), "a list of values"),
+        ("learning_rate", (1, 10**5000, 1), "learning_rate"),
         ("learning_rate", "uniform:1:" + "9" * 400, "learning_rate"),
         ("learning_rate", "range:1e-300:1e299:1e-10", "10,000 values"),
         ("learning_rate", "range:0.1:1:5e-324", "10,000 values"),

@@ -18,9 +18,10 @@ from optuna.storages.journal import JournalFileBackend
 
 import jaxlm
 from jaxlm.errors import JaxlmError
+from jaxlm.report.sweep_files import write_sweep
+from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
-from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import make_plan
 from jaxlm.sweeps.storage import Journal
 from jaxlm.sweeps.study import NAME, Study
@@ -289,7 +290,7 @@ def test_nothing_is_opened_through_a_link(folder, tmp_path, name):
     (folder / name).symlink_to(victim)
     before = {path: path.read_bytes() for path in [victim, *victim.rglob("*")] if path.is_file()}
     if name == "sweep.csv":  # replaced, and not written through
-        jaxlm.sweeps.results.write(jaxlm.Sweep(TINY), folder, {})
+        write_sweep(jaxlm.Sweep(TINY), folder, {})
         assert not (folder / name).is_symlink()
     else:
         with pytest.raises(JaxlmError, match=f"{Path(name).name}.*(link|directory)") as caught:
@@ -481,7 +482,7 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
 
 def test_a_trial_that_waits_in_a_living_directory_is_not_lost(two, monkeypatch):
     """One that no worker has room for, as after a resume with fewer workers."""
-    monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
     folders, options = two
     one, other = (open_study(folder, **options) for folder in folders)
     held = one.claim()
@@ -536,17 +537,14 @@ def test_auto_is_what_the_machine_took_that_began_the_sweep(tmp_path, monkeypatc
 
 
 def test_two_directories_of_a_database_begin_no_point_twice(two):
-    """Also when both look at the same moment."""
+    """Also when both look at the same moment: the storage gives each trial a number of its own."""
     folders, options = two
     one, other = (open_study(folder, **options) for folder in folders)
     first = one.claim()
     assert first
-    taken = other._taken
     with pytest.MonkeyPatch.context() as patch:
-        looks = [taken, dict]  # at first the other's trial is not there yet
-        patch.setattr(other, "_taken", lambda: looks.pop()())
-        assert other.claim() is None
-    claim = other.claim()
+        patch.setattr(other, "_trials", list)  # the other's trial is not there yet
+        claim = other.claim()
     assert claim and claim.trial.params == PLAN.point(1)
     for study, held in ((one, first), (other, claim)):
         study.release(held)

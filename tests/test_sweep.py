@@ -36,12 +36,14 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.files import explained
+from jaxlm.report.sweep_files import read_sweep
+from jaxlm.report.sweep_results import MemberResult, Sweep
+from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram
 from jaxlm.runs.group import MemberGroup
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
-from jaxlm.sweeps.results import MemberResult, Sweep, read_sweep
 from jaxlm.sweeps.space import Plan, read_space
 from jaxlm.sweeps.study import NAME
 from jaxlm.sweeps.worker import Worker, group_size
@@ -727,7 +729,7 @@ def test_a_silent_machine_s_trials_are_begun_again_elsewhere(server, tmp_path, m
     dead.kill()
     monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
     monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 4)
-    monkeypatch.setattr("jaxlm.sweeps.study.BEAT", 1)
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
     found = jaxlm.sweep(
         TINY.replace(epochs=4), SPACE, storage=where, run_dir=tmp_path / "two", quiet=True
     )
@@ -941,7 +943,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     ]
     sweep = Sweep(TINY, trials)
     out = io.StringIO()
-    view = supervisor.View(Console(file=out, force_terminal=True, width=120))
+    view = SweepView(Console(file=out, force_terminal=True, width=120))
     for _ in range(2):
         view.show(sweep)
     assert out.getvalue().count("trial 0") == 1
@@ -955,7 +957,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
         and "trial 2 (learning_rate=9): diverged\n" in said
     )
     narrow = io.TextIOWrapper(io.BytesIO(), "ascii", write_through=True)
-    supervisor.View(Console(file=narrow, width=120)).summary(sweep)
+    SweepView(Console(file=narrow, width=120)).summary(sweep)
     assert rb"71.00 \xb1 1.41" in narrow.buffer.getvalue()
     assert (
         "seed 0: diverged, epoch 0/2; window 3 has cost nan" in said
@@ -964,7 +966,7 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
 
 
 def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
-    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, "none", {})
     assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]
     assert (
         group_size(TINY, replace(plan, strategy="tpe"), 1) == 3
@@ -1008,7 +1010,7 @@ def test_workers_share_the_memory_for_groups(monkeypatch):
 
 def test_a_long_sweep_on_cpus_takes_a_process_a_core(monkeypatch):
     monkeypatch.setattr(supervisor, "cores", lambda: [0, 1, 2, 3])
-    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, False, {})
+    plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, "none", {})
     small = jaxlm.preset("small")
     assert supervisor.useful_workers(small, plan, 929_589, 64 << 30) == 4
     assert supervisor.useful_workers(small, replace(plan, trials=3), 929_589, 64 << 30) == 3

@@ -6,13 +6,14 @@ import pytest
 from reports import has, ink, intrude
 
 from jaxlm.errors import RunDirError
-from jaxlm.report.sweep_plots import TrialRecord, parallel_plot, slice_plot
+from jaxlm.report.sweep_plots import parallel_plot, slice_plot
+from jaxlm.report.sweep_results import Trial
 
 NAN = float("nan")
 INF = float("inf")
 
 
-def trial(rank: int, perplexity: float) -> TrialRecord:
+def trial(rank: int, perplexity: float) -> Trial:
     values = {
         "learning_rate": 10.0**-rank,
         "hidden_sizes": (8,) * (1 + rank % 2),
@@ -20,7 +21,7 @@ def trial(rank: int, perplexity: float) -> TrialRecord:
         "epochs": rank,
         "tied": rank % 2 == 0,
     }
-    return TrialRecord(rank, values, "done", 1, (perplexity, NAN), (NAN, NAN), (perplexity,))
+    return Trial(rank, values, "done", 1, (perplexity, NAN), (NAN, NAN), (perplexity,))
 
 
 TRIALS = [trial(rank, 100.0 + rank) for rank in range(9)]

@@ -42,13 +42,22 @@ def plot(args: argparse.Namespace) -> None:
     lm = open_model(args.run, args.checkpoint)
     rows = read_metrics(args.run)
     if any(row["kind"] == "epoch" for row in rows):
-        say_line(learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png"))
+        say_line(
+            learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png", lm.vocab.kind)
+        )
     else:
         say("there is no learning curve: no epoch has ended")
     picture = args.run / "embedding.png"
     embedding = lm.params["embedding"]
     say_line(
-        embedding_map(embedding, lm.vocab.words, picture, count=args.words, method=args.method)
+        embedding_map(
+            embedding,
+            lm.vocab.words,
+            picture,
+            count=args.words,
+            method=args.method,
+            tokens=lm.vocab.kind,
+        )
     )
 
 

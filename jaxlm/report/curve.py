@@ -1,8 +1,8 @@
-"""Curves of runs, drawn from their metrics alone: perplexities, gradient norms and learning rates."""
+"""Curves of runs, from their metrics alone: perplexities, gradient norms and learning rates."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxlm.report.figure import (
     perplexity_axis,
     save,
 )
-from jaxlm.units import perplexity_text
+from jaxlm.units import measure_name, measure_text, measured
 
 Row = dict[str, Any]  # a line of the metrics or of the timing
 MOST_POINTS = 400  # of a line of windows
@@ -28,13 +28,14 @@ MOST_POINTS = 400  # of a line of windows
 
 @dataclass(frozen=True)
 class Results:
-    """A run's name, unlike that of any other run in the picture, and the lines of its metrics by kind."""
+    """A run's name, unlike that of any other run in the picture, and its metrics by kind."""
 
     name: str
     windows: Sequence[Row]
     epochs: Sequence[Row]
     tests: Sequence[Row]
     bptt_length: int  # the steps of a window whose line does not say otherwise
+    tokens: str = field(default="words", kw_only=True)  # words, characters, bytes or subwords
 
     @property
     def valid_perplexity(self) -> float:
@@ -44,55 +45,80 @@ class Results:
         return math.nan
 
     def tested(self, best: bool = False) -> Row:
-        """The line of the last parameters' test, or of the best checkpoint's; empty where they were not tested."""
-        found = [row for row in self.tests if (row.get("checkpoint") == "best") == best]
-        if found:
-            return found[-1]
+        """The last line of the test of the last parameters, or of the best checkpoint; or empty."""
+        lines = [row for row in self.tests if (row.get("checkpoint") == "best") == best]
+        if lines:
+            return lines[-1]
         return {}
 
     def test_perplexity(self, best: bool = False) -> float:
-        """Test perplexity of the last parameters, or of the best checkpoint; nan where they were not tested."""
+        """Test perplexity of the last parameters, or of the best checkpoint; nan without a test."""
         return self.tested(best).get("test_perplexity", math.nan)
 
+    def measured(self, perplexities: Any) -> np.ndarray:
+        """Perplexities in the measure of the run's tokens, nan where they cannot be drawn."""
+        return np.array([measured(value, self.tokens) for value in drawable(perplexities)])
+
     def window_ends(self) -> np.ndarray:
-        """Where each window ends, in epochs; an unfinished epoch is taken to be as long as the longest."""
+        """Where each window ends, in epochs; an unfinished epoch counts as long as the longest."""
         epoch = np.array([row["epoch"] for row in self.windows], float)
-        own, first, which, sizes = np.unique(
+        epochs, starts, place, sizes = np.unique(
             epoch, return_index=True, return_inverse=True, return_counts=True
         )
-        within = np.arange(1, len(epoch) + 1) - first[which]
-        finished = np.isin(own, [row["epoch"] for row in self.epochs])
-        return epoch - 1 + within / np.where(finished, sizes, max(sizes, default=1))[which]
+        within = np.arange(1, len(epoch) + 1) - starts[place]
+        finished = np.isin(epochs, [row["epoch"] for row in self.epochs])
+        lengths = np.where(finished, sizes, max(sizes, default=1))
+        return epoch - 1 + within / lengths[place]
+
+    def end(self) -> float:
+        """Where the last window or epoch ends, in epochs."""
+        ends = [*self.window_ends()[-1:], *(row["epoch"] for row in self.epochs)]
+        return max(ends, default=0.0)
 
 
 def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     """The windows, epochs and tests among the lines of a run's metrics."""
-    windows, epochs, tests = (
-        [row for row in rows if row["kind"] == kind] for kind in ("window", "epoch", "test")
-    )
+    windows = [row for row in rows if row["kind"] == "window"]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    tests = [row for row in rows if row["kind"] == "test"]
     return windows, epochs, tests
 
 
-def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
-    """Draws the perplexities and the learning rate of a run from its metrics' rows, and returns the picture's path.
+def learning_curve(
+    rows: Sequence[Row], bptt_length: int, path: Path, tokens: str = "words"
+) -> Path:
+    """Draws the perplexities and the learning rate of a run.
 
-    Raises RunDirError if the picture cannot be written, and JaxlmError if no epoch has finished.
+    Args:
+        rows: The lines of its metrics.
+        bptt_length: The steps of a window whose line does not say otherwise.
+        path: The picture to write; its ending is the format.
+        tokens: The kind of token: of characters and bytes, bits are drawn.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        RunDirError: The picture cannot be written.
+        JaxlmError: No epoch has finished.
     """
-    run = Results("", *by_kind(rows), bptt_length)
+    run = Results("", *by_kind(rows), bptt_length, tokens=tokens)
     if not run.epochs:
-        found = f"there are {len(run.windows)} windows without one"
         raise JaxlmError(
-            f"a learning curve needs a finished epoch, and {found}: train one epoch first"
+            f"a learning curve needs a finished epoch, and there are {len(run.windows)} windows "
+            f"without one: train one epoch first"
         )
+    last = run.epochs[-1]
     with figure(8, 5.2) as drawn:
         upper, lower = drawn.subplots(2, 1, sharex=True, height_ratios=[5, 1])
         draw_perplexities(upper, [run])
-        upper.legend(labelcolor="markeredgecolor")  # (an estimate is white within)
-        title = f"{run.epochs[-1].get('preset', 'training')} on {run.epochs[-1].get('corpus', 'its corpus')}"
+        upper.legend(labelcolor="markeredgecolor")  # the mark of an estimate is white within
+        title = f"{last.get('preset', 'training')} on {last.get('corpus', 'its corpus')}"
         upper.set_title(label(title), loc="left", weight="bold", fontsize=11)
         draw_windows(lower, [run], "learning_rate")
         rates = lower.lines[0].get_ydata()
-        ends = sorted({np.nanmin(rates), np.nanmax(rates)}) if np.isfinite(rates).any() else []
+        rates = rates[np.isfinite(rates)]
+        ends = sorted({rates.min(), rates.max()}) if len(rates) else []
         lower.set_yticks(ends, [f"{rate:.3g}" for rate in ends])
         upper.set_xlabel("")
         lower.set_ylabel("learning\nrate")
@@ -103,78 +129,97 @@ def learning_curve(rows: Sequence[Row], bptt_length: int, path: Path) -> Path:
 def draw_perplexities(
     axes: Any, runs: Sequence[Results], levels: Sequence[tuple[str, float]] = ()
 ) -> None:
-    """Draws each run's training (dashed, triangles), validation (solid, circles) and test (a diamond).
+    """Draws each run's training (dashed, triangles), validation (solid, circles), test (a diamond).
 
-    A run alone has a colour for each split, and the perplexity of its windows behind them; several have a colour each.
-    Dotted is the floor of a generated corpus; `levels` are other (name, perplexity) to compare with.
+    A run alone has a colour for each split, and the perplexity of its windows behind them; several
+    have a colour each. Dotted is the floor of a generated corpus.
+
+    Args:
+        axes: Where to draw.
+        runs: At least one, all of one kind of token, whose measure is drawn.
+        levels: (name, perplexity) of others to compare with.
     """
-    alone = len(runs) == 1
+    tokens = runs[0].tokens
     shown = []
     for place, run in enumerate(runs):
-        colours = PALETTE[:3] if alone else (PALETTE[place % len(PALETTE)],) * 3
-        at = np.array([row["epoch"] for row in run.epochs], float)
-        estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
-        train, valid = (
-            drawable([row.get(f"{split}_perplexity", math.nan) for row in run.epochs])
-            for split in ("train", "valid")
-        )
-        if alone:
-            axes.plot(*window_series(run, "perplexity"), color=PALETTE[0], alpha=0.3, linewidth=1)
-        splits = [
-            ("train", at, train),
-            ("validation", at, valid),
-            ("test", at[-1:], drawable([run.test_perplexity()])),
-        ]
-        for (split, x, y), colour, style in zip(splits, colours, ("^--", "o-", "D"), strict=True):
-            known = np.isfinite(y)
-            points = zip(x[known], y[known], strict=True)
-            titles = [
-                f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
-                for epoch, value in points
-            ]
-            (line,) = axes.plot(
-                x[known], y[known], style, color=colour, markersize=5, gid=marks(titles)
-            )
-            if known.any() and (alone or split == "validation"):
-                line.set_label(f"{split} {perplexity_text(y[-1])}" if alone else label(run.name))
-            shown.append(y)
-        if estimated.any():
-            name = "train, estimated from the words drawn" if alone else None
-            axes.plot(
-                at[estimated],
-                train[estimated],
-                "^",
-                color=colours[0],
-                mfc="white",
-                markersize=5,
-                label=name,
-            )
-    rows = [row for run in runs for row in (*run.epochs, *run.tests)]
-    floors = {
-        name: value for row in rows for name, value in row.items() if name.startswith("floor_")
-    }
-    floor = [
-        (f"floor of {name[6:]}", floors[name], ":") for name in sorted(floors, reverse=True)[:1]
-    ]
-    for name, level, style in [*floor, *((name, level, "--") for name, level in levels)]:
+        shown += _draw_run(axes, run, None if len(runs) == 1 else PALETTE[place % len(PALETTE)])
+    floors = {}
+    for run in runs:
+        for row in (*run.epochs, *run.tests):
+            floors |= {name: value for name, value in row.items() if name.startswith("floor_")}
+    lines = [(name, level, "--") for name, level in levels]
+    if floors:
+        split = max(floors)  # valid before test before train
+        lines.insert(0, (split.replace("_", " of "), floors[split], ":"))
+    for name, level, style in lines:
         if level >= 1:
-            axes.axhline(
-                level, color=INK, linestyle=style, linewidth=1.2, label=f"{name} {level:.2f}"
-            )
-            shown.append(drawable([level]))
-    perplexity_axis(axes, np.concatenate(shown))
-    axes.set(ylabel="perplexity")
+            y = measured(level, tokens)
+            text = f"{name} {measure_text(level, tokens)}"
+            axes.axhline(y, color=INK, linestyle=style, linewidth=1.2, label=text)
+            shown.append(runs[0].measured([level]))
+    values = np.concatenate(shown)
+    if measure_name(tokens) == "perplexity":
+        perplexity_axis(axes, values)
+    elif np.isfinite(values).any():
+        axes.set_ylim(0.96 * np.nanmin(values), 1.04 * np.nanmax(values))
+    axes.set(ylabel=measure_name(tokens))
     epoch_axis(axes, runs)
 
 
+def _draw_run(axes: Any, run: Results, colour: str | None) -> list[np.ndarray]:
+    """Draws a run in its colour, or in one for each split if it is alone; the values drawn."""
+    colours = PALETTE[:3] if colour is None else (colour,) * 3
+    epochs = np.array([row["epoch"] for row in run.epochs], float)
+    train, valid = (
+        run.measured([row.get(f"{split}_perplexity", math.nan) for row in run.epochs])
+        for split in ("train", "valid")
+    )
+    test = run.measured([run.test_perplexity()])
+    if colour is None:
+        x, perplexities = window_series(run, "perplexity")
+        axes.plot(x, run.measured(perplexities), color=PALETTE[0], alpha=0.3, linewidth=1)
+    splits = [
+        ("train", epochs, train, "^--"),
+        ("validation", epochs, valid, "o-"),
+        ("test", np.array([run.end()]), test, "D"),
+    ]
+    for (split, x, y, style), own_colour in zip(splits, colours, strict=True):
+        known = np.isfinite(y)
+        titles = [
+            f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
+            for epoch, value in zip(x[known], y[known], strict=True)
+        ]
+        (line,) = axes.plot(
+            x[known], y[known], style, color=own_colour, markersize=5, gid=marks(titles)
+        )
+        if known.any() and colour is None:
+            digits = 2 if measure_name(run.tokens) == "perplexity" else 4
+            line.set_label(f"{split} {y[-1]:.{digits}f}")
+        elif known.any() and split == "validation":
+            line.set_label(label(run.name))
+    estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
+    if estimated.any():
+        (line,) = axes.plot(
+            epochs[estimated], train[estimated], "^", color=colours[0], mfc="white", markersize=5
+        )
+        if colour is None:
+            line.set_label("train, estimated from the words drawn")
+    return [train, valid, test]
+
+
 def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
-    """Draws one of the windows' series of each run on a log scale: `grad_norm` or `learning_rate`."""
+    """Draws one of the windows' series on a log scale.
+
+    Args:
+        axes: Where to draw.
+        runs: Whose windows.
+        name: `grad_norm` or `learning_rate`.
+    """
+    style = "steps-pre" if name == "learning_rate" else "default"
     for place, run in enumerate(runs):
-        style = "steps-pre" if name == "learning_rate" else "default"
-        colour = PALETTE[place % len(PALETTE)]
         axes.plot(
             *window_series(run, name),
-            color=colour,
+            color=PALETTE[place % len(PALETTE)],
             drawstyle=style,
             linewidth=1.2,
             gid=marks([run.name]),
@@ -185,44 +230,39 @@ def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
 
 
 def epoch_axis(axes: Any, runs: Sequence[Results]) -> None:
-    """Makes x the epochs, from 0 to the last window, with ticks at whole numbers."""
-    ends = [
-        end
-        for run in runs
-        for end in (*run.window_ends()[-1:], *(row["epoch"] for row in run.epochs))
-    ]
-    axes.set(xlim=(0, max([1.0, *ends]) * 1.02), xlabel="epoch")
+    """Makes x the epochs of the runs, from 0 to the last window, with ticks at whole numbers."""
+    axes.set(xlim=(0, max([1.0, *(run.end() for run in runs)]) * 1.02), xlabel="epoch")
     axes.locator_params("x", integer=True)
 
 
 def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, means) over stretches of a thirtieth of an epoch's windows, or longer ones in long runs.
+    """Means over stretches of a thirtieth of an epoch's windows, or longer ones in long runs.
 
-    The name is "grad_norm", "learning_rate" (of the first window of each stretch) or "perplexity". A mean is nan where
-    a stretch has no finite value.
+    Args:
+        run: Whose windows.
+        name: `grad_norm`, `perplexity`, or `learning_rate` (of the first window of each stretch).
+
+    Returns:
+        Where the stretches end, in epochs [n], and the means [n], nan where a stretch has no finite
+        value.
     """
-    x = run.window_ends()
+    ends = run.window_ends()
     count = len(run.windows)
-    first = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows) if count else 0
-    starts = np.arange(0, count, max(first // 30, count // MOST_POINTS, 1))
-    values = np.array([row["cost" if name == "perplexity" else name] for row in run.windows], float)
-    steps = [
-        row.get("steps", run.bptt_length) if name == "perplexity" else 1 for row in run.windows
-    ]
-    weights = np.where(
-        np.isfinite(values), np.array(steps, float), 0
-    )  # (a cost is summed over the window's steps)
     if not count:
-        return x, values
+        return ends, ends
+    first_epoch = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows)
+    starts = np.arange(0, count, max(first_epoch // 30, count // MOST_POINTS, 1))
+    x = ends[np.append(starts[1:], count) - 1]
+    column = "cost" if name == "perplexity" else name
+    values = np.array([row[column] for row in run.windows], float)
+    weights = np.isfinite(values).astype(float)
+    if name == "perplexity":  # a cost is summed over the window's steps
+        weights *= np.array([row.get("steps", run.bptt_length) for row in run.windows], float)
     with np.errstate(all="ignore"):
-        sums, totals = (
-            np.add.reduceat(part, starts)
-            for part in (np.where(np.isfinite(values), values, 0), weights)
-        )
-        means = values[starts] if name == "learning_rate" else sums / totals
-        means = (
-            drawable(np.exp(means))
-            if name == "perplexity"
-            else np.where(abs(np.log(means)) < 70, means, np.nan)
-        )
-    return x[np.append(starts[1:], count) - 1], means
+        sums = np.add.reduceat(np.where(np.isfinite(values), values, 0), starts)
+        means = sums / np.add.reduceat(weights, starts)
+        if name == "perplexity":
+            return x, drawable(np.exp(means))
+        if name == "learning_rate":
+            means = values[starts]
+        return x, np.where(abs(np.log(means)) < 70, means, np.nan)

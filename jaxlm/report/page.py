@@ -1,20 +1,22 @@
-"""The report page: one file of HTML with its style, script, data and pictures inside, which loads nothing.
+"""The report page: one file of HTML with its style, script, data and pictures, which loads nothing.
 
-`page.html` is its Jinja template: every value is escaped, and control characters become visible. The content security
-policy names the script by its hash and forbids everything else.
+`page.html` is its Jinja template: every value is escaped, and control characters become visible.
+The content security policy names the script by its hash and forbids everything else.
 """
 
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.data.corpus import MOST_UNKNOWN
@@ -24,18 +26,21 @@ from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, ep
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
 from jaxlm.report.sweep_plots import (
     PERPLEXITY,
-    TrialRecord,
     draw_epochs,
     draw_parallel,
     draw_slice,
-    value_text,
 )
+from jaxlm.report.sweep_results import Trial, value_text
 from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.terminal import printable
-from jaxlm.units import mean_and_deviation, spread
+from jaxlm.units import mean_and_deviation, measure_name, measured, spread
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
+
+
+T = TypeVar("T")
+Section = dict[str, Any]  # what the template needs of a part of the page
 
 
 @dataclass(frozen=True)
@@ -45,48 +50,47 @@ class RunRecord(Results):
     path: str
     config: Config
     corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
-    sessions: Sequence[
-        Mapping[str, Any]
-    ]  # command, versions, devices and platform of each process that trained it
-    checkpoints: Sequence[
-        tuple[int, int, float | None]
-    ]  # (windows trained, epoch, validation perplexity)
+    # Command, versions, devices and platform of each process that trained it.
+    sessions: Sequence[Mapping[str, Any]]
+    # (Windows trained, epoch, validation perplexity).
+    checkpoints: Sequence[tuple[int, int, float | None]]
     timing: Mapping[int, Row]  # seconds and words_per_second of each epoch
 
     @property
     def settings(self) -> dict[str, str]:
         """The config without its seed: runs of equal settings differ by chance alone."""
-        fields = {
-            name: setting_text(value)
-            for _, name, _, value in self.config.every_field()
-            if name != "seed"
-        }
-        return {**self.config.kinds, **fields}
+        settings = dict(self.config.kinds)
+        for _, name, _, value in self.config.every_field():
+            if name != "seed":
+                settings[name] = setting_text(value)
+        return settings
 
     @property
     def unknown(self) -> dict[str, float]:
         """The share of `<unk>` among the tokens of each split that the metrics name."""
-        rows = [*self.epochs[-1:], *self.tests[-1:]]
-        return {
-            name[8:]: value
-            for row in rows
-            for name, value in row.items()
-            if name.startswith("unknown_")
-        }
+        shares = {}
+        for row in (*self.epochs[-1:], *self.tests[-1:]):
+            for name, value in row.items():
+                if name.startswith("unknown_"):
+                    shares[name.removeprefix("unknown_")] = value
+        return shares
+
+    def quality(self, perplexity: float | None) -> float:
+        """A perplexity in the measure of the run's tokens; nan for None."""
+        return math.nan if perplexity is None else measured(perplexity, self.tokens)
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """What the parameters of one checkpoint say; `notes` names what could not be computed, and why."""
+    """What the parameters of one checkpoint say."""
 
     run: str
     checkpoint: str
     word_map: WordMap | None
-    texts: Mapping[
-        str, Sequence[tuple[str, float]]
-    ]  # title -> words, `<eos>` at a line's end, with bits of surprisal
+    # Title -> words, `<eos>` at a line's end, with bits of surprisal.
+    texts: Mapping[str, Sequence[tuple[str, float]]]
     samples: Sequence[str]
-    notes: Sequence[str]
+    notes: Sequence[str]  # what could not be computed, and why
 
 
 @dataclass(frozen=True)
@@ -95,23 +99,18 @@ class SweepRecord:
 
     name: str
     corpus: Mapping[str, Any]
-    trials: Sequence[TrialRecord]
+    trials: Sequence[Trial]
     command: str | None = None
     model: ModelView | None = None
-
-
-def _together(
-    runs: Sequence[RunRecord], key: Callable[[RunRecord], Hashable]
-) -> list[list[RunRecord]]:
-    found: dict[Hashable, list[RunRecord]] = {}
-    for run in runs:
-        found.setdefault(key(run), []).append(run)
-    return list(found.values())
+    importances: Mapping[str, float] = field(default_factory=dict)  # of each field, if known
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """Runs of one config, whose seeds differ; perplexities are (mean, standard deviation), nan where unknown."""
+    """Runs of one config, whose seeds differ.
+
+    Results are (mean, standard deviation) in the measure of the runs' tokens, nan where unknown.
+    """
 
     runs: list[RunRecord]
     settings: dict[str, str]  # where the groups differ
@@ -125,142 +124,174 @@ def render(
     models: Sequence[ModelView] = (),
     sweeps: Sequence[SweepRecord] = (),
 ) -> str:
-    """The page as HTML: a section for each corpus's runs, each sweep and each model, which is one of a run."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup, escape
+    """The page as HTML: a section for each corpus's runs, each sweep and each model.
 
-    sections: list[dict[str, Any]] = []
-    payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
-
-    def add_model(title: str, model: ModelView) -> None:
-        words = model.word_map
-        name = f"map-{len(payload['maps'])}"
-        picture = None
-        if words is not None:
-            near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
-            payload["maps"].append(
-                {"id": name, "words": [*map(printable, words.words)], "neighbors": near}
-            )
-            with drawn_map(words) as drawn:
-                picture = svg(drawn, name)
-        sections.append(
-            {"kind": "model", "title": title, "model": model, "map": picture, "map_id": name}
-        )
-
-    together = _together(runs, lambda run: str(run.corpus.get("sha256")))
-    for place, some in enumerate(together):
-        pictures = _run_pictures(some[:MOST_LINES], place)
-        name = some[0].corpus.get("name", "its corpus")
-        estimated = any(row.get("train_estimated") for run in some for row in run.epochs)
-        facts = {"groups": groups(some), "published": published(some), "estimated": estimated}
-        sections.append(
-            {
-                "kind": "runs",
-                "title": f"Runs on {name}",
-                "runs": some,
-                "pictures": pictures,
-                **facts,
-            }
-        )
+    Args:
+        title: The page's.
+        runs: In any order.
+        models: Each of one of the runs.
+        sweeps: In any order.
+    """
+    page = _Page()
+    by_corpus = _grouped(runs, lambda run: str(run.corpus.get("sha256")))
+    for place, members in enumerate(by_corpus):
+        page.add_runs(members, place)
         for model in models:
-            if model.run in [run.name for run in some]:
-                add_model(f"Model of {model.run}", model)
-    for place, sweep in enumerate(sweeps):
-        name = f"sweep-{place}"
-        pictures, axes = _sweep_pictures(sweep, name)
-        if axes:
-            payload["sweeps"].append({"id": name, "axes": axes})
-        facts = {"sweep": sweep, "sweep_id": name, "axes": axes, "pictures": pictures}
-        sections.append({"kind": "sweep", "title": f"Sweep {sweep.name}", **facts})
-        if sweep.model:
-            add_model(f"Best model of {sweep.name}", sweep.model)
-
-    def text(value: Any) -> Any:
-        if isinstance(value, Markup):
-            return value
-        return printable(str(value))
-
+            if model.run in [run.name for run in members]:
+                page.add_model(f"Model of {model.run}", model)
+    for sweep in sweeps:
+        page.add_sweep(sweep)
     jinja = Environment(
         autoescape=True,
-        finalize=text,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     jinja.tests["finite"] = math.isfinite
-    own = files("jaxlm.report")
-    page, style, script = (
-        (own / f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js")
+    for function in (colour, number_text, rounded, setting_text, speeds, spread, value_text):
+        jinja.globals[function.__name__] = function
+    folder = files("jaxlm.report")
+    template, style, script = (
+        (folder / f"page.{ending}").read_text("utf-8") for ending in ("html", "css", "js")
     )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    values: dict[str, Any] = {
-        one.__name__: one for one in (colour, rounded, setting_text, speeds, spread, value_text)
-    }
-    values |= {"most_lines": MOST_LINES, "most_unknown": MOST_UNKNOWN, "nan": math.nan}
-    values |= {
-        "title": title,
-        "sections": sections,
-        "corpora": len(together),
-        "payload": finite(payload),
-    }
-    return jinja.from_string(page).render(values, style=style, script=script, digest=digest)
+    return jinja.from_string(template).render(
+        title=title,
+        sections=page.sections,
+        corpora=len(by_corpus),
+        payload=finite(page.payload),
+        most_lines=MOST_LINES,
+        most_unknown=MOST_UNKNOWN,
+        nan=math.nan,
+        style=style,
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+class _Page:
+    """The sections of a page, and the data of its script."""
+
+    def __init__(self) -> None:
+        self.sections: list[Section] = []
+        self.payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
+
+    def add_runs(self, runs: list[RunRecord], place: int) -> None:
+        """Adds the runs of one corpus, which is the page's by its place."""
+        rows = [row for run in runs for row in (*run.epochs, *run.tests)]
+        self.sections.append(
+            {
+                "kind": "runs",
+                "title": f"Runs on {runs[0].corpus.get('name', 'its corpus')}",
+                "runs": runs,
+                "tokens": runs[0].tokens,
+                "measure": measure_name(runs[0].tokens),
+                "pictures": _run_pictures(runs[:MOST_LINES], place),
+                "groups": groups(runs),
+                "published": published(runs),
+                "estimated": any(row.get("train_estimated") for row in rows),
+                "floor": any(name.startswith("floor_") for row in rows for name in row),
+            }
+        )
+
+    def add_model(self, title: str, model: ModelView) -> None:
+        """Adds a model, with its map of words."""
+        words = model.word_map
+        name = f"map-{len(self.payload['maps'])}"
+        picture = None
+        if words is not None:
+            near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
+            shown = [printable(word) for word in words.words]
+            self.payload["maps"].append({"id": name, "words": shown, "neighbors": near})
+            with drawn_map(words) as drawn:
+                picture = svg(drawn, name)
+        self.sections.append(
+            {"kind": "model", "title": title, "model": model, "map": picture, "map_id": name}
+        )
+
+    def add_sweep(self, sweep: SweepRecord) -> None:
+        """Adds a sweep, with the model of its best member."""
+        name = f"sweep-{sum(section['kind'] == 'sweep' for section in self.sections)}"
+        section: Section = {"kind": "sweep", "title": f"Sweep {sweep.name}", "sweep": sweep}
+        trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
+        pictures = {}
+        axes = []
+        if len(trials) > 1:
+            pictures = _sweep_pictures(trials, name)
+            axes = _filters(trials)
+            self.payload["sweeps"].append({"id": name, "axes": axes})
+        self.sections.append({**section, "sweep_id": name, "axes": axes, "pictures": pictures})
+        if sweep.model:
+            self.add_model(f"Best model of {sweep.name}", sweep.model)
+
+
+def _grouped(values: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Values of equal keys together, in the order in which the keys first occur."""
+    by_key: dict[Hashable, list[T]] = {}
+    for value in values:
+        by_key.setdefault(key(value), []).append(value)
+    return list(by_key.values())
 
 
 def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
-    """The runs of one corpus by their configs and ends, the lowest mean validation perplexity first."""
+    """The runs of one corpus by their configs and ends, the lowest validation result first."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    several_ends = len({_finished(run) for run in runs}) > 1
     found = []
-    several_ends = len({*map(_finished, runs)}) > 1
-    for members in _together(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):
+    for members in _grouped(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
         if several_ends:
             settings["finished"] = _finished(members[0])
-        valid = mean_and_deviation([run.valid_perplexity for run in members])
-        found.append(
-            Seeds(
-                members,
-                settings,
-                valid,
-                mean_and_deviation([run.test_perplexity() for run in members]),
-            )
-        )
+        valid = [run.quality(run.valid_perplexity) for run in members]
+        test = [run.quality(run.test_perplexity()) for run in members]
+        found.append(Seeds(members, settings, mean_and_deviation(valid), mean_and_deviation(test)))
     return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
 
 
 def _finished(run: RunRecord) -> str:
-    """Whether a run was tested, and after how many windows where `--steps`, which is in no config, cut it."""
+    """Whether a run was tested, and after how many windows where `--steps` cut it."""
+    if not run.tests:
+        return "no"
     cut = not run.config.train.patience and len(run.epochs) < run.config.train.epochs
     steps = run.tested().get("step", 0) if cut else 0
-    if run.tests:
-        if steps:
-            return f"after {steps:,} windows"
-        return "yes"
-    return "no"
+    if steps:  # which is in no config
+        return f"after {steps:,} windows"
+    return "yes"
 
 
 def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
-    """(name, test perplexity) of the published models that the runs' presets stand for, on Penn Treebank alone."""
+    """(name, test perplexity) of the published models that the runs' presets stand for.
+
+    They were tested on Penn Treebank; of runs on other corpora there are none.
+    """
     presets = dict.fromkeys(run.config.preset for run in runs if run.corpus.get("name") == "ptb")
-    known = {preset: PRESETS.get(preset, {}).get("published") for preset in presets}
-    return [(f"published ({preset})", value) for preset, value in known.items() if value]
+    known = []
+    for preset in presets:
+        value = PRESETS.get(preset, {}).get("published")
+        if value:
+            known.append((f"published ({preset})", value))
+    return known
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:
-    """A row for each epoch: windows, mean and largest finite gradient norm, learning rate, words/s and seconds."""
-    found = []
-    for epoch, windows in groupby(run.windows, lambda row: row["epoch"]):
-        own = list(windows)
-        norms = [row["grad_norm"] for row in own if math.isfinite(row["grad_norm"])] or [math.nan]
-        row = {
-            "epoch": epoch,
-            "windows": len(own),
-            "mean": float(np.mean(norms)),
-            "largest": max(norms),
-        }
-        found.append({**row, "learning_rate": own[0]["learning_rate"], **run.timing.get(epoch, {})})
-    return found
+    """A row for each epoch: windows, gradient norms, learning rate, tokens a second and seconds."""
+    rows = []
+    for epoch, group in groupby(run.windows, lambda row: row["epoch"]):
+        windows = list(group)
+        norms = [row["grad_norm"] for row in windows if math.isfinite(row["grad_norm"])]
+        rows.append(
+            {
+                "epoch": epoch,
+                "windows": len(windows),
+                "mean": float(np.mean(norms)) if norms else math.nan,
+                "largest": max(norms, default=math.nan),
+                "learning_rate": windows[0]["learning_rate"],
+                **run.timing.get(epoch, {}),
+            }
+        )
+    return rows
 
 
 def colour(bits: float) -> str:
@@ -271,12 +302,36 @@ def colour(bits: float) -> str:
 
 
 def rounded(value: float | None, digits: int = 4) -> str:
-    """A number in a table; empty for None and nan."""
+    """A number in a table.
+
+    Args:
+        value: The number.
+        digits: How many it has.
+
+    Returns:
+        Its text; empty for None and nan.
+    """
     if value is None or math.isnan(value):
         return ""
     if abs(value) < 1e6:
         return f"{float(f'{value:.{digits}g}'):,g}"
     return f"{value:.3g}"
+
+
+def number_text(measure: str, mean: float, deviation: float = math.nan) -> str:
+    """A result in a table.
+
+    Args:
+        measure: Its name; bits have four decimals.
+        mean: The number, or the mean of several.
+        deviation: The standard deviation, nan of one number.
+
+    Returns:
+        mean ± standard deviation; empty for nan.
+    """
+    if measure == "perplexity":
+        return spread(mean, deviation)
+    return spread(mean, deviation, "{:.4f}".format)
 
 
 def _picture(
@@ -289,63 +344,69 @@ def _picture(
 
 
 def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
+    tokens = runs[0].tokens
+
     def perplexities(axes: Any) -> None:
         draw_perplexities(axes, runs, published(runs))
         handles, labels = axes.get_legend_handles_labels()
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
     def speed(axes: Any) -> None:
-        for at, run in enumerate(runs):
-            rows = [(epoch, row["words_per_second"]) for epoch, row in sorted(run.timing.items())]
-            titles = [f"{run.name}, epoch {epoch}: {words:,.0f} words/s" for epoch, words in rows]
-            line = np.array(rows, float).reshape(-1, 2).T
-            axes.plot(*line, "o-", color=PALETTE[at % len(PALETTE)], gid=marks(titles))
-        axes.set(ylabel="words per second", ylim=(0, None))
+        for rank, run in enumerate(runs):
+            epochs = sorted(run.timing)
+            values = [run.timing[epoch]["words_per_second"] for epoch in epochs]
+            titles = [
+                f"{run.name}, epoch {epoch}: {value:,.0f} {tokens}/s"
+                for epoch, value in zip(epochs, values, strict=True)
+            ]
+            style = {"color": PALETTE[rank % len(PALETTE)], "gid": marks(titles)}
+            axes.plot(epochs, values, "o-", **style)
+        axes.set(ylabel=f"{tokens} per second", ylim=(0, None))
         epoch_axis(axes, runs)
 
-    found = {
-        "Learning curves": _picture(f"curves {place}", perplexities, height=3.6 + 0.1 * len(runs)),
-        "Gradient norm": _picture(
-            f"norms {place}", lambda axes: draw_windows(axes, runs, "grad_norm"), height=2.4
-        ),
-        "Learning rate": _picture(
-            f"rates {place}", lambda axes: draw_windows(axes, runs, "learning_rate"), height=2.4
-        ),
+    def series(name: str) -> Callable[[Any], None]:
+        return lambda axes: draw_windows(axes, runs, name)
+
+    height = 3.6 + 0.1 * len(runs)
+    pictures = {
+        "Learning curves": _picture(f"curves {place}", perplexities, height=height),
+        "Gradient norm": _picture(f"norms {place}", series("grad_norm"), height=2.4),
+        "Learning rate": _picture(f"rates {place}", series("learning_rate"), height=2.4),
     }
     if any(run.timing for run in runs):
-        found["Words per second"] = _picture(f"speed {place}", speed, height=2.4)
-    return found
+        title = f"{tokens.capitalize()} per second"
+        pictures[title] = _picture(f"speed {place}", speed, height=2.4)
+    return pictures
 
 
-def _sweep_pictures(sweep: SweepRecord, name: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """The pictures: of all fields, of the epochs, of each field; fields for the script; none without two results."""
-    trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
-    if len(trials) < 2:
-        return {}, []
+def _sweep_pictures(trials: Sequence[Trial], name: str) -> dict[str, str]:
+    """The pictures of at least two trials: of all fields, of the epochs, of each field."""
     fields = list(trials[0].values)
     wide = max(5.6, 1.6 * len(fields) + 2)
-    found = {
+    pictures = {
         "Parallel coordinates": _picture(
-            f"{name} all", lambda axes: draw_parallel(axes, trials), wide
+            f"{name} all", partial(draw_parallel, trials=trials), wide
         ),
-        "Learning curves": _picture(f"{name} epochs", lambda axes: draw_epochs(axes, trials)),
+        "Learning curves": _picture(f"{name} epochs", partial(draw_epochs, trials=trials)),
     }
-    for place, field in enumerate(fields):
-        draw = partial(draw_slice, trials=trials, field=field)
-        found[f"{place + 1}: {field}"] = _picture(f"{name} field {place}", draw, height=3)
-    axes = []
+    for place, field_name in enumerate(fields):
+        draw = partial(draw_slice, trials=trials, field=field_name)
+        pictures[f"{place + 1}: {field_name}"] = _picture(f"{name} field {place}", draw, height=3)
+    return pictures
+
+
+def _filters(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What the script filters trials by: each field's choices, or ends, and each trial's value."""
+    columns = {name: [trial.values[name] for trial in trials] for name in trials[0].values}
+    columns[PERPLEXITY] = [trial.valid[0] for trial in trials]
     keys = [str(trial.number) for trial in trials]
-    for field in (*fields, PERPLEXITY):
-        values = [{**trial.values, PERPLEXITY: trial.valid[0]}[field] for trial in trials]
-        numeric = all(type(value) in (int, float) for value in values)
-        texts = values if numeric else [printable(value_text(value)) for value in values]
-        choices, ends = ([], (min(values), max(values))) if numeric else (sorted(set(texts)), ())
-        axes.append(
-            {
-                "name": field,
-                "choices": choices,
-                "values": dict(zip(keys, texts, strict=True)),
-                "ends": ends,
-            }
-        )
-    return found, axes
+    axes = []
+    for name, values in columns.items():
+        axis = {"name": name, "choices": [], "ends": ()}
+        if all(type(value) in (int, float) for value in values):
+            axis["ends"] = (min(values), max(values))
+        else:
+            values = [printable(value_text(value)) for value in values]
+            axis["choices"] = sorted(set(values))
+        axes.append({**axis, "values": dict(zip(keys, values, strict=True))})
+    return axes

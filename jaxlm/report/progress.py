@@ -43,7 +43,7 @@ class EpochResult:
 
 
 class LastingConsole(Console):
-    """A console whose reader may leave, as of `jaxlm train | head`: the printing ends, not the run."""
+    """A console whose reader may leave (`jaxlm train | head`): the printing ends, not the run."""
 
     def _check_buffer(self) -> None:
         try:

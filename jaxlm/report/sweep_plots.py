@@ -1,6 +1,11 @@
-"""Pictures of a sweep: validation perplexity against each field, all fields at once, and over the epochs."""
+"""Pictures of a sweep: validation perplexity against each field, all fields, and the epochs.
 
-from collections.abc import Mapping, Sequence
+Not by `optuna.visualization`: its plots go through pyplot and change its style for the whole
+process, put perplexities on a linear axis, which one diverged trial fills, and have no keys for the
+filters of the report page.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,25 +24,13 @@ from jaxlm.report.figure import (
     perplexity_axis,
     save,
 )
+from jaxlm.report.sweep_results import Trial, value_text
 from jaxlm.units import perplexity_text
 
 PERPLEXITY = "validation perplexity"
 
 
-@dataclass(frozen=True)
-class TrialRecord:
-    """A point of a sweep's space; perplexities are (mean, standard deviation) over its seeds, nan where unknown."""
-
-    number: int
-    values: Mapping[str, Any]
-    status: str  # of its members; counted where theirs differ
-    seeds: int
-    valid: tuple[float, float]
-    test: tuple[float, float]
-    valid_by_epoch: Sequence[float]  # of its first seed
-
-
-Trials = Sequence[TrialRecord]  # at least one, the best first, all with the same fields
+Trials = Sequence[Trial]  # at least one, the best first, all with the same fields
 
 
 @dataclass(frozen=True)
@@ -51,7 +44,18 @@ class Scale:
 
 
 def slice_plot(trials: Trials, path: Path) -> Path:
-    """Writes a picture with one panel for each field, and all trials in each. Raises RunDirError."""
+    """Writes a picture with one panel for each field, and all trials in each.
+
+    Args:
+        trials: What is drawn.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunDirError: The file cannot be written.
+    """
     fields = list(trials[0].values)
     with figure(1.2 + 3 * len(fields), 3.2) as drawn:
         panels = drawn.subplots(1, len(fields), squeeze=False, sharey=True)[0]
@@ -62,49 +66,73 @@ def slice_plot(trials: Trials, path: Path) -> Path:
 
 
 def parallel_plot(trials: Trials, path: Path) -> Path:
-    """Writes a picture of parallel axes. Raises RunDirError."""
+    """Writes a picture of parallel axes, one for each field.
+
+    Args:
+        trials: What is drawn.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunDirError: The file cannot be written.
+    """
     with figure(2 + 1.8 * len(trials[0].values), 4) as drawn:
         draw_parallel(drawn.subplots(), trials)
         return save(drawn, path)
 
 
 def draw_slice(axes: Any, trials: Trials, field: str) -> None:
-    """Draws validation perplexity against one field; each mark has its trial's number as its key."""
+    """Draws validation perplexity against one field.
+
+    Args:
+        axes: Where to draw; each mark has its trial's number as its key.
+        trials: What is drawn.
+        field: One of the space's.
+    """
     scale = scale_of([trial.values[field] for trial in trials])
     y = drawable([trial.valid[0] for trial in trials])
-    titles = [
-        f"{field} {name}, {PERPLEXITY} {value:.2f}"
-        for name, value in zip(scale.names, y, strict=True)
-    ]
-    for at in map(int, np.flatnonzero(np.isfinite(y))[::-1]):  # (the best one last, on top)
-        gid = marks([titles[at]], str(trials[at].number))
-        size = 7 if at == 0 else 5
-        axes.plot(scale.places[at], y[at], "o", color=_colour(at, len(y)), markersize=size, gid=gid)
-    if scale.log:
-        log_axis(axes, "x")
+    ranks: dict[str, list[int]] = {}  # of each colour, the worst first
+    for rank in reversed(range(len(y))):
+        if np.isfinite(y[rank]):
+            ranks.setdefault(_colour(rank, len(y)), []).append(rank)
+    for colour, members in ranks.items():
+        titles = [f"{field} {scale.names[rank]}, {PERPLEXITY} {y[rank]:.2f}" for rank in members]
+        gid = marks(titles, [str(trials[rank].number) for rank in members])
+        size = 7 if colour == ORANGE else 5
+        axes.plot(scale.places[members], y[members], "o", color=colour, markersize=size, gid=gid)
     axes.set(xlabel=label(field), ylabel=PERPLEXITY)
     axes.margins(x=0.08)
+    if scale.log:
+        log_axis(axes, "x")
     if scale.ticks:
-        axes.set_xticks(*zip(*scale.ticks.items(), strict=True))
+        axes.set_xticks(list(scale.ticks), list(scale.ticks.values()))
     perplexity_axis(axes, y)
 
 
 def draw_parallel(axes: Any, trials: Trials) -> None:
-    """Draws each trial as a line over parallel axes (Inselberg, 1985): one a field, the last for the perplexity."""
+    """Draws each trial as a line over parallel axes (Inselberg 1985), the perplexity's the last.
+
+    Args:
+        axes: Where to draw; each line has its trial's number as its key.
+        trials: What is drawn.
+    """
     fields = list(trials[0].values)
     y = drawable([trial.valid[0] for trial in trials])
-    last = Scale(y, [*map(perplexity_text, y)], {}, log=True)
-    scales = [*(scale_of([trial.values[field] for trial in trials]) for field in fields), last]
+    scales = [scale_of([trial.values[field] for trial in trials]) for field in fields]
+    scales.append(Scale(y, [perplexity_text(value) for value in y], {}, log=True))
     heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
     names = [*map(label, fields), PERPLEXITY]
-    for at, trial in reversed([*enumerate(trials)]):
-        title = ", ".join(
-            f"{name} {scale.names[at]}" for name, scale in zip(names, scales, strict=True)
-        )
-        gid = marks([title], str(trial.number))
-        width = 2.5 if at == 0 else 1.2
+    for rank in reversed(range(len(trials))):
+        values = [f"{name} {scale.names[rank]}" for name, scale in zip(names, scales, strict=True)]
         axes.plot(
-            heights[:, at], "o-", color=_colour(at, len(y)), markersize=3, linewidth=width, gid=gid
+            heights[:, rank],
+            "o-",
+            color=_colour(rank, len(y)),
+            markersize=3,
+            linewidth=2.5 if rank == 0 else 1.2,
+            gid=marks([", ".join(values)], [str(trials[rank].number)]),
         )
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])
@@ -114,19 +142,30 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
 
 
 def draw_epochs(axes: Any, trials: Trials) -> None:
-    """Draws validation perplexity over the epochs of each trial."""
+    """Draws validation perplexity over the epochs of each trial.
+
+    Args:
+        axes: Where to draw; each line has its trial's number as its key.
+        trials: What is drawn.
+    """
     lines = [drawable(trial.valid_by_epoch) for trial in trials]
-    for at, (trial, line) in reversed([*enumerate(zip(trials, lines, strict=True))]):
-        gid = marks([f"trial {trial.number}"], str(trial.number))
-        colour = _colour(at, len(trials))
-        axes.plot(np.arange(1, len(line) + 1), line, "o-", color=colour, markersize=3, gid=gid)
+    for rank in reversed(range(len(trials))):
+        number = trials[rank].number
+        axes.plot(
+            np.arange(1, len(lines[rank]) + 1),
+            lines[rank],
+            "o-",
+            color=_colour(rank, len(trials)),
+            markersize=3,
+            gid=marks([f"trial {number}"], [str(number)]),
+        )
     axes.set(xlabel="epoch", ylabel=PERPLEXITY)
     axes.locator_params("x", integer=True)
     perplexity_axis(axes, np.concatenate(lines))
 
 
 def scale_of(values: Sequence[Any]) -> Scale:
-    """The scale of one field's values: numbers lie where they are, anything else in alphabetical order."""
+    """The scale of one field's values: numbers where they are, others in alphabetical order."""
     if not all(type(value) in (int, float) for value in values):
         names = [label(value_text(value)) for value in values]
         order, places = np.unique(names, return_inverse=True)
@@ -138,17 +177,8 @@ def scale_of(values: Sequence[Any]) -> Scale:
     return Scale(places, names, ticks if len(ticks) <= 6 else {}, log)
 
 
-def value_text(value: Any) -> str:
-    """A field's value as `--set` takes it: `16x8` for (16, 8)."""
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    if value is None:
-        return "none"
-    return str(value)
-
-
-def _colour(rank: int, count: int) -> Any:
-    """Orange for the best of `count` trials, blue to grey for the others."""
+def _colour(rank: int, count: int) -> str:
+    """Orange for the best of `count` trials; blue, teal and grey for thirds of the others."""
     if rank == 0:
         return ORANGE
     return (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
@@ -156,12 +186,15 @@ def _colour(rank: int, count: int) -> Any:
 
 def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
     """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
-    x = np.log(scale.places) if scale.log else scale.places
-    _, first = np.unique(x, return_index=True)  # a trial of each value, the least first
-    order = [at for at in first if np.isfinite(x[at])]
-    low, span = (x[order[0]], np.ptp(x[order])) if order else (0, 0)
-    heights = (x - low) / span if span else np.where(np.isnan(x), np.nan, 0.5)
-    for at in order if scale.ticks else {*order[:1], *order[-1:]}:
-        axes.text(place + 0.03, heights[at], scale.names[at], fontsize=8, va="center")
     axes.axvline(place, color=PALE, linewidth=1)
+    x = np.log(scale.places) if scale.log else scale.places
+    _, first = np.unique(x, return_index=True)  # a trial of each value, the least value first
+    order = first[np.isfinite(x[first])]
+    span = np.ptp(x[order]) if len(order) else 0
+    heights = np.where(np.isnan(x), np.nan, 0.5)
+    if span:
+        heights = (x - x[order[0]]) / span
+    named = order if scale.ticks else {*order[:1], *order[-1:]}
+    for rank in named:
+        axes.text(place + 0.03, heights[rank], scale.names[rank], fontsize=8, va="center")
     return heights

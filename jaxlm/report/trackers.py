@@ -1,4 +1,4 @@
-"""Experiment trackers: a run's metrics sent to TensorBoard, Weights & Biases, Trackio or MLflow, each optional."""
+"""Experiment trackers: metrics sent to TensorBoard, Weights & Biases, Trackio or MLflow."""
 
 import time
 import warnings
@@ -7,64 +7,80 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxlm.errors import JaxlmError
 
-OnMetrics = Callable[
-    [int, Mapping[str, float]], object
-]  # (step, values by tag such as "train/cost")
+# Called with a step and values by tag, such as "train/cost".
+OnMetrics = Callable[[int, Mapping[str, float]], object]
 PROJECT = "jaxlm"
 FLUSH_SECONDS = 10
-Opened = tuple[Callable[[int, dict[str, float]], object], Callable[[], object]]  # log and close
+
+
+class Tracker(NamedTuple):
+    """An open run of a tracker."""
+
+    log: Callable[[int, dict[str, float]], object]  # of a step's values by tag
+    close: Callable[[], object]
 
 
 @contextmanager
 def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
-    """Opens a run of a tracker; a failure while it is open ends the tracking with a warning, never the run.
+    """Opens a run of a tracker; a later failure ends the tracking with a warning, never the run.
 
-    TensorBoard's files go into the run directory. Weights & Biases, Trackio and MLflow name the run by it; where they
-    send metrics (a server, a folder, offline) is their own setting. Yields a function for `train(on_metrics=...)`.
-    Raises JaxlmError if the tracker is unknown, is not installed, or cannot be opened.
+    TensorBoard's files go into the run directory. The others name the run by it; where they send
+    metrics (a server, a folder, offline) is their own setting.
+
+    Args:
+        name: One of `TRACKERS`.
+        run_dir: The run directory.
+        config: What the tracker records of the run.
+
+    Yields:
+        A function for `train(on_metrics=...)`.
+
+    Raises:
+        JaxlmError: The tracker is unknown, is not installed, or cannot be opened.
     """
     if name not in TRACKERS:
         raise JaxlmError(f"unknown tracker {name!r}: expected one of {', '.join(TRACKERS)}")
     try:
-        log, close = TRACKERS[name](Path(run_dir).absolute(), dict(config))
-    except Exception as error:  # (a tracker's code may raise anything, also where it is imported)
-        if isinstance(error, ImportError) and (error.name or "").split(".")[0] in (
-            name,
-            "tensorboardX",
-        ):
-            raise JaxlmError(
-                f"--track {name} needs {name}: pip install {_PACKAGES.get(name, name)}"
-            ) from None
+        tracker = TRACKERS[name](Path(run_dir).absolute(), dict(config))
+    except Exception as error:  # a tracker's code may raise anything, also where it is imported
+        missing = ""
+        if isinstance(error, ImportError):
+            missing = (error.name or "").split(".")[0]
+        if missing in (name, "tensorboardX"):
+            package = _PACKAGES.get(name, name)
+            raise JaxlmError(f"--track {name} needs {name}: pip install {package}") from None
         raise JaxlmError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
     failed = False
 
-    def quietly(call: Callable[..., object], *arguments: object) -> None:
+    def log(step: int, values: Mapping[str, float]) -> None:
         nonlocal failed
-        try:
-            if not failed:
-                call(*arguments)
-        except Exception as error:
-            failed = True
-            warnings.warn(
-                f"{name}'s tracking ends here, the run continues: {error}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if not failed:
+            numbers = {tag: float(value) for tag, value in values.items()}
+            failed = not _quietly(name, tracker.log, step, numbers)
 
     try:
-        yield lambda step, values: quietly(
-            log, step, {tag: float(value) for tag, value in values.items()}
-        )
+        yield log
     finally:
-        failed = False  # close it even after a failure
-        quietly(close)
+        _quietly(name, tracker.close)  # also after a failure
 
 
-def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
+def _quietly(name: str, call: Callable[..., object], *arguments: object) -> bool:
+    """Whether a call of a tracker succeeds; if not, a warning says why."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        warnings.warn(
+            f"{name}'s tracking ends here, the run continues: {error}", RuntimeWarning, stacklevel=3
+        )
+        return False
+    return True
+
+
+def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Tracker:
     files: Any = import_module("tensorboardX.event_file_writer")
     events: Any = import_module("tensorboardX.proto.event_pb2")
     summaries: Any = import_module("tensorboardX.proto.summary_pb2")
@@ -92,21 +108,21 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Opened:
             writer.flush()
             next_flush = now + FLUSH_SECONDS
 
-    return log, lambda: writer and writer.close()
+    return Tracker(log, lambda: writer and writer.close())
 
 
-def _wandb(run_dir: Path, config: dict[str, Any], name: str = "wandb") -> Opened:
-    module: Any = import_module(name)  # (Trackio has the same functions)
+def _wandb(run_dir: Path, config: dict[str, Any], name: str = "wandb") -> Tracker:
+    module: Any = import_module(name)  # Trackio has the same functions
     module.init(project=PROJECT, name=run_dir.name, config=config)
-    return lambda step, values: module.log(values, step=step), module.finish
+    return Tracker(lambda step, values: module.log(values, step=step), module.finish)
 
 
-def _mlflow(run_dir: Path, config: dict[str, Any]) -> Opened:
+def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
     mlflow: Any = import_module("mlflow")
     mlflow.set_experiment(PROJECT)
     mlflow.start_run(run_name=run_dir.name)
     mlflow.log_params(config)
-    return lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run
+    return Tracker(lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run)
 
 
 TRACKERS = {

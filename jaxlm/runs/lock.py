@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -94,6 +95,34 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
             with suppress(OSError):
                 if held.is_named():
                     os.ftruncate(file.fileno(), 0)  # released, and not left by a dead process
+
+
+_TAKE = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
+def locks_work(folder: Path, name: str) -> bool:
+    """Whether the file system of a directory keeps a second process from a lock that is held.
+
+    NFS and Lustre may be mounted so that locks hold on one machine alone, or not at all.
+
+    Args:
+        folder: The directory.
+        name: A file in it that processes lock, made where it is missing.
+
+    Raises:
+        RunDirError: The file cannot be made or locked.
+    """
+    with (
+        explained(RunDirError, f"{folder} cannot be used", ELSEWHERE),
+        Folder.open(folder) as held,
+        held.append(name) as file,
+    ):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process holds it
+            return True
+        second = [sys.executable, "-I", "-S", "-c", _TAKE, str(folder / name)]
+        return subprocess.run(second, stderr=subprocess.DEVNULL).returncode != 0
 
 
 def holder(folder: Folder) -> str:

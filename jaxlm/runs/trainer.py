@@ -362,7 +362,8 @@ def _finish(
         try:
             path = run.folder.path / "curve.png"
             steps = run.config.train.bptt_length
-            curve = learning_curve(read_metrics(run.folder.path), steps, path)
+            tokens = run.corpus.vocab.kind
+            curve = learning_curve(read_metrics(run.folder.path), steps, path, tokens)
             rows.append(("learning curve", str(curve)))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)

@@ -1,9 +1,10 @@
 """`write_report`: a page about runs and sweeps, in one HTML file."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,12 +12,12 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import explained, output
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
+from jaxlm.report.sweep_files import RESULTS, read_sweep
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.sweeps.results import RESULTS, read_sweep
 from jaxlm.sweeps.study import check_below, member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
@@ -32,94 +33,118 @@ def write_report(
     texts: Sequence[str] = (),
     data_dir: str | Path | None = None,
 ) -> Path:
-    """Writes one self-contained HTML page about runs and sweeps; returns its path.
+    """Writes one self-contained HTML page about runs and sweeps.
 
     Args:
         paths: Directories of runs and of sweeps; one that is named twice counts once.
         out: The file to write (default: report.html in the directory, if there is only one).
-        which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a step. The run is the
-            one with the lowest validation perplexity on each corpus.
+        which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a
+            step. The run is the one with the lowest validation perplexity on each corpus.
         texts: Scored by the models that the page shows.
         data_dir: The folder of Penn Treebank's files.
 
+    Returns:
+        The page's path.
+
     Raises:
-        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written: nothing is then.
+        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written:
+            nothing is then.
     """
-    named = [paths] if isinstance(paths, str | Path) else paths
-    directories = list({Path(path).resolve(): Path(path) for path in named}.values())
-    if not directories:
-        raise JaxlmError("a report needs at least one directory of a run or a sweep: name one")
-    if out is None and len(directories) > 1:
-        raise JaxlmError(
-            f"a report of {len(directories)} directories needs a place: name it with -o FILE"
-        )
-    target = Path(out) if out is not None else directories[0] / "report.html"
-    if target.is_dir():
-        raise JaxlmError(
-            f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}"
-        )
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    directories = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    target = _target(directories, out)
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
+    view = _Viewer(which, texts, data_dir)
     runs = []
     sweeps = []
     for path, name in zip(directories, names, strict=True):
-        # (Of machines that share a sweep's database, one may have none of the trials.)
-        if (
-            any((path / one).exists() for one in ("trials", RESULTS))
-            and not (path / "config.json").exists()
-        ):
-            sweeps.append(_sweep_record(path, name, which, texts, data_dir))
+        if _is_sweep(path):
+            sweeps.append(_sweep_record(path, name, view))
         else:
             runs.append(run_record(path, name))
     ranked = sorted(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
-    best = {str(run.corpus.get("sha256")): run for run in reversed(ranked)}
-    models = [
-        _model_view(Path(run.path), run.name, which, texts, data_dir) for run in best.values()
-    ]
-    counts = [
-        f"{len(some)} {what}{'s' * (len(some) > 1)}"
-        for some, what in ((runs, "run"), (sweeps, "sweep"))
-        if some
-    ]
-    title = names[0] if len(names) == 1 else " and ".join(counts)
+    best: dict[str, RunRecord] = {}
+    for run in ranked:
+        best.setdefault(str(run.corpus.get("sha256")), run)
+    models = [view.of(Path(run.path), run.name) for run in best.values()]
+    title = names[0]
+    if len(names) > 1:
+        title = " and ".join(
+            f"{len(records)} {noun}" + ("s" if len(records) > 1 else "")
+            for records, noun in ((runs, "run"), (sweeps, "sweep"))
+            if records
+        )
     page = render(f"Report: {title}", runs, models, sweeps)
     with explained(RunDirError, f"cannot write {target}"), output(target) as file:
         file.write(page.encode())
     return target
 
 
-def _sweep_record(
-    path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None
-) -> SweepRecord:
+def _target(directories: Sequence[Path], out: str | Path | None) -> Path:
+    """The file to write. Raises JaxlmError where none is named and none is usual."""
+    if not directories:
+        raise JaxlmError("a report needs at least one directory of a run or a sweep: name one")
+    if out is None and len(directories) > 1:
+        raise JaxlmError(
+            f"a report of {len(directories)} directories needs a place: name it with -o FILE"
+        )
+    target = directories[0] / "report.html" if out is None else Path(out)
+    if target.is_dir():
+        raise JaxlmError(
+            f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}"
+        )
+    return target
+
+
+def _is_sweep(path: Path) -> bool:
+    """Whether a directory is a sweep's. One of several that share a database may have no trial."""
+    if (path / "config.json").exists():
+        return False
+    return (path / "trials").exists() or (path / RESULTS).exists()
+
+
+def _sweep_record(path: Path, name: str, view: "_Viewer") -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
     sweep, corpus = read_sweep(path)
+    trials = sweep.trials
     best = sweep.best
     if best is None:
-        return SweepRecord(name, corpus, sweep.trials)
-    own = member_dir(
-        path, best.number, best.seed, sweep.trials[0].seeds
-    )  # (the sweep may be moved)
-    kept = own.exists()
-    if kept:  # (else it is on another machine)
-        check_below(path, own, "name the run itself")
-    title = f"trial {best.number}, seed {best.seed}"
-    model = _model_view(own, title, which, texts, data_dir) if kept else None
-    return SweepRecord(name, corpus, sweep.trials, sweep.command(best), model)
+        return SweepRecord(name, corpus, trials, importances=sweep.importances)
+    # The sweep may have been moved, and the member may be on another machine.
+    run_dir = member_dir(path, best.number, best.seed, trials[0].seeds)
+    model = None
+    if run_dir.exists():
+        check_below(path, run_dir, "name the run itself")
+        model = view.of(run_dir, f"trial {best.number}, seed {best.seed}")
+    return SweepRecord(name, corpus, trials, sweep.command(best), model, sweep.importances)
 
 
 def run_record(path: Path, name: str) -> RunRecord:
-    """The results and surroundings of the run in a directory. Raises JaxlmError where it is damaged or has no epoch."""
+    """Reads the results and surroundings of a run.
+
+    Args:
+        path: The run directory.
+        name: Unlike that of any other run on the page.
+
+    Raises:
+        JaxlmError: The run is damaged, or has neither an epoch nor a test.
+    """
     config = directory.saved_config(path)
     problems = directory.problems(path)
     if problems:
-        problem = f"the run in {path} is damaged, and there is no report of it: {problems[0]}"
-        raise RunDirError(f"{problem}; `jaxlm info` lists all problems")
-    rows = read_metrics(path)
-    windows, epochs, tests = by_kind(rows)
-    if not epochs:
-        found = f"expected a finished epoch, found {len(windows):,} windows"
-        raise JaxlmError(f"the run in {path} has no results: {found}; train one epoch first")
+        raise RunDirError(
+            f"the run in {path} is damaged, and there is no report of it: {problems[0]}; "
+            f"`jaxlm info` lists all problems"
+        )
+    windows, epochs, tests = by_kind(read_metrics(path))
+    if not epochs and not tests:
+        raise JaxlmError(
+            f"the run in {path} has no results: expected a finished epoch or a test, found "
+            f"{len(windows):,} windows; train one epoch first"
+        )
     record = directory.saved_record(path)
     return RunRecord(
         name=name,
@@ -127,44 +152,53 @@ def run_record(path: Path, name: str) -> RunRecord:
         epochs=epochs,
         tests=tests,
         bptt_length=config.train.bptt_length,
+        tokens=config.data.tokens,
         path=str(path),
         config=config,
         corpus=record["corpus"],
         sessions=record["sessions"],
         checkpoints=[
-            (step, found.epoch, found.valid_perplexity)
-            for step, found in checkpoint.manifests(path).items()
+            (step, manifest.epoch, manifest.valid_perplexity)
+            for step, manifest in checkpoint.manifests(path).items()
         ],
         timing=read_timing(path),
     )
 
 
-def _model_view(
-    path: Path, name: str, which: str, texts: Sequence[str], data_dir: str | Path | None
-) -> ModelView:
-    """A model's map of its words, surprisals of texts, and samples; notes name what cannot be computed."""
-    lm = load(path, which)
-    notes: list[str] = []
+@dataclass(frozen=True)
+class _Viewer:
+    """Views models: maps of their words, surprisals of texts, and samples."""
 
-    def part(what: str, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except JaxlmError as error:
-            notes.append(f"There is no {what}: {error}.")
-            return None
+    which: str  # the checkpoint
+    texts: Sequence[str]
+    data_dir: str | Path | None
 
-    words = part(
-        "map of the words", lambda: map_words(np.asarray(lm.params["embedding"]), lm.vocab.words)
-    )
-    scored = part("text of the test split", lambda: _test_text(lm, data_dir)) or {}
-    scored |= {
-        f"Text {at}": _scored(lm, [*filter(str.strip, text.splitlines())])
-        for at, text in enumerate(texts, 1)
-    }
-    samples = part(
-        "sample", lambda: [*map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))]
-    )
-    return ModelView(name, which, words, scored, samples or [], notes)
+    def of(self, path: Path, name: str) -> ModelView:
+        """The view of a run's model; notes name what cannot be computed."""
+        lm = load(path, self.which)
+        vocab = lm.vocab
+        notes: list[str] = []
+
+        @contextmanager
+        def noted(missing: str) -> Iterator[None]:
+            try:
+                yield
+            except JaxlmError as error:
+                notes.append(f"There is no {missing}: {error}.")
+
+        words = None
+        scored = {}
+        samples = []
+        with noted(f"map of the {vocab.kind}"):
+            embedding = np.asarray(lm.params["embedding"])
+            words = map_words(embedding, vocab.words, tokens=vocab.kind)
+        with noted("text of the test split"):
+            scored |= _test_text(lm, self.data_dir)
+        for number, text in enumerate(self.texts, 1):
+            scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
+        with noted("sample"):
+            samples += map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))
+        return ModelView(name, self.which, words, scored, samples, notes)
 
 
 def _test_text(
@@ -172,20 +206,22 @@ def _test_text(
 ) -> dict[str, list[tuple[str, float]]]:
     """The scored beginning of the run's own test split, by its title."""
     corpus = lm.find_corpus(data_dir=data_dir)
+    of_words = lm.vocab.kind == "words"
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
-    lines = [line.split() if lm.vocab.kind == "words" else line for line in text.split("\n")]
-    scored = _scored(lm, [*filter(None, lines)])
-    if not text.endswith("\n"):  # what is cut has no end of its line, nor of its word
+    lines = [line.split() if of_words else line for line in text.split("\n")]
+    scored = _scored(lm, list(filter(None, lines)))
+    if not text.endswith("\n"):  # the line that is cut has no end
         scored = scored[:-1]
-        scored = scored if lm.vocab.kind == "words" else scored[:-1] or scored
+        if not of_words and len(scored) > 1:  # nor has its last word
+            scored = scored[:-1]
     return {f"The beginning of the test split of {corpus.name}": scored}
 
 
 def _scored(lm: LanguageModel, lines: Sequence[str | list[str]]) -> list[tuple[str, float]]:
-    """Words of lines with their surprisals in bits, nan where unknown; the state is passed on from line to line."""
+    """Words of lines with their surprisals in bits, nan where unknown, as one text."""
     score = lm.surprisal if lm.vocab.kind == "words" else lm.word_surprisal
-    found = score(lines, context="stream", eos=True)
+    surprisals = score(lines, context="stream", eos=True)
     return [
         (word, round(float(bits), 4))
-        for word, bits in zip(found.word, found.surprisal, strict=True)
+        for word, bits in zip(surprisals.word, surprisals.surprisal, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""What a sweep tries: its plan, and its space, which names for each field Optuna's distribution of its values.
+"""What a sweep tries: its plan, and its space, which names for each field Optuna's distribution.
 
-The texts of a space, as `range:2:8:2`, are listed by `jaxlm sweep --help`. A study keeps layer widths as the text
-256x128.
+The texts of a space, as `range:2:8:2`, are listed by `jaxlm sweep --help`. A study keeps layer
+widths as the text 256x128.
 """
 
 import itertools
@@ -10,7 +10,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from jaxlm.config.config import KINDS, MAY_CHANGE, Config, differences, spec_of_
 from jaxlm.data.corpora import NAMES
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import checked_value, shown, specs
-from jaxlm.late import optuna
 from jaxlm.runs import directory
+from jaxlm.sweeps.storage import import_optuna
 
 Space = dict[str, Any]  # Optuna's distribution of each field's values
 
@@ -33,6 +33,8 @@ MOST_VALUES = 10_000  # of one field
 MOST_CHOICES = 100  # combinations of the other static fields that a value is tried with
 MOST_BYTES = 1 << 20  # of a file
 STRATEGIES = ("grid", "random", "tpe")
+PRUNING = ("none", "median", "halving")
+WIDTHS = re.compile("[0-9]{1,9}(x[0-9]{1,9})*x?")  # of layers; 256x is one layer
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,19 @@ class Plan:
 
     config: Config
     space: Space
-    strategy: str
+    strategy: str  # one of STRATEGIES
     trials: int
     seeds: int  # members of a trial
-    prune: bool
+    prune: str  # one of PRUNING
     corpus: dict[str, str]  # as `runs.directory.named` names it
 
     def config_of(self, values: Mapping[str, Any], seed: int) -> Config:
-        """The config of one member, which keeps its last and its best checkpoint."""
+        """The config of one member, which keeps its last and its best checkpoint.
+
+        Args:
+            values: The trial's, of the fields of the space.
+            seed: The member's.
+        """
         return self.config.replace(**{"keep_last": 1, **values, "seed": seed})
 
     def seeds_of(self, params: Mapping[str, Any]) -> list[int]:
@@ -59,12 +66,12 @@ class Plan:
         return list(range(first, first + self.seeds))
 
     def point(self, number: int) -> dict[str, Any] | None:
-        """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it (tpe)."""
+        """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it."""
         if self.strategy == "grid":
             return grid_point(self.space, number)
-        if self.strategy == "tpe":
-            return None
-        return random_point(self.space, self.config.train.seed, number)
+        if self.strategy == "random":
+            return random_point(self.space, self.config.train.seed, number)
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, which `from_json` reads."""
@@ -73,25 +80,22 @@ class Plan:
 
     @staticmethod
     def from_json(tree: Any) -> "Plan":
-        """The plan of the tree that `to_json` returned. Raises JaxlmError for what is no plan."""
+        """Reads what `to_json` returned. Raises JaxlmError for what is no plan."""
         with suppress(TypeError, KeyError, AttributeError):
             return make_plan(**{**tree, "config": Config.from_json(json.dumps(tree["config"]))})
         raise JaxlmError("the plan is not one that a sweep writes")
 
     def differences(self, other: "Plan") -> list[str]:
-        """`name: this plan's value -> the other's` for all that differs, except the number of trials."""
-        fixed = MAY_CHANGE - {"train.epochs"}
-        found = [
-            line
-            for line in differences(self.config, other.config)
-            if line.split(":")[0] not in fixed
-        ]
-        own, others = (
-            {f"space.{name}": to_json(distribution) for name, distribution in plan.space.items()}
-            | {"strategy": plan.strategy, "seeds": plan.seeds, "prune": plan.prune, **plan.corpus}
-            for plan in (self, other)
-        )
-        return found + directory.different(own, others)
+        """`name: this value -> the other` for all that differs, but the number of trials."""
+        ignored = MAY_CHANGE - {"train.epochs"}
+        lines = differences(self.config, other.config)
+        lines = [line for line in lines if line.split(":")[0] not in ignored]
+        return lines + directory.different(self._settings(), other._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        space = {f"space.{name}": to_json(values) for name, values in self.space.items()}
+        rest = {"strategy": self.strategy, "seeds": self.seeds, "prune": self.prune}
+        return {**space, **rest, **self.corpus}
 
 
 def make_plan(
@@ -100,23 +104,43 @@ def make_plan(
     strategy: str,
     trials: int | None,
     seeds: int,
-    prune: bool | None,
+    prune: bool | str | None,
     corpus: dict[str, str],
 ) -> Plan:
-    """The plan of what `sweep` is asked for. Raises JaxlmError if values are out of their limits or do not fit."""
+    """The plan of what `sweep` is asked for.
+
+    Args:
+        config: The config, with the fields that the space leaves out.
+        space: As `read_space` takes it.
+        strategy: One of `STRATEGIES`.
+        trials: How many points to try; a grid needs none.
+        seeds: How many members a trial has.
+        prune: One of `PRUNING`; True is median, False none, and None median with tpe alone.
+        corpus: The corpus's name and hashes.
+
+    Raises:
+        JaxlmError: Values are out of their limits, or do not fit each other.
+    """
     trials = checked_value("trials", trials, int, low=1, high=MOST_POINTS, optional=True)
     seeds = checked_value("seeds", seeds, int, low=1, high=MOST_POINTS)
     checked_value("strategy", strategy, str, choices=STRATEGIES)
+    if prune is None:
+        prune = strategy == "tpe"
+    if isinstance(prune, bool):
+        prune = "median" if prune else "none"
+    checked_value("prune", prune, str, choices=PRUNING)
     if not isinstance(config, Config) or not isinstance(space, Mapping):
         raise JaxlmError(
-            "a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their values"
+            "a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their "
+            "values"
         )
     read = read_space(space, config)
     if "seed" in read and seeds > 1:
         raise JaxlmError(
             "seed is in the space, and seeds asks for several of each point: leave one of them out"
         )
-    if (config.train.epochs if "epochs" not in read else min(extremes(read["epochs"]))) < 1:
+    epochs = extremes(read["epochs"]) if "epochs" in read else [config.train.epochs]
+    if min(epochs) < 1:
         raise JaxlmError(
             "a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0"
         )
@@ -124,29 +148,37 @@ def make_plan(
         points = grid_size(read)
         if trials not in (None, points):
             raise JaxlmError(
-                f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose the strategy random"
+                f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose "
+                f"the strategy random"
             )
         trials = points
     if trials is None:
         raise JaxlmError(
-            f"the strategy {strategy} has no end of its own: give trials, the number of points to try"
+            f"the strategy {strategy} has no end of its own: give trials, the number of points to "
+            f"try"
         )
-    config.replace(seed=config.train.seed + seeds - 1)  # refuses one that is too large
-    return Plan(
-        config, read, strategy, trials, seeds, strategy == "tpe" if prune is None else prune, corpus
-    )
+    config.replace(seed=config.train.seed + seeds - 1)  # raises if the last seed is too large
+    return Plan(config, read, strategy, trials, seeds, prune, corpus)
 
 
 def read_space(space: Mapping[str, Any], config: Config) -> Space:
-    """Reads a space as users give it, in the same order.
+    """Reads a space as users give it.
 
-    A field has a list of values, a `range`, one of Optuna's distributions, or a text as `--set` takes; NumPy's scalars
-    and arrays count as numbers and lists. Raises JaxlmError if the space is empty, a field is unknown, or the config
-    does not take its values.
+    Args:
+        space: For each field a list or tuple of values, a `range`, one of Optuna's distributions,
+            or a text as `--set` takes. NumPy's scalars and arrays count as numbers and lists.
+        config: The config, with the fields that the space leaves out.
+
+    Returns:
+        Optuna's distribution of each field, in the same order.
+
+    Raises:
+        JaxlmError: The space is empty, a field is unknown, or the config does not take its values.
     """
     if not space:
         raise JaxlmError(
-            "the space is empty: name at least one field with its values, as in learning_rate=0.5,1,2"
+            "the space is empty: name at least one field with its values, as in "
+            "learning_rate=0.5,1,2"
         )
     read = {name: _distribution(name, given) for name, given in space.items()}
     for name in read:
@@ -155,8 +187,19 @@ def read_space(space: Mapping[str, Any], config: Config) -> Space:
 
 
 def with_settings(space: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """A space for `read_space`, with what texts of the form FIELD=SPACE add. Raises JaxlmError for others."""
-    found = dict(space)
+    """Adds settings to a space.
+
+    Args:
+        space: A space as users give it.
+        settings: Texts of the form FIELD=SPACE.
+
+    Returns:
+        The space with all of them, for `read_space`.
+
+    Raises:
+        JaxlmError: A text has another form, or a field occurs twice.
+    """
+    space = dict(space)
     for setting in settings:
         name, equals, value = setting.partition("=")
         name = name.strip().replace("-", "_")
@@ -164,14 +207,18 @@ def with_settings(space: Mapping[str, Any], settings: Sequence[str]) -> dict[str
             raise JaxlmError(
                 f"--set takes FIELD=SPACE, as in learning_rate=0.5,1,2; it is {setting!r}"
             )
-        if name in found:
+        if name in space:
             raise JaxlmError(f"{name} is in the space twice: leave one of them out")
-        found[name] = value
-    return found
+        space[name] = value
+    return space
 
 
 def read_space_file(path: Path) -> dict[str, Any]:
-    """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`. Raises JaxlmError for others."""
+    """Reads a TOML file of FIELD = SPACE lines, or a JSON object, for `read_space`.
+
+    Raises:
+        JaxlmError: The file cannot be read as either.
+    """
     with files.explained(JaxlmError, f"{path} cannot be read as TOML or JSON"):
         text = files.read_bytes(path, MOST_BYTES).decode("utf-8-sig")
         if text.lstrip().startswith("{"):
@@ -186,69 +233,88 @@ def to_json(distribution: Any) -> list[Any] | str:
     ends = f"{distribution.low!r}:{distribution.high!r}"
     if distribution.log:
         return f"log:{ends}"
-    every = (
-        isinstance(distribution, optuna.distributions.IntDistribution) and distribution.step == 1
+    takes_all = (
+        distribution.step == 1 if isinstance(distribution.low, int) else not distribution.step
     )
-    if every or distribution.step is None:
+    if takes_all:
         return f"uniform:{ends}"
     return f"range:{ends}:{distribution.step!r}"
 
 
 def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a config takes them, from values as a study keeps them. Raises JaxlmError for an unknown field."""
-    kinds = {name: spec_of_field(name).type for name in params}
-    return {
-        name: tuple(map(int, one.split("x"))) if kinds[name] is tuple else one
-        for name, one in params.items()
-    }
+    """Values as a config takes them, of values as a study keeps them.
+
+    Raises:
+        JaxlmError: A field is unknown.
+    """
+    values = {}
+    for name, value in params.items():
+        if spec_of_field(name).type is tuple:
+            value = tuple(map(int, value.split("x")))
+        values[name] = value
+    return values
 
 
 def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
-    """The first value of each field of a space, read or as users give it, as a config takes them."""
+    """The first value of each field of a space, read or not, as a config takes them."""
     return decoded({name: extremes(_distribution(name, given))[0] for name, given in space.items()})
 
 
 def with_flags(
     space: Mapping[str, Any], given: Mapping[str, Any], config: Config
 ) -> dict[str, Any]:
-    """The space with the given fields of the config that its kinds do not take over: they are meant for all kinds.
+    """Adds flags to a space, where its kinds would not take them over from the config.
 
-    Raises JaxlmError as `read_space`, and for a field that would not reach each kind that has it.
+    A flag is meant for all kinds of the space.
+
+    Args:
+        space: A space, read or as users give it.
+        given: The values of flags, by field.
+        config: The config, with these values.
+
+    Returns:
+        The space, with a list of one value for each field that was added.
+
+    Raises:
+        JaxlmError: A field would not reach each kind that has it; or as `read_space`.
     """
-    found = {**space}
+    added = {**space}
     for slot in KINDS.keys() & space.keys():
         named = {KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])}
         kinds = {type(getattr(config, slot)), *named}
         for name, value in given.items():
-            meant = {
-                kind: (specs(kind)[name], getattr(kind, name))
-                for kind in kinds
-                if name in specs(kind)
-            }
-            apart = len({*meant.values()}) > 1 or any(spec.own for spec, _ in meant.values())
-            if len(meant) == len(kinds) and apart:
-                found.setdefault(name, [value])
-            elif meant and (not meant.keys() & named or (apart and len(meant) > 1)):
-                why = f"{name} would not reach each {slot} of the space"
-                raise JaxlmError(f"{why}: sweep the kinds that have it apart, or leave it out")
-    return found
+            having = {kind: specs(kind)[name] for kind in kinds if name in specs(kind)}
+            meanings = {(spec, getattr(kind, name)) for kind, spec in having.items()}
+            differ = len(meanings) > 1 or any(spec.own for spec in having.values())
+            if differ and len(having) == len(kinds):
+                added.setdefault(name, [value])
+            elif having and (not having.keys() & named or (differ and len(having) > 1)):
+                raise JaxlmError(
+                    f"{name} would not reach each {slot} of the space: sweep the kinds that have "
+                    f"it apart, or leave it out"
+                )
+    return added
 
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
-    """All listed values, or both ends of an interval: within a field's limits only if every value is."""
+    """All listed values, or both ends of an interval; if these are in a field's limits, all are."""
     if _is_listed(distribution):
         return distribution.choices
     return (distribution.low, distribution.high)
 
 
 def grid_size(space: Space) -> int:
-    """How many points the space's grid has. Raises JaxlmError for an interval, or over `MOST_POINTS` points."""
-    interval = next(
-        (name for name, distribution in space.items() if not _is_listed(distribution)), None
-    )
-    if interval:
-        remedy = "list them or give a range, or choose --strategy random or tpe"
-        raise JaxlmError(f"{interval} is a distribution, and a grid needs values: {remedy}")
+    """How many points the space's grid has.
+
+    Raises:
+        JaxlmError: A field has an interval, or there are over `MOST_POINTS` points.
+    """
+    for name, distribution in space.items():
+        if not _is_listed(distribution):
+            raise JaxlmError(
+                f"{name} is a distribution, and a grid needs values: list them or give a range, or "
+                f"choose --strategy random or tpe"
+            )
     points = math.prod(len(extremes(distribution)) for distribution in space.values())
     if points > MOST_POINTS:
         raise JaxlmError(
@@ -258,34 +324,46 @@ def grid_size(space: Space) -> int:
 
 
 def grid_point(space: Space, number: int) -> dict[str, Any]:
-    """A point of the grid by its number, from 0. Points of equal array shapes are neighbours."""
-    point = {}
+    """A point of the grid. Points of equal array shapes are neighbours.
+
+    Args:
+        space: A read space of listed values.
+        number: The point's, from 0.
+    """
+    point = dict.fromkeys(space)
     for name in sorted(
         space, key=lambda name: (not _is_float(name), name)
-    ):  # the first changes fastest
-        number, place = divmod(number, len(extremes(space[name])))
-        point[name] = extremes(space[name])[place]
-    return {name: point[name] for name in space}
+    ):  # floats change fastest
+        choices = extremes(space[name])
+        number, place = divmod(number, len(choices))
+        point[name] = choices[place]
+    return point
 
 
 def random_point(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """A random point by its number, from 0. It depends on the space, the seed and the number alone."""
-    sampler = optuna.samplers.RandomSampler(
-        seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-    )
-    study: Any = None  # which this sampler does not read
-    point = {}
+    """A random point, which depends on nothing but the arguments.
+
+    Args:
+        space: A read space.
+        seed: The config's seed.
+        number: The point's, from 0.
+    """
+    own_seed = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    sampler = import_optuna().samplers.RandomSampler(seed=own_seed)
+    study: Any = None  # this sampler reads neither the study nor the trial
+    point = dict.fromkeys(space)
     for name, distribution in sorted(space.items()):
         value = sampler.sample_independent(study, study, name, distribution)
-        ends = extremes(distribution)
-        point[name] = (
-            value if _is_listed(distribution) else max(ends[0], min(ends[1], value))
-        )  # a logarithm is rounded
-    return {name: point[name] for name in space}
+        if not _is_listed(distribution):  # rounding may carry a logarithm past an end
+            low, high = extremes(distribution)
+            value = max(low, min(high, value))
+        point[name] = value
+    return point
 
 
 def _is_listed(distribution: Any) -> bool:
-    return isinstance(distribution, optuna.distributions.CategoricalDistribution)
+    """Whether it is a CategoricalDistribution."""
+    return hasattr(distribution, "choices")
 
 
 def _is_float(name: str) -> bool:
@@ -294,32 +372,12 @@ def _is_float(name: str) -> bool:
 
 
 def _check(name: str, space: Space, config: Config) -> None:
-    """Raises JaxlmError unless the config takes each value alone or with others of the space, such as an optimizer."""
-    others = {
-        other: extremes(found)
-        for other, found in space.items()
-        if other != name and not _is_float(other)
-    }
-    others = dict(
-        sorted(others.items(), key=lambda item: -len(item[1]))
-    )  # short lists vary fastest
-    combinations = itertools.islice(itertools.product(*others.values()), MOST_CHOICES)
-    static = [dict(zip(others, combination, strict=True)) for combination in combinations]
-    floats = {
-        other: extremes(found)
-        for other, found in space.items()
-        if other != name and _is_float(other)
-    }
-    numbers = {
-        other: next((one for one in values if one is not None), None)
-        for other, values in floats.items()
-    }
-    beside = [{}, *static, *({**numbers, **one} for one in static)]
+    """Raises JaxlmError unless the config takes each value, alone or with others of the space."""
     for value in extremes(space[name]):
         errors = []
-        for other in beside:
+        for others in _combinations(name, space):
             try:
-                config.replace(**decoded({**other, name: value}))
+                config.replace(**decoded({**others, name: value}))
                 break
             except JaxlmError as error:
                 errors.append(error)
@@ -327,49 +385,89 @@ def _check(name: str, space: Space, config: Config) -> None:
             raise errors[0]
 
 
+def _combinations(name: str, space: Space) -> Iterator[dict[str, Any]]:
+    """Values of other fields to try one with: none, of static fields, then with one of each float.
+
+    A value may need another, as a field of the optimizer needs that optimizer.
+    """
+    yield {}
+    static = {}
+    floats = {}
+    for other, distribution in space.items():
+        values = extremes(distribution)
+        if other != name and _is_float(other):
+            floats[other] = next((value for value in values if value is not None), None)
+        elif other != name:
+            static[other] = values
+    names = sorted(static, key=lambda other: -len(static[other]))  # short lists vary fastest
+    products = itertools.product(*(static[other] for other in names))
+    choices = [
+        dict(zip(names, product, strict=True))
+        for product in itertools.islice(products, MOST_CHOICES)
+    ]
+    yield from choices
+    for choice in choices:
+        yield {**floats, **choice}
+
+
 def _distribution(name: str, given: Any) -> Any:
+    """Optuna's distribution of one field's values as users give them."""
     kind = spec_of_field(str(name)).type
-    given = (
-        to_json(given)
-        if isinstance(given, optuna.distributions.BaseDistribution)
-        else _plain(given)
-    )
+    distributions = import_optuna().distributions
+    if isinstance(given, distributions.BaseDistribution):
+        given = to_json(given)
+    given = _plain(given)
     if isinstance(given, str):
         word, *ends = given.split(":")
-        if word in ("range", "uniform", "log") and len(ends) == (3 if word == "range" else 2):
-            low, high, *step = (_number(name, kind, end) for end in ends)
-            if word != "range":
-                kinds = optuna.distributions
-                make = kinds.IntDistribution if kind is int else kinds.FloatDistribution
-                try:
-                    return make(low, high, word == "log")
-                except ValueError as error:
-                    raise JaxlmError(
-                        f"{name} cannot be drawn from {low} to {high}: {error}"
-                    ) from None
-            given = _range(name, low, high, step[0])
+        if word == "range" and len(ends) == 3:
+            given = _range(name, *(_number(name, kind, end) for end in ends))
+        elif word in ("uniform", "log") and len(ends) == 2:
+            low, high = (_number(name, kind, end) for end in ends)
+            interval = distributions.FloatDistribution
+            if kind is int:
+                interval = distributions.IntDistribution
+            try:
+                return interval(low, high, log=word == "log")
+            except ValueError as error:
+                raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
         elif ":" in given and kind is not str:
-            forms = "range:LOW:HIGH:STEP, uniform:LOW:HIGH or log:LOW:HIGH"
             raise JaxlmError(
-                f"{name} takes values, as in 0.5,1,2, or {forms}; it is {shown(given)}"
+                f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
+                f"log:LOW:HIGH; it is {shown(given)}"
             )
         else:
-            given = [part.strip() for part in given.split(",") if part.strip()]
-    if not isinstance(given, list | range):
+            given = [value.strip() for value in given.split(",") if value.strip()]
+            if kind is tuple and len(given) > 1 and all(value.isdigit() for value in given):
+                _refuse_widths(name, given, [f"{value}x" for value in given])
+    elif not isinstance(given, list | tuple | range):
         raise JaxlmError(
             f"{name} takes a list of values, a range or a distribution; it is {shown(given)}"
         )
+    elif kind is tuple and len(given) > 1 and all(type(value) is int for value in given):
+        _refuse_widths(name, given, [f"({value},)" for value in given[:MOST_CHOICES]])
     values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
     if not 1 <= len(values) <= MOST_VALUES:
-        raise JaxlmError(
-            f"{name} has {'too many values' if values else 'no value'} to try: name 1 to {MOST_VALUES:,}"
-        )
+        problem = "too many values" if values else "no value"
+        raise JaxlmError(f"{name} has {problem} to try: name 1 to {MOST_VALUES:,}")
     if len(set(values)) < len(values):
         twice = next(value for value in values if values.count(value) > 1)
         raise JaxlmError(
             f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)"
         )
-    return optuna.distributions.CategoricalDistribution(values)
+    return distributions.CategoricalDistribution(values)
+
+
+def _refuse_widths(name: str, widths: Sequence[Any], models: Sequence[str]) -> None:
+    """Refuses numbers that may be the widths of one model's layers, or of models of one layer."""
+    if len(widths) > 9:
+        raise JaxlmError(
+            f"{name} takes widths with x between, as in 256x128, not {len(widths)} numbers"
+        )
+    one = "x".join(map(str, widths))
+    raise JaxlmError(
+        f"{name} may mean one model of {len(widths)} layers, written {one}, or {len(widths)} "
+        f"models of one layer, written {','.join(models)}: write which"
+    )
 
 
 def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
@@ -377,10 +475,14 @@ def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
         raise JaxlmError(
             f"{name} needs range:LOW:HIGH:STEP of 1 to {MOST_VALUES:,} values, with a STEP above 0"
         )
-    values = [low + place * step for place in range(int((high - low) / step * (1 + 1e-12)) + 1)]
-    return [
-        min(high, float(f"{value:.12g}")) if isinstance(value, float) else value for value in values
-    ]
+    last = int((high - low) / step * (1 + 1e-12))  # 0.1 to 0.3 in steps of 0.1 has three values
+    values = []
+    for place in range(last + 1):
+        value = low + place * step
+        if isinstance(value, float):
+            value = min(high, float(f"{value:.12g}"))
+        values.append(value)
+    return values
 
 
 def _number(name: str, kind: type, text: str) -> Any:
@@ -395,35 +497,44 @@ def _number(name: str, kind: type, text: str) -> Any:
 
 def _from_text(kind: type, text: str) -> Any:
     """The text's value for a field of this type; else the text, which the config refuses."""
-    if kind is bool or (kind in (int, float) and text.lower() == "none"):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    for number in {int: (int, float), float: (float,)}.get(kind, ()):
+    if kind in (bool, int, float) and text.lower() == "none":
+        return None
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is int:
         with suppress(ValueError):
-            return number(text)
+            return int(text)
+    if kind in (int, float):
+        with suppress(ValueError):
+            return float(text)
     return text
 
 
 def _encoded(name: str, kind: type, value: Any) -> Any:
-    """A value as a study keeps it: layer widths become a text as 256x128, the text none (TOML has no null) None."""
+    """A value as a study keeps it.
+
+    Layer widths become a text as 256x128. The text none becomes None, since TOML has no null. A
+    file's path becomes absolute, for a sweep that is resumed from another directory.
+    """
     value = _from_text(kind, value) if isinstance(value, str) else _plain(value)
     if kind is tuple:
-        text = (
-            "x".join(str(_plain(width)) for width in value)
-            if isinstance(value, list | tuple)
-            else str(value)
-        )
-        if not re.fullmatch("[0-9]{1,9}(x[0-9]{1,9})*", text):
-            raise JaxlmError(
-                f"{name} takes whole numbers with x between, as in 256x128; it is {shown(value)}"
-            )
-        return text
+        return _widths(name, value)
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
-    if name == "tokenizer_file" or (name == "corpus" and value not in NAMES):
-        if value and isinstance(value, str):
-            return os.path.abspath(value)
-        return value  # resumed from another directory
+    is_file = name == "tokenizer_file" or (name == "corpus" and value not in NAMES)
+    if is_file and value and isinstance(value, str):
+        return os.path.abspath(value)
     return value
+
+
+def _widths(name: str, value: Any) -> str:
+    widths: Iterable[Any] = value if isinstance(value, list | tuple) else [value]
+    text = "x".join(str(_plain(width)) for width in widths)
+    if not WIDTHS.fullmatch(text):
+        raise JaxlmError(
+            f"{name} takes whole numbers with x between, as in 256x128; it is {shown(value)}"
+        )
+    return text.removesuffix("x")
 
 
 def _plain(value: Any) -> Any:

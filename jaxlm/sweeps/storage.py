@@ -1,4 +1,4 @@
-"""Where Optuna keeps a study: a journal file or a database. Every call into it goes through one guard."""
+"""Where Optuna keeps a study: a journal file or a database. All calls into it have one guard."""
 
 import fcntl
 import json
@@ -9,39 +9,69 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder
-from jaxlm.late import optuna
 from jaxlm.terminal import scrubbed, without_password
 
-BEAT = 60
-SILENCE = 600  # seconds: how often a worker shows that it lives, and how long others wait for a silent one
+BEAT = 60  # seconds between two signs of life of a worker
+SILENCE = 600  # seconds after which the trials of a silent directory are lost
+TRIES = 5  # to open a database whose tables another process creates
+CREATING = re.compile("already exists|unique|duplicate|locked", re.IGNORECASE)  # what that raises
 MOST_LINE = 1 << 24  # bytes
-_LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
+LINE = re.compile(rb'(\{.*),"crc32":"([0-9a-f]{8})"\}\n', re.DOTALL)
 
 
-def opened(where: str) -> Any:
-    """Optuna's storage at a journal's path, or at a database's URL, which directories may share.
+def import_optuna() -> Any:
+    """Optuna, which is an extra, imported at its first use.
 
-    Raises JaxlmError if the storage cannot be used.
+    Raises:
+        JaxlmError: It is not installed, or cannot be imported.
     """
-    with database_errors(
-        where, "expected the path of a journal file, or a database's URL as in sqlite:///study.db"
-    ):
-        if "://" not in where:
-            return optuna.storages.JournalStorage(Journal(Path(where)))  # pyright: ignore[reportArgumentType]
-        for left in reversed(range(5)):  # another worker may be creating the tables at this moment
+    try:
+        return import_module("optuna")
+    except ImportError as error:
+        raise JaxlmError(
+            f"a sweep needs optuna, which cannot be imported ({error}): pip install 'jaxlm[sweep]'"
+        ) from None
+
+
+def is_database(where: str) -> bool:
+    """Whether a storage is a database's URL, which directories may share, and no journal's path."""
+    return "://" in where
+
+
+def open_storage(where: str) -> Any:
+    """Opens Optuna's storage.
+
+    Args:
+        where: A journal's path, or a database's URL.
+
+    Returns:
+        Optuna's `JournalStorage` or `RDBStorage`.
+
+    Raises:
+        JaxlmError: The storage cannot be used.
+    """
+    expected = "expected the path of a journal file, or a database's URL as in sqlite:///study.db"
+    with database_errors(where, expected):
+        storages = import_optuna().storages
+        if not is_database(where):
+            return storages.JournalStorage(Journal(Path(where)))
+        for attempt in range(1, TRIES + 1):
             try:
-                return optuna.storages.RDBStorage(
-                    where, heartbeat_interval=BEAT, grace_period=SILENCE
+                database = storages.RDBStorage(
+                    where,
+                    engine_kwargs={"pool_pre_ping": True},  # survives a server that restarts
+                    heartbeat_interval=BEAT,
+                    grace_period=SILENCE,
                 )
+                return storages.get_storage(database)  # with Optuna's cache of finished trials
             except Exception as error:
-                if not left or not re.search(
-                    "already exists|unique|duplicate|locked", str(error), re.IGNORECASE
-                ):
+                if attempt == TRIES or not CREATING.search(str(error)):
                     raise
             time.sleep(1)
 
@@ -50,9 +80,15 @@ def opened(where: str) -> Any:
 def database_errors(
     where: str, remedy: str = "what was trained is whole; fix that, then resume with --resume"
 ) -> Iterator[None]:
-    """Turns an error of Optuna, of a database's driver or of a damaged file into one JaxlmError; hides warnings."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    """Turns an error of Optuna, a driver or a damaged file into one JaxlmError; hides warnings.
+
+    Args:
+        where: The storage, which the error names without its password.
+        remedy: What to do.
+    """
+    logging = import_optuna().logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's, about experimental features
@@ -68,58 +104,85 @@ def database_errors(
             f"the study in {without_password(where)} cannot be used ({reason}): {remedy}"
         ) from None
     finally:
-        optuna.logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 class Journal:
-    """A backend of Optuna's `JournalStorage` in a file: one JSON object a line, each with the CRC of its bytes.
+    """A backend of Optuna's `JournalStorage` in a file: one JSON object a line, with its CRC.
 
-    Optuna's own `JournalFileBackend` reads the file too. This one also finds a changed line (JaxlmError), cuts a line
-    that a killed writer or a full disk left unfinished, and has the kernel's lock, which ends with its process. The
-    file is made if it is missing, and is never opened through a link.
+    Optuna's own `JournalFileBackend` reads the file too, but after a torn line, as a killed process
+    or a full disk leaves it, nobody can use the study again. This backend cuts such a line, finds a
+    changed one by its CRC, holds the kernel's lock, which ends with its process, and never opens
+    the file through a link.
     """
 
     def __init__(self, path: Path):
+        """Makes the file where it is missing."""
         self._path = path
-        self._lines = 0
-        self._end = 0  # read so far, and where they end
+        self._lines = 0  # lines read so far
+        self._end = 0  # where they end, in bytes
         with Folder.open(path.parent) as folder, folder.append(path.name):
             folder.sync()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """The records that were not read yet, as Optuna asks for them; an unfinished line is left for the next call."""
+        """Reads the records that were not read yet; an unfinished line is left for the next call.
+
+        Args:
+            log_number_from: Which record Optuna asks for: the first that was not read yet.
+
+        Yields:
+            The records.
+
+        Raises:
+            JaxlmError: A line is damaged, or the file became shorter.
+        """
         with Folder.open(self._path.parent) as folder, folder.reader(self._path.name) as file:
             if os.fstat(file.fileno()).st_size < self._end:
                 raise JaxlmError(
-                    f"{self._path} became shorter while it was in use: put the whole file back, then resume"
+                    f"{self._path} became shorter while it was in use: put the whole file back, "
+                    f"then resume"
                 )
             file.seek(self._end)
-            while (line := file.readline(MOST_LINE)).endswith(b"\n") or len(line) == MOST_LINE:
-                match = _LINE.fullmatch(line)
+            while True:
+                line = file.readline(MOST_LINE)
+                if not line.endswith(b"\n") and len(line) < MOST_LINE:
+                    return
+                match = LINE.fullmatch(line)
                 if match is None or zlib.crc32(match[1] + b"}") != int(match[2], 16):
                     raise JaxlmError(
-                        f"{self._path} line {self._lines + 1} is damaged, or is not a sweep's: put an intact copy of "
-                        f"the file in its place, or begin another sweep (the runs that there are stay whole)"
+                        f"{self._path} line {self._lines + 1} is damaged, or is not a sweep's: put "
+                        f"an intact copy of the file in its place, or begin another sweep (the "
+                        f"runs that there are stay whole)"
                     )
-                self._lines = self._lines + 1
+                self._lines += 1
                 self._end = file.tell()
                 yield json.loads(match[1] + b"}")
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Adds records durably, after cutting an unfinished last line."""
-        bodies = [json.dumps(log, separators=(",", ":")).encode() for log in logs]
-        left = b"".join(body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body) for body in bodies)
+        """Adds records durably, after cutting an unfinished last line.
+
+        Raises:
+            OSError: The file was removed, or cannot be written.
+        """
+        lines = bytearray()
+        for log in logs:
+            body = json.dumps(log, separators=(",", ":")).encode()
+            lines += body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body)
         with Folder.open(self._path.parent) as folder:
             if not folder.exists(self._path.name):
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
             with folder.append(self._path.name, buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                size = os.fstat(file.fileno()).st_size
-                if (
-                    size and os.pread(file.fileno(), 1, size - 1) != b"\n"
-                ):  # an unfinished last line
-                    last = os.pread(file.fileno(), MOST_LINE, max(0, size - MOST_LINE))
-                    os.ftruncate(file.fileno(), size - len(last) + last.rfind(b"\n") + 1)
-                while left:
-                    left = left[file.write(left) :]
+                _cut_unfinished_line(file.fileno())
+                while lines:
+                    del lines[: file.write(lines)]
                 os.fsync(file.fileno())
+
+
+def _cut_unfinished_line(file: int) -> None:
+    size = os.fstat(file).st_size
+    if size == 0 or os.pread(file, 1, size - 1) == b"\n":
+        return
+    start = max(0, size - MOST_LINE)
+    tail = os.pread(file, MOST_LINE, start)
+    os.ftruncate(file, start + tail.rfind(b"\n") + 1)

@@ -1,218 +1,261 @@
 """The study of a sweep: which trials there are, who trains which, and their results.
 
-Optuna keeps the study, and every worker reads and writes it. A trial is a point of the space. Its members, one for each
-seed, have a run directory each:
+Optuna keeps the study, and every worker reads and writes it. A trial is a point of the space. Its
+members, one for each seed, have a run directory each:
 
     SWEEP/  study.journal  trials/0007/        (with seeds: trials/0007/seed-3/)
 
-Whoever holds the locks of a trial's run directories trains it. The locks end with their process, so another worker can
-resume a dead worker's trial from its checkpoints. Several sweep directories may share a database: each trial has its
-runs in one of them. The trial of a directory that is silent for `SILENCE` seconds is lost, by Optuna's heartbeats, and
-another directory begins its point again under a new number.
+Whoever holds the locks of a trial's run directories trains it. The locks end with their process, so
+another worker can resume a dead worker's trial from its checkpoints.
+
+Several sweep directories may share a database. Each trial has its runs in one of them. Where that
+directory shows no life for `SILENCE` seconds (Optuna's heartbeats), another one marks the trial as
+lost, and begins its point again under a new number. If none does, the first directory can resume
+the trial after any silence.
 """
 
 import fcntl
 import math
+import random
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
-from itertools import filterfalse
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
-from jaxlm.late import optuna
+from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
-from jaxlm.sweeps.results import MemberResult
+from jaxlm.sweeps import storage
 from jaxlm.sweeps.space import Plan, decoded
-from jaxlm.sweeps.storage import BEAT, SILENCE, database_errors, opened
+from jaxlm.sweeps.storage import database_errors, import_optuna, is_database, open_storage
 from jaxlm.terminal import without_password
 
-NAME = "jaxlm"
+NAME = "jaxlm"  # the study's, in its storage
 JOURNAL = "study.journal"
-KEPT = (
-    "status",
-    "valid_perplexities",
-    "test_perplexity",
-    "seconds",
-    "note",
-)  # of a member, beside its trial
+CLAIM = ".claim"  # the file whose lock a worker holds while it claims a trial
+LEAST_TRIALS = 10  # finished ones, from which importances mean something
+# The fields of a member's record that the study keeps beside the trial's own.
+KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
 
 
 @dataclass(eq=False)
 class Claim:
     """A trial that this worker trains."""
 
-    trial: "optuna.trial.Trial"
+    trial: Any  # Optuna's
     records: dict[int, MemberResult]  # the members' results, by seed
     dirs: dict[int, Held]  # the members' run directories, by seed
     held: ExitStack  # holds the directories until `Study.release`
 
 
 class Study:
-    """The study of the sweep in a directory. `held` has the trials that this worker trains, by number.
+    """The study of the sweep in a directory, as one worker sees it.
 
-    Raises JaxlmError if the storage at `where` cannot be used or holds another sweep; so does every method.
+    Every method raises JaxlmError if the storage cannot be used.
+
+    Attributes:
+        plan: What the sweep is.
+        held: The trials that this worker trains, by number.
+        shared: Whether other directories may share the study, in a database.
     """
 
     def __init__(self, plan: Plan, folder: Path, where: str):
+        """Opens the study, or begins it.
+
+        Args:
+            plan: What the sweep is.
+            folder: The sweep's directory.
+            where: The storage: a journal's path, or a database's URL.
+
+        Raises:
+            JaxlmError: The storage cannot be used, or holds another sweep.
+        """
         self.plan = plan
+        self.held = dict[int, Claim]()
+        self.shared = is_database(where)
         self._folder = folder
         self._where = where
-        self._beat = -math.inf
-        self.held = dict[int, Claim]()
-        self._damaged = set[int]()  # trials that this worker tried
-        self._seen = set[int]()  # trials of other directories
-        storage = self._storage = opened(where)
+        self._last_beat = -math.inf
+        self._damaged = set[int]()  # trials that this worker has tried
+        self._seen = set[int]()  # unfinished trials of other directories
+        self._storage = open_storage(where)
         with database_errors(where):
-            pruner = optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner()
+            optuna = import_optuna()
+            pruners = optuna.pruners
+            if plan.prune == "halving":
+                pruner = pruners.SuccessiveHalvingPruner(min_resource=1)
+            elif plan.prune == "median":
+                pruner = pruners.MedianPruner()
+            else:
+                pruner = pruners.NopPruner()
             self._study = optuna.create_study(
-                storage=storage, study_name=NAME, load_if_exists=True, pruner=pruner
+                storage=self._storage, study_name=NAME, load_if_exists=True, pruner=pruner
             )
             self._study_id = self._storage.get_study_id_from_name(NAME)
-            found = self._study.user_attrs.get("plan")
-            if found is not None and (changed := Plan.from_json(found).differences(plan)):
-                what = f"the study in {without_password(where)} is of another sweep ({'; '.join(changed)})"
-                other = "database: one holds one sweep" if "://" in where else "--run-dir"
-                raise JaxlmError(
-                    f"{what}: resume it with its own settings, or take another {other}"
-                )
-            if found != plan.to_json():
+            saved = self._study.user_attrs.get("plan")
+            if saved is not None:
+                self._check_same_plan(Plan.from_json(saved))
+            if saved != plan.to_json():
                 self._study.set_user_attr("plan", plan.to_json())
-            # (Of the other strategies a new trial has its point.)
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=None if found else plan.config.train.seed
+            seed = plan.config.train.seed if saved is None else None
+            self._sampler = optuna.samplers.TPESampler(seed=seed)
+
+    def _check_same_plan(self, saved: Plan) -> None:
+        changed = saved.differences(self.plan)
+        if changed:
+            other = "database: one holds one sweep" if self.shared else "--run-dir"
+            raise JaxlmError(
+                f"the study in {without_password(self._where)} is of another sweep "
+                f"({'; '.join(changed)}): resume it with its own settings, or take another {other}"
             )
 
     def claim(self) -> Claim | None:
-        """Claims a trial that nobody trains: one whose worker is gone, or a new one. None: there is none now."""
+        """Claims a trial that nobody trains: one whose worker is gone, or a new one.
+
+        Returns:
+            The trial, or None where there is none now.
+
+        Raises:
+            RunDirError: The sweep's directory cannot be used.
+        """
         with (
             explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE),
             Folder.open(self._folder) as folder,
         ):
-            file = folder.append(".claim")
+            file = folder.append(CLAIM)
         with file, database_errors(self._where):
-            fcntl.flock(
-                file, fcntl.LOCK_EX
-            )  # so that one worker of this directory at a time claims a trial
+            fcntl.flock(file, fcntl.LOCK_EX)  # one worker of this directory claims at a time
             self.beat()
-            for frozen in filter(self._is_ours, self._running()):
-                if frozen.number not in self._damaged:
+            if self.shared:
+                import_optuna().storages.fail_stale_trials(self._study)
+            trials = self._trials()
+            for frozen in self._unfinished(trials):
+                if not self._is_ours(frozen):
+                    if frozen.number not in self._seen:
+                        # Its worker may have died before its first beat, from which silence counts.
+                        self._seen.add(frozen.number)
+                        self._show_life(frozen.number)
+                elif frozen.number not in self._damaged:
                     with suppress(InUse):
-                        return self._take(optuna.trial.Trial(self._study, self._id(frozen.number)))
-            optuna.storages.fail_stale_trials(
-                self._study
-            )  # of others: a directory's own go on after any silence
-            for frozen in filterfalse(self._is_ours, self._running()):
-                if (
-                    frozen.number not in self._seen
-                ):  # its worker may have died before its first beat
-                    self._seen.add(frozen.number)
-                    self._show_life(frozen.number)
-            taken = self._taken()
-            left = [number for number in range(self.plan.trials) if number not in taken]
-            if left:
-                return self._begin(left[0])
-            return None
+                        return self._take(frozen.number)
+            return self._begin(trials)
 
-    def _begin(self, number: int) -> Claim | None:
-        """Begins a point; None if another directory begins it right now."""
-        point = self.plan.point(number)
-        state = optuna.trial.TrialState.RUNNING
-        space = None if point is None else {**self.plan.space}
-        new = optuna.trial.create_trial(
-            state=state, params=point, distributions=space, user_attrs={"point": number}
-        )
-        identity = self._storage.create_new_trial(self._study_id, template_trial=new)
+    def _begin(self, trials: list[Any]) -> Claim | None:
+        """Begins a point without a trial; None if there is none, or another directory was quicker.
+
+        The storage counts trials, so as long as there are fewer trials than points the next trial's
+        number is a point that no directory can begin at the same moment. Later points are free only
+        where trials were lost. A random one of them is begun; of two trials of one point the first
+        counts.
+        """
+        free = set(range(self.plan.trials)) - self._first_trials(trials).keys()
+        if not free:
+            return None
+        optuna = import_optuna()
+        running = optuna.trial.TrialState.RUNNING
+        attributes = {}
+        if len(trials) >= self.plan.trials:
+            attributes["point"] = random.choice(sorted(free))
+        template = optuna.trial.create_trial(state=running, user_attrs=attributes)
+        identity = self._storage.create_new_trial(self._study_id, template_trial=template)
+        number = self._storage.get_trial_number_from_id(identity)
+        point = attributes.get("point", number)
+        if attributes:
+            first = self._first_trials(self._trials())[point]
+        else:
+            first = number if point in free else None
+        if first != number:
+            self._study.tell(number, state=optuna.trial.TrialState.FAIL)
+            return None
+        return self._take(number)
+
+    def _take(self, number: int) -> Claim:
+        """Locks the directories of a trial, and gives it its values where it has none yet."""
+        optuna = import_optuna()
+        self._own_directory(number)
+        self._show_life(number)
+        identity = self._id(number)
+        point = self.plan.point(_point_of(self._storage.get_trial(identity)))
+        if point is None:
+            self._study.sampler = self._sampler
+        else:
+            self._study.sampler = optuna.samplers.PartialFixedSampler(point, self._sampler)
         trial = optuna.trial.Trial(self._study, identity)
-        if self._taken()[number] != trial.number:  # another directory was quicker
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return None
-        return self._take(trial)
-
-    def _taken(self) -> dict[int, int]:
-        """The first trial of each point, by the point's number."""
-        return {
-            frozen.user_attrs.get("point", frozen.number): frozen.number
-            for frozen in reversed(self._trials())
-        }
-
-    def _take(self, trial: "optuna.trial.Trial") -> Claim:
-        self._own_directory(trial.number)
-        self._show_life(trial.number)
-        for name, one in self.plan.space.items():
-            if isinstance(one, optuna.distributions.CategoricalDistribution):
-                trial.suggest_categorical(name, one.choices)
-            elif isinstance(one, optuna.distributions.IntDistribution):
-                trial.suggest_int(name, one.low, one.high, log=one.log)
+        for name, values in self.plan.space.items():
+            if isinstance(values, optuna.distributions.CategoricalDistribution):
+                trial.suggest_categorical(name, values.choices)
+            elif isinstance(values, optuna.distributions.IntDistribution):
+                trial.suggest_int(name, values.low, values.high, log=values.log)
             else:
-                trial.suggest_float(name, one.low, one.high, log=one.log)
+                trial.suggest_float(name, values.low, values.high, log=values.log)
         with ExitStack() as stack:
             dirs = {}
-            records = {}
             for seed in self.plan.seeds_of(trial.params):
-                dirs[seed] = stack.enter_context(lock(self._own_directory(trial.number, seed)))
-            for record in self._records(self._storage.get_trial(self._id(trial.number))):
-                damaged = record.status == "damaged"  # it may have been repaired
-                records[record.seed] = (
-                    replace(record, status="running", note=None) if damaged else record
-                )
-            self.held[trial.number] = Claim(trial, records, dirs, stack.pop_all())
-            return self.held[trial.number]
+                dirs[seed] = stack.enter_context(lock(self._own_directory(number, seed)))
+            records = {}
+            for record in self._records(self._storage.get_trial(identity)):
+                if record.status == "damaged":  # it may have been repaired
+                    record = replace(record, status="running", note=None)
+                records[record.seed] = record
+            claim = Claim(trial, records, dirs, stack.pop_all())
+        self.held[number] = claim
+        return claim
 
     def _own_directory(self, number: int, seed: int | None = None) -> Path:
-        """A trial's or a member's directory, made if it is missing. Raises RunDirError for a link or a file instead."""
+        """A trial's or a member's directory, made where it is missing; RunDirError for a link."""
         path = member_dir(self._folder, number, seed, self.plan.seeds)
         check_below(self._folder, path, ELSEWHERE, create=True)
         return path
 
     def note(self, claim: Claim, record: MemberResult) -> None:
-        """Stores a member's record."""
+        """Stores a member's record.
+
+        Args:
+            claim: The trial.
+            record: The member's results, which replace those of its seed.
+
+        Raises:
+            JaxlmError: The trial was lost, and another worker has its point.
+        """
         claim.records[record.seed] = record
+        values = {name: getattr(record, name) for name in KEPT}
         with database_errors(self._where):
             try:
-                claim.trial.set_user_attr(
-                    f"seed {record.seed}", {name: getattr(record, name) for name in KEPT}
-                )
-            except optuna.exceptions.UpdateFinishedTrialError:
-                why = f"this one had been silent for {SILENCE} s: resume the sweep with --resume"
+                claim.trial.set_user_attr(f"seed {record.seed}", values)
+            except import_optuna().exceptions.UpdateFinishedTrialError:
                 raise JaxlmError(
-                    f"trial {record.number} was given to another worker, for {why}"
+                    f"trial {record.number} was given to another worker, for this one had been "
+                    f"silent for {storage.SILENCE} s: resume the sweep with --resume"
                 ) from None
 
     def to_prune(self, claim: Claim) -> bool:
-        """Reports the epochs that all of a trial's members have finished; whether Optuna gives the trial up."""
-        records = claim.records.values()
-        known = [[*filter(math.isfinite, record.valid_perplexities)] for record in records]
-        ended = [
-            len(one)
-            for one, record in zip(known, records, strict=True)
-            if record.status != "diverged"
-        ]
+        """Reports the epochs that all of a trial's members have finished.
+
+        Returns:
+            Whether Optuna gives the trial up.
+        """
         with database_errors(self._where):
-            for epoch in range(
-                min(ended, default=1 + max(map(len, known)))
-            ):  # (Optuna passes over what it knows)
-                claim.trial.report(
-                    fmean((*one[epoch : epoch + 1], math.inf)[0] for one in known), epoch + 1
-                )
+            for epoch, value in enumerate(_means(claim.records.values()), 1):
+                claim.trial.report(value, epoch)  # Optuna ignores an epoch that it knows
             return claim.trial.should_prune()
 
     def beat(self) -> None:
         """Notes in a database that this directory lives, at most every `BEAT` seconds."""
-        if (
-            abs(time.time() - self._beat) > BEAT
-        ):  # (a monotonic clock stands still while the machine sleeps)
-            self._beat = time.time()
+        now = time.time()  # a monotonic clock stands still while the machine sleeps
+        if self.shared and abs(now - self._last_beat) > storage.BEAT:
+            self._last_beat = now
             with database_errors(self._where):
-                waiting = [one.number for one in filter(self._is_ours, self._running())]
-                for number in (*self.held, *waiting):
+                waiting = filter(self._is_ours, self._unfinished(self._trials()))
+                for number in (*self.held, *(frozen.number for frozen in waiting)):
                     self._show_life(number)
 
     def _show_life(self, number: int) -> None:
         """Notes in a database that a trial's directory lives."""
-        if "://" in self._where:
+        if self.shared:
             self._storage.record_heartbeat(self._id(number))
 
     def end(self, claim: Claim) -> None:
@@ -227,11 +270,12 @@ class Study:
             self._damaged.add(claim.trial.number)
         else:
             self.to_prune(claim)
+            states = import_optuna().trial.TrialState
+            state = states.PRUNED  # Optuna's state FAIL is that of lost trials
             value = None
-            state = optuna.trial.TrialState.PRUNED  # (Optuna's state FAIL is of lost trials)
             if statuses == {"done"}:
+                state = states.COMPLETE
                 value = fmean(record.valid_perplexity for record in claim.records.values())
-                state = optuna.trial.TrialState.COMPLETE
             with database_errors(self._where):
                 self._study.tell(claim.trial, value, state, skip_if_finished=True)
         self.release(claim)
@@ -245,53 +289,85 @@ class Study:
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
         with database_errors(self._where):
-            left = {
-                frozen.number for frozen in self._running() if not self._is_left(frozen)
-            } - self._damaged
-            return not self.held and not left and len(self._taken()) >= self.plan.trials
+            trials = self._trials()
+            if self.held or len(self._first_trials(trials)) < self.plan.trials:
+                return False
+            return all(
+                frozen.number in self._damaged or self._is_damaged_elsewhere(frozen)
+                for frozen in self._unfinished(trials)
+            )
 
-    def _is_left(self, frozen: "optuna.trial.FrozenTrial") -> bool:
-        """Whether a trial is a damaged one of another directory, which that one's `--resume` tries again."""
-        statuses = {one.status for one in self._records(frozen)}
+    def _is_damaged_elsewhere(self, frozen: Any) -> bool:
+        """Whether a damaged trial of another directory waits for that one's `--resume`."""
+        statuses = {record.status for record in self._records(frozen)}
         return not self._is_ours(frozen) and "damaged" in statuses and "running" not in statuses
 
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
-        with database_errors(self._where):
-            begun = [
-                frozen
-                for frozen in self._trials()
-                if frozen.params.keys() == self.plan.space.keys()
-            ]
-            return [record for frozen in begun for record in self._records(frozen)]
-
-    def _records(self, frozen: "optuna.trial.FrozenTrial") -> list[MemberResult]:
         records = []
-        for seed in self.plan.seeds_of(frozen.params):
-            kept = {"valid_perplexities": (), **frozen.user_attrs.get(f"seed {seed}", {})}
-            kept["valid_perplexities"] = tuple(kept["valid_perplexities"])
-            own = member_dir(self._folder, frozen.number, seed, self.plan.seeds)
-            run_dir = own if self._is_ours(frozen) else None
-            records.append(
-                MemberResult(frozen.number, decoded(frozen.params), seed, run_dir=run_dir, **kept)
-            )
+        with database_errors(self._where):
+            for frozen in self._trials():
+                if not _is_lost(frozen) and frozen.params.keys() == self.plan.space.keys():
+                    records += self._records(frozen)
         return records
 
-    def _is_ours(self, frozen: "optuna.trial.FrozenTrial") -> bool:
+    def importances(self) -> dict[str, float]:
+        """Each field's share of what sets the finished trials' log perplexities apart.
+
+        By functional ANOVA (Hutter et al. 2014, proceedings.mlr.press/v32/hutter14), as Optuna
+        computes it.
+
+        Returns:
+            Shares that sum to 1, by field, the largest first. Empty where scikit-learn is missing,
+            or where the trials are too few or too alike.
+        """
+        with database_errors(self._where), suppress(ImportError, ValueError, RuntimeError):
+            finished = [frozen for frozen in self._trials() if frozen.state.name == "COMPLETE"]
+            if len(finished) < LEAST_TRIALS:
+                return {}
+            importance = import_optuna().importance
+            return importance.get_param_importances(
+                self._study,
+                evaluator=importance.FanovaImportanceEvaluator(seed=0),
+                target=lambda trial: math.log(trial.value),
+            )
+        return {}
+
+    def _records(self, frozen: Any) -> list[MemberResult]:
+        values = decoded(frozen.params)
+        is_ours = self._is_ours(frozen)
+        records = []
+        for seed in self.plan.seeds_of(frozen.params):
+            kept = dict(frozen.user_attrs.get(f"seed {seed}", {}))
+            kept["valid_perplexities"] = tuple(kept.get("valid_perplexities", ()))
+            run_dir = None
+            if is_ours:
+                run_dir = member_dir(self._folder, frozen.number, seed, self.plan.seeds)
+            records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
+        return records
+
+    def _is_ours(self, frozen: Any) -> bool:
         """Whether the trial's runs are in this directory."""
-        return "://" not in self._where or member_dir(self._folder, frozen.number).exists()
+        return not self.shared or member_dir(self._folder, frozen.number).exists()
 
-    def _trials(self) -> "list[optuna.trial.FrozenTrial]":
-        """All trials, except those whose directory went silent, or was slower than another to begin the point."""
-        lost = optuna.trial.TrialState.FAIL
-        return [frozen for frozen in self._study.get_trials(deepcopy=False) if frozen.state != lost]
+    def _trials(self) -> list[Any]:
+        """All trials as Optuna stores them, by number."""
+        return self._study.get_trials(deepcopy=False)
 
-    def _running(self) -> "list[optuna.trial.FrozenTrial]":
-        """Trials that have not ended, except those that this worker trains."""
+    def _first_trials(self, trials: list[Any]) -> dict[int, int]:
+        """The first trial that is not lost of each point."""
+        first = {}
+        for frozen in trials:
+            if not _is_lost(frozen):
+                first.setdefault(_point_of(frozen), frozen.number)
+        return first
+
+    def _unfinished(self, trials: list[Any]) -> list[Any]:
+        """The trials that have not ended, except those that this worker trains."""
         return [
-            one
-            for one in self._trials()
-            if not one.state.is_finished() and one.number not in self.held
+            frozen
+            for frozen in trials
+            if not frozen.state.is_finished() and frozen.number not in self.held
         ]
 
     def _id(self, number: int) -> int:
@@ -299,26 +375,70 @@ class Study:
         return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
+def _point_of(frozen: Any) -> int:
+    """The number of a trial's point: its own, unless it begins a lost trial's point again."""
+    return frozen.user_attrs.get("point", frozen.number)
+
+
+def _is_lost(frozen: Any) -> bool:
+    """Whether a trial's directory went silent, or another was quicker to begin its point."""
+    return frozen.state.name == "FAIL"
+
+
+def _means(records: Iterable[MemberResult]) -> list[float]:
+    """The means over a trial's members of the perplexities of the epochs that all have finished.
+
+    A diverged member counts as infinite from then on.
+    """
+    curves = []
+    lengths = []  # of the members that may still finish an epoch
+    for record in records:
+        curve = [value for value in record.valid_perplexities if math.isfinite(value)]
+        curves.append(curve)
+        if record.status != "diverged":
+            lengths.append(len(curve))
+    epochs = min(lengths) if lengths else 1 + max(len(curve) for curve in curves)
+    return [
+        fmean(curve[epoch] if epoch < len(curve) else math.inf for curve in curves)
+        for epoch in range(epochs)
+    ]
+
+
 def read_plan(where: str) -> Plan:
-    """The plan of the sweep whose study is in a database or a journal. Raises JaxlmError if there is none."""
-    storage = opened(where)
-    name = without_password(where)
+    """Reads the plan of the sweep in a storage.
+
+    Args:
+        where: A journal's path, or a database's URL.
+
+    Raises:
+        JaxlmError: The storage cannot be used, or holds no sweep.
+    """
+    opened = open_storage(where)
     with database_errors(where):
-        begun = NAME in optuna.get_all_study_names(storage)
-        plan = (
-            optuna.load_study(study_name=NAME, storage=storage).user_attrs.get("plan")
-            if begun
-            else None
-        )
-        if plan is None:
+        optuna = import_optuna()
+        attributes: Mapping[str, Any] = {}
+        if NAME in optuna.get_all_study_names(opened):
+            attributes = optuna.load_study(study_name=NAME, storage=opened).user_attrs
+        if "plan" not in attributes:
             raise JaxlmError(
-                f"{name} holds no sweep that can be resumed: begin one without --resume, or check --storage"
+                f"{without_password(where)} holds no sweep that can be resumed: begin one without "
+                f"--resume, or check --storage"
             )
-        return Plan.from_json(plan)
+        return Plan.from_json(attributes["plan"])
 
 
 def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> None:
-    """Raises RunDirError where a directory from `root` down to `path` is a link or a file instead."""
+    """Checks that all directories from one down to another are directories, and no links.
+
+    Args:
+        root: The uppermost directory.
+        path: The lowest.
+        remedy: What to do otherwise, which ends the error's sentence.
+        create: Make those that are missing.
+
+    Raises:
+        RunDirError: One is a link or a file.
+    """
     with explained(RunDirError, f"{path} cannot be used", remedy), ExitStack() as stack:
         folder = stack.enter_context(Folder.open(root))
         for name in path.relative_to(root).parts:
@@ -326,7 +446,14 @@ def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> No
 
 
 def member_dir(folder: Path, number: int, seed: int | None = None, seeds: int = 1) -> Path:
-    """A trial's directory below a sweep's, or the one in it of a seed, if a trial has several."""
+    """The directory of a trial, or of one of its members.
+
+    Args:
+        folder: The sweep's directory.
+        number: The trial's number.
+        seed: The member's seed; None: the trial's own directory.
+        seeds: How many members a trial has; a single one has the trial's directory.
+    """
     trial = folder / "trials" / f"{number:04d}"
     if seed is None or seeds == 1:
         return trial

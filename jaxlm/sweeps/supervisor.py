@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any
 
 import jax
-from rich.console import Console
 
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
@@ -25,25 +24,28 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
-from jaxlm.report.sweep_plots import value_text
+from jaxlm.report.sweep_files import write_sweep
+from jaxlm.report.sweep_results import Sweep
+from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory, precision, ram, signals
-from jaxlm.runs.lock import ELSEWHERE
+from jaxlm.runs.lock import ELSEWHERE, locks_work
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import with_corpus
-from jaxlm.sweeps.results import MemberResult, Sweep, write
 from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
-from jaxlm.sweeps.study import JOURNAL, Study, read_plan
-from jaxlm.sweeps.worker import Worker
+from jaxlm.sweeps.storage import is_database
+from jaxlm.sweeps.study import CLAIM, JOURNAL, Study, read_plan
+from jaxlm.sweeps.worker import LONGEST_POLL, Worker
 from jaxlm.terminal import flag_text, printable
-from jaxlm.units import perplexity_text, spread
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
-MOST_SHOWN = 20  # trials in the summary
-WORTH = 2e13  # multiplications and additions of a process's members, about a minute: from there on it pays
+# Multiplications and additions of a process's members, about a minute: from there on it pays.
+WORTH = 2e13
 MOST_WORKERS = 16
 MEMORY = 2 << 30  # bytes that a process needs at least
-MOST_SAID = 1 << 20  # bytes of standard error that are read
+MOST_READ = 1 << 20  # bytes of a worker's standard error
 POLL = 0.5  # seconds between two looks at the workers
+# What a worker process runs: the command, whatever is on its path.
+MAIN = "import sys; from jaxlm.cli import main; sys.exit(main())"
 
 
 def sweep(
@@ -53,7 +55,7 @@ def sweep(
     strategy: str = "grid",
     trials: int | None = None,
     seeds: int = 1,
-    prune: bool | None = None,
+    prune: bool | str | None = None,
     corpus: str | Path | Corpus | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -66,24 +68,29 @@ def sweep(
 ) -> Sweep:
     """Trains the points of a space and finds the lowest validation perplexity.
 
-    Members of equal shapes train in one program, each equal to `train` alone. Signals stop a sweep as they stop
-    `train`. Needs Optuna: `pip install 'jaxlm[sweep]'`.
+    Members of equal shapes train in one program, each equal to `train` alone. Signals stop a sweep
+    as they stop `train`. Needs Optuna: `pip install 'jaxlm[sweep]'`.
 
     Args:
         config: The config, with the fields that the space leaves out.
-        space: Fields of the config -> values, ranges or distributions, as `sweeps.space.read_space` takes them.
+        space: Fields of the config -> values, ranges or distributions, as
+            `sweeps.space.read_space` takes them.
         strategy: grid (every point), random, or tpe (Optuna's choice).
         trials: How many points to try; a grid needs none.
         seeds: How many members a trial has, from the config's seed on.
-        prune: Stop trials that are worse than the median of the others (None: with tpe only).
+        prune: Whether to stop trials after an epoch: those worse than the median of the others
+            (True or median), all but the best quarter at epochs 1, 4, 16 and so on (halving), or
+            none (False or none). None: the median with tpe only.
         corpus: Instead of the config's: a name, a path, or a corpus in memory.
         run_dir: The sweep's directory, with a run directory for each member; None: nothing is kept.
         resume: Resume the sweep in `run_dir`, or join the processes that work on it.
-        workers: Processes that share the work, each pinned to its share of the cores (None: one a core on CPUs if the
-            sweep is long and its corpus is named; else this process alone).
-        storage: A database's URL for Optuna's study, given again to resume (None: $JAXLM_STORAGE, else a journal).
+        workers: Processes that share the work, each pinned to its share of the cores (None: one a
+            core on CPUs if the sweep is long and its corpus is named; else this process alone).
+        storage: A database's URL for Optuna's study, given again to resume (None: $JAXLM_STORAGE,
+            else a journal).
         group: Members that train in one program (None: as many as fit).
-        vmap: Members share each operation, equal up to float32 rounding (None: on accelerators), or take turns.
+        vmap: Members share each operation, equal up to float32 rounding (None: on accelerators), or
+            take turns.
         data_dir: The folder of Penn Treebank's files.
         quiet: Print nothing.
 
@@ -97,149 +104,218 @@ def sweep(
     run_dir = checked_value("run_dir", run_dir, Path, optional=True)
     workers = checked_value("workers", workers, int, low=1, high=MOST_POINTS, optional=True)
     group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
-    draft = make_plan(
-        config, space, strategy, trials, seeds, prune, {}
-    )  # errors come before a corpus is loaded
-    in_memory = isinstance(corpus, Corpus)
-    if in_memory:
-        if (workers or 1) > 1:
-            raise JaxlmError(
-                "workers load the corpus themselves: name it, instead of giving it as an object"
-            )
-        other = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
-        if other:
-            raise JaxlmError(
-                f"{other[0]} is in the space, and the corpus is given as an object: name it instead"
-            )
-    fitting = config
-    with suppress(
-        JaxlmError
-    ):  # (the recipe's own value of a field of the space is never trained, and need not fit)
-        fitting = config.replace(**first_values(draft.space))
-    loaded, found = with_corpus(fitting, corpus, data_dir)
-    loaded, _, _ = precision.resolved(loaded)
-    read = (
-        {} if "corpus" in draft.space else {"corpus": found.spec, **found.options}
-    )  # (else of one text alone)
-    config = config.replace(compute_dtype=loaded.model.compute_dtype, **read)
-    # The sweep may be resumed from another directory. (What is prepared needs the file no more.)
-    if config.data.tokenizer_file and not is_prepared(config.data.corpus):
-        config = config.replace(tokenizer_file=os.path.abspath(config.data.tokenizer_file))
-    plan = replace(draft, config=config, corpus=directory.named(found))
-    chosen = workers or (
-        1 if in_memory else useful_workers(loaded, plan, len(found.train), ram.available())
-    )
-    view = View(lasting_console(quiet))
+    # Errors of the space come before a corpus is loaded.
+    draft = make_plan(config, space, strategy, trials, seeds, prune, {})
+    if isinstance(corpus, Corpus):
+        _check_fits_memory(corpus, space, workers)
+    loaded, text = with_corpus(_fitting(draft), corpus, data_dir)
+    loaded, *_ = precision.resolved(loaded)
+    plan = _complete(draft, loaded, text)
+    useful = 1
+    if not isinstance(corpus, Corpus):
+        useful = useful_workers(loaded, plan, len(text.train), ram.available())
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         where = _where(folder, storage, resume)
-        if draft.config.model.compute_dtype == "auto":
+        if config.model.compute_dtype == "auto":
             with suppress(JaxlmError):  # begun on another machine, it has that one's
-                config = config.replace(compute_dtype=read_plan(where).config.model.compute_dtype)
-                plan = replace(plan, config=config)
-        study = Study(plan, folder, where)
-        for note in found.notes:
-            view.say(f"!! {note}")
-        if plan.space.keys() & TOKEN_FIELDS:
-            view.say(
-                "the trials' tokens differ: perplexities are per character (2 to the bits per character)"
+                dtype = read_plan(where).config.model.compute_dtype
+                plan = replace(plan, config=plan.config.replace(compute_dtype=dtype))
+        session = _Session(
+            plan,
+            Study(plan, folder, where),
+            folder,
+            run_dir is not None,
+            SweepView(lasting_console(quiet)),
+            data_dir and os.path.abspath(data_dir),
+        )
+        session.announce(text)
+        if run_dir and not locks_work(folder, CLAIM):
+            session.view.say(
+                f"!! the file system of {folder} keeps no process from another's lock: let one "
+                f"process at a time work there, or choose another --run-dir"
             )
-        if plan.space.keys() & ({"corpus", "vocab_size", *config.data.options} - TOKEN_FIELDS):
-            view.say(
+            useful = 1
+        if workers is None and useful > 1:
+            session.view.say(
+                f"{useful} processes, one a core: small models train faster so (--workers 1: all "
+                f"in this process)"
+            )
+        options = {"size": group, "vmap": vmap}
+        with signals.noted() as session.stop:
+            if (workers or useful) > 1:
+                how = {**options, "workers": workers or useful, "quiet": quiet}
+                session.start_workers(where, data_dir, how)
+            else:
+                Worker(
+                    session.study,
+                    text if isinstance(corpus, Corpus) else None,
+                    data_dir,
+                    **options,
+                    kept=run_dir is not None,
+                    stopped=lambda: session.stop.signal,
+                    show=session.look,
+                    say=session.view.say,
+                ).run()
+        return session.finish()
+
+
+def _check_fits_memory(corpus: Corpus, space: Mapping[str, Any], workers: int | None) -> None:
+    """Raises JaxlmError for what a corpus that is given as an object cannot have."""
+    if (workers or 1) > 1:
+        raise JaxlmError(
+            "workers load the corpus themselves: name it, instead of giving it as an object"
+        )
+    fields = sorted(space.keys() & {*DataConfig.__dataclass_fields__, "vocab_size"})
+    if fields:
+        raise JaxlmError(
+            f"{fields[0]} is in the space, and the corpus is given as an object: name it instead"
+        )
+
+
+def _fitting(draft: Plan) -> Config:
+    """The config with the space's first values: its own are never trained, and need not fit."""
+    with suppress(JaxlmError):
+        return draft.config.replace(**first_values(draft.space))
+    return draft.config
+
+
+def _complete(draft: Plan, loaded: Config, text: Corpus) -> Plan:
+    """The plan with how its text is read, as paths that are the same from anywhere."""
+    reading = {}
+    if "corpus" not in draft.space:  # else it would be of one text alone
+        reading = {"corpus": text.spec, **text.options}
+    config = draft.config.replace(compute_dtype=loaded.model.compute_dtype, **reading)
+    tokenizer = config.data.tokenizer_file
+    if tokenizer and not is_prepared(config.data.corpus):  # what is prepared needs it no more
+        config = config.replace(tokenizer_file=os.path.abspath(tokenizer))
+    return replace(draft, config=config, corpus=directory.named(text))
+
+
+@dataclass
+class _Session:
+    """A sweep in progress, as the process that was asked for it sees it."""
+
+    plan: Plan
+    study: Study
+    folder: Path
+    kept: bool  # whether the folder stays
+    view: SweepView
+    data_dir: str | None
+    stop: signals.Stop = field(default_factory=signals.Stop)
+    next_look: float = 0.0  # when a shared study is asked again
+
+    def announce(self, text: Corpus) -> None:
+        """Says what is trained, and what of it does not compare."""
+        plan = self.plan
+        for note in text.notes:
+            self.view.say(f"!! {note}")
+        if plan.space.keys() & TOKEN_FIELDS:
+            self.view.say(
+                "the trials' tokens differ: perplexities are per character (2 to the bits per "
+                "character)"
+            )
+        if plan.space.keys() & ({"corpus", "vocab_size", *plan.config.data.options} - TOKEN_FIELDS):
+            self.view.say(
                 "!! the trials' texts or vocabularies differ: their perplexities do not compare"
             )
-        of_seeds = f" of {seeds} seeds" if seeds > 1 else ""
-        view.say(
-            f"{found.name}: {plan.trials} trials{of_seeds} ({strategy}) in {run_dir or 'a temporary directory'}"
+        trials = f"{plan.trials} trials"
+        if plan.seeds > 1:
+            trials += f" of {plan.seeds} seeds"
+        place = self.folder if self.kept else "a temporary directory"
+        self.view.say(f"{text.name}: {trials} ({plan.strategy}) in {place}")
+
+    def results(self) -> Sweep:
+        """The results so far."""
+        members = self.study.records()
+        if not self.kept:
+            members = [replace(member, run_dir=None) for member in members]
+        folder = self.folder if self.kept else None
+        return Sweep(self.plan.config, members, folder, self.stop.signal, self.data_dir)
+
+    def look(self) -> None:
+        """Shows what is new."""
+        self.view.show(self.results())
+
+    def look_when_due(self) -> None:
+        """Shows what is new; of a database that others share at most every 30 seconds."""
+        if not self.study.shared or time.monotonic() > self.next_look:
+            self.next_look = time.monotonic() + LONGEST_POLL
+            self.look()
+
+    def start_workers(self, where: str, data_dir: str | Path | None, how: dict[str, Any]) -> None:
+        """Starts worker processes, and waits until they have ended."""
+        how = {**how, "parent": os.getpid()}
+        # -P: no code of the current folder is imported.
+        command = [sys.executable, "-P", "-c", MAIN, "sweep"]
+        command += [f"--run-dir={self.folder}", f"--as-worker={json.dumps(how)}"]
+        if data_dir is not None:
+            command.append(f"--data-dir={data_dir}")
+        environment = {**os.environ}
+        if self.study.shared:  # its URL may have a password, and command lines are for all to see
+            environment[STORAGE] = where
+        failure = supervise(
+            command,
+            environment,
+            how["workers"],
+            self.folder,
+            self.stop,
+            self.look_when_due,
+            self.view.say,
         )
-        if workers is None and chosen > 1:
-            view.say(
-                f"{chosen} processes, one a core: small models train faster so (--workers 1: all in this process)"
+        if failure is None or self.stop.signal is not None:
+            return
+        ended = [record for record in self.study.records() if record.status != "running"]
+        if len(ended) < self.plan.trials * self.plan.seeds:  # damaged ones have ended too
+            raise JaxlmError(
+                f"every worker ended before the sweep did: what was saved is whole; resume with "
+                f"{flag_text('--run-dir', self.folder)} --resume (the last one: {failure})"
             )
 
-        def show() -> Sweep:
-            members = study.records()
-            if run_dir is None:
-                members = [replace(member, run_dir=None) for member in members]
-            text = data_dir and os.path.abspath(data_dir)
-            sweep = Sweep(config, members, folder if run_dir else None, stop.signal, text)
-            view.show(sweep)
-            return sweep
-
-        with signals.noted() as stop:
-            if chosen > 1:
-                how = {
-                    "workers": chosen,
-                    "size": group,
-                    "vmap": vmap,
-                    "quiet": quiet,
-                    "parent": os.getpid(),
-                }
-                main = "import sys; from jaxlm.cli import main; sys.exit(main())"
-                command = [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    main,
-                    "sweep",
-                ]  # (-P: no code of the current folder)
-                command += [f"--run-dir={folder}", f"--as-worker={json.dumps(how)}"]
-                command += [f"--data-dir={data_dir}"] * (data_dir is not None)
-                # (A database's URL may have a password, and command lines are for all to see.)
-                environment = {**os.environ, **({STORAGE: where} if "://" in where else {})}
-                failure = supervise(command, environment, chosen, folder, stop, show, view.say)
-                ended = sum(
-                    one.status != "running" for one in study.records()
-                )  # (others' damaged ones too)
-                if stop.signal is None and failure and ended < plan.trials * seeds:
-                    remedy = f"resume with {flag_text('--run-dir', folder)} --resume (the last one: {failure})"
-                    raise JaxlmError(
-                        f"every worker ended before the sweep did: what was saved is whole; {remedy}"
-                    )
-            else:
-                given = found if in_memory else None
-                kept = run_dir is not None
-                Worker(
-                    study,
-                    given,
-                    data_dir,
-                    group,
-                    vmap,
-                    1,
-                    kept,
-                    lambda: stop.signal,
-                    show,
-                    view.say,
-                ).run()
-        sweep = show()
-        if stop.signal is None:
-            view.summary(sweep, write(sweep, folder, plan.corpus) if run_dir else [])
+    def finish(self) -> Sweep:
+        """Shows and writes the results of a sweep that has ended, or says how to resume it."""
+        results = self.results()
+        self.view.show(results)
+        if self.stop.signal is None:
+            results = replace(results, importances=self.study.importances())
+            written = []
+            if self.kept:
+                written = write_sweep(results, self.folder, self.plan.corpus)
+            self.view.summary(results, written)
         else:
-            saved_as = (
-                f"saved; resume with {flag_text('--run-dir', folder)} --resume"
-                if run_dir
-                else "nothing is kept"
-            )
-            view.say(f"stopped by {signal.Signals(stop.signal).name}: {saved_as}")
-        return sweep
+            fate = "nothing is kept"
+            if self.kept:
+                fate = f"saved; resume with {flag_text('--run-dir', self.folder)} --resume"
+            self.view.say(f"stopped by {signal.Signals(self.stop.signal).name}: {fate}")
+        return results
 
 
 def join(
     run_dir: Path, data_dir: str | Path | None, parent: int, quiet: bool, **how: Any
 ) -> int | None:
-    """Works on a sweep that the process `parent` began. Returns the signal that stopped it, if one did."""
+    """Works on a sweep that another process began.
+
+    Args:
+        run_dir: The sweep's directory.
+        data_dir: The folder of Penn Treebank's files.
+        parent: The other process.
+        quiet: Print nothing.
+        how: Options of `Worker`: size, vmap and workers.
+
+    Returns:
+        The signal that stopped it, if one did; the parent's death counts as SIGTERM.
+    """
     where = _where(run_dir, None, resume=True)
     study = Study(read_plan(where), run_dir, where)
-    view = View(lasting_console(quiet))
+    view = SweepView(lasting_console(quiet))
 
     def stopped() -> int | None:
-        return stop.signal or (
-            None if os.getppid() == parent else signal.SIGTERM
-        )  # or its parent is dead
+        if stop.signal is None and os.getppid() != parent:
+            return signal.SIGTERM
+        return stop.signal
 
-    with signals.noted(
-        together=2.0
-    ) as stop:  # (a batch system sends it to all, and the parent passes it on)
+    # A batch system sends a signal to all processes, and the parent passes it on.
+    with signals.noted(together=2.0) as stop:
         Worker(study, None, data_dir, **how, stopped=stopped, say=view.say).run()
         return stopped()
 
@@ -247,54 +323,76 @@ def join(
 def saved_options(
     run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
-    """The config, space and options that resume the sweep in a directory; `sweep` compares given ones with the plan."""
+    """What resumes the sweep in a directory.
+
+    Args:
+        run_dir: The sweep's directory.
+        space: A space that is given again; empty: the sweep's own.
+        options: Options of `sweep` that are given again, which it compares with the plan.
+
+    Returns:
+        The config, the space and the options.
+
+    Raises:
+        JaxlmError: The directory, or the storage among the options, holds no sweep.
+    """
     plan = read_plan(_where(run_dir, options.get("storage"), resume=True))
-    trials = {} if plan.strategy == "grid" else {"trials": plan.trials}
-    kept = {"strategy": plan.strategy, **trials, "seeds": plan.seeds, "prune": plan.prune}
-    return plan.config, space or plan.space, {**kept, **options}
+    saved = {"strategy": plan.strategy, "seeds": plan.seeds, "prune": plan.prune}
+    if plan.strategy != "grid":
+        saved["trials"] = plan.trials
+    return plan.config, space or plan.space, {**saved, **options}
 
 
 def _where(folder: Path, storage: str | None, resume: bool) -> str:
-    """The URL or path of the study. Raises RunDirError if no sweep can begin or be resumed in the directory."""
+    """The URL or path of the study. Raises RunDirError if none can begin or be resumed there."""
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:
             raise RunDirError(
                 f"the sweep in {folder} has its study in its journal: leave --storage out"
             )
         return str(folder / JOURNAL)
-    found = storage or os.environ.get(STORAGE)
-    if found is not None and "://" not in found:
+    database = storage or os.environ.get(STORAGE)
+    if database is not None and not is_database(database):
         raise JaxlmError(
-            f"a storage is a database's URL, as in sqlite:///study.db; it is {found!r}"
+            f"a storage is a database's URL, as in sqlite:///study.db; it is {database!r}"
         )
     if resume:
-        if found is None or not folder.is_dir():
+        if database is None or not folder.is_dir():
             raise RunDirError(
-                f"{folder} holds no sweep that can be resumed (there is no {JOURNAL}): check the path, begin one "
-                f"without --resume, or name its database, with the password, by --storage or $JAXLM_STORAGE"
+                f"{folder} holds no sweep that can be resumed (there is no {JOURNAL}): check the "
+                f"path, begin one without --resume, or name its database, with the password, by "
+                f"--storage or $JAXLM_STORAGE"
             )
-        return found
+        return database
     with (
         explained(RunDirError, f"no sweep can begin in {folder}", ELSEWHERE),
         Folder.open(folder, create=True) as held,
     ):
-        # (A process that was killed before the first trial may have left a journal.)
-        names = [
-            name
-            for name in held.names()
-            if name[0] != "." and (found or not name.startswith(JOURNAL))
-        ]
+        names = [name for name in held.names() if not name.startswith(".")]
+    if database is None:  # a process that was killed before the first trial may have left a journal
+        names = [name for name in names if not name.startswith(JOURNAL)]
     if names:
-        remedy = "resume the sweep in it with --resume, or choose another --run-dir"
-        raise RunDirError(f"{folder} is not empty (it holds {', '.join(names[:4])}): {remedy}")
-    return found or str(folder / JOURNAL)
+        raise RunDirError(
+            f"{folder} is not empty (it holds {', '.join(names[:4])}): resume the sweep in it with "
+            f"--resume, or choose another --run-dir"
+        )
+    return database or str(folder / JOURNAL)
 
 
 def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
-    """How many processes train a sweep's members fastest; 1 for a short sweep, or on accelerators.
+    """How many processes train a sweep's members fastest.
 
-    Small matrix products do not fill many cores (docs/performance.md), but a process must first start and compile.
-    `tokens` counts the training split's, and `free` bytes of memory.
+    Small matrix products do not fill many cores (docs/performance.md), but a process must first
+    start and compile.
+
+    Args:
+        config: A member's config.
+        plan: What the sweep is.
+        tokens: How many the training split has.
+        free: Bytes of memory.
+
+    Returns:
+        Processes: 1 for a short sweep, or on accelerators.
     """
     if jax.default_backend() != "cpu":
         return 1
@@ -315,12 +413,18 @@ def cores() -> list[int]:
 
 
 def pin(process: int, number: int, workers: int) -> None:
-    """Pins a process that has just started to its share of the cores, if there is one for each of the workers."""
-    own = cores()
-    share = len(own) // workers
+    """Pins a process to its share of the cores, if there is one for each of the workers.
+
+    Args:
+        process: The process's id.
+        number: The worker's, from 0.
+        workers: How many workers there are.
+    """
+    available = cores()
+    share = len(available) // workers
     if share and jax.default_backend() == "cpu" and hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # it has ended, or the system forbids it: then it runs unpinned
-            os.sched_setaffinity(process, own[number * share : (number + 1) * share])
+            os.sched_setaffinity(process, available[number * share : (number + 1) * share])
 
 
 def supervise(
@@ -332,118 +436,64 @@ def supervise(
     show: Callable[[], object],
     say: Callable[[str], object],
 ) -> str | None:
-    """Runs workers until each has ended, and passes a signal on to them; calls `show` every `POLL` seconds.
+    """Runs workers until each has ended, and passes a signal on to them.
 
-    Their standard error, where C++ writes stacks, is kept from the terminal. Returns why the last failed worker failed,
-    which is printed too; None if none did, or a signal came.
+    Their standard error, where C++ writes stacks, is kept from the terminal.
+
+    Args:
+        command: What each worker runs.
+        environment: Its environment.
+        workers: How many there are.
+        folder: Where the standard error of a worker is written that fails without a sentence.
+        stop: The signal that came, if one did.
+        show: Called every `POLL` seconds.
+        say: Prints why a worker failed.
+
+    Returns:
+        Why the last failed worker failed; None if none did, or a signal came.
     """
-    told = False
+    forwarded = False
     failure = None
     with ExitStack() as stack:
-        said = [stack.enter_context(TemporaryFile()) for _ in range(workers)]
+        errors = [stack.enter_context(TemporaryFile()) for _ in range(workers)]
         running: dict[int, subprocess.Popen] = {}
         stack.callback(lambda: [process.terminate() for process in running.values()])
         for number in range(workers):
             running[number] = subprocess.Popen(
-                command, start_new_session=True, env=environment, stderr=said[number]
+                command, start_new_session=True, env=environment, stderr=errors[number]
             )
             pin(running[number].pid, number, workers)
         while running:
-            if stop.signal is not None and not told:
-                told = True
+            if stop.signal is not None and not forwarded:
+                forwarded = True
                 for process in running.values():
                     process.send_signal(stop.signal)
             for number, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[number]
-                    if process.returncode and stop.signal is None:
-                        failure = _reason(
-                            process.returncode, said[number], folder / f"worker-{number}.log"
-                        )
-                        others = "; the others take its trials over" if running else ""
-                        say(f"!! worker {number} failed: {failure}{others}")
+                if process.poll() is None:
+                    continue
+                del running[number]
+                if process.returncode and stop.signal is None:
+                    log = folder / f"worker-{number}.log"
+                    failure = _reason(process.returncode, errors[number], log)
+                    others = "; the others take its trials over" if running else ""
+                    say(f"!! worker {number} failed: {failure}{others}")
             show()
             time.sleep(POLL)
     return failure
 
 
 def _reason(code: int, file: IO[bytes], log: Path) -> str:
-    """Why a worker failed: its own sentence, or how it ended and the file that keeps its standard error."""
-    file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_SAID))
-    said = file.read()
-    own = re.findall("^error: (.*)$", said.decode(errors="replace"), re.MULTILINE)
-    if own:
-        return printable(own[-1])
-    why = (
-        f"{signal.Signals(-code).name} ended it" if code < 0 else f"it ended with exit code {code}"
-    )
-    if said:
+    """Why a worker failed: its own sentence, or how it ended and where its standard error is."""
+    file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_READ))
+    written = file.read()
+    sentences = re.findall("^error: (.*)$", written.decode(errors="replace"), re.MULTILINE)
+    if sentences:
+        return printable(sentences[-1])
+    reason = f"it ended with exit code {code}"
+    if code < 0:
+        reason = f"{signal.Signals(-code).name} ended it"
+    if written:
         with suppress(OSError), Folder.open(log.parent) as folder:
-            folder.write(log.name, said)
-            why += f"; what it wrote is in {log}"
-    return why
-
-
-class View:
-    """The terminal output of a sweep: a line for each epoch and each end of a member, and then the best trials."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self._seen: dict[
-            tuple[int, int], tuple[int, str]
-        ] = {}  # epochs and status of each (trial, seed)
-
-    def say(self, text: str) -> None:
-        """Prints text, which may quote files."""
-        text = printable(text, keep_newlines=True, encoding=self._console.encoding)
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def show(self, sweep: Sweep) -> None:
-        """Shows the epochs and ends that are new since the last look."""
-        for member in sweep.members:
-            now = len(member.valid_perplexities), member.status
-            if now != self._seen.get((member.number, member.seed), (0, "running")):
-                self.say(_line(sweep, member))
-            self._seen[member.number, member.seed] = now
-
-    def summary(self, sweep: Sweep, written: Sequence[Path] = ()) -> None:
-        """The best trials, what was written, and how to train the winner alone."""
-        trials = sweep.trials
-        best = sweep.best
-        self.say(f"{len(trials)} trials, best first:")
-        for trial in trials[:MOST_SHOWN]:
-            known = {"valid perplexity": spread(*trial.valid), "test": spread(*trial.test)}
-            results = "".join(f", {name} {text}" for name, text in known.items() if text)
-            self.say(f"trial {trial.number} ({_values(trial.values)}): {trial.status}{results}")
-        if len(trials) > MOST_SHOWN:
-            self.say(f"... and {len(trials) - MOST_SHOWN} more")
-        if written:
-            self.say(f"written: {', '.join(map(str, written))}")
-        if sweep.damaged:
-            when = "once checkpoints are replaced by intact ones, run directories are removed, or memory is free"
-            self.say(f"{len(sweep.damaged)} damaged, to be tried again with --resume {when}")
-        if best is None:
-            self.say("no trial is done")
-            return
-        found = f"trial {best.number}, seed {best.seed}, valid perplexity {perplexity_text(best.valid_perplexity)}"
-        self.say(f"best: {found}; train it alone:\n{sweep.command(best)}")
-
-
-def _line(sweep: Sweep, member: MemberResult) -> str:
-    epochs = member.values.get("epochs", sweep.config.train.epochs)
-    parts = [] if member.status == "running" else [member.status]
-    parts.append(f"epoch {len(member.valid_perplexities)}/{epochs}")
-    if member.valid_perplexities:
-        parts.append(f"valid perplexity {perplexity_text(member.valid_perplexity)}")
-    if member.test_perplexity is not None:
-        parts.append(f"test {perplexity_text(member.test_perplexity)}")
-    note = f"; {member.note}" if member.note else ""
-    return f"trial {member.number} ({_values(member.values)}) seed {member.seed}: {', '.join(parts)}{note}"
-
-
-def _values(values: Mapping[str, Any]) -> str:
-    texts = {
-        name: f"{one:.4g}" if isinstance(one, float) else value_text(one)
-        for name, one in values.items()
-    }
-    return " ".join(f"{name}={text}" for name, text in texts.items())
+            folder.write(log.name, written)
+            reason += f"; what it wrote is in {log}"
+    return reason

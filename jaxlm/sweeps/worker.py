@@ -1,12 +1,13 @@
-"""A worker: it claims trials of a study and trains their members in groups, one compiled program for each shape.
+"""A worker: it claims trials of a study and trains their members in groups.
 
-At an epoch's end, where the windows of all members line up, each member is validated, saved and reported, Optuna may
-prune its trial, and free slots are filled.
+A group has one compiled program. At an epoch's end, where the windows of all its members line up,
+each member is validated, saved and reported, Optuna may prune its trial, and free slots are filled.
 """
 
 import errno
 import gc
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,23 +21,29 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
+from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory, precision, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.trainer import new_state, with_corpus
-from jaxlm.sweeps.results import MemberResult
 from jaxlm.sweeps.space import Plan
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
 from jaxlm.units import perplexity
 
-POLL = 1.0
-PATIENCE = 5  # seconds between two looks for a trial whose worker is gone; looks before it is told
-MOST_ON_CPU = 8
-MOST = 32  # members in a group, unless the caller says how many
+POLL = 1.0  # seconds before the second look for a trial whose worker is gone
+LONGEST_POLL = 30.0  # seconds between two looks into a database, at most
+PATIENCE = 5  # looks before the waiting is reported
+MOST_ON_CPU = 8  # members in a group
+MOST = 32  # the same on accelerators
+# Why trials are pruned, by the plan's method.
+PRUNED = {
+    "median": "worse than the median",
+    "halving": "not in the best quarter (successive halving)",
+}
 # The errors that are the machine's, not a trial's.
 MACHINE = {
     errno.EIO,
@@ -64,13 +71,16 @@ class Member(Run):
 
     @property
     def shape(self) -> Shape:
-        """What members of one program share: the recipe's structure, the counts, the text, the next window."""
+        """What members of one program share: the recipe's structure, counts, text, next window."""
         train = replace(self.config.train, seed=0, epochs=0)
-        epoch = (
-            0 if self.plan.random is None else self.epoch
-        )  # each epoch has random lengths of its own
+        # Each epoch with random lengths has windows of its own.
+        epoch = self.epoch if self.plan.random is not None else 0
         recipe = jax.tree.structure(self.config.recipe)
         return recipe, train, self.config.data, self.corpus.sha256, epoch, self.index
+
+
+def _never() -> None:
+    return None
 
 
 @dataclass(eq=False)
@@ -84,45 +94,57 @@ class Worker(Observer):
     vmap: bool | None  # whether members share each operation; None: on accelerators
     workers: int = 1  # processes that share this machine
     kept: bool = True  # whether members are saved
-    stopped: Callable[[], int | None] = lambda: (
-        None
-    )  # the signal that asks to stop, if there is one
-    show: Callable[[], object] = lambda: None  # called after each epoch
+    stopped: Callable[[], int | None] = _never  # the signal that asks to stop, if there is one
+    show: Callable[[], object] = _never  # called after each epoch, and each look in vain
     say: Callable[[str], object] = say  # prints a line
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
-    _waiting: list[Member] = field(default_factory=list)
-    _shape: Shape = ()
+    _waiting: list[Member] = field(default_factory=list)  # members without a slot
+    _shape: Shape = ()  # of the members of the group
 
     def run(self) -> None:
         """Works until all trials have ended, or a signal asks to stop."""
-        idle = 0
+        looks = 0  # in vain
         try:
             while self.stopped() is None:
                 if self._waiting:
-                    self._train(
-                        Counter(member.shape for member in self._waiting).most_common(1)[0][0]
-                    )
-                    gc.collect()  # jax 0.12 keeps arrays in cycles, and the next group may need their memory
-                elif not self._claim():  # others train the rest, and one of them may die
-                    if self.study.ended:
-                        break
-                    idle += 1
-                    if idle == PATIENCE:
+                    shapes = Counter(member.shape for member in self._waiting)
+                    self._train(shapes.most_common(1)[0][0])
+                    gc.collect()  # jax 0.12 keeps arrays in cycles; the next group needs the memory
+                elif self._claim():
+                    looks = 0
+                elif self.study.ended:
+                    break
+                else:  # others train the rest, and one of them may die
+                    looks += 1
+                    if looks == PATIENCE:
                         self.say(
-                            "waiting for trials that other processes train: one of them may end early"
+                            "waiting for trials that other processes train: one of them may end "
+                            "early"
                         )
                     self.show()
-                    time.sleep(POLL)
+                    self._sleep(looks)
         finally:
             for claim in list(self.study.held.values()):
                 self.study.release(claim)
+
+    def _sleep(self, looks: int) -> None:
+        """Waits for the next look: ever longer for a database, which many may ask at once."""
+        seconds = POLL
+        if self.study.shared:
+            seconds = random.uniform(0.5, 1) * min(LONGEST_POLL, POLL * 2**looks)
+        end = time.monotonic() + seconds
+        while self.stopped() is None and time.monotonic() < end:
+            time.sleep(min(POLL, max(0, end - time.monotonic())))
 
     def _train(self, shape: Shape) -> None:
         """Trains members of one shape until there are no more, or a signal came."""
         self._shape = shape
         config = next(member.config for member in self._waiting if member.shape == shape)
-        vmap = jax.default_backend() != "cpu" if self.vmap is None else self.vmap
-        group = MemberGroup(self.size or group_size(config, self.study.plan, self.workers), vmap)
+        vmap = self.vmap
+        if vmap is None:
+            vmap = jax.default_backend() != "cpu"
+        size = self.size or group_size(config, self.study.plan, self.workers)
+        group = MemberGroup(size, vmap)
         self.fill(group)
         fit(group, self)
 
@@ -131,40 +153,44 @@ class Worker(Observer):
         claim = self.study.claim()
         if claim is None:
             return False
-        for seed, record in claim.records.items():
-            if record.status != "running":
-                continue
-            try:
-                member = self._member(claim, record)
-            except (CheckpointError, RunDirError, OutOfMemory) as error:
-                folder = claim.dirs[seed].folder
-                if isinstance(error, RunDirError) and not (
-                    folder.exists("config.json") and directory.problems(folder)
-                ):
-                    raise  # the disk is at fault, not the trial
-                self.study.note(claim, replace(record, status="damaged", note=str(error)))
-            except JaxlmError as error:  # say, a batch too large for the corpus
-                cause = error.__context__
-                if getattr(cause, "errno", None) in MACHINE:
-                    raise  # the machine is at fault, not the trial
-                status = (
-                    "damaged" if isinstance(cause, MemoryError) else "failed"
-                )  # (memory may be free later)
-                self.study.note(claim, replace(record, status=status, note=str(error)))
-            else:
-                for note in member.notes:  # such as a damaged newest checkpoint
-                    self.say(f"!! trial {record.number} seed {seed}: {note}")
-                if member.finished:
-                    self._finish(member, SingleGroup(member, member.state, None), 0)
-                else:
-                    self._waiting.append(member)
+        for record in list(claim.records.values()):
+            if record.status == "running":
+                self._begin(claim, record)
         self.study.end(claim)
         return True
 
+    def _begin(self, claim: Claim, record: MemberResult) -> None:
+        """Begins or resumes a member; one that cannot be trained is noted as damaged or failed."""
+        try:
+            member = self._member(claim, record)
+        except (CheckpointError, RunDirError, OutOfMemory) as error:
+            folder = claim.dirs[record.seed].folder
+            damaged = folder.exists("config.json") and directory.problems(folder)
+            if isinstance(error, RunDirError) and not damaged:
+                raise  # the disk is at fault, not the trial
+            self.study.note(claim, replace(record, status="damaged", note=str(error)))
+            return
+        except JaxlmError as error:  # say, a batch too large for the corpus
+            cause = error.__context__
+            if getattr(cause, "errno", None) in MACHINE:
+                raise
+            status = "failed"
+            if isinstance(cause, MemoryError):  # memory may be free later
+                status = "damaged"
+            self.study.note(claim, replace(record, status=status, note=str(error)))
+            return
+        for note in member.notes:  # such as a damaged newest checkpoint
+            self.say(f"!! trial {record.number} seed {record.seed}: {note}")
+        if member.finished:
+            self._finish(member, SingleGroup(member, member.state, None), 0)
+        else:
+            self._waiting.append(member)
+
     def _member(self, claim: Claim, record: MemberResult) -> Member:
+        """A member's run, with its state as it is saved, or as it begins."""
         config = self.study.plan.config_of(record.values, record.seed)
         held = claim.dirs[record.seed]
-        key = config.data, config.model.vocab_size
+        key = (config.data, config.model.vocab_size)
         resume = held.folder.exists("config.json")
         if resume and config.model.compute_dtype == "auto":
             config = config.replace(compute_dtype=directory.saved_dtype(held.folder))
@@ -181,28 +207,30 @@ class Worker(Observer):
         return member
 
     def fill(self, group: Group) -> None:
-        """Puts waiting members of the group's shape, and those of newly claimed trials, into the free slots."""
+        """Gives the free slots to waiting members of its shape, and to those of new trials."""
         assert isinstance(group, MemberGroup)
-        most = (
-            1 if self.study.plan.strategy == "grid" else len(group.runs)
-        )  # members of other shapes that may wait
-        running = next((run for run in group.runs if isinstance(run, Member)), None)
-        if running:
-            self._shape = (
-                running.shape
-            )  # at an epoch's edge it is at another window than when it came
-        free = [slot for slot, run in enumerate(group.runs) if run is None]
-        while len(
-            fitting := [member for member in self._waiting if member.shape == self._shape]
-        ) < len(free):
-            others = len(self._waiting) - len(fitting)
-            if self._shape[-2:] != (0, 0) or others >= most or not self._claim():
+        for run in group.runs:
+            if isinstance(run, Member):  # at an epoch's edge it is at another window than it was
+                self._shape = run.shape
                 break
-        for slot, member in zip(free, fitting, strict=False):
+        free = [slot for slot, run in enumerate(group.runs) if run is None]
+        while len(self._fitting()) < len(free) and self._may_claim(len(group.runs)):
+            if not self._claim():
+                break
+        for slot, member in zip(free, self._fitting(), strict=False):
             self._waiting.remove(member)
             member.start_clock()
             group.add(slot, member, member.state)
             del member.state  # so that the group alone holds the arrays
+
+    def _fitting(self) -> list[Member]:
+        """The waiting members of the group's shape."""
+        return [member for member in self._waiting if member.shape == self._shape]
+
+    def _may_claim(self, size: int) -> bool:
+        """Whether new trials may fit: at an epoch's beginning, while few of other shapes wait."""
+        most = 1 if self.study.plan.strategy == "grid" else size
+        return self._shape[-2:] == (0, 0) and len(self._waiting) - len(self._fitting()) < most
 
     def trained(self, group: Group) -> None:
         """Shows the other workers of a shared database that this directory lives."""
@@ -213,20 +241,24 @@ class Worker(Observer):
         self._note(self._free(group, slot), status="diverged", note=problem)
 
     def epoch_ended(self, group: Group, stopping: bool) -> None:
-        """Reports the epochs, and ends trials to prune; unless stopping, ends finished members and fills free slots."""
+        """Reports the epochs, and ends trials to prune.
+
+        Args:
+            group: The members.
+            stopping: Whether a signal came; else finished members end, and free slots are filled.
+        """
         members = {slot: run for slot, run in enumerate(group.runs) if isinstance(run, Member)}
         for slot, member in members.items():
             self._note(member, seconds=round(member.record.seconds + member.epoch_seconds, 3))
-            if not math.isfinite(value := member.record.valid_perplexity):
-                self.diverged(
-                    group, slot, f"epoch {member.epoch} has validation perplexity {value}"
-                )
+            value = member.record.valid_perplexity
+            if not math.isfinite(value):
+                problem = f"epoch {member.epoch} has validation perplexity {value}"
+                self.diverged(group, slot, problem)
             elif member.finished and not stopping:
                 self._finish(member, group, slot)
                 self._free(group, slot)
-        for claim in dict.fromkeys(
-            member.claim for member in members.values() if not member.finished
-        ):
+        claims = dict.fromkeys(member.claim for member in members.values() if not member.finished)
+        for claim in claims:
             if claim in self.study.held.values() and self.study.to_prune(claim):
                 self._prune(group, claim)
         self.show()
@@ -235,13 +267,15 @@ class Worker(Observer):
 
     def _prune(self, group: Group, claim: Claim) -> None:
         """Ends all members of a trial that Optuna gives up."""
+        reason = PRUNED[self.study.plan.prune]
         for slot, member in enumerate(group.runs):
             if isinstance(member, Member) and member.claim is claim:
-                note = f"worse than the median after epoch {member.epoch}"
+                note = f"{reason} after epoch {member.epoch}"
                 self._note(self._free(group, slot), status="pruned", note=note)
-        for member in [member for member in self._waiting if member.claim is claim]:
-            self._waiting.remove(member)
-            self._note(member, status="pruned", note="its other seeds were worse than the median")
+        for member in list(self._waiting):
+            if member.claim is claim:
+                self._waiting.remove(member)
+                self._note(member, status="pruned", note=f"its other seeds were {reason}")
 
     def _finish(self, member: Member, group: Group, slot: int) -> None:
         value = member.log_test("last", member.step, *group.nats(slot, member.corpus.test))
@@ -254,7 +288,7 @@ class Worker(Observer):
         return member
 
     def _note(self, member: Member, **changes: Any) -> None:
-        """Stores a member's epochs so far, and what else has changed; ends its trial with the last member's end."""
+        """Stores a member's epochs so far, and what else changed; may end its trial."""
         epochs = tuple(
             self._compared(member, "valid", epoch.valid_perplexity) for epoch in member.epochs
         )
@@ -265,27 +299,32 @@ class Worker(Observer):
         """A perplexity, per character where the trials' tokens differ."""
         if self.study.plan.space.keys().isdisjoint(TOKEN_FIELDS):
             return value
-        return perplexity(
-            math.log(2) * run.comparable(split, value)[f"{split}_bits_per_character"], 1
-        )
+        bits = run.comparable(split, value)[f"{split}_bits_per_character"]
+        return perplexity(math.log(2) * bits, 1)
 
 
 def group_size(config: Config, plan: Plan, workers: int) -> int:
-    """How many members of a shape are useful in a worker's group, and fit into its share of half the free memory.
+    """How many members of a shape are useful in a group, and fit into half of the free memory.
 
-    As many on each device: an empty slot costs less than a device that is left out.
+    There are as many on each device: an empty slot costs less than an idle device.
+
+    Args:
+        config: A member's config.
+        plan: What the sweep is.
+        workers: Processes that share the machine.
     """
-    T = config.train.longest
-    B = config.train.rows_of_gradient
+    counts = config.train
     model = config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
-    activations = T * B * (3 * model.embedding_size + 16 * sum(model.hidden_sizes))
+    widths = 3 * model.embedding_size + 16 * sum(model.hidden_sizes)
+    activations = counts.longest * counts.rows_of_gradient * widths
     device = ram.of_device()
     free = ram.available() if device is None else device
-    fit_in = free // 2 // workers // (4 * (4 * state + activations))
+    fitting = free // 2 // workers // (4 * (4 * state + activations))
     rounds = 4 if plan.strategy == "tpe" else 1  # Optuna learns from the trials that have ended
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
-    most = max(1, min(MOST_ON_CPU if jax.default_backend() == "cpu" else MOST, fit_in))
+    limit = MOST_ON_CPU if jax.default_backend() == "cpu" else MOST
+    most = max(1, min(limit, fitting))
     size = min(most, useful)
     devices = len(jax.local_devices())
     if most < devices:
