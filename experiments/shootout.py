@@ -39,7 +39,6 @@ from urllib.parse import quote, unquote
 
 import jax
 import jax.numpy as jnp
-import optuna
 from ablation import trained
 from speedrun import commit, machine
 
@@ -60,6 +59,7 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.sweeps.space import read_space, with_settings
+from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
 from jaxlm.units import mean_and_deviation, spread
@@ -167,7 +167,7 @@ def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float
 
 def planned(args: argparse.Namespace) -> list[Cell]:
     """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
-    _ = optuna.__version__  # (raises JaxlmError where it is not installed)
+    import_optuna()  # raises JaxlmError where it is not installed
     os.environ.pop(
         "JAXLM_STORAGE", None
     )  # a database holds one sweep, and each cell's tuning is one

@@ -16,7 +16,7 @@ from jaxlm.terminal import say
 
 _SPACES = """a field's SPACE is one of:
   0.5,1,2            listed values; true,false; a text
-  256x128,200x200    widths of the layers, for hidden_sizes
+  256x128,200x200    widths of the layers, for hidden_sizes; 256x is one layer
   range:2:8:2        2, 4, 6 and 8
   uniform:0.5:1      any number between; whole where the field is
   log:0.1:10         any number between, uniform in the logarithm
@@ -48,6 +48,11 @@ _STORAGE = (
         "--strategy",
         choices=("grid", "random", "tpe"),
         help="tpe is Optuna's choice, and prunes (default grid)",
+    ),
+    argument(
+        "--prune",
+        choices=("none", "median", "halving"),
+        help="end trials worse than the median, or all but the best quarter (default: median, with tpe)",
     ),
     argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
     argument(
@@ -100,7 +105,7 @@ def sweep(args: argparse.Namespace) -> int:
             "a sweep's members keep their last and their best checkpoint"
         )
     options = {}
-    for name in ("strategy", "trials", "seeds", "group", "storage"):
+    for name in ("strategy", "trials", "seeds", "prune", "group", "storage"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     if args.resume:
