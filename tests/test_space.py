@@ -70,6 +70,65 @@ def test_how_a_space_is_read():
     )
 
 
+def test_a_range_has_its_last_value():
+    read = read_space({"learning_rate": "range:0.1:0.3:0.1", "hold": "range:1:2:0.25"}, TINY)
+    assert read["learning_rate"].choices == (0.1, 0.2, 0.3)
+    assert read["hold"].choices == (1.0, 1.25, 1.5, 1.75, 2.0)
+
+
+def test_a_tuple_of_values_is_a_list_of_values():
+    read = read_space({"learning_rate": (0.5, 1), "hidden_sizes": ((8, 4), (6,))}, TINY)
+    assert read["learning_rate"].choices == (0.5, 1.0)
+    assert read["hidden_sizes"].choices == ("8x4", "6")
+
+
+@pytest.mark.parametrize(
+    ("widths", "spellings"),
+    [
+        ("256,128", ("256x128", "256x,128x")),
+        ([256, 128], ("256x128", "(256,),(128,)")),
+        ((256, 128), ("256x128", "(256,),(128,)")),
+        (range(8, 17, 8), ("8x16", "(8,),(16,)")),
+        (np.array([256, 128]), ("256x128", "(256,),(128,)")),
+    ],
+)
+def test_widths_that_may_be_layers_or_models_are_refused(widths, spellings):
+    with pytest.raises(JaxlmError, match="2 layers") as caught:
+        read_space({"hidden_sizes": widths}, TINY)
+    assert all(spelling in str(caught.value) for spelling in spellings)
+
+
+@pytest.mark.parametrize("widths", ["256x,128x", [(256,), (128,)], ["256", "128"]])
+def test_models_of_one_layer_each_are_spelt_so(widths):
+    read = read_space({"hidden_sizes": widths}, TINY)["hidden_sizes"]
+    assert read.choices == ("256", "128")
+    assert read_space({"hidden_sizes": to_json(read)}, TINY)["hidden_sizes"] == read
+
+
+def test_a_last_seed_that_is_too_large_is_refused_at_once():
+    config = TINY.replace(seed=2**32 - 3)
+    assert make_plan(config, {"hold": [1.0]}, "grid", None, 3, None, {}).seeds == 3
+    with pytest.raises(JaxlmError, match="seed must be"):
+        make_plan(config, {"hold": [1.0]}, "grid", None, 4, None, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "strategy", "prune"),
+    [
+        (None, "tpe", "median"),
+        (None, "random", "none"),
+        (True, "random", "median"),
+        (False, "tpe", "none"),
+        ("halving", "random", "halving"),
+    ],
+)
+def test_how_trials_are_pruned(given, strategy, prune):
+    plan = make_plan(TINY, {"hold": [1.0, 2.0]}, strategy, 2, 1, given, {})
+    assert plan.prune == prune and Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(JaxlmError, match="prune"):
+        make_plan(TINY, {"hold": [1.0]}, "grid", None, 1, "best", {})
+
+
 def test_numpy_s_numbers_are_numbers():
     read = read_space(
         {

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -23,7 +24,7 @@ from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
 from jaxlm.sweeps.space import make_plan
-from jaxlm.sweeps.storage import Journal
+from jaxlm.sweeps.storage import Journal, database_errors, open_storage
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import saved_options
 from jaxlm.sweeps.worker import Worker
@@ -548,6 +549,107 @@ def test_two_directories_of_a_database_begin_no_point_twice(two):
     assert claim and claim.trial.params == PLAN.point(1)
     for study, held in ((one, first), (other, claim)):
         study.release(held)
+
+
+def test_fifty_directories_that_look_at_the_same_moment_lose_at_most_fifty_begins(
+    tmp_path, monkeypatch
+):
+    where = f"sqlite:///{tmp_path / 'db'}"
+    opened = open_storage(where)
+    monkeypatch.setattr("jaxlm.sweeps.study.open_storage", lambda _: opened)
+    plan = make_plan(TINY, {"batch_size": list(range(1, 61))}, "grid", None, 1, None, {})
+    studies = []
+    for number in range(50):
+        (tmp_path / str(number)).mkdir()
+        studies.append(open_study(tmp_path / str(number), plan, where))
+    monkeypatch.setattr("jaxlm.sweeps.study.Study._show_life", lambda *_: None)  # which is slow
+    looked = studies[0]._trials()
+    while not all(trial.state.is_finished() for trial in looked) or len(looked) < 60:
+        looked = list(studies[0]._trials())
+        for study in studies:
+            claim = study._begin(looked)
+            if claim:
+                study.note(claim, MemberResult(claim.trial.number, {}, 0, "done", (2.0,)))
+                study.end(claim)
+    states = [trial.state.name for trial in studies[0]._trials()]
+    assert states.count("COMPLETE") == 60 and states.count("FAIL") <= 50
+
+
+def test_a_lost_point_is_begun_again_by_one_of_two_directories(two):
+    folders, options = two
+    one, other = (open_study(folder, **options) for folder in folders)
+    for _ in range(3):
+        claim = one.claim()
+        assert claim
+        claim.held.close()
+    for number in (0, 2):
+        one._study.tell(number, state=optuna.trial.TrialState.FAIL)
+    looked = one._trials()
+    claims = [study._begin(list(looked)) for study in (one, other, one, other)]
+    points = sorted(claim.trial.params["learning_rate"] for claim in claims if claim)
+    while points != [0.5, 2.0]:  # they may have begun the same point
+        assert set(points) < {0.5, 2.0} and len(points) == 1
+        claims = [study._begin(study._trials()) for study in (one, other)]
+        points += [claim.trial.params["learning_rate"] for claim in claims if claim]
+        points.sort()
+    assert len(one.records()) == 3
+
+
+def test_a_password_in_a_drivers_error_is_not_shown():
+    with pytest.raises(JaxlmError, match=r"me:\*\*\*@nowhere") as caught, database_errors(URL):
+        raise RuntimeError(f"bad dsn {URL}, user me, passwords hun@ter2, hun%40ter2, swordfish")
+    for secret in ("hun%40ter2", "hun@ter2", "swordfish"):
+        assert secret not in str(caught.value)
+
+
+def test_halving_ends_all_but_the_best_quarter(tmp_path):
+    space = {"learning_rate": [0.1 * place for place in range(1, 9)]}
+    plan = make_plan(TINY, space, "grid", None, 1, "halving", {})
+    study = open_study(tmp_path, plan)
+    pruned = []
+    for value in range(1, 9):
+        claim = study.claim()
+        assert claim
+        study.note(claim, replace(claim.records[0], valid_perplexities=(float(value),)))
+        pruned.append(study.to_prune(claim))
+        study.release(claim)
+    assert pruned == [False] + [True] * 7  # the first trial is the best, and no other of a quarter
+
+
+def test_importances_name_the_field_that_counts(tmp_path):
+    space = {"learning_rate": [0.5, 1.0, 2.0, 4.0], "clip_norm": [1.0, 5.0, 9.0]}
+    study = open_study(tmp_path, make_plan(TINY, space, "grid", None, 1, None, {}))
+    assert study.importances() == {}
+    while claim := study.claim():
+        value = claim.records[0].values["learning_rate"]
+        study.note(claim, replace(claim.records[0], status="done", valid_perplexities=(value,)))
+        study.end(claim)
+    shares = study.importances()
+    assert list(shares) == ["learning_rate", "clip_norm"] and shares["learning_rate"] > 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sklearn.ensemble", None)
+        assert isinstance(study.importances(), dict)
+
+
+def test_a_database_is_asked_ever_less_while_there_is_nothing_to_claim(monkeypatch):
+    slept = []
+    worker = Worker(SimpleNamespace(shared=True), None, None, None, None)  # pyright: ignore[reportArgumentType]
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        slept.append(seconds)
+
+    monkeypatch.setattr(worker_module.time, "sleep", sleep)
+    monkeypatch.setattr(worker_module.time, "monotonic", lambda: clock[0])
+    for looks in range(1, 12):
+        slept.clear()
+        worker._sleep(looks)
+        assert min(15, 0.5 * 2**looks) <= sum(slept) <= 30 and max(slept) <= 1
+    slept.clear()
+    worker.study.shared = False
+    worker._sleep(9)
+    assert sum(slept) == pytest.approx(1)
 
 
 def test_a_damaged_member_waits_for_a_resumed_sweep(tmp_path):

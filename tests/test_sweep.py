@@ -975,6 +975,11 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     assert (
         group_size(jaxlm.preset("zaremba-large"), plan, 1) == 1 and group_size(TINY, plan, 1) == 8
     )
+    monkeypatch.setattr("jaxlm.runs.ram.available", lambda: 1 << 30)
+    many = replace(plan, trials=1000)
+    small = jaxlm.preset("small")
+    assert [group_size(small, many, workers) for workers in (1, 2, 4)] == [5, 2, 1]  # their shares
+    monkeypatch.setattr("jaxlm.runs.ram.available", lambda: 2 << 30)
     five = jax.local_devices()[:1] * 5
     monkeypatch.setattr(jax, "local_devices", lambda: five)  # 8 members would be on one of them
     assert [group_size(TINY, plan, workers) for workers in (1, 3)] == [5, 5]

@@ -61,11 +61,13 @@ def open_storage(where: str) -> Any:
         storages = import_optuna().storages
         if not is_database(where):
             return storages.JournalStorage(Journal(Path(where)))
+        # No connection is kept: servers have a hundred for all, and may restart in between.
+        no_pool = import_module("sqlalchemy.pool").NullPool
         for attempt in range(1, TRIES + 1):
             try:
                 database = storages.RDBStorage(
                     where,
-                    engine_kwargs={"pool_pre_ping": True},  # survives a server that restarts
+                    engine_kwargs={"poolclass": no_pool},
                     heartbeat_interval=BEAT,
                     grace_period=SILENCE,
                 )
