@@ -225,7 +225,7 @@ def cluster_file(name: str, run_dir: Path, port: int, process: int) -> list[str]
         **{
             "/runs/large": run_dir,
             '"$run"': run_dir,
-            "jaxlm-0.jaxlm:9911": f"localhost:{port}",
+            "jaxlm-run-0-0.jaxlm:9911": f"localhost:{port}",
             "$JOB_COMPLETION_INDEX": process,
         },
     )
