@@ -13,6 +13,7 @@ from reports import has, ink, opened, run
 
 from jaxlm.errors import JaxlmError
 from jaxlm.report.curve import Results, by_kind, learning_curve, window_series
+from jaxlm.report.figure import log_ticks
 from jaxlm.runs.metrics import read_metrics
 
 NAN = float("nan")
@@ -126,3 +127,24 @@ def test_the_rates_at_the_ends_are_those_of_the_run(tmp_path, monkeypatch):
         log.result("epoch", epoch=1, train_perplexity=20.0, valid_perplexity=21.0)
     learning_curve(read_metrics(tmp_path), 20, tmp_path / "curve.png")
     assert [text.get_text() for text in drawn[0]] == ["0.0024", "1.5"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(1e-6, 1.0), (0.5, 1.0), (1e-5, 30.0), (0.09, 0.11), (1.0, 4.0), (1e-9, 1e9)]
+)
+def test_an_axis_of_rates_has_at_most_five_round_ticks(low, high):
+    ticks = log_ticks(low, high)
+    assert 1 <= len(ticks) <= 5 and all(low <= tick <= high for tick in ticks)
+    assert all(float(f"{tick:.2g}") == tick for tick in ticks)
+
+
+def test_a_curve_of_characters_has_bits(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes))
+    rows = read_metrics(run(tmp_path))
+    learning_curve(rows, 20, tmp_path / "curve.png", "characters")
+    axes = drawn[0][0]
+    assert axes.get_ylabel() == "bits per character" and axes.get_yscale() == "linear"
+    valid = [row["valid_perplexity"] for row in rows if row["kind"] == "epoch"]
+    lines = [line.get_ydata() for line in axes.lines if line.get_label().startswith("validation")]
+    np.testing.assert_allclose(lines[0], np.log2(valid))

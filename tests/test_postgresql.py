@@ -43,7 +43,7 @@ class Server:
     def __init__(self, folder: Path):
         self.folder = folder / "database"
         self.folder.mkdir()
-        self.user = {}
+        self.user: dict[str, Any] = {}
         if os.getuid() == 0:
             shutil.chown(self.folder, "nobody")
             for parent in self.folder.parents:
@@ -57,9 +57,11 @@ class Server:
         self.run("initdb", "-U", "jaxlm", "--auth=trust", "-N", "-D", str(self.folder))
 
     def run(self, name: str, *arguments: str) -> None:
-        program = Path(str(INITDB)).resolve().with_name(name)
-        out = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run([program, *arguments], check=True, cwd="/", **out, **self.user)
+        program = str(Path(str(INITDB)).resolve().with_name(name))
+        out = subprocess.DEVNULL
+        subprocess.run(
+            [program, *arguments], check=True, cwd="/", stdout=out, stderr=out, **self.user
+        )
 
     def start(self) -> None:
         options = f"-p {self.port} -k '' -c listen_addresses=localhost"

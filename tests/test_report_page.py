@@ -19,7 +19,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import to_hashed_json
-from jaxlm.report.page import groups, published, render, rounded
+from jaxlm.report.page import colour, groups, published, render, rounded
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.metrics import read_metrics
@@ -160,7 +160,8 @@ def test_each_trial_has_its_key_in_every_chart_and_in_the_table():
     found = page(sweeps=[sweep_record()])
     keys = [(tag, value) for tag, name, value in found.attributes if name == "data-key"]
     for trial in range(8):
-        assert keys.count(("g", str(trial))) == 2 + 3 and keys.count(("tr", str(trial))) == 1
+        charts = keys.count(("g", str(trial))) + keys.count(("use", str(trial)))
+        assert charts == 2 + 3 and keys.count(("tr", str(trial))) == 1
     rate, sizes, nesterov, perplexity = json.loads(found.scripts[0])["sweeps"][0]["axes"]
     assert rate["choices"] == [] and rate["values"]["3"] == 4 and perplexity["values"]["1"] == 120
     assert sizes["choices"] == ["16x8", "8"] and nesterov["values"]["0"] == "False"
@@ -197,6 +198,50 @@ def test_the_bits_of_a_run_are_of_the_last_parameters_as_the_perplexity_is():
         for which, value, bits in (("last", 117.0, 1.625), ("best", 116.0, 1.5))
     ]
     assert "117.00 116.00 1.625" in " ".join(" ".join(page(run_record(tests=tests)).words).split())
+
+
+def test_a_run_of_characters_is_told_in_bits_per_character():
+    epochs = [
+        {"epoch": 1, "train_perplexity": 16.0, "valid_perplexity": 8.0, "floor_valid": 4.0},
+        {"epoch": 2, "train_perplexity": 8.0, "valid_perplexity": 4.0, "floor_valid": 4.0},
+    ]
+    test = [{"checkpoint": "last", "test_perplexity": 2**1.5}]
+    found = page(run_record("a", epochs=epochs, tests=test, tokens="characters"))
+    text = " ".join(" ".join(found.words).split())
+    for part in (
+        "validation bits per character test bits per character",
+        "Bits per character of each epoch",
+        "2.0000",  # validation
+        "1.5000",  # test
+        "floor of valid 2.0000",
+        "characters per second",
+        "The floor is the result of the true source",
+    ):
+        assert part in text, part
+    assert not re.search("words (a|per) second|(validation|test) perplexity (?!per word)", text)
+
+
+def test_a_run_with_a_test_and_no_epoch_has_its_page():
+    text = " ".join(page(run_record("a", epochs=[], timing={})).words)
+    assert "118.00" in text and "a test, epoch 2: 118.00" in text
+
+
+def test_a_thousand_trials_are_drawn_with_a_key_each():
+    found = page(sweeps=[sweep_record(1000, importances={"learning_rate": 0.75, "hidden": 0.25})])
+    keys = {value for tag, name, value in found.attributes if name == "data-key" and tag != "tr"}
+    assert len(keys) == 1000
+    assert "75.0%" in " ".join(found.words)
+
+
+def test_colours_end_with_their_scale():
+    assert [colour(bits) for bits in (-1.0, 0.0, 8.0, 16.0, 99.0)] == [
+        "--s:0%",
+        "--s:0%",
+        "--s:50%",
+        "--s:100%",
+        "--s:100%",
+    ]
+    assert colour(float("inf")) == colour(float("nan")) == ""
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_line_with_mean_and_deviation():

@@ -114,3 +114,9 @@ def test_without_scikit_learn_there_is_a_map_by_pca(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     found = map_words(np.random.default_rng(0).normal(size=(60, 8)), list(map(str, range(60))))
     assert found.legend == "The 60 most frequent words in the embedding (PCA)"
+
+
+def test_a_map_of_characters_is_called_so():
+    vectors = np.random.default_rng(0).normal(size=(30, 8))
+    found = map_words(vectors, list(map(str, range(30))), method="pca", tokens="characters")
+    assert found.legend.startswith("The 30 most frequent characters in the embedding (PCA)")
