@@ -123,7 +123,18 @@ def drawn(
     high = seed >> 32  # JAX itself takes 32 bits
     if high:
         key = jax.random.fold_in(key, high)
-    position = begin(network, sampling, prompt, samples)
+    return _drawn(network, sampling, begin(network, sampling, prompt, samples), key, tokens, end)
+
+
+def _drawn(
+    network: Network,
+    sampling: Sampling,
+    position: Position,
+    key: jax.Array,
+    tokens: int | None,
+    end: int,
+) -> Iterator[Chunk]:
+    """The texts of `drawn` from their first position on."""
     count = 1
     left = math.inf if tokens is None else tokens
     while left > 0 and not bool(position.done.all()):

@@ -471,7 +471,7 @@ class LanguageModel:
             DataError: It cannot be read, or is not the training corpus.
         """
         data_dir = data_dir or self.data_dir
-        if isinstance(corpus, str | Path):
+        if not isinstance(corpus, Corpus | None):
             return load_corpus(
                 corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options
             )
@@ -850,16 +850,19 @@ class LanguageModel:
             stop: "eos" ends the text at its first `<eos>`; "none" does not.
             **sampling: As `generate` takes it.
 
-        Yields:
-            A token, and its log-probability in nats.
+        Returns:
+            An iterator of each token and its log-probability in nats.
 
         Raises:
-            JaxlmError: As `generate`.
+            JaxlmError: As `generate`, before the first token is drawn.
         """
-        for ids, log_probs in self._drawn(prompt, words, tokens, 1, seed, stop, sampling):
-            for token, log_p in zip(ids[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True):
-                if token >= 0:
-                    yield self.vocab.words[token], log_p
+        chunks = self._drawn(prompt, words, tokens, 1, seed, stop, sampling)
+        return (
+            (self.vocab.words[token], log_p)
+            for ids, log_probs in chunks
+            for token, log_p in zip(ids[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True)
+            if token >= 0
+        )
 
     def _drawn(
         self,
