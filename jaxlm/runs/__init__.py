@@ -1,0 +1,1 @@
+"""Runs: how they are trained, kept, resumed, reproduced and loaded."""
