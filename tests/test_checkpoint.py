@@ -561,10 +561,10 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_pat
     assert checkpoint.load(tmp_path / "run", "last").manifest.step == 1
 
 
-AVERAGED = SMALL.replace(optimizer="adam", average_decay=0.9)
+AVERAGED = SMALL.replace(optimizer="adamw", average_decay=0.9)
 
 
-@pytest.mark.parametrize("config", [SMALL, AVERAGED], ids=["sgd", "adam with an average"])
+@pytest.mark.parametrize("config", [SMALL, AVERAGED], ids=["sgd", "adamw with an average"])
 def test_a_model_takes_the_memory_of_its_parameters_alone(tmp_path, monkeypatch, config):
     """Eight times less than the whole state of Adam with an average and the file's bytes."""
     state = dataclasses.replace(new_state(config), step=jax.numpy.int32(1))
