@@ -400,6 +400,10 @@ FORGERIES = {
         swap(b'"shape":[5,8]', b'"shape":[1048576,1048576]'),
         "not a file of safetensors",
     ),
+    "a shape that is a text": (
+        swap(b'"shape":[5,8]', b'"shape":["x",99999999999999]'),
+        "not a file of safetensors",
+    ),
     "a type unknown": (swap(b'"F32"', b'"X99"'), "not a file of safetensors"),
     "a type that is little used": (swap(b'"dtype":"F32"', b'"dtype":"F8_E5M2"'), "safetensors"),
     "offsets outside": (

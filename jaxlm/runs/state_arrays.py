@@ -155,6 +155,8 @@ def _read_header(read: Callable[[int], bytes], template: Any) -> dict[str, Any]:
     place = 0
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
+        if not all(type(length) is int for length in entry["shape"]):
+            raise ValueError(f"the array {name!r} has no shape")
         size = math.prod(entry["shape"]) * jnp.dtype(DTYPES[entry["dtype"]]).itemsize
         if (begin, end) != (place, place + size):
             raise ValueError(f"the array {name!r} does not lie where its shape says")
