@@ -62,7 +62,7 @@ def contents_of_run(run: Path) -> dict[str, Any]:
     results = []
     with suppress(JaxlmError):  # `problems` names it.
         corpus = directory.saved_record(run)["corpus"]
-        results = [row for row in read_metrics(run) if row["kind"] != "window"]
+        results = [row for row in read_metrics(run) if row["kind"] in ("epoch", "test")]
     fields = []
     for section, name, spec, value in config.every_field():
         default = type(getattr(config, section)).__dataclass_fields__[name].default
