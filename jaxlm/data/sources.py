@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from jaxlm.data.embedded import Generator, Size, language
 from jaxlm.data.known_texts import PENN_TREEBANK, SHAKESPEARE, find_known_text
@@ -26,17 +26,30 @@ UNKNOWN = "unknown"  # the corpus of an imported model
 _WORDS_AT_ONCE = 1 << 17  # of the generated corpus
 
 
-class Part(Protocol):
-    """A part of a text that is read from its beginning to its end."""
+class GeneratedSplit(NamedTuple):
+    """A split of the generated corpus as text: a space before each word, a sentence a line.
 
-    @property
-    def joined(self) -> bool:
-        """Whether the part is one of several texts, each of which ends with a newline."""
-        ...
+    Attributes:
+        size: The corpus's size.
+        stream: The number of the split.
+        joined: As of a `FilePart`.
+    """
+
+    size: Size
+    stream: int
+    joined: bool = False
 
     def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
         """Yields pieces cut before white space, and the size of each in bytes."""
-        ...
+        generator = Generator(self.size)
+        ids = generator.draw(self.size.tokens[self.stream], self.stream)
+        words = ["\n" if word == EOS else f" {word}" for word in generator.words]
+        for start in range(0, len(ids), _WORDS_AT_ONCE):
+            block = "".join(words[place] for place in ids[start : start + _WORDS_AT_ONCE].tolist())
+            yield block, len(block)
+
+
+Part = FilePart | GeneratedSplit
 
 
 @dataclass(frozen=True)
@@ -165,23 +178,6 @@ def _shakespeare(options: TextOptions, data_dir: str | Path | None, download: bo
     )
 
 
-class _GeneratedSplit(NamedTuple):
-    """A split of the generated corpus as text: a space before each word, a sentence a line."""
-
-    size: Size
-    stream: int  # the number of the split
-    joined: bool = False
-
-    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
-        """Yields pieces cut before white space, and the size of each in bytes."""
-        generator = Generator(self.size)
-        ids = generator.draw(self.size.tokens[self.stream], self.stream)
-        words = ["\n" if word == EOS else f" {word}" for word in generator.words]
-        for start in range(0, len(ids), _WORDS_AT_ONCE):
-            block = "".join(words[place] for place in ids[start : start + _WORDS_AT_ONCE].tolist())
-            yield block, len(block)
-
-
 @dataclass(frozen=True)
 class _GeneratedText(Source):
     """The generated corpus, whose floor is known."""
@@ -204,7 +200,7 @@ def _generated(name: str, options: TextOptions) -> Source:
         title=f"{name} corpus (a generated language)",
         spec=name,
         state=[[name, json.dumps(language(), sort_keys=True)]],
-        parts={split: [_GeneratedSplit(size, stream)] for stream, split in enumerate(SPLITS)},
+        parts={split: [GeneratedSplit(size, stream)] for stream, split in enumerate(SPLITS)},
         options=replace(options, lines="eos"),
         size=6 * sum(size.tokens),
         generator_size=size,
