@@ -501,11 +501,14 @@ def test_cached_ids_are_read_from_a_regular_file_of_a_bounded_size(tmp_path, cha
     assert (tmp_path / "victim").read_text() == "all of it"
 
 
-def test_the_generated_corpus_is_generated_once(monkeypatch):
+def test_the_generated_corpus_is_generated_once_unless_it_is_changed(monkeypatch):
     first = load_corpus("embedded-tiny")
-    monkeypatch.delattr(embedded.Generator, "draw")
-    again = load_corpus("embedded-tiny")
+    with monkeypatch.context() as patch:
+        patch.delattr(embedded.Generator, "draw")
+        again = load_corpus("embedded-tiny")
     assert again.floor == first.floor and again.sha256 == first.sha256
+    monkeypatch.setitem(embedded.language()["sizes"]["embedded-tiny"], "seed", 99)
+    assert load_corpus("embedded-tiny").sha256 != first.sha256
 
 
 def test_given_vocabulary_is_used():

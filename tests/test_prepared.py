@@ -503,6 +503,26 @@ def test_a_changed_text_is_read_again(tmp_path, cache):
     assert load_corpus(path).vocab.words == ("<eos>", "a", "c", "<unk>")
 
 
+def test_equal_ids_of_other_options_are_another_corpus(tmp_path, cache):
+    """The name tells the options, though no word is rare enough for them to matter."""
+    path = tmp_path / "text"
+    path.write_text("a b\n" * 99)
+    names = [load_corpus(path, min_count=count).name for count in (1, 2, 1)]
+    assert names == ["text:text", "text:text+min_count=2", "text:text"]
+    assert len(folders(cache)) == 2
+
+
+def test_a_text_that_is_split_elsewhere_is_another_corpus(tmp_path, cache):
+    """Though its tokens are the same, one after another."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for lines in ((3, 1, 1), (2, 2, 1)):
+        for split, count in zip(SPLITS, lines, strict=True):
+            (folder / f"{split}.txt").write_text("a\n" * count)
+        corpus = load_corpus(folder)
+        assert [len(getattr(corpus, split)) for split in SPLITS] == [2 * n for n in lines]
+
+
 @pytest.mark.parametrize("change", [shorten, flip, os.unlink, sparse])
 @pytest.mark.parametrize("name", ["prepared.json", "vocab.json", "train.ids"])
 def test_a_damaged_folder_of_the_cache_is_made_again(tmp_path, cache, change, name):
