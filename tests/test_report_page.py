@@ -19,7 +19,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import to_hashed_json
-from jaxlm.report.page import colour, groups, published, render, rounded
+from jaxlm.report.page import colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.metrics import read_metrics
@@ -164,6 +164,7 @@ def test_each_trial_has_its_key_in_every_chart_and_in_the_table():
         assert charts == 2 + 3 and keys.count(("tr", str(trial))) == 1
     rate, sizes, nesterov, perplexity = json.loads(found.scripts[0])["sweeps"][0]["axes"]
     assert rate["choices"] == [] and rate["values"]["3"] == 4 and perplexity["values"]["1"] == 120
+    assert rate["ends"] == [0.5, 4] and perplexity["ends"] == [100, 240]
     assert sizes["choices"] == ["16x8", "8"] and nesterov["values"]["0"] == "False"
 
 
@@ -231,6 +232,12 @@ def test_a_thousand_trials_are_drawn_with_a_key_each():
     keys = {value for tag, name, value in found.attributes if name == "data-key" and tag != "tr"}
     assert len(keys) == 1000
     assert "75.0%" in " ".join(found.words)
+
+
+def test_the_speeds_of_an_epoch_are_of_its_own_windows():
+    rows = speeds(run_record())
+    assert [(row["windows"], row["mean"], row["largest"]) for row in rows] == [(6, 2.0, 3.0)] * 2
+    assert [row.get("seconds") for row in rows] == [2.0, None]
 
 
 def test_colours_end_with_their_scale():

@@ -2,6 +2,7 @@
 and who waits for whom.
 """
 
+import fcntl
 import os
 import random
 import shutil
@@ -22,11 +23,12 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
+from jaxlm.runs.lock import locks_work
 from jaxlm.sweeps import worker as worker_module
 from jaxlm.sweeps.space import make_plan
 from jaxlm.sweeps.storage import Journal, database_errors, open_storage
 from jaxlm.sweeps.study import NAME, Study
-from jaxlm.sweeps.supervisor import saved_options
+from jaxlm.sweeps.supervisor import _Session, _where, saved_options
 from jaxlm.sweeps.worker import Worker
 from jaxlm.terminal import scrubbed, without_password
 
@@ -602,6 +604,37 @@ def test_a_password_in_a_drivers_error_is_not_shown():
         assert secret not in str(caught.value)
 
 
+def test_a_shared_study_is_shown_at_most_every_thirty_seconds(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("jaxlm.sweeps.supervisor.time.monotonic", lambda: clock[0])
+    for shared, looks in ((True, 2), (False, 5)):
+        shown: list[Any] = []
+        study: Any = SimpleNamespace(shared=shared, records=list)
+        view: Any = SimpleNamespace(show=shown.append)
+        session = _Session(PLAN, study, tmp_path, True, view, None)
+        for seconds in (0, 1, 28, 2, 5):
+            clock[0] += seconds
+            session.look_when_due()
+        assert len(shown) == looks
+
+
+def test_a_database_s_sweep_does_not_begin_where_a_journal_lies(folder, monkeypatch):
+    monkeypatch.delenv("JAXLM_STORAGE", raising=False)
+    shutil.rmtree(folder / "trials")
+    assert _where(folder, None, resume=False) == str(folder / "study.journal")
+    with pytest.raises(JaxlmError, match=r"not empty \(it holds study\.journal\)"):
+        _where(folder, f"sqlite:///{folder / 'db'}", resume=False)
+
+
+def test_a_file_system_without_locks_is_noticed(tmp_path, monkeypatch):
+    assert locks_work(tmp_path, ".claim")
+    with open(tmp_path / ".claim", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert locks_work(tmp_path, ".claim")  # another holds it
+    monkeypatch.setattr("jaxlm.runs.lock.fcntl.flock", lambda *_: None)  # as on such a system
+    assert not locks_work(tmp_path, ".claim")
+
+
 def test_halving_ends_all_but_the_best_quarter(tmp_path):
     space = {"learning_rate": [0.1 * place for place in range(1, 9)]}
     plan = make_plan(TINY, space, "grid", None, 1, "halving", {})
@@ -612,8 +645,9 @@ def test_halving_ends_all_but_the_best_quarter(tmp_path):
         assert claim
         study.note(claim, replace(claim.records[0], valid_perplexities=(float(value),)))
         pruned.append(study.to_prune(claim))
+    assert pruned == [False] + [True] * 7  # the first is the best, and of so few only one is
+    for claim in list(study.held.values()):
         study.release(claim)
-    assert pruned == [False] + [True] * 7  # the first trial is the best, and no other of a quarter
 
 
 def test_importances_name_the_field_that_counts(tmp_path):

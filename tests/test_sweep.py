@@ -42,6 +42,7 @@ from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram
 from jaxlm.runs.group import MemberGroup
+from jaxlm.runs.metrics import read_timing
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.space import Plan, read_space
@@ -278,6 +279,8 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
         t.valid_perplexity for t in found.members
     ]
     assert json.loads((tmp_path / "sweep/sweep.json").read_text())["best"] == best.number
+    epochs = [timing["seconds"] for timing in read_timing(best.run_dir).values()]
+    assert len(epochs) == 2 and best.seconds == pytest.approx(sum(epochs), abs=0.01)
     for name in ("slices.png", "parallel.png"):
         assert (tmp_path / "sweep" / name).read_bytes().startswith(b"\x89PNG")
 

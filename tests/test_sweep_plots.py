@@ -3,10 +3,12 @@
 import warnings
 
 import pytest
+from matplotlib.figure import Figure
 from reports import has, ink, intrude
 
 from jaxlm.errors import RunDirError
-from jaxlm.report.sweep_plots import parallel_plot, slice_plot
+from jaxlm.report.figure import ORANGE, PALE, PALETTE
+from jaxlm.report.sweep_plots import draw_slice, parallel_plot, slice_plot
 from jaxlm.report.sweep_results import Trial
 
 NAN = float("nan")
@@ -63,3 +65,12 @@ def test_a_picture_replaces_a_link_and_not_what_it_leads_to(tmp_path):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(RunDirError, match=r"cannot write.*gone/a\.png"):
         slice_plot(TRIALS, tmp_path / "gone/a.png")
+
+
+def test_colours_are_thirds_by_rank_and_the_best():
+    figure = Figure()
+    draw_slice(figure.subplots(), TRIALS, "learning_rate")
+    ranks = {line.get_color(): len(line.get_xdata()) for line in figure.axes[0].lines}
+    assert ranks == {ORANGE: 1, PALETTE[0]: 2, PALETTE[7]: 3, PALE: 3}
+    best, *_, worst = sorted(figure.axes[0].lines, key=lambda line: line.get_ydata()[0])
+    assert (best.get_color(), worst.get_color()) == (ORANGE, PALE)
