@@ -11,37 +11,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxlm.errors import JaxlmError
 
-MOST_DIGITS = 400  # of a number that a message repeats
+MOST_DIGITS = 400  # characters of a value that a message repeats
+LARGEST_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a field takes and means."""
+    """What a field takes and means.
 
-    type: type  # float, int, bool, str, or tuple (of whole numbers)
+    Attributes:
+        type: float, int, bool, str, or tuple (of whole numbers).
+        help: What the field means, as help and the manual print it.
+        unit: What a number counts.
+        low: The smallest value allowed.
+        high: The largest value allowed.
+        above: A limit that the value must exceed.
+        below: A limit that the value must stay under.
+        choices: The texts allowed; empty: any.
+        optional: Whether the value may be None.
+        needs: Other fields of the section; where this field is set, one of them must be set too.
+        excludes: Other fields of the section that must not be set where this field is.
+        kind_specific: Whether a config that changes to another kind takes the new kind's default.
+    """
+
+    type: type
     help: str
     unit: str = ""
-    low: float = (
-        -math.inf
-    )  # limits of a number: it may be `low` or `high`, and not `above` or `below`
+    low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
-    choices: tuple[str, ...] = ()  # the texts that it takes; (): any
-    optional: bool = False  # whether it may be None
-    needs: tuple[
-        str, ...
-    ] = ()  # other fields of the section, of which one must be set where this one is
-    excludes: tuple[
-        str, ...
-    ] = ()  # other fields of the section that must not be set where this one is
-    own: bool = (
-        False  # whether each kind has a value of its own, which another kind does not take over
-    )
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    needs: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    kind_specific: bool = False
 
     @property
     def range(self) -> str:
@@ -55,38 +63,102 @@ class Spec:
         words = [f"{word} {limit:,}" for word, limit in limits if math.isfinite(limit)]
         return " and ".join(words) or "finite"
 
+    def allows(self, number: float) -> bool:
+        """Whether a number lies within the limits, also once it is rounded to float32."""
+        rounded = float32(number) if self.type is float else number
+        return (
+            abs(rounded) < math.inf
+            and self.low <= number <= self.high
+            and self.above < rounded < self.below
+        )
+
 
 def number(default: float | None, help: str, unit: str = "", **options: Any) -> Any:
-    """A traced number; None is allowed where it is the default, or with `optional=True`."""
+    """Declares a traced number.
+
+    Args:
+        default: The value by default; with None the field is optional.
+        help: What the number means.
+        unit: What it counts.
+        **options: Other fields of `Spec`.
+
+    Returns:
+        A dataclass field.
+    """
     return _declared(default, Spec(float, help, unit, **{"optional": default is None, **options}))
 
 
 def probability(help: str, **options: Any) -> Any:
-    """A traced probability, absent by default; `help` says of what."""
+    """Declares a traced probability above 0, absent (None) by default.
+
+    Args:
+        help: What happens with this probability.
+        **options: Other fields of `Spec`.
+
+    Returns:
+        A dataclass field.
+    """
     return number(None, f"probability that {help}", above=0, high=1, **options)
 
 
 def count(
     default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any
 ) -> Any:
-    """A static whole number, or a tuple of such; None is allowed where it is the default."""
+    """Declares a static whole number, or a tuple of whole numbers.
+
+    Args:
+        default: The value by default; with None the field is optional.
+        help: What the number means.
+        unit: What it counts.
+        low: The smallest value allowed.
+        **options: Other fields of `Spec`.
+
+    Returns:
+        A dataclass field.
+    """
     kind = tuple if isinstance(default, tuple) else int
-    options = {"high": 2**31 - 1, "optional": default is None, **options}
+    options = {"high": LARGEST_COUNT, "optional": default is None, **options}
     return _declared(default, Spec(kind, help, unit, low, **options))
 
 
 def flag(default: bool, help: str, **options: Any) -> Any:
-    """A static switch."""
+    """Declares a static switch.
+
+    Args:
+        default: The value by default.
+        help: What happens where the switch is on.
+        **options: Other fields of `Spec`.
+
+    Returns:
+        A dataclass field.
+    """
     return _declared(default, Spec(bool, help, **options))
 
 
 def choice(default: str, help: str, choices: Sequence[str]) -> Any:
-    """A static name, one of several."""
+    """Declares a static name, one of several.
+
+    Args:
+        default: The value by default.
+        help: What each choice means.
+        choices: The names allowed.
+
+    Returns:
+        A dataclass field.
+    """
     return _declared(default, Spec(str, help, choices=tuple(choices)))
 
 
 def text(default: str, help: str) -> Any:
-    """A static text."""
+    """Declares a static text.
+
+    Args:
+        default: The value by default.
+        help: What the text means.
+
+    Returns:
+        A dataclass field.
+    """
     return _declared(default, Spec(str, help))
 
 
@@ -96,31 +168,75 @@ def _declared(default: Any, spec: Spec) -> Any:
 
 @cache
 def specs(kind: type) -> dict[str, Spec]:
-    """name -> spec of every field of a kind that has one, in the order of declaration."""
+    """The spec of every declared field of a dataclass, by name, in the order of declaration."""
     return {item.name: item.metadata["spec"] for item in fields(kind) if "spec" in item.metadata}
 
 
-def checked(section: Any) -> Any:
-    """A section with every value as plain Python has it: scalars of arrays converted, lists as tuples.
+class Section:
+    """Base of frozen dataclasses that check their fields when they are made.
 
-    Arrays and tracers pass in the place of a number. A section's own method `check` refuses what `needs` and `excludes`
-    cannot say. Raises JaxlmError where a value has another type, is outside its limits, or contradicts another.
+    Attributes:
+        kind_name: The name in the table of its kinds; empty where there is no such table.
     """
-    plain = {
-        n: _check(n.rstrip("_"), spec, getattr(section, n))
-        for n, spec in specs(type(section)).items()
-    }
-    if any(value is not getattr(section, name) for name, value in plain.items()):
+
+    kind_name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, value in _plain_values(self).items():
+            object.__setattr__(self, name, value)
+        _check_relations(self)
+
+    def check(self) -> None:
+        """Raises JaxlmError where fields contradict each other in a way that `Spec` cannot say."""
+
+
+def checked(section: Any) -> Any:
+    """Checks the fields of a dataclass that is no `Section`.
+
+    Args:
+        section: A dataclass whose fields are declared by the functions above.
+
+    Returns:
+        The same section with plain Python values: scalars of arrays converted, lists as tuples. An array or a tracer
+        may stand for a number.
+
+    Raises:
+        JaxlmError: A value has another type, lies outside its limits, or contradicts another value.
+    """
+    plain = _plain_values(section)
+    if plain:
         section = replace(section, **plain)
     _check_relations(section)
-    if hasattr(section, "check"):
-        section.check()
     return section
 
 
 def checked_value(name: str, value: Any, kind: type, **limits: Any) -> Any:
-    """A value that is no field, checked as one: `limits` are of its `Spec`. Raises JaxlmError as `checked`."""
-    return _check(name, Spec(kind, "", **limits), value)
+    """Checks an argument that is no field.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        kind: The type wanted: float, int, bool, str, tuple or Path.
+        **limits: Other fields of `Spec`.
+
+    Returns:
+        The value as plain Python has it.
+
+    Raises:
+        JaxlmError: The value has another type, or lies outside the limits.
+    """
+    return _checked_value(name, Spec(kind, "", **limits), value)
+
+
+def _plain_values(section: Any) -> dict[str, Any]:
+    """The values of a section that plain Python writes in another way. Raises JaxlmError where one is not allowed."""
+    plain = {}
+    for name, spec in specs(type(section)).items():
+        given = getattr(section, name)
+        value = _checked_value(name.rstrip("_"), spec, given)
+        if value is not given:
+            plain[name] = value
+    return plain
 
 
 def _check_relations(section: Any) -> None:
@@ -133,49 +249,58 @@ def _check_relations(section: Any) -> None:
             return value is not None
         return value != default
 
-    def told(names: Sequence[str]) -> str:
+    def settings(names: Sequence[str]) -> str:
         return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
 
     for name, spec in specs(type(section)).items():
-        if spec.needs and is_set(name) and not any(map(is_set, spec.needs)):
+        if not (spec.needs or spec.excludes) or not is_set(name):
+            continue
+        if spec.needs and not any(map(is_set, spec.needs)):
             needed = either(spec.needs)
             raise JaxlmError(
-                f"{name} needs {needed}, and {told(spec.needs)}: set {needed}, or leave {name} out"
+                f"{name} needs {needed}, and {settings(spec.needs)}: "
+                f"set {needed}, or leave {name} out"
             )
-        other = next((other for other in spec.excludes if is_set(name) and is_set(other)), None)
-        if other:
-            raise JaxlmError(
-                f"{name} and {other} exclude each other, and {told([name, other])}: leave one out"
-            )
+        for other in spec.excludes:
+            if is_set(other):
+                raise JaxlmError(
+                    f"{name} and {other} exclude each other, and {settings([name, other])}: "
+                    "leave one out"
+                )
+    if hasattr(section, "check"):
+        section.check()
 
 
-def _check(name: str, spec: Spec, value: Any) -> Any:
+def _checked_value(name: str, spec: Spec, value: Any) -> Any:
     """One field's value, as plain Python has it. Raises JaxlmError where the spec does not allow it."""
     value = _plain(value)
     if spec.type is tuple:
-        value = tuple(value) if isinstance(value, list | tuple) else (value,)
-        if not value:
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not numbers:
             raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
-        return tuple(_scalar(name, spec, int, _plain(one)) for one in value)
-    if (value is None and spec.optional) or (hasattr(value, "shape") and spec.type is float):
+        return tuple(_scalar(name, spec, int, _plain(number)) for number in numbers)
+    if value is None and spec.optional:
+        return None
+    if spec.type is float and hasattr(value, "shape"):
         return value
     return _scalar(name, spec, spec.type, value)
 
 
 def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
-    if not isinstance(value, _TAKEN.get(kind, kind)) or isinstance(value, bool) != (kind is bool):
+    """A value of one of the plain types. Raises JaxlmError where the spec does not allow it."""
+    is_kind = isinstance(value, _ACCEPTED.get(kind, kind))
+    if not is_kind or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
         raise JaxlmError(f"{name} takes {_WORDS[kind]}{none}; it is {shown(value)}")
     try:
         value = kind(value)
     except OverflowError:
         value = math.inf
-    taken = float32(value) if kind is float else value
-    if kind in (int, float) and not (
-        abs(taken) < math.inf and spec.low <= value <= spec.high and spec.above < taken < spec.below
-    ):
-        rounded = "" if not abs(value) < math.inf or taken == value else f", {taken:g} in float32"
-        raise JaxlmError(f"{name} must be {spec.range}; it is {shown(value)}{rounded}")
+    if kind in (int, float) and not spec.allows(value):
+        message = f"{name} must be {spec.range}; it is {shown(value)}"
+        if kind is float and abs(value) < math.inf and float32(value) != value:
+            message += f", {float32(value):g} in float32"
+        raise JaxlmError(message)
     if spec.choices and value not in spec.choices:
         raise JaxlmError(f"{name} must be {either(spec.choices)}; it is {shown(value)}")
     return value
@@ -183,8 +308,8 @@ def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Scalars of NumPy and JAX as Python's; any other value, a tracer too, as it is."""
-    arrays = type(value).__module__.split(".")[0] in ("numpy", "jaxlib")
-    if arrays and getattr(value, "shape", None) == ():
+    is_array = type(value).__module__.split(".")[0] in ("numpy", "jaxlib")
+    if is_array and getattr(value, "shape", None) == ():
         return value.item()
     return value
 
@@ -196,11 +321,11 @@ _WORDS = {
     str: "a text",
     Path: "a path",
 }
-_TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
+_ACCEPTED: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
 
 def float32(value: float) -> float:
-    """The number that a program computes with: rounded to float32; 0 where that is subnormal, as processors have it."""
+    """The float32 that a program computes with; 0 where it is subnormal, as processors flush it."""
     rounded = array("f", [value])[0]
     if abs(rounded) < 2**-126:
         return 0.0
@@ -226,7 +351,15 @@ def either(names: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` or the known names, to end a message with."""
+    """The end of a message about an unknown name.
+
+    Args:
+        name: What was given.
+        known: The names that exist.
+
+    Returns:
+        `; did you mean ...?` where a known name is close, or else `; known are ...`.
+    """
     close = difflib.get_close_matches(name, known, 1)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar, dataclass_transform
 
 import jax
 
-from jaxlm.fields import specs
+from jaxlm.fields import Section, specs
 
-Base = TypeVar("Base")
-Kind = TypeVar("Kind", bound=type)
+Base = TypeVar("Base", bound=Section)
+Kind = TypeVar("Kind", bound=type[Section])
 
 
 class Kinds(dict[str, type[Base]], Generic[Base]):
@@ -31,15 +31,12 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
 
         def add(cls: Kind) -> Kind:
             kind = dataclass(frozen=True)(cls)
+            kind.kind_name = name
             _register_pytree(kind)
             self[name] = kind
             return kind
 
         return add
-
-    def name_of(self, section: Base) -> str:
-        """Returns the name of a section's kind."""
-        return next(name for name, kind in self.items() if kind is type(section))
 
 
 def _register_pytree(kind: type) -> None:
@@ -57,6 +54,9 @@ def _register_pytree(kind: type) -> None:
 
     def unflatten(data: tuple[Any, ...], leaves: Any) -> Any:
         values = dict(zip(static, data[1:], strict=True))
-        return kind(**values, **dict(zip(numbers, leaves, strict=True)))
+        values |= zip(numbers, leaves, strict=True)
+        section = object.__new__(kind)  # without the checks: JAX makes trees of any leaves
+        vars(section).update((name, values[name]) for name in specs(kind))
+        return section
 
     jax.tree_util.register_pytree_node(kind, flatten, unflatten)

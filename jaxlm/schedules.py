@@ -6,14 +6,14 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxlm.fields import number
+from jaxlm.fields import Section, number
 from jaxlm.kinds import Kinds
 
 Number = jax.Array | int | float
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Section):
     """A factor on the learning rate of each window."""
 
     depends_on_total: ClassVar[bool] = False  # whether another number of epochs gives other rates

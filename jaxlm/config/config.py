@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ import jax
 import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
+from jaxlm.fields import Spec, checked_value, either, nearest, setting_text, shown, specs
 from jaxlm.kinds import Kinds
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import MODELS, Recurrent
@@ -22,14 +22,18 @@ from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 FORMAT = 2  # of config.json
 
 KINDS: dict[str, Kinds] = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-FIXED: dict[str, type] = {"train": TrainConfig, "data": DataConfig}
-SECTIONS = {**KINDS, **{name: {"": kind} for name, kind in FIXED.items()}}
+# Every section's kinds by name; a section without kinds has one, without a name.
+SECTIONS: dict[str, dict[str, type]] = {
+    **KINDS,
+    "train": {"": TrainConfig},
+    "data": {"": DataConfig},
+}
 # Named recipes: the base, the fields that differ from it, and where they come from.
 PRESETS: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("presets.json").read_text()
 )
 
-# Fields that do not change what is trained. (The corpus is compared by its hash, wherever it was found.)
+# Fields that do not change what is trained. The corpus is compared by its name and hash instead.
 MAY_CHANGE = {
     "train.epochs",
     "train.windows_per_call",
@@ -39,14 +43,28 @@ MAY_CHANGE = {
     "train.keep_checkpoints",
     "train.on_nonfinite",
     "data.corpus",
-    "data.lines",  # (the corpus's name and hash tell)
+    "data.lines",
+}
+# Fields in which a run of a preset may differ and still count as a run of that preset.
+_NO_PRESET_CHANGE = (MAY_CHANGE - {"train.epochs"}) | {
+    "train.seed",
+    "train.length_seed",
+    "model.vocab_size",  # a corpus may have fewer words
+    "model.compute_dtype",
+    "model.matmul_precision",
 }
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Recipe:
-    """Model, optimiser and schedule: the pytree that the step takes, whose numbers may be traced."""
+    """The pytree that a step takes, whose numbers may be traced.
+
+    Attributes:
+        model: A kind of `MODELS`.
+        optimizer: A kind of `OPTIMIZERS`.
+        schedule: A kind of `SCHEDULES`.
+    """
 
     model: Recurrent = field(default_factory=LSTM)
     optimizer: Optimizer = field(default_factory=SGD)
@@ -55,7 +73,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """The config of a run: model, optimiser, schedule, counts and data."""
+    """The config of a run.
+
+    Attributes:
+        model: A kind of `MODELS`.
+        optimizer: A kind of `OPTIMIZERS`.
+        schedule: A kind of `SCHEDULES`.
+        train: Batches, windows, epochs, checkpoints and seeds.
+        data: The text, and how it becomes tokens.
+        preset: The preset that the config began with, or another label.
+    """
 
     model: Recurrent = field(default_factory=LSTM)
     optimizer: Optimizer = field(default_factory=SGD)
@@ -67,12 +94,14 @@ class Config:
     def __post_init__(self) -> None:
         if not isinstance(self.preset, str):
             raise JaxlmError(f"preset takes a text; it is {shown(self.preset)}")
-        for name in SECTIONS:
-            object.__setattr__(self, name, checked(_of_kind(name, getattr(self, name), None)))
+        for slot, kinds in SECTIONS.items():
+            section = getattr(self, slot)
+            if type(section) not in kinds.values():
+                object.__setattr__(self, slot, _kind_named(slot, slot, section)())
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
-            both = f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act"
             raise JaxlmError(
-                f"{both} when validation stops improving: take nonmonotone 0, or another schedule"
+                f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act "
+                "when validation stops improving: take nonmonotone 0, or another schedule"
             )
         self.optimizer.check_model(self.model)
 
@@ -85,42 +114,54 @@ class Config:
         """A copy with some fields changed, by their plain names.
 
         Args:
-            **changes: fields of any section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`, which
-                begins with its own defaults and the fields that it keeps of the old kind (`taken_over`); whole
+            **changes: Fields of any section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`, which
+                has its own defaults but for the fields that it carries over from the old kind (`carried_over`); whole
                 sections, as in `train=TrainConfig()`; or `preset`.
 
+        Returns:
+            The changed config. Sections without a change are the same objects.
+
         Raises:
-            JaxlmError: a field is unknown, is not one of the kind's, or has a value outside its limits.
+            JaxlmError: A field is unknown, is not one of the kind's, or has a value outside its limits.
 
         >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3)
         >>> changed.kinds["model"], changed.train.epochs, changed.optimizer.learning_rate
         ('gru', 3, 0.002)
         """
-        sections = {name: getattr(self, name) for name in SECTIONS}
         label = changes.pop("preset", self.preset)
-        for name in SECTIONS:
-            if name in changes:
-                sections[name] = _of_kind(name, changes.pop(name), sections[name])
+        kinds = {slot: type(getattr(self, slot)) for slot in SECTIONS}
+        values: dict[str, dict[str, Any]] = {}  # of the sections that change
+        for slot in SECTIONS:
+            if slot in changes:
+                chosen = _chosen_kind(slot, changes.pop(slot), getattr(self, slot))
+                kinds[slot], values[slot] = chosen
         for name, value in changes.items():
-            section, having = _kinds_with(name)
-            part = sections[section]
-            if name not in specs(type(part)):
-                own = f"the {section} is {KINDS[section].name_of(part)}, whose fields are {', '.join(specs(type(part)))}"
+            slot, having = _kinds_with(name)
+            kind = kinds[slot]
+            if name not in specs(kind):
                 raise JaxlmError(
-                    f"{name} is a field of the {section} {either([*having])}, and {own}"
+                    f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
+                    f"{kind.kind_name}, whose fields are {', '.join(specs(kind))}"
                 )
-            sections[section] = replace(part, **{name: value})
+            if slot not in values:
+                values[slot] = dict(vars(getattr(self, slot)))
+            values[slot][name] = value
+        sections = {slot: getattr(self, slot) for slot in SECTIONS}
+        sections |= {slot: kinds[slot](**changed) for slot, changed in values.items()}
         return Config(**sections, preset=label)
 
     def to_json(self) -> str:
         """The config as JSON, which `from_json` reads back."""
-        return (
-            json.dumps({"format": FORMAT, "preset": self.preset, **self.sections}, indent=2) + "\n"
-        )
+        tree = {"format": FORMAT, "preset": self.preset, **self.sections}
+        return json.dumps(tree, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> "Config":
-        """The config of `to_json` or of a run's config.json, whose seal is not checked. JaxlmError for another text."""
+        """Reads the JSON of `to_json`, or of a run's config.json, whose seal is not checked.
+
+        Raises:
+            JaxlmError: The text is no such JSON, or a field is unknown or not allowed.
+        """
         try:
             tree = json.loads(text)
         except (ValueError, RecursionError, TypeError) as error:
@@ -129,11 +170,12 @@ class Config:
             raise JaxlmError(f"expected a JSON object, found {type(tree).__name__}")
         if tree.pop("format", None) != FORMAT:
             raise JaxlmError(
-                f"expected a config of format {FORMAT}, which jaxlm writes; this one has another, or none"
+                f"expected a config of format {FORMAT}, which jaxlm writes; "
+                "this one has another, or none"
             )
         tree.pop("sha256", None)
         label = tree.pop("preset", "custom")
-        sections = {name: _section(name, tree.pop(name, {})) for name in SECTIONS}
+        sections = {slot: _section_of_json(slot, tree.pop(slot, {})) for slot in SECTIONS}
         if tree:
             raise JaxlmError(
                 f"a config has no {', '.join(sorted(tree))}: its parts are {', '.join(SECTIONS)}"
@@ -141,24 +183,57 @@ class Config:
         return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
-        """(section, field, spec, value) of all fields of the chosen kinds, in the order of a help page."""
-        for section in SECTIONS:
-            part = getattr(self, section)
-            for name, spec in specs(type(part)).items():
-                yield section, name, spec, getattr(part, name)
+        """(section, field, spec, value) of all fields of the chosen kinds, in the order of help."""
+        for slot in SECTIONS:
+            section = getattr(self, slot)
+            for name, spec in specs(type(section)).items():
+                yield slot, name, spec, getattr(section, name)
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The value of each field by its section and name; with the name of the section's kind, if it has kinds."""
-        return {
-            key: ({"kind": self.kinds[key]} if key in KINDS else {}) | vars(getattr(self, key))
-            for key in SECTIONS
-        }
+        """The value of each field by its section and name, with `kind` in sections that have kinds."""
+        trees = {}
+        for slot in SECTIONS:
+            section = getattr(self, slot)
+            name = {"kind": section.kind_name} if slot in KINDS else {}
+            trees[slot] = name | vars(section)
+        return trees
 
     @property
     def kinds(self) -> dict[str, str]:
         """The name of each kind chosen: model, optimizer and schedule."""
-        return {slot: kinds.name_of(getattr(self, slot)) for slot, kinds in KINDS.items()}
+        return {slot: getattr(self, slot).kind_name for slot in KINDS}
+
+    @property
+    def preset_changes(self) -> dict[str, Any]:
+        """The kinds and fields, by name, in which the recipe differs from its preset's.
+
+        Seeds, where the text lies, what is saved, and the precision of products do not count. Empty for a label that
+        is no preset.
+        """
+        if self.preset not in PRESETS:
+            return {}
+        base = preset(self.preset)
+        changes = {}
+        for slot in SECTIONS:
+            old = getattr(base, slot)
+            new = getattr(self, slot)
+            usual = vars(old)
+            if type(new) is not type(old):
+                changes[slot] = new.kind_name
+                usual = starting_values(old, type(new))
+            for name, value in vars(new).items():
+                if value != usual[name] and f"{slot}.{name}" not in _NO_PRESET_CHANGE:
+                    changes[name] = value
+        return changes
+
+    @property
+    def title(self) -> str:
+        """The preset's name, and what is changed: `zaremba-small, changed: hidden_sizes 10`."""
+        changes = [f"{name} {setting_text(value)}" for name, value in self.preset_changes.items()]
+        if changes:
+            return f"{self.preset}, changed: {', '.join(changes)}"
+        return self.preset
 
 
 def _refuse_config(*_: Any) -> NoReturn:
@@ -170,140 +245,202 @@ jax.tree_util.register_pytree_node(Config, _refuse_config, _refuse_config)
 
 
 def preset(name: str) -> Config:
-    """A named recipe, one of PRESETS. Raises JaxlmError if the name is unknown.
+    """Returns a named recipe, one of `PRESETS`.
+
+    Raises:
+        JaxlmError: The name is unknown.
 
     >>> preset("zaremba-medium").model.hidden_sizes
     (650, 650)
     """
     if checked_value("preset", name, str) not in PRESETS:
         raise JaxlmError(f"unknown preset {name!r}{nearest(name, list(PRESETS))}")
-    changes = {
-        field: value
-        for field, value in PRESETS[name].items()
-        if field not in ("base", "source", "published")
-    }
-    base = preset(PRESETS[name]["base"]) if "base" in PRESETS[name] else Config()
+    changes = dict(PRESETS[name])
+    for key in ("source", "published"):
+        changes.pop(key, None)
+    base = Config()
+    if "base" in changes:
+        base = preset(changes.pop("base"))
     return base.replace(**changes, preset=name)
 
 
 def all_kinds() -> Iterator[tuple[str, str, type]]:
     """(section, kind's name or "", class) of every kind of every section."""
-    return (
-        (section, name, kind) for section, kinds in SECTIONS.items() for name, kind in kinds.items()
-    )
+    for slot, kinds in SECTIONS.items():
+        for name, kind in kinds.items():
+            yield slot, name, kind
 
 
 def spec_of_field(name: str) -> Spec:
-    """The spec of a field, or of a slot for a kind (`model`, ...), whichever kind has it. JaxlmError if none has."""
+    """The spec of a field, whichever kind has it, or of the choice of a kind (`model`, ...).
+
+    Raises:
+        JaxlmError: No kind has such a field.
+    """
     if name in KINDS:
         return Spec(str, f"the kind of {name}", choices=tuple(KINDS[name]))
-    _, having = _kinds_with(name)
-    return specs(next(iter(having.values())))[name]
+    slot, having = _kinds_with(name)
+    return specs(SECTIONS[slot][having[0]])[name]
 
 
-def taken_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of a section that are not at their defaults: those that another kind takes over, and all others.
+def carried_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a section that another kind carries over.
 
-    A kind takes over fields that mean the same in both kinds, unless each kind has its `own`, as rates and clipping.
+    Fields are carried over that mean the same in both kinds, unless their defaults are `kind_specific`, as those of
+    rates and clipping are.
+
+    Args:
+        section: The section that is replaced.
+        kind: The kind that replaces it.
+
+    Returns:
+        The fields of the section that are not at their defaults: those that are carried over, and all others.
     """
-    ours = specs(type(section))
-    theirs = specs(kind)
-    settings = {
-        name: value
-        for name, value in vars(section).items()
-        if value != getattr(type(section), name)
-    }
-    taken = {
-        name: value
-        for name, value in settings.items()
-        if theirs.get(name) == ours[name] and not ours[name].own
-    }
-    return taken, {name: value for name, value in settings.items() if name not in taken}
+    old_specs = specs(type(section))
+    new_specs = specs(kind)
+    carried = {}
+    dropped = {}
+    for name, value in vars(section).items():
+        if value == getattr(type(section), name):
+            continue
+        spec = old_specs[name]
+        if new_specs.get(name) == spec and not spec.kind_specific:
+            carried[name] = value
+        else:
+            dropped[name] = value
+    return carried, dropped
+
+
+def starting_values(section: Any, kind: type) -> dict[str, Any]:
+    """The values of a kind that replaces a section: its own defaults, and what it carries over.
+
+    Args:
+        section: The section that is replaced.
+        kind: The kind that replaces it.
+
+    Returns:
+        All of the kind's values by field; together they may be refused.
+    """
+    defaults = {name: getattr(kind, name) for name in specs(kind)}
+    return defaults | carried_over(section, kind)[0]
 
 
 def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
-    """A sentence for each kind that `before.replace(**changes)` changes, on the settings that it takes over."""
+    """Tells what changed kinds carry over.
+
+    Args:
+        before: The config that is changed.
+        changes: What `before.replace` is given.
+
+    Returns:
+        A sentence for each kind that the changes choose anew, on the settings of the old kind.
+    """
+
+    def settings(values: Mapping[str, Any]) -> str:
+        return ", ".join(
+            f"{name} {setting_text(value)}" for name, value in values.items() if name not in changes
+        )
+
     sentences = []
     for slot, old in before.kinds.items():
         new = changes.get(slot, old)
         if new == old:
             continue
-        taken, left = (
-            ", ".join(
-                f"{name} {setting_text(value)}"
-                for name, value in part.items()
-                if name not in changes
-            )
-            for part in taken_over(getattr(before, slot), KINDS[slot][new])
-        )
-        rest = f"; it has its own defaults in place of {left}" if left else ""
-        if taken or left:
-            sentences.append(f"the {slot} {new} takes over from {old}: {taken or 'nothing'}{rest}")
+        carried, dropped = map(settings, carried_over(getattr(before, slot), KINDS[slot][new]))
+        if carried or dropped:
+            sentence = f"the {slot} {new} takes over from {old}: {carried or 'nothing'}"
+            if dropped:
+                sentence += f"; it has its own defaults in place of {dropped}"
+            sentences.append(sentence)
     return sentences
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """One line for each field that differs: `section.field: a's value -> b's value`."""
-    left, right = (
-        {
-            f"{section}.{name}": value
-            for section, part in one.sections.items()
-            for name, value in part.items()
-        }
-        for one in (a, b)
-    )
-    pairs = {name: (left.get(name, "absent"), right.get(name, "absent")) for name in left | right}
-    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new]
+    """Compares two configs.
+
+    Args:
+        a: A config.
+        b: Another one.
+
+    Returns:
+        One line for each field that differs: `section.field: a's value -> b's value`.
+    """
+    old = _flat(a)
+    new = _flat(b)
+    lines = []
+    for name in old | new:
+        left = old.get(name, "absent")
+        right = new.get(name, "absent")
+        if left != right:
+            lines.append(f"{name}: {left!r} -> {right!r}")
+    return lines
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    return {
+        f"{slot}.{name}": value
+        for slot, values in config.sections.items()
+        for name, value in values.items()
+    }
 
 
 def conflicts(saved: Config, given: Config) -> list[str]:
-    """The differences that change what is trained: a saved run cannot be resumed with one of them."""
-    shares = saved.model.sampled_share, saved.model.dropout_ramp
-    fixed = {"train.epochs"} if saved.schedule.depends_on_total or shares != (None, None) else set()
-    return [
-        line for line in differences(saved, given) if line.split(":")[0] not in MAY_CHANGE - fixed
-    ]
+    """The differences that change what is trained, with which a saved run cannot be resumed.
+
+    Args:
+        saved: The run's config.
+        given: The config to resume it with.
+
+    Returns:
+        Lines of `differences`. The number of epochs is among them where something depends on it.
+    """
+    model = saved.model
+    counts_epochs = saved.schedule.depends_on_total or not (
+        model.sampled_share is None and model.dropout_ramp is None
+    )
+    may_change = MAY_CHANGE - {"train.epochs"} if counts_epochs else MAY_CHANGE
+    return [line for line in differences(saved, given) if line.split(":")[0] not in may_change]
 
 
-def _of_kind(slot: str, name: Any, old: Any) -> Any:
-    """A section as it is, or one of a named kind with what it takes over from the old section."""
-    if type(name) in SECTIONS[slot].values():
-        return name
+def _chosen_kind(slot: str, choice: Any, section: Any) -> tuple[type, dict[str, Any]]:
+    """What replaces a section: the kind, by a section of it or its name, and the values it begins with."""
+    if type(choice) in SECTIONS[slot].values():
+        return type(choice), dict(vars(choice))
+    kind = _kind_named(slot, slot, choice)
+    if kind is type(section):
+        return kind, dict(vars(section))
+    return kind, carried_over(section, kind)[0]
+
+
+def _kind_named(label: str, slot: str, name: Any) -> type:
+    """The kind of a name. Raises JaxlmError, with the label of what has this value, where there is none."""
     if slot not in KINDS:
-        raise JaxlmError(f"{slot} takes a section of the config; it is {shown(name)}")
-    kind = _kind_named(slot, slot, name)
-    if kind is type(old):
-        return old
-    return kind(**(taken_over(old, kind)[0] if old else {}))
-
-
-def _kind_named(what: str, slot: str, name: Any) -> type:
+        raise JaxlmError(f"{label} takes a section of the config; it is {shown(name)}")
     if not isinstance(name, str) or name not in KINDS[slot]:
-        raise JaxlmError(f"{what} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
+        raise JaxlmError(f"{label} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
     return KINDS[slot][name]
 
 
-def _kinds_with(name: str) -> tuple[str, dict[str, type]]:
-    """The section that has a field, and its kinds that have the field. Raises JaxlmError if there are none."""
-    for section, kinds in SECTIONS.items():
-        having = {kind: cls for kind, cls in kinds.items() if name in specs(cls)}
+def _kinds_with(name: str) -> tuple[str, list[str]]:
+    """The section that has a field, and the names of its kinds that have it. Raises JaxlmError if there are none."""
+    for slot, kinds in SECTIONS.items():
+        having = [kind_name for kind_name, kind in kinds.items() if name in specs(kind)]
         if having:
-            return section, having
+            return slot, having
     known = dict.fromkeys(field for *_, kind in all_kinds() for field in specs(kind))
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 
 
-def _section(name: str, values: Any) -> Any:
-    if not isinstance(values, dict):
-        raise JaxlmError(f"{name} should be a JSON object, not {type(values).__name__}")
-    values = dict(values)
-    kind = (
-        _kind_named(f"{name}.kind", name, values.pop("kind", None))
-        if name in KINDS
-        else FIXED[name]
-    )
-    known = specs(kind)
-    for key in values:
-        if key not in known:
-            raise JaxlmError(f"unknown field {name}.{key}{nearest(key, list(known))}")
+def _section_of_json(slot: str, tree: Any) -> Any:
+    """A section from its part of a config's JSON. Raises JaxlmError."""
+    if not isinstance(tree, dict):
+        raise JaxlmError(f"{slot} should be a JSON object, not {type(tree).__name__}")
+    values = dict(tree)
+    if slot in KINDS:
+        kind = _kind_named(f"{slot}.kind", slot, values.pop("kind", None))
+    else:
+        kind = SECTIONS[slot][""]
+    for name in values:
+        if name not in specs(kind):
+            raise JaxlmError(f"unknown field {slot}.{name}{nearest(name, list(specs(kind)))}")
     return kind(**values)

@@ -9,7 +9,17 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked, choice, count, either, nearest, number, setting_text, specs
+from jaxlm.fields import (
+    Section,
+    checked,
+    choice,
+    count,
+    either,
+    nearest,
+    number,
+    setting_text,
+    specs,
+)
 from jaxlm.kinds import Kinds
 
 Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
@@ -19,10 +29,13 @@ PROTOCOLS = Kinds[Any]()
 
 
 @PROTOCOLS.kind("plain")
-class Plain:
+class Plain(Section):
     """The model's own probabilities."""
 
     grid: ClassVar[Grid] = {}
+
+    def __post_init__(self) -> None:
+        """Checks nothing: `protocol_of` does. Recordings of published codes have values beyond the limits."""
 
 
 @PROTOCOLS.kind("temperature")
@@ -136,7 +149,7 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     known = specs(type(protocol))
     for name in values:
         if name not in known:
-            own = PROTOCOLS.name_of(protocol)
+            own = protocol.kind_name
             having = [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
             if having:
                 belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
@@ -152,4 +165,4 @@ def described(protocol: Plain) -> str:
         for name, value in vars(protocol).items()
         if value != "none"
     ]
-    return PROTOCOLS.name_of(protocol) + (f" ({', '.join(values)})" if values else "")
+    return protocol.kind_name + (f" ({', '.join(values)})" if values else "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, flag, number, shown, text
+from jaxlm.fields import Section, choice, count, flag, number, shown, text
 
 MOST_KEPT = 10_000  # checkpoints that a schedule may ask for
 _NUMBER = re.compile("([0-9]{1,15})([kMG]?)", re.ASCII)
@@ -14,7 +14,7 @@ _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """Batches, windows, epochs, checkpoints and seeds of a run."""
 
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
@@ -136,7 +136,7 @@ TOKEN_FIELDS = frozenset(
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The text, and how it becomes tokens."""
 
     corpus: str = text(

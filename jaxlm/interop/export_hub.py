@@ -27,7 +27,7 @@ from jaxlm.errors import JaxlmError
 from jaxlm.files import Folder, new_folder
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, VOCAB, WEIGHTS
 from jaxlm.models.mogrifier import Mogrifier
-from jaxlm.models.recurrent import MODELS, Recurrent
+from jaxlm.models.recurrent import Recurrent
 from jaxlm.report.curve import by_kind
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
@@ -102,7 +102,7 @@ def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]
     card = Template(
         text, trim_blocks=True, undefined=StrictUndefined, keep_trailing_newline=True
     ).render(
-        kind=MODELS.name_of(config),
+        kind=config.kind_name,
         model=config,
         vocab=model.vocab,
         corpus=_cell(model.corpus.get("name", "an unknown corpus")),
@@ -132,7 +132,7 @@ def _revision(words: int) -> str:
 
 def _cell_of(model: Recurrent) -> dict[str, Any]:
     """What modeling_jaxlm.py has to know of a kind beside its fields. Raises JaxlmError for one that it lacks."""
-    kind = MODELS.name_of(model).removeprefix("lamb-")
+    kind = model.kind_name.removeprefix("lamb-")
     if kind not in CELLS:
         raise JaxlmError(
             f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: export it --to stablehlo"

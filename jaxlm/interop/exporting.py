@@ -25,7 +25,7 @@ from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import Noise
-from jaxlm.models.recurrent import MODELS, Params, Recurrent
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
 from jaxlm.scoring.language_model import LanguageModel
@@ -86,7 +86,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
             softmax.
     """
     problems = {
-        f"layers of the kind {MODELS.name_of(model)}": type(model) not in _LAYERS,
+        f"layers of the kind {model.kind_name}": type(model) not in _LAYERS,
         "skip connections": model.skip,
         "scaled embeddings": model.scale_embedding,
         f"a head of {model.experts} softmaxes mixed": model.experts,

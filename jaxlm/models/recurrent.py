@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, flag, number, probability, setting_text
+from jaxlm.fields import Section, choice, count, flag, number, probability, setting_text
 from jaxlm.kinds import Kinds
 from jaxlm.ops.scans import Length
 
@@ -31,7 +31,7 @@ class CellNoise:
 
 
 @dataclass(frozen=True)
-class Recurrent:
+class Recurrent(Section):
     """An embedding, a stack of recurrent layers of one kind, and a softmax."""
 
     gates: ClassVar[

@@ -28,14 +28,19 @@ class Adaptive(Optimizer):
         "largest global norm of the gradient (none: no clipping)",
         above=0,
         optional=True,
-        own=True,
+        kind_specific=True,
     )
-    beta1: float = number(0.9, "Adam's decay of the gradient's mean", low=0, below=1, own=True)
+    beta1: float = number(
+        0.9, "Adam's decay of the gradient's mean", low=0, below=1, kind_specific=True
+    )
     beta2: float = number(
-        0.999, "Adam's decay of the squared gradient's mean", low=0, below=1, own=True
+        0.999, "Adam's decay of the squared gradient's mean", low=0, below=1, kind_specific=True
     )
     epsilon: float = number(
-        1e-8, "Adam's addition to the root of the squared gradient's mean", above=0, own=True
+        1e-8,
+        "Adam's addition to the root of the squared gradient's mean",
+        above=0,
+        kind_specific=True,
     )
 
     def adam(self) -> optax.GradientTransformation:
@@ -47,7 +52,9 @@ class Adaptive(Optimizer):
 class AdamW(Adaptive):
     """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
-    learning_rate: float = number(0.002, "rate before the schedule's factor", above=0, own=True)
+    learning_rate: float = number(
+        0.002, "rate before the schedule's factor", above=0, kind_specific=True
+    )
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:

@@ -19,7 +19,10 @@ class Muon(Adaptive):
     """Muon on the layers' kernels, gate by gate; Adam on the rest (Jordan et al. 2024)."""
 
     learning_rate: float = number(
-        0.02, "rate of the layers' kernels before the schedule's factor", above=0, own=True
+        0.02,
+        "rate of the layers' kernels before the schedule's factor",
+        above=0,
+        kind_specific=True,
     )
     momentum: float = number(
         0.95, "decay of the accumulated gradient of the layers' kernels", low=0, below=1

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 import jax
 import optax
 
-from jaxlm.fields import choice, count, number
+from jaxlm.fields import Section, choice, count, number
 from jaxlm.kinds import Kinds
 from jaxlm.models.recurrent import Params, Recurrent
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(Section):
     """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
 
     updates_rows: ClassVar[bool] = (
@@ -26,13 +26,15 @@ class Optimizer:
         False  # whether epochs of random windows end as AWD-LSTM's code ends them
     )
 
-    learning_rate: float = number(1.0, "rate before the schedule's factor", above=0, own=True)
+    learning_rate: float = number(
+        1.0, "rate before the schedule's factor", above=0, kind_specific=True
+    )
     clip_norm: float | None = number(
         5.0,
         "largest global norm of the gradient (none: no clipping)",
         above=0,
         optional=True,
-        own=True,
+        kind_specific=True,
     )
     average_decay: float | None = number(
         None,

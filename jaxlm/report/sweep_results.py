@@ -9,7 +9,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.config import KINDS, PRESETS, Config, preset, taken_over
+from jaxlm.config.config import KINDS, PRESETS, Config, preset, starting_values
 from jaxlm.units import mean_and_deviation
 
 # The columns of a sweep's table that stand between the space's fields and the epochs.
@@ -153,8 +153,7 @@ class Sweep:
             if kind != base.kinds[slot]:
                 words.append(f"--{slot}={kind}")
                 # The preset with this kind alone may be refused, so its fields are read one by one.
-                inherited, *_ = taken_over(getattr(base, slot), KINDS[slot][kind])
-                usual |= vars(KINDS[slot][kind](**inherited))
+                usual |= starting_values(getattr(base, slot), KINDS[slot][kind])
         if self.data_dir:
             words.append(f"--data-dir={self.data_dir}")
         for _, name, _, value in config.every_field():

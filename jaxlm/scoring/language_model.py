@@ -15,7 +15,6 @@ import numpy as np
 
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import (
-    PROTOCOLS,
     Cache,
     Dynamic,
     MCDropout,
@@ -275,7 +274,7 @@ class LanguageModel:
             JaxlmError: The rate is not above 0, or there is a protocol.
         """
         how = SurprisalOptions(**options)
-        if PROTOCOLS.name_of(protocol_of(how.protocol)) != "plain":
+        if protocol_of(how.protocol).kind_name != "plain":
             raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
         return AdaptiveScoring(self._network(how), rate, how.context == "stream", Detail(how.top_k))
 
@@ -383,7 +382,7 @@ class LanguageModel:
             grid = protocol.grid
         grid = {name: np.ravel(values).tolist() for name, values in grid.items()}
         if not grid or not all(grid.values()):
-            kind = PROTOCOLS.name_of(protocol)
+            kind = protocol.kind_name
             raise JaxlmError(
                 f"the protocol {kind} has nothing left to tune: evaluate it without tuning"
             )

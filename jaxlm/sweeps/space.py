@@ -285,7 +285,7 @@ def with_flags(
         for name, value in given.items():
             having = {kind: specs(kind)[name] for kind in kinds if name in specs(kind)}
             meanings = {(spec, getattr(kind, name)) for kind, spec in having.items()}
-            differ = len(meanings) > 1 or any(spec.own for spec in having.values())
+            differ = len(meanings) > 1 or any(spec.kind_specific for spec in having.values())
             if differ and len(having) == len(kinds):
                 added.setdefault(name, [value])
             elif having and (not having.keys() & named or (differ and len(having) > 1)):
