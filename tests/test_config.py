@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import jaxlm
 from jaxlm.config.config import (
     KINDS,
     PRESETS,
@@ -27,8 +29,9 @@ from jaxlm.config.config import (
 )
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import either, specs
+from jaxlm.fields import Section, either, specs
 from jaxlm.models.lstm import LSTM
+from jaxlm.report.page import published
 from jaxlm.schedules import Piecewise
 
 MODEL_NAMES = either([*KINDS["model"]])
@@ -463,3 +466,56 @@ def test_a_config_takes_kinds_by_name_and_refuses_what_is_no_section():
 def test_a_recipe_is_a_pytree_before_anything_else_is_imported():
     code = "import jax, jaxlm; assert len(jax.tree.leaves(jaxlm.preset('small').recipe)) > 1"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_changed_recipe_bears_what_is_changed_and_no_published_number():
+    published_of = SimpleNamespace(corpus={"name": "ptb"})
+    small = preset("zaremba-small")
+    # Seeds, the corpus, what is saved and the precision are of a run, not of its recipe.
+    same = small.replace(seed=3, corpus="x", keep_last=9, vocab_size=500, compute_dtype="bfloat16")
+    for config, changes, title in (
+        (small, {}, "zaremba-small"),
+        (same, {}, "zaremba-small"),
+        (Config(), {}, "custom"),
+        (
+            small.replace(hidden_sizes=(10,)),
+            {"hidden_sizes": (10,)},
+            "zaremba-small, changed: hidden_sizes 10",
+        ),
+        (
+            small.replace(optimizer="adamw", clip_norm=2, epochs=3),
+            {"optimizer": "adamw", "clip_norm": 2.0, "epochs": 3},
+            "zaremba-small, changed: optimizer adamw, clip_norm 2, epochs 3",
+        ),
+    ):
+        assert (config.preset_changes, config.title) == (changes, title)
+        assert Config.from_json(config.to_json()).title == title
+        published_of.config = config
+        known = config.preset == "zaremba-small" and not changes
+        assert published([published_of]) == [("published (zaremba-small)", 115.5)] * known
+    for name in PRESETS:
+        assert preset(name).title == name
+
+
+def test_a_change_leaves_other_sections_as_they_are_and_checks_its_own_once(monkeypatch):
+    config = preset("zaremba-small")
+    made = []
+    monkeypatch.setattr(Section, "__post_init__", lambda section: made.append(type(section)))
+    changed = config.replace(hidden_sizes=(10, 10), keep_output=0.5, learning_rate=2.0)
+    assert made == [type(config.model), type(config.optimizer)]
+    for slot in ("schedule", "train", "data"):
+        assert getattr(changed, slot) is getattr(config, slot)
+
+
+@pytest.mark.parametrize("kind", [Config, jaxlm.LSTM, jaxlm.SGD, jaxlm.TrainConfig])
+def test_a_section_is_checked_where_it_is_made(kind):
+    name = {Config: "preset", jaxlm.LSTM: "init_scale", jaxlm.SGD: "learning_rate"}.get(
+        kind, "epochs"
+    )
+    with pytest.raises(JaxlmError, match=f"{name} "):
+        kind(**{name: -1})
+
+
+def test_a_step_refuses_a_whole_config_by_a_sentence():
+    with pytest.raises(JaxlmError, match=r"a step takes a recipe, .* give it config.recipe"):
+        jaxlm.train_windows(preset("test"), None, None, None, 1, bptt_length=1)  # pyright: ignore

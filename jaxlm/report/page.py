@@ -266,7 +266,11 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 
     They were tested on Penn Treebank; of runs on other corpora there are none.
     """
-    presets = dict.fromkeys(run.config.preset for run in runs if run.corpus.get("name") == "ptb")
+    presets = dict.fromkeys(
+        run.config.preset
+        for run in runs
+        if run.corpus.get("name") == "ptb" and not run.config.preset_changes
+    )
     known = []
     for preset in presets:
         value = PRESETS.get(preset, {}).get("published")
