@@ -3,7 +3,9 @@ they point down the list only, without a circle between files.
 """
 
 import ast
+import compileall
 import re
+import shutil
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -162,6 +164,29 @@ def test_no_module_has_the_name_of_a_public_function():
 def test_docstrings_indent_their_entries_by_four(module):
     heads = r"^( *)(?:Args|Returns|Raises|Attributes|Yields):\n"
     assert not re.search(heads + r"\1  \S", MODULES[module].read_text(), re.MULTILINE)
+
+
+def test_type_checkers_read_the_names_that_are_imported_on_first_use():
+    tree = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    stub = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, "a stub hands on what is imported `as` itself"
+                stub[alias.name] = node.module
+    assert stub == jaxlm._MODULES
+
+
+def test_the_package_is_imported_without_its_sources(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "jaxlm", ignore=shutil.ignore_patterns("__pycache__"))
+    compileall.compile_dir(tmp_path / "jaxlm", quiet=1, legacy=True)
+    for source in (tmp_path / "jaxlm").rglob("*.py"):
+        source.unlink()
+    code = "import jaxlm; assert jaxlm.__file__.endswith('.pyc'); print(jaxlm.TrainConfig().epochs)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == ("15\n", 0), done.stderr
 
 
 def test_public_names_load_and_unknown_ones_are_refused():
