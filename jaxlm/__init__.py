@@ -1,6 +1,7 @@
 """jaxlm: recurrent language models in JAX.
 
-Public names are imported on first use, so that a command's help is instant. Type checkers read them in `__init__.pyi`.
+Public names are imported on first use, so that a command's help is instant. Type checkers read them
+in `__init__.pyi`.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""What a field of a config is: its type, limits, unit and help, and the check of a value against them.
+"""Fields of a config: their types, limits, units and help, and the check of values.
 
-Numbers (float) are traced by JAX, so that changing one compiles nothing; every other field is static. A number that is
-`optional` may be None: the mechanism that it belongs to is then absent.
+Numbers (float) are traced by JAX, so that changing one compiles nothing; every other field is
+static. A number that is `optional` may be None: the mechanism that it belongs to is then absent.
 """
 
 import difflib
@@ -197,8 +197,8 @@ def checked(section: Any) -> Any:
         section: A dataclass whose fields are declared by the functions above.
 
     Returns:
-        The same section with plain Python values: scalars of arrays converted, lists as tuples. An array or a tracer
-        may stand for a number.
+        The same section with plain Python values: scalars of arrays converted, lists as tuples. An
+            array or a tracer may stand for a number.
 
     Raises:
         JaxlmError: A value has another type, lies outside its limits, or contradicts another value.
@@ -229,7 +229,7 @@ def checked_value(name: str, value: Any, kind: type, **limits: Any) -> Any:
 
 
 def _plain_values(section: Any) -> dict[str, Any]:
-    """The values of a section that plain Python writes in another way. Raises JaxlmError where one is not allowed."""
+    """The values that plain Python writes in another way, by field. Raises JaxlmError."""
     plain = {}
     for name, spec in specs(type(section)).items():
         given = getattr(section, name)
@@ -240,7 +240,7 @@ def _plain_values(section: Any) -> dict[str, Any]:
 
 
 def _check_relations(section: Any) -> None:
-    """Raises JaxlmError where a field is set without one that it needs, or beside one that it excludes."""
+    """Raises JaxlmError where fields need or exclude each other, or `check` refuses them."""
 
     def is_set(name: str) -> bool:
         value = getattr(section, name)
@@ -258,8 +258,8 @@ def _check_relations(section: Any) -> None:
         if spec.needs and not any(map(is_set, spec.needs)):
             needed = either(spec.needs)
             raise JaxlmError(
-                f"{name} needs {needed}, and {settings(spec.needs)}: "
-                f"set {needed}, or leave {name} out"
+                f"{name} needs {needed}, and {settings(spec.needs)}: set {needed}, or leave "
+                f"{name} out"
             )
         for other in spec.excludes:
             if is_set(other):
@@ -272,7 +272,7 @@ def _check_relations(section: Any) -> None:
 
 
 def _checked_value(name: str, spec: Spec, value: Any) -> Any:
-    """One field's value, as plain Python has it. Raises JaxlmError where the spec does not allow it."""
+    """A value as plain Python has it. Raises JaxlmError where the spec does not allow it."""
     value = _plain(value)
     if spec.type is tuple:
         numbers = value if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,7 @@
-"""Tables of kinds. A class adds itself to a table where it is defined: `@MODELS.kind("lstm")` stands above `LSTM`."""
+"""Tables of kinds, to which a class adds itself where it is defined.
+
+`@MODELS.kind("lstm")` stands above the class `LSTM`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +22,8 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
     def kind(self, name: str) -> Callable[[Kind], Kind]:
         """Adds the class below it to the table, as a frozen dataclass and a pytree.
 
-        The numbers of a kind are the leaves of its pytree, so that changing one compiles nothing. Its class and all
-        other fields are static.
+        The numbers of a kind are the leaves of its pytree, so that changing one compiles nothing.
+        Its class and all other fields are static.
 
         Args:
             name: What `--model`, `Config.replace(model=...)` and config.json call the kind.
@@ -42,8 +45,9 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
 def _register_pytree(kind: type) -> None:
     """Makes a dataclass a pytree whose leaves are its numbers.
 
-    `jax.tree_util.register_dataclass` will not do: two classes with the same fields have equal trees there, and
-    `jax.jit` may run the program of one for the other, wherever their hashes collide. Here the class is static data.
+    `jax.tree_util.register_dataclass` will not do: two classes with the same fields have equal
+    trees there, and `jax.jit` may run the program of one for the other, wherever their hashes
+    collide. Here the class is static data.
     """
     numbers = [name for name, spec in specs(kind).items() if spec.type is float]
     static = [name for name in specs(kind) if name not in numbers]

@@ -1,4 +1,4 @@
-"""Flax NNX modules: `LSTM`, whose parameters are Flax's own, and `LanguageModel`, whose parameters are jaxlm's."""
+"""Flax NNX modules: `LSTM` with Flax's own parameters, and `LanguageModel` with jaxlm's."""
 
 from typing import Any
 
@@ -13,11 +13,14 @@ from jaxlm.models.recurrent import Params, Recurrent
 
 
 class LSTM(nnx.RNN):
-    """`nnx.RNN(nnx.OptimizedLSTMCell(E, H, rngs=rngs))`, faster: the same parameters, outputs, carry, call arguments.
+    """`nnx.RNN(nnx.OptimizedLSTMCell(E, H, rngs=rngs))`, faster.
 
-    Options are `time_major`, `return_carry`, `reverse` and `keep_order`. Outputs beyond `seq_lengths` are undefined.
-    Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel` and `cell.dense_h.bias`) load from one into the other both
-    ways, by `nnx.update(module, nnx.state(other, nnx.Param))`.
+    Parameters, outputs, carry and arguments of a call are the same.
+
+    Options are `time_major`, `return_carry`, `reverse` and `keep_order`. Outputs beyond
+    `seq_lengths` are undefined. Parameters (`cell.dense_i.kernel`, `cell.dense_h.kernel` and
+    `cell.dense_h.bias`) load from one into the other both ways, by `nnx.update(module,
+    nnx.state(other, nnx.Param))`.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class LSTM(nnx.RNN):
         rngs: Any = None,  # (of Flax's initial carry, which is zero)
         **options: bool | None,
     ) -> Any:
+        """As `nnx.RNN` is called: maps inputs [..., T, E] to outputs [..., T, H]."""
         cell: Any = self.cell
         kernel = _gates(jnp.concatenate([cell.dense_i.kernel[...], cell.dense_h.kernel[...]]))
         return run(
@@ -64,13 +68,14 @@ def _gates(columns: jax.Array) -> jax.Array:
 
 
 class LanguageModel(nnx.Module):
-    """`jaxlm.linen.LanguageModel` for NNX: `LanguageModel(jaxlm.LSTM(vocab_size=10_000), rngs=nnx.Rngs(0))`.
+    """A whole model for NNX, as in `LanguageModel(jaxlm.LSTM(vocab_size=10_000), rngs=...)`.
 
     `params` is jaxlm's own tree with an `nnx.Param` at each leaf; `tree()` returns the arrays.
 
     Args:
         params: in place of fresh ones, as `jaxlm.load(run).params`.
-        deterministic: drops nothing and computes in float32, as an evaluation; `train()` and `eval()` change it.
+        deterministic: drops nothing and computes in float32, as an evaluation; `train()` and
+            `eval()` change it.
         rngs: streams `params` and `dropout`.
     """
 

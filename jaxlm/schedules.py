@@ -1,4 +1,4 @@
-"""Kinds of schedules: each has the fields of its config and the factor that it puts on the learning rate."""
+"""Kinds of schedules: each has the fields of its config and the factor on the learning rate."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,9 +14,13 @@ Number = jax.Array | int | float
 
 @dataclass(frozen=True)
 class Schedule(Section):
-    """A factor on the learning rate of each window."""
+    """A factor on the learning rate of each window.
 
-    depends_on_total: ClassVar[bool] = False  # whether another number of epochs gives other rates
+    Attributes:
+        depends_on_total: Whether another number of epochs gives other rates.
+    """
+
+    depends_on_total: ClassVar[bool] = False
 
     def factor(
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
@@ -24,9 +28,14 @@ class Schedule(Section):
         """The factor on the rate.
 
         Args:
-            step, epoch: the window's and its epoch's number, from 0.
-            total: the windows of all epochs.
-            lowered: the factor that validations have lowered the rate by, for the plateau schedule; None: 1.
+            step: The window's number, from 0.
+            epoch: Its epoch's number, from 0.
+            total: The windows of all epochs.
+            lowered: The factor by which validations have lowered the rate, for the plateau
+                schedule; None: 1.
+
+        Returns:
+            A scalar.
         """
         raise NotImplementedError
 
@@ -54,14 +63,19 @@ class Piecewise(Schedule):
     def factor(
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
     ) -> jax.Array:
-        late = epoch + self.schedule_offset - self.hold
-        late = late if self.decay_every is None else jnp.floor(late / self.decay_every)
-        return self.decay ** jnp.maximum(late, 0.0)
+        """The factor on the rate, as `Schedule.factor` says."""
+        decays = epoch + self.schedule_offset - self.hold
+        if self.decay_every is not None:
+            decays = jnp.floor(decays / self.decay_every)
+        return self.decay ** jnp.maximum(decays, 0.0)
 
 
 @SCHEDULES.kind("cosine")
 class Cosine(Schedule):
-    """Linear warm-up, then half a cosine down to `final` (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Linear warm-up, then half a cosine down to `final`.
+
+    (Loshchilov and Hutter 2017, arXiv:1608.03983.)
+    """
 
     depends_on_total: ClassVar[bool] = True
     warmup: float = number(
@@ -72,6 +86,7 @@ class Cosine(Schedule):
     def factor(
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
     ) -> jax.Array:
+        """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
 
@@ -89,6 +104,7 @@ class Linear(Schedule):
     def factor(
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
     ) -> jax.Array:
+        """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (1 - (1 - self.final) * progress)
 
@@ -110,12 +126,12 @@ class Plateau(Schedule):
     def factor(
         self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
     ) -> jax.Array:
+        """The factor on the rate, as `Schedule.factor` says."""
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
 
 
 def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:
-    """How far the rate has risen, and the progress from the warm-up's end to the run's end, both in [0, 1]."""
+    """The share of the full rate, and the progress from the warm-up's end to the run's end."""
     risen = jnp.minimum((step + 1) / jnp.maximum(warmup * total, 1.0), 1.0)
-    return risen, jnp.clip(
-        (step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0), 0.0, 1.0
-    )
+    progress = (step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0)
+    return risen, jnp.clip(progress, 0.0, 1.0)

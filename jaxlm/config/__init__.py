@@ -1,0 +1,1 @@
+"""Sections of a config, presets, and the protocols of evaluation."""

@@ -1,4 +1,4 @@
-"""What a run is: a recipe (model, optimiser and schedule, each of a kind chosen by name), counts and a text."""
+"""What a run is: a recipe of a model, an optimiser and a schedule; counts; and a text."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -100,8 +100,9 @@ class Config:
                 object.__setattr__(self, slot, _kind_named(slot, slot, section)())
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             raise JaxlmError(
-                f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule plateau both act "
-                "when validation stops improving: take nonmonotone 0, or another schedule"
+                f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule "
+                "plateau both act when validation stops improving: take nonmonotone 0, or another "
+                "schedule"
             )
         self.optimizer.check_model(self.model)
 
@@ -114,15 +115,17 @@ class Config:
         """A copy with some fields changed, by their plain names.
 
         Args:
-            **changes: Fields of any section, as in `learning_rate=0.5`; a kind by its name, as in `model="gru"`, which
-                has its own defaults but for the fields that it carries over from the old kind (`carried_over`); whole
-                sections, as in `train=TrainConfig()`; or `preset`.
+            **changes: Fields of any section, as in `learning_rate=0.5`; a kind by its name, as in
+            `model="gru"`, which
+                has its own defaults but for the fields that it carries over from the old kind
+                (`carried_over`); whole sections, as in `train=TrainConfig()`; or `preset`.
 
         Returns:
             The changed config. Sections without a change are the same objects.
 
         Raises:
-            JaxlmError: A field is unknown, is not one of the kind's, or has a value outside its limits.
+            JaxlmError: A field is unknown, is not one of the kind's, or has a value outside its
+                limits.
 
         >>> changed = Config().replace(model="gru", optimizer="adamw", epochs=3)
         >>> changed.kinds["model"], changed.train.epochs, changed.optimizer.learning_rate
@@ -183,7 +186,7 @@ class Config:
         return Config(**sections, preset=label)
 
     def every_field(self) -> Iterator[tuple[str, str, Spec, Any]]:
-        """(section, field, spec, value) of all fields of the chosen kinds, in the order of help."""
+        """Yields (section, field, spec, value) of all fields, in the order of help."""
         for slot in SECTIONS:
             section = getattr(self, slot)
             for name, spec in specs(type(section)).items():
@@ -191,7 +194,7 @@ class Config:
 
     @property
     def sections(self) -> dict[str, dict[str, Any]]:
-        """The value of each field by its section and name, with `kind` in sections that have kinds."""
+        """Each section's values by field, and its `kind` where it has kinds."""
         trees = {}
         for slot in SECTIONS:
             section = getattr(self, slot)
@@ -208,8 +211,8 @@ class Config:
     def preset_changes(self) -> dict[str, Any]:
         """The kinds and fields, by name, in which the recipe differs from its preset's.
 
-        Seeds, where the text lies, what is saved, and the precision of products do not count. Empty for a label that
-        is no preset.
+        Seeds, where the text lies, what is saved, and the precision of products do not count. Empty
+        for a label that is no preset.
         """
         if self.preset not in PRESETS:
             return {}
@@ -265,7 +268,7 @@ def preset(name: str) -> Config:
 
 
 def all_kinds() -> Iterator[tuple[str, str, type]]:
-    """(section, kind's name or "", class) of every kind of every section."""
+    """Yields (section, kind's name or "", class) of every kind of every section."""
     for slot, kinds in SECTIONS.items():
         for name, kind in kinds.items():
             yield slot, name, kind
@@ -286,15 +289,16 @@ def spec_of_field(name: str) -> Spec:
 def carried_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of a section that another kind carries over.
 
-    Fields are carried over that mean the same in both kinds, unless their defaults are `kind_specific`, as those of
-    rates and clipping are.
+    Fields are carried over that mean the same in both kinds, unless their defaults are
+    `kind_specific`, as those of rates and clipping are.
 
     Args:
         section: The section that is replaced.
         kind: The kind that replaces it.
 
     Returns:
-        The fields of the section that are not at their defaults: those that are carried over, and all others.
+        The fields of the section that are not at their defaults: those that are carried over, and
+            all others.
     """
     old_specs = specs(type(section))
     new_specs = specs(kind)
@@ -403,7 +407,7 @@ def conflicts(saved: Config, given: Config) -> list[str]:
 
 
 def _chosen_kind(slot: str, choice: Any, section: Any) -> tuple[type, dict[str, Any]]:
-    """What replaces a section: the kind, by a section of it or its name, and the values it begins with."""
+    """A chosen kind (a section of it, or its name) and the values that it begins with."""
     if type(choice) in SECTIONS[slot].values():
         return type(choice), dict(vars(choice))
     kind = _kind_named(slot, slot, choice)
@@ -413,7 +417,7 @@ def _chosen_kind(slot: str, choice: Any, section: Any) -> tuple[type, dict[str, 
 
 
 def _kind_named(label: str, slot: str, name: Any) -> type:
-    """The kind of a name. Raises JaxlmError, with the label of what has this value, where there is none."""
+    """The kind of a name. Where there is none, raises JaxlmError about what the label names."""
     if slot not in KINDS:
         raise JaxlmError(f"{label} takes a section of the config; it is {shown(name)}")
     if not isinstance(name, str) or name not in KINDS[slot]:
@@ -422,7 +426,7 @@ def _kind_named(label: str, slot: str, name: Any) -> type:
 
 
 def _kinds_with(name: str) -> tuple[str, list[str]]:
-    """The section that has a field, and the names of its kinds that have it. Raises JaxlmError if there are none."""
+    """The section that has a field, and its kinds that do. Raises JaxlmError if there are none."""
     for slot, kinds in SECTIONS.items():
         having = [kind_name for kind_name, kind in kinds.items() if name in specs(kind)]
         if having:

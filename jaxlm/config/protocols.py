@@ -1,7 +1,8 @@
 """The evaluation protocols, each a frozen dataclass of its numbers (traced) and counts (static).
 
-A protocol says how a trained model turns a stream of tokens into probabilities. It belongs to an evaluation, not to a
-run, so that it is no part of the config. (`lambda` is a word of Python: its field is `lambda_`, its flag `--lambda`.)
+A protocol says how a trained model turns a stream of tokens into probabilities. It belongs to an
+evaluation, not to a run, so that it is no part of the config. (`lambda` is a word of Python: its
+field is `lambda_`, its flag `--lambda`.)
 """
 
 from collections.abc import Mapping
@@ -30,17 +31,21 @@ PROTOCOLS = Kinds[Any]()
 
 @PROTOCOLS.kind("plain")
 class Plain(Section):
-    """The model's own probabilities."""
+    """The model's own probabilities.
+
+    Attributes:
+        grid: The values that tuning tries, by field.
+    """
 
     grid: ClassVar[Grid] = {}
 
     def __post_init__(self) -> None:
-        """Checks nothing: `protocol_of` does. Recordings of published codes have values beyond the limits."""
+        """Checks nothing, since recordings of codes have other values: `protocol_of` checks."""
 
 
 @PROTOCOLS.kind("temperature")
 class Temperature(Plain):
-    """The softmax at another temperature: p^(1 / temperature), normalised (Guo et al. 2017, arXiv:1706.04599)."""
+    """The softmax at another temperature: p^(1 / temperature), normalised (arXiv:1706.04599)."""
 
     grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
     temperature: float = number(1.0, "divides the logits", low=1e-6)
@@ -48,7 +53,7 @@ class Temperature(Plain):
 
 @PROTOCOLS.kind("cache")
 class Cache(Plain):
-    """Neural cache: recent words after similar features are likelier (Grave et al. 2017, arXiv:1612.04426)."""
+    """Neural cache: recent words after similar features are likelier (arXiv:1612.04426)."""
 
     grid: ClassVar[Grid] = {
         "theta": (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0),
@@ -69,7 +74,7 @@ class Cache(Plain):
 
 @PROTOCOLS.kind("dynamic")
 class Dynamic(Plain):
-    """Dynamic evaluation: learn from each segment once it is scored (Krause et al. 2018, arXiv:1709.07432)."""
+    """Dynamic evaluation: learn from each segment once it is scored (arXiv:1709.07432)."""
 
     RMS_GRID: ClassVar[Grid] = {
         "learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
@@ -100,14 +105,17 @@ class Dynamic(Plain):
     )
     compatibility: str = choice(
         "none",
-        "krause repeats the quirks of the paper's code, krause-oldhyper its option oldhyper too, lamb the Mogrifier's",
+        "krause repeats the quirks of the paper's code, krause-oldhyper its option oldhyper too, "
+        "lamb the Mogrifier's",
         ("none", "krause", "krause-oldhyper", "lamb"),
     )
 
     def check(self) -> None:
+        """Raises JaxlmError for another code's quirks without its rule."""
         if self.rule == "sgd" and self.compatibility != "none":
             raise JaxlmError(
-                f"compatibility {self.compatibility} is about code that has no rule sgd: leave one out"
+                f"compatibility {self.compatibility} is about code that has no rule sgd: leave "
+                "one out"
             )
 
     @property
@@ -117,6 +125,7 @@ class Dynamic(Plain):
 
     @property
     def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The values that tuning tries: rates of the rule, and decays."""
         if self.rule == "sgd":
             return self.SGD_GRID
         return self.RMS_GRID
@@ -124,7 +133,7 @@ class Dynamic(Plain):
 
 @PROTOCOLS.kind("mc")
 class MCDropout(Plain):
-    """Monte Carlo dropout: the mean of networks with dropout (Gal and Ghahramani 2016, arXiv:1512.05287)."""
+    """Monte Carlo dropout: the mean of networks with dropout (arXiv:1512.05287)."""
 
     grid: ClassVar[Grid] = {"dropout_factor": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
     samples: int = count(10, "networks drawn", "networks", low=1, high=2**16)
@@ -135,27 +144,42 @@ class MCDropout(Plain):
 
 
 def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
-    """A protocol, or the one of a name (None: plain), with some fields at other values.
+    """Returns a protocol with some fields changed.
 
-    Raises JaxlmError where the name or a field is unknown, or a value is outside its limits.
+    Args:
+        given: A protocol, or the name of one; None: plain.
+        **values: Fields of the protocol, and their values.
+
+    Returns:
+        The protocol, its values checked.
+
+    Raises:
+        JaxlmError: The name or a field is unknown, or a value is outside its limits.
     """
-    given = "plain" if given is None else given
-    protocol = PROTOCOLS[given]() if isinstance(given, str) and given in PROTOCOLS else given
-    if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
-        names = either(list(PROTOCOLS))
+    protocol = "plain" if given is None else given
+    if isinstance(protocol, str) and protocol in PROTOCOLS:
+        protocol = PROTOCOLS[protocol]()
+    if type(protocol) not in PROTOCOLS.values():
         raise JaxlmError(
-            f"protocol must be {names}, or an object of theirs, such as Cache(); it is {given!r:.200}"
+            f"protocol must be {either(list(PROTOCOLS))}, or an object of theirs, such as Cache(); "
+            f"it is {protocol!r:.200}"
         )
-    known = specs(type(protocol))
     for name in values:
-        if name not in known:
-            own = protocol.kind_name
-            having = [one for one, kind in PROTOCOLS.items() if name in specs(kind)]
-            if having:
-                belongs = f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is {own}"
-                raise JaxlmError(f"{belongs}: leave it out, or choose that protocol")
-            raise JaxlmError(f"the protocol {own} has no {name!r}{nearest(name, list(known))}")
+        if name not in specs(type(protocol)):
+            raise JaxlmError(_unknown_field(protocol, name))
     return checked(replace(protocol, **values))
+
+
+def _unknown_field(protocol: Plain, name: str) -> str:
+    """The message about a field that a protocol does not have."""
+    having = [other for other, kind in PROTOCOLS.items() if name in specs(kind)]
+    if having:
+        return (
+            f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
+            f"{protocol.kind_name}: leave it out, or choose that protocol"
+        )
+    known = list(specs(type(protocol)))
+    return f"the protocol {protocol.kind_name} has no {name!r}{nearest(name, known)}"
 
 
 def described(protocol: Plain) -> str:
@@ -165,4 +189,6 @@ def described(protocol: Plain) -> str:
         for name, value in vars(protocol).items()
         if value != "none"
     ]
-    return protocol.kind_name + (f" ({', '.join(values)})" if values else "")
+    if values:
+        return f"{protocol.kind_name} ({', '.join(values)})"
+    return protocol.kind_name

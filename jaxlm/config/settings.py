@@ -20,7 +20,8 @@ class TrainConfig(Section):
     batch_size: int = count(60, "rows B that the token stream is cut into", "rows", low=1)
     small_batch: int = count(
         0,
-        "rows of each gradient, with dropout masks of their own; gradients are averaged (0: batch_size)",
+        "rows of each gradient, with dropout masks of their own; gradients are averaged (0: "
+        "batch_size)",
         "rows",
     )
     bptt_length: int = count(20, "steps T that a gradient flows back through", "tokens", low=1)
@@ -66,7 +67,8 @@ class TrainConfig(Section):
     )
     keep_checkpoints: str = text(
         "",
-        "also keep checkpoints by words seen: words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M (empty: none)",
+        "also keep checkpoints by words seen: words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M "
+        "(empty: none)",
     )
     patience: int = count(
         0, "end the run after N validations in a row without a new best (0: never)", "validations"
@@ -96,38 +98,55 @@ class TrainConfig(Section):
                 f"small_batch must divide batch_size {self.batch_size}; it is {self.small_batch}"
             )
         word_milestones(self.keep_checkpoints)
-        lengths = () if self.length_deviation is None else ("bptt_length", "shortest_window")
-        name = next((name for name in lengths if getattr(self, name) > self.longest), None)
-        if name:
-            what = f"{name} {getattr(self, name)} is more than the {self.longest} tokens of longest_window"
-            raise JaxlmError(f"{what}: raise longest_window, or lower {name}")
+        if self.length_deviation is None:
+            return
+        for name in ("bptt_length", "shortest_window"):
+            if getattr(self, name) > self.longest:
+                raise JaxlmError(
+                    f"{name} {getattr(self, name)} is more than the {self.longest} tokens of "
+                    f"longest_window: raise longest_window, or lower {name}"
+                )
 
 
 def word_milestones(schedule: str) -> tuple[int, ...]:
-    """The numbers of words of `keep_checkpoints`, ascending. Raises JaxlmError for a malformed schedule.
+    """The numbers of words of `keep_checkpoints`, ascending.
+
+    Raises:
+        JaxlmError: The schedule is malformed, or asks for too many checkpoints.
 
     >>> word_milestones("words=1M:3M:1M,5k")
     (5000, 1000000, 2000000, 3000000)
     """
-    found: list[int] = []
-    for part in schedule.removeprefix("words=").split(",") if schedule else ():
-        numbers = [_NUMBER.fullmatch(number) for number in part.split(":")]
-        first, *rest = [int(one[1]) * _FACTORS[one[2]] if one else 0 for one in numbers]
-        last, every = rest if len(rest) == 2 else (first, max(first, 1))
-        if not (
-            schedule.startswith("words=")
-            and len(rest) in (0, 2)
-            and 0 < first <= last
-            and every > 0
-        ):
-            example = "words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M,10M:100M:10M"
-            raise JaxlmError(f"keep_checkpoints must be {example}; it is {shown(schedule)}")
-        if (last - first) // every + len(found) >= MOST_KEPT:
+    if not schedule:
+        return ()
+    example = "words=FIRST:LAST:EVERY,..., as in words=1M:10M:1M,10M:100M:10M"
+    malformed = JaxlmError(f"keep_checkpoints must be {example}; it is {shown(schedule)}")
+    if not schedule.startswith("words="):
+        raise malformed
+    milestones: list[int] = []
+    for span in schedule.removeprefix("words=").split(","):
+        numbers = [_number_of_words(text) for text in span.split(":")]
+        if len(numbers) == 1:
+            numbers = [numbers[0], numbers[0], max(numbers[0], 1)]
+        if len(numbers) != 3:
+            raise malformed
+        first, last, every = numbers
+        if not (0 < first <= last and every > 0):
+            raise malformed
+        if (last - first) // every + len(milestones) >= MOST_KEPT:
             raise JaxlmError(
                 f"keep_checkpoints {shown(schedule)} asks for more than {MOST_KEPT:,} checkpoints"
             )
-        found += range(first, last + 1, every)
-    return tuple(sorted({*found}))
+        milestones += range(first, last + 1, every)
+    return tuple(sorted({*milestones}))
+
+
+def _number_of_words(text: str) -> int:
+    """The whole number of a text such as 10M; 0 where it is none."""
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return 0
+    return int(match[1]) * _FACTORS[match[2]]
 
 
 TOKEN_FIELDS = frozenset(
@@ -142,14 +161,16 @@ class DataConfig(Section):
     corpus: str = text(
         "auto",
         "auto, ptb, ptb-char, embedded, embedded-tiny, shakespeare, or a path: a folder of "
-        "train/valid/test text, one file or a folder or pattern of files (split 90/5/5), enwik8, text8, or a folder that `jaxlm prepare` made",
+        "train/valid/test text, one file or a folder or pattern of files (split 90/5/5), enwik8, "
+        "text8, or a folder that `jaxlm prepare` made",
     )
     tokens: str = choice("words", "what a token is", ("words", "characters", "bytes", "subwords"))
     min_count: int = count(1, "rarer words or characters become <unk>", "occurrences", low=1)
     lowercase: bool = flag(False, "lower-case the text")
     lines: str = choice(
         "eos",
-        "sentences end at a newline (eos; stripped: without the blanks beside it) or only at a blank line (unwrap)",
+        "sentences end at a newline (eos; stripped: without the blanks beside it) or only at a "
+        "blank line (unwrap)",
         ("eos", "stripped", "unwrap"),
     )
     normalize: str = choice(

@@ -1,3 +1,6 @@
-"""Recurrent language models. Each file listed here adds its kinds to the table MODELS, in the order of help."""
+"""Recurrent language models.
+
+Each file listed here adds its kinds to the table MODELS, in the order of help.
+"""
 
 from jaxlm.models import lstm, gru, mingru, mogrifier, hawk, hgrn2, xlstm, gated_deltanet  # noqa: F401, I001

@@ -1,14 +1,15 @@
 """Gated DeltaNet.
 
-x is rms_norm of the input. The kernel's order is q, k, v, output gate; that of the gates, one each a head, alpha, beta.
-q, k and v pass a convolution over time and SiLU; q and k have unit length in each head. With D = H / N units a head:
+x is rms_norm of the input. The kernel's order is q, k, v, output gate; that of the gates, one each
+a head, alpha, beta. q, k and v pass a convolution over time and SiLU; q and k have unit length in
+each head. With D = H / N units a head:
 
     S_t = alpha_t (I - beta_t k_t k_t^T) S_(t-1) + beta_t k_t v_t^T        h_t = S_t^T q_t / sqrt(D)
     y = norm * rms_norm(h) * SiLU(gate), head by head
 
-where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer is the paper's,
-with the norm of its block, without its output projection, which the next layer's kernel or the softmax would multiply
-at once.
+where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer
+is the paper's, with the norm of its block, without its output projection, which the next layer's
+kernel or the softmax would multiply at once.
 """
 
 from typing import Any, ClassVar, NamedTuple, TypedDict
@@ -21,10 +22,12 @@ from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uni
 from jaxlm.ops.activations import rms_norm, unit_norm
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, short_convolution
+from jaxlm.ops.scans import Length, Units, short_convolution
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     kernel: Float[Array, "E 4*N*D"]
     convolution: Float[Array, "4 3*N*D"]
     gate: Float[Array, "E 2*N"]
@@ -45,13 +48,14 @@ class DeltaState(NamedTuple):
 
 @MODELS.kind("gated-deltanet")
 class GatedDeltaNet(Recurrent):
-    """A matrix as memory, which a gate decays and the delta rule writes (Yang et al. 2024, arXiv:2412.06464)."""
+    """A matrix as memory, decayed by a gate, written by the delta rule (arXiv:2412.06464)."""
 
     gates: ClassVar[int] = 4
     head_units: ClassVar[int] = 2
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+        """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         scale = self.layer_scale(inputs)
         N = self.heads
@@ -68,6 +72,7 @@ class GatedDeltaNet(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> DeltaState:
+        """A layer's carry before the first token."""
         D = width // self.heads
         return DeltaState(
             jnp.zeros((rows, self.heads, D, D), dtype),
@@ -81,7 +86,8 @@ class GatedDeltaNet(Recurrent):
         state: DeltaState,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], DeltaState]:
+    ) -> tuple[Units, DeltaState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         n = rms_norm(x.astype(state.S.dtype))
         projected, gate = jnp.split(
             product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1

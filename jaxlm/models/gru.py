@@ -1,6 +1,7 @@
 """The GRU, in the variant of cuDNN and PyTorch.
 
-    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 - z) * n + z * h
+    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 -
+    z) * n + z * h
 
 The order of kernels and bias is r, z, n.
 """
@@ -15,10 +16,12 @@ from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, u
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Length
+from jaxlm.ops.scans import Length, Units
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     kernel: Float[Array, "E 3*H"]
     bias: Float[Array, " 3*H"]
     recurrent_kernel: Float[Array, "H 3*H"]
@@ -33,6 +36,7 @@ class GRU(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+        """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)
         bias = jnp.zeros(3 * width)
@@ -59,7 +63,8 @@ class GRU(Recurrent):
         state: Float[Array, "B H"],
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
+    ) -> tuple[Units, Float[Array, "B H"]]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}
         y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)

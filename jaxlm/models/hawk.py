@@ -1,12 +1,16 @@
-"""Hawk's recurrent block: a gate beside a short convolution and the RG-LRU (De et al. 2024, arXiv:2402.19427).
+"""Hawk's recurrent block: a gate beside a short convolution and the RG-LRU.
 
-    n = rms_norm(x)        u = conv(n W_x + b_x)        i, r = sigmoid(u G + g)        a = exp(-8 r softplus(decay))
-    h' = a * h + sqrt(1 - a^2) * (i * u)        y = (gelu(n W_y + b_y) * h') W_o + b_o
+(De et al. 2024, arXiv:2402.19427.)
 
-A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned scale W_x and W_y
-hold; it is without the residual connection and the MLP, which belong to the paper's stack.
-There are N heads with D = H / N units each. The published code resets h at a document's first token, which it weighs by
-1 and not by the root; here a text is one stream, which begins with h = 0.
+    n = rms_norm(x)        u = conv(n W_x + b_x)        i, r = sigmoid(u G + g)        a = exp(-8 r
+    softplus(decay)) h' = a * h + sqrt(1 - a^2) * (i * u)        y = (gelu(n W_y + b_y) * h') W_o +
+    b_o
+
+A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned
+scale W_x and W_y hold; it is without the residual connection and the MLP, which belong to the
+paper's stack. There are N heads with D = H / N units each. The published code resets h at a
+document's first token, which it weighs by 1 and not by the root; here a text is one stream, which
+begins with h = 0.
 """
 
 from typing import Any, ClassVar, TypedDict
@@ -18,10 +22,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.product import contraction, product
-from jaxlm.ops.scans import Length, last_step, linear_recurrence, short_convolution
+from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence, short_convolution
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     x_kernel: Float[Array, "E H"]
     y_kernel: Float[Array, "E H"]
     output_kernel: Float[Array, "H H"]
@@ -40,15 +46,16 @@ REACH = 4  # steps that the convolution reads
 
 @MODELS.kind("hawk")
 class Hawk(Recurrent):
-    """Hawk: a real-gated linear recurrent unit behind a short convolution (De et al. 2024, arXiv:2402.19427)."""
+    """Hawk: a real-gated linear recurrent unit behind a convolution (arXiv:2402.19427)."""
 
     gates: ClassVar[int] = 1
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
-        """As other layers, but for the decay: with r = 1/8, a is spread over 0.9 to 0.999, as in recurrentgemma.
+        """A layer's fresh parameters.
 
-        (The paper has this range at r = 1.)
+        The decay spreads a over 0.9 to 0.999 at r = 1/8, as in recurrentgemma; in the paper the
+        range holds at r = 1.
         """
         of_decay, *keys = jax.random.split(key, 6)
         N = self.heads
@@ -89,7 +96,9 @@ class Hawk(Recurrent):
         state: dict[str, Array],
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], dict[str, Array]]:
+    ) -> tuple[Units, dict[str, Array]]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
+
         def linear(
             a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]
         ) -> Float[Array, "T B H"]:

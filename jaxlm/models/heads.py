@@ -1,8 +1,9 @@
 """From features to nats: a softmax over the vocabulary, or a mixture of several.
 
-The kernel is the head's own or the embedding (tied), which features reach through a projection where the widths differ.
-Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the kernel reads, `K` experts, `V` vocabulary.
-`model` is the config's model.
+The kernel is the head's own or the embedding (tied), which features reach through a projection
+where the widths differ.
+Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the kernel reads, `K`
+    experts, `V` vocabulary. `model` is the config's model.
 """
 
 from typing import Any
@@ -20,17 +21,28 @@ from jaxlm.ops.sampled_softmax import Drawn
 
 
 def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray) -> Params:
-    """`kernel` [D, V], unless it is tied, and `bias` [V]; both uniform in +-init_scale, as in TensorFlow's tutorial.
+    """Fresh parameters of the head.
 
-    With a projection also `projection` [H, D]. With a mixture also `prior` [H, K] and `latent_kernel` [H, K * D], both
-    uniform in +-init_scale, and `latent_bias` [K * D], zero. With `torch_init` the projection or the mixture's three
-    arrays are uniform in +-1/sqrt(H), and `bias` is zero.
+    All are uniform in +-init_scale, as in TensorFlow's tutorial, but for a mixture's `latent_bias`,
+    which is zero. With `torch_init` the arrays that read features are uniform in +-1/sqrt(H), and
+    `bias` is zero.
+
+    Args:
+        model: The config's model.
+        kernel_key: For the kernels.
+        bias_key: For the bias.
+
+    Returns:
+        `bias` [V]; `kernel` [D, V], unless it is tied; with a projection `projection` [H, D]; with
+        a mixture `prior` [H, K], `latent_kernel` [H, K * D] and `latent_bias` [K * D].
     """
     H = model.hidden_sizes[-1]
     D = model.kernel_width
     K = model.experts
     V = model.vocab_size
-    shapes: dict[str, tuple[int, ...]] = {"projection": (H, D)} if model.projection else {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    if model.projection:
+        shapes["projection"] = (H, D)
     if K:
         shapes |= {"prior": (H, K), "latent_kernel": (H, K * D), "latent_bias": (K * D,)}
     scale = H**-0.5 if model.torch_init else model.init_scale
@@ -42,10 +54,8 @@ def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray
         head["latent_bias"] = jnp.zeros(K * D)
     if not model.tied:
         head["kernel"] = uniform(kernel_key, model.init_scale, D, V)
-    return {
-        **head,
-        "bias": jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V),
-    }
+    head["bias"] = jnp.zeros(V) if model.torch_init else uniform(bias_key, model.init_scale, V)
+    return head
 
 
 def summed_nats(
@@ -58,10 +68,20 @@ def summed_nats(
     drawn: Drawn | None = None,
     exact: Scalar | bool = False,
 ) -> Scalar:
-    """The weighted sum of -log p of the targets, in nats, with gradients and flat in memory.
+    """The weighted sum of -log p of the targets, with gradients and flat in memory.
 
-    The weights are constants without a gradient (None: ones); `kept` is `Noise.latents`. The softmax's sum is estimated
-    from the words `drawn`, unless there are none or `exact`, traced, is true.
+    Args:
+        model: The config's model.
+        params: All parameters of the model.
+        features: What the head reads.
+        targets: Ids.
+        weights: Constants without a gradient; None: ones.
+        kept: The mask `Noise.latents`.
+        drawn: Words that the softmax's sum is estimated from; None: it sums all words.
+        exact: Traced; whether all words are summed though there are words drawn.
+
+    Returns:
+        Nats.
     """
     op, given, options = _read(model, params, features, kept)
     weights = jnp.ones(targets.shape) if weights is None else weights
@@ -78,7 +98,18 @@ def token_nats(
     targets: Int[Array, "*rows"],
     kept: Mask = None,
 ) -> Float[Array, "*rows"]:
-    """features and targets -> -log p of each target, without gradients; `kept` is `Noise.latents`."""
+    """-log p of each target, without gradients.
+
+    Args:
+        model: The config's model.
+        params: All parameters of the model.
+        features: What the head reads.
+        targets: Ids.
+        kept: The mask `Noise.latents`.
+
+    Returns:
+        Nats.
+    """
     op, given, options = _read(model, params, features, kept)
     return op.token_nats(*given, targets, **options)
 
@@ -86,7 +117,17 @@ def token_nats(
 def logits(
     model: Recurrent, params: Params, features: Float[Array, "*rows H"], kept: Mask = None
 ) -> Float[Array, "*rows V"]:
-    """features -> logits; of a mixture, log p. For a few rows, since nothing is chunked."""
+    """Logits; of a mixture, log p.
+
+    Args:
+        model: The config's model.
+        params: All parameters of the model.
+        features: What the head reads: a few rows, since nothing is chunked.
+        kept: The mask `Noise.latents`.
+
+    Returns:
+        An array whose last axis is the vocabulary.
+    """
     op, given, options = _read(model, params, features, kept)
     if op is mixture:
         return mixture.log_probs(*given, **options)
@@ -97,27 +138,19 @@ def logits(
 def _read(
     model: Recurrent, params: Params, x: Float[Array, "*rows H"], kept: Mask
 ) -> tuple[Any, tuple[Float[Array, "..."], ...], dict[str, Any]]:
-    """The op, `softmax` or `mixture`; what it takes before targets, from features; and its options."""
+    """The op, `softmax` or `mixture`; its arguments before the targets; and its options."""
     head = params["softmax"]
     kernel = params["embedding"].T if model.tied else head["kernel"]
-    layer = (
-        kernel[:, : model.vocab_size],
-        head["bias"][: model.vocab_size],
-    )  # not the words that make V divide
+    # Columns beyond the vocabulary only make V divide over the devices.
+    layer = (kernel[:, : model.vocab_size], head["bias"][: model.vocab_size])
     if model.experts:
-        latents = jnp.tanh(product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]).astype(
-            x.dtype
-        )
-        latents = apply_mask(latents, kept, model.keep_latent).reshape(
-            *x.shape[:-1], model.experts, -1
-        )
-        return (
-            mixture,
-            (latents, product(x, head["prior"], x.dtype), *layer),
-            {"epsilon": model.mixture_epsilon},
-        )
+        latents = product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]
+        latents = jnp.tanh(latents).astype(x.dtype)
+        latents = apply_mask(latents, kept, model.keep_latent)
+        latents = latents.reshape(*x.shape[:-1], model.experts, -1)
+        prior = product(x, head["prior"], x.dtype)
+        return mixture, (latents, prior, *layer), {"epsilon": model.mixture_epsilon}
     if model.projection:
-        x = apply_mask(
-            product(x, head["projection"], x.dtype).astype(x.dtype), kept, model.keep_latent
-        )
+        x = product(x, head["projection"], x.dtype).astype(x.dtype)
+        x = apply_mask(x, kept, model.keep_latent)
     return softmax, (x, *layer), {}

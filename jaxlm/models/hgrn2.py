@@ -3,9 +3,10 @@
     q, f, v = rms_norm(x) W        a = bound + (1 - bound) sigmoid(f)
     S' = diag(a) S + (1 - a) v^T        y = rms_norm(S'^T silu(q)), S head by head
 
-The layer has the activations and norms of the paper's language models. Their output projection is left to the next
-layer's kernel; residual connection and GLU belong to the paper's stack. The paper's lower bounds are learned and grow
-from layer to layer, from zero; here the bound is one number.
+The layer has the activations and norms of the paper's language models. Their output projection is
+left to the next layer's kernel; residual connection and GLU belong to the paper's stack. The
+paper's lower bounds are learned and grow from layer to layer, from zero; here the bound is one
+number.
 """
 
 from typing import Any, ClassVar, TypedDict
@@ -19,16 +20,18 @@ from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uni
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length
+from jaxlm.ops.scans import Length, Units
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     kernel: Float[Array, "E 3*N*D"]  # q, f, v
 
 
 @MODELS.kind("hgrn2")
 class HGRN2(Recurrent):
-    """Gated linear RNN whose state is a matrix a head, decayed row by row (Qin et al. 2024, arXiv:2404.07904)."""
+    """Gated linear RNN; a head's state is a matrix, decayed row by row (arXiv:2404.07904)."""
 
     gates: ClassVar[int] = 3
     heads: int = head_count()
@@ -37,6 +40,7 @@ class HGRN2(Recurrent):
     )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+        """A layer's fresh parameters."""
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> Float[Array, "B N D D"]:
@@ -50,7 +54,8 @@ class HGRN2(Recurrent):
         state: Float[Array, "B N D D"],
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], Float[Array, "B N D D"]]:
+    ) -> tuple[Units, Float[Array, "B N D D"]]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
         log_a = jnp.logaddexp(

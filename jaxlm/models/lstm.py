@@ -16,17 +16,19 @@ from jaxlm.models.recurrent import (
     weight_drop,
 )
 from jaxlm.ops.lstm import LSTMState, lstm
-from jaxlm.ops.scans import Length
+from jaxlm.ops.scans import Length, Units
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     kernel: Float[Array, "E+H 4*H"]
     bias: Float[Array, " 4*H"]
 
 
 @MODELS.kind("lstm")
 class LSTM(Recurrent):
-    """Long short-term memory, as TensorFlow's BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329)."""
+    """Long short-term memory, as TensorFlow's BasicLSTMCell (arXiv:1409.2329)."""
 
     gates: ClassVar[int] = 4
     forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
@@ -34,6 +36,7 @@ class LSTM(Recurrent):
     keep_state: float | None = state_dropout()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+        """A layer's fresh parameters."""
         scale = self.layer_scale(width)
         bias = sum(
             torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width)
@@ -41,6 +44,7 @@ class LSTM(Recurrent):
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
+        """A layer's carry before the first token."""
         return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
 
     def apply_layer(
@@ -50,7 +54,8 @@ class LSTM(Recurrent):
         state: LSTMState,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], LSTMState]:
+    ) -> tuple[Units, LSTMState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         return lstm(
             x,
             params["kernel"],

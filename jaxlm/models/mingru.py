@@ -1,10 +1,11 @@
 """The minGRU and the minLSTM.
 
     minGRU:     z, n = x W + b           h' = (1 - sigmoid(z)) * h + sigmoid(z) * n
-    minLSTM:    f, i, n = x W + b        h' = (sigmoid(f) * h + sigmoid(i) * n) / (sigmoid(f) + sigmoid(i))
+    minLSTM:    f, i, n = x W + b        h' = (sigmoid(f) * h + sigmoid(i) * n) / (sigmoid(f) +
+        sigmoid(i))
 
-A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends on h, so that a whole layer is one
-associative scan.
+A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends on h, so that a
+whole layer is one associative scan.
 """
 
 from typing import ClassVar, TypedDict
@@ -15,10 +16,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, uniform
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, last_step, linear_recurrence
+from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence
 
 
-class Layer(TypedDict):  # its parameters
+class Layer(TypedDict):
+    """A layer's parameters."""
+
     kernel: Float[Array, "E G"]
     bias: Float[Array, " G"]
 
@@ -30,6 +33,7 @@ class MinGRU(Recurrent):
     gates: ClassVar[int] = 2
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+        """A layer's fresh parameters."""
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
         bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
@@ -42,7 +46,8 @@ class MinGRU(Recurrent):
         state: Float[Array, "B H"],
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], Float[Array, "B H"]]:
+    ) -> tuple[Units, Float[Array, "B H"]]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         *gates, n = jnp.split(
             product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1
         )
@@ -57,6 +62,6 @@ class MinGRU(Recurrent):
 
 @MODELS.kind("minlstm")
 class MinLSTM(MinGRU):
-    """Minimal LSTM, whose gates depend on the input alone and sum to one (Feng et al. 2024, arXiv:2410.01201)."""
+    """Minimal LSTM, whose gates depend on the input alone and sum to one (arXiv:2410.01201)."""
 
     gates: ClassVar[int] = 3

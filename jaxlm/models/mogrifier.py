@@ -1,4 +1,7 @@
-"""The Mogrifier LSTM. A layer's parameters: `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogrifier.py`."""
+"""The Mogrifier LSTM (Melis et al. 2020, arXiv:1909.01792).
+
+A layer's parameters are `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogrifier.py`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +22,24 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import Limits, mogrifier
-from jaxlm.ops.scans import Length
+from jaxlm.ops.scans import Length, Units
 
 
 @MODELS.kind("mogrifier")
 class Mogrifier(Recurrent):
-    """LSTM whose input and state gate each other before its gates see them (Melis et al. 2020, arXiv:1909.01792)."""
+    """LSTM whose input and state gate each other before its gates (arXiv:1909.01792)."""
 
     rounds: int = count(
         5,
         "how often input and state gate each other, the input first (0: an LSTM)",
         "rounds",
-        high=100,
-    )  # (tracing more takes minutes)
+        high=100,  # tracing more takes minutes
+    )
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
     input_gate: str = choice(
         "free",
-        "what the input gate i is, given the forget gate f: free, capped (min(i, 1 - f)) or coupled (1 - f)",
+        "what the input gate i is, given the forget gate f: free, capped (min(i, 1 - f)) or "
+        "coupled (1 - f)",
         ("free", "capped", "coupled"),
     )
     forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
@@ -50,8 +54,8 @@ class Mogrifier(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
     keep_update: float | None = probability(
-        "a unit of what is written to the cell, tanh(j), is kept, drawn once a window (none: no dropout; "
-        "arXiv:1603.05118)"
+        "a unit of what is written to the cell, tanh(j), is kept, drawn once a window (none: no "
+        "dropout; arXiv:1603.05118)"
     )
 
     @property
@@ -63,21 +67,25 @@ class Mogrifier(Recurrent):
 
     @property
     def head_units(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A norm over one unit leaves at most its sign."""
         if self.layer_norm:
             return 2
         return 1
 
     def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
         super().check()
         widths = (self.embedding_size, *self.hidden_sizes)
         if self.rank > min(widths):
             name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
             found = f"rank is {self.rank}, and {name} has {min(widths)}"
             raise JaxlmError(
-                f"rank must be at most the width of what a round gates: {found}; rank 0 is full matrices"
+                f"rank must be at most the width of what a round gates: {found}; rank 0 is full "
+                "matrices"
             )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+        """A layer's fresh parameters."""
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale = self.layer_scale(width)
         size = self.gates * width
@@ -112,7 +120,8 @@ class Mogrifier(Recurrent):
         state: LSTMState,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], LSTMState]:
+    ) -> tuple[Units, LSTMState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         limits = Limits(
             self.cell_clip,
             _scaled(noise.kept, self.keep_state),

@@ -1,7 +1,8 @@
 """What is random in a window, as a value: drawn here, in one place, and given to the model.
 
-So a model is a pure function, which a test can feed recorded masks, and one device draws what many would. `model` is
-the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidden width, `V` vocabulary, `G` gates.
+So a model is a pure function, which a test can feed recorded masks, and one device draws what many
+would. `model` is the config's model. Letters: `T` steps, `B` batch, `E` embedding width, `H` hidden
+width, `V` vocabulary, `G` gates.
 """
 
 from dataclasses import dataclass, replace
@@ -18,34 +19,37 @@ from jaxlm.ops.sampled_softmax import Drawn, draw_words
 Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
 Keep = Scalar | float | None
 
-# Numbers folded into the window's key, one for each kind of noise; 0 is the embedded input's, 1 + i layer i's output's.
+# Numbers folded into the window's key, one for each kind of noise. The embedded input's is 0, the
+# output's of layer i 1 + i.
 _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """What a window keeps; as it is by default, everything. Where a tuple is empty nothing is dropped in any layer."""
+    """What a window keeps. By default it keeps everything.
 
-    embedding: Bool[Array, "_ B E"] | None = (
-        None  # units of the embedded input; locked, [1, B, E] for all steps
-    )
-    outputs: tuple[Mask, ...] = ()  # for each layer, units of its output [T, B, H] or [1, B, H]
-    words: Bool[Array, "V 1"] | None = None  # words that an input may read
-    recurrent_weights: tuple[
-        Mask, ...
-    ] = ()  # for each layer, elements of its recurrent kernel [H, G * H]
-    states: tuple[
-        Mask, ...
-    ] = ()  # for each layer, units of the h that its gates read of the step before [B, H]
-    latents: Bool[Array, "_ B KD"] | None = (
-        None  # units of a mixture's latent vectors or of a projection's output
-    )
-    updates: tuple[Mask, ...] = ()  # for each layer, units of what is written to its cell [B, H]
-    carry: Bool[Array, "B 1"] | None = None  # rows whose carry goes on
-    drawn: Drawn | None = (
-        None  # the words that the softmax's sum is estimated from; None: all of them count
-    )
+    Attributes:
+        embedding: Units of the embedded input; locked, [1, B, E] for all steps.
+        outputs: For each layer, units of its output [T, B, H] or [1, B, H]; empty: all.
+        words: Words that an input may read.
+        recurrent_weights: For each layer, elements of its recurrent kernel [H, G * H].
+        states: For each layer, units of the last step's h that its gates read [B, H].
+        latents: Units of a mixture's latent vectors, or of a projection's output.
+        updates: For each layer, units of what is written to its cell [B, H].
+        carry: Rows whose carry is passed on from the window before.
+        drawn: The words that the softmax's sum is estimated from; None: it sums all words.
+    """
+
+    embedding: Bool[Array, "_ B E"] | None = None
+    outputs: tuple[Mask, ...] = ()
+    words: Bool[Array, "V 1"] | None = None
+    recurrent_weights: tuple[Mask, ...] = ()
+    states: tuple[Mask, ...] = ()
+    latents: Bool[Array, "_ B KD"] | None = None
+    updates: tuple[Mask, ...] = ()
+    carry: Bool[Array, "B 1"] | None = None
+    drawn: Drawn | None = None
 
 
 def is_random(model: Recurrent) -> bool:
@@ -54,39 +58,63 @@ def is_random(model: Recurrent) -> bool:
 
 
 def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
-    """The model with the dropout that `dropout_ramp` gives at a step of `total` windows (Morerio et al. 2017)."""
+    """The model with the dropout that `dropout_ramp` gives (Morerio et al. 2017, arXiv:1703.06229).
+
+    Args:
+        model: The config's model.
+        step: The window's number, from 0.
+        total: The windows of all epochs.
+
+    Returns:
+        The model with other probabilities.
+    """
     if model.dropout_ramp is None:
         return model
     grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
     start = 0 if model.dropout_start is None else model.dropout_start
     share = start + (1 - start) * grown
-    return replace(
-        model, **{name: 1 - share * (1 - getattr(model, name)) for name in model.growing}
-    )
+    keeps = {name: 1 - share * (1 - getattr(model, name)) for name in model.growing}
+    return replace(model, **keeps)
 
 
 def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
-    """Whether a window's softmax sums all words: they are no more than are drawn, or the share of windows is over."""
-    drawn = model.sampled_words >= model.vocab_size
+    """Whether a window's softmax sums all words, not a sample of them.
+
+    Args:
+        model: The config's model.
+        step: The window's number, from 0.
+        total: The windows of all epochs.
+
+    Returns:
+        True where the sample would hold all words, or `sampled_share` of the windows is over.
+    """
+    samples_all = model.sampled_words >= model.vocab_size
     if model.sampled_share is None:
-        return drawn
-    return drawn | (step >= model.sampled_share * total)
+        return samples_all
+    return samples_all | (step >= model.sampled_share * total)
 
 
 def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int) -> Noise:
     """Draws what is random in one window.
 
-    A row's masks are drawn by a key of the row; words and weights have one mask for all rows. The key is the window's,
-    and may be None where nothing is random.
+    Args:
+        model: The config's model.
+        key: The window's; None: nothing is random. Each row folds its number into it, so that one
+            device draws what many would; words and weights have one mask for all rows.
+        steps: T.
+        rows: B.
+
+    Returns:
+        The masks, and the words of a sampled softmax.
     """
     if key is None:
         return Noise()
     steps = 1 if model.locked_dropout else steps
     layers = tuple(enumerate(model.hidden_sizes))
-    keep_weights, keep_state, keep_update = (  # a kind without the field drops nothing there
-        getattr(model, name, None)
-        for name in ("keep_recurrent_weights", "keep_state", "keep_update")
-    )
+    # A kind without one of these fields drops nothing there.
+    keep_weights = getattr(model, "keep_recurrent_weights", None)
+    keep_state = getattr(model, "keep_state", None)
+    keep_update = getattr(model, "keep_update", None)
 
     def folded(*places: int) -> PRNGKeyArray:
         return reduce(jax.random.fold_in, places, key)
@@ -133,7 +161,15 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
 
 
 def keep_of_output(model: Recurrent, layer: int) -> Keep:
-    """The probability that a unit of a layer's output is kept."""
+    """The probability that a unit of a layer's output is kept.
+
+    Args:
+        model: The config's model.
+        layer: The layer's place, from 0.
+
+    Returns:
+        A probability; None: there is no dropout.
+    """
     last = layer == len(model.hidden_sizes) - 1
     if last and model.keep_last_output is not None:
         return model.keep_last_output
@@ -141,7 +177,17 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
 
 
 def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
-    """A layer's parameters with weight drop: of `recurrent_kernel`, or else of the rows of `kernel` that read h."""
+    """Applies weight drop to a layer's recurrent kernel.
+
+    Args:
+        model: The config's model.
+        kept: The elements that are kept; None: all.
+        layer: The layer's parameters. Its recurrent kernel is `recurrent_kernel`, or else the rows
+            of `kernel` that read h.
+
+    Returns:
+        The parameters.
+    """
     if kept is None:
         return layer
     drop = partial(apply_mask, kept=kept, keep=getattr(model, "keep_recurrent_weights", None))
@@ -154,17 +200,33 @@ def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
 def drop_words(
     model: Recurrent, noise: Noise, x: Float[Array, "T B E"], tokens: Int[Array, "T B"]
 ) -> Float[Array, "T B E"]:
-    """Embedded tokens x over keep_words where the token's word is kept, else 0 (arXiv:1512.05287).
+    """Drops words as inputs (arXiv:1512.05287).
 
-    A word is dropped as an input only, unless the model drops it in the softmax too (`drop_rows`).
+    Args:
+        model: The config's model.
+        noise: The window's noise.
+        x: Embedded tokens.
+        tokens: The tokens.
+
+    Returns:
+        x / keep_words where the token's word is kept, else 0; x itself where `drop_rows` has
+        dropped the words already.
     """
-    if noise.words is None or model.drops_output_words:  # there `drop_rows` has dropped them
+    if noise.words is None or model.drops_output_words:
         return x
     return apply_mask(x, noise.words[tokens], model.keep_words)
 
 
 def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
-    """The carry that a window begins with, zero in the rows where it does not go on (Melis et al. 2020)."""
+    """The carry that a window begins with (Melis et al. 2020, arXiv:1909.01792).
+
+    Args:
+        noise: The window's noise.
+        carry: The carry of the window before.
+
+    Returns:
+        The carry, zero in the rows whose carry is dropped.
+    """
     if noise.carry is None:
         return carry
     kept = noise.carry[:, 0]
@@ -174,11 +236,19 @@ def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
 
 
 def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
-    """The parameters; where the model drops words as outputs too, their rows of the embedding are zeros."""
+    """Drops words as outputs, where the model does.
+
+    Args:
+        model: The config's model.
+        noise: The window's noise.
+        params: The model's parameters.
+
+    Returns:
+        The parameters; rows of dropped words are zero in the embedding.
+    """
     if noise.words is None or not model.drops_output_words:
         return params
     table = params["embedding"]
-    kept = jnp.pad(
-        noise.words, ((0, len(table) - len(noise.words)), (0, 0))
-    )  # words that make V divide over devices
+    # The table may have rows more, which make V divide over the devices.
+    kept = jnp.pad(noise.words, ((0, len(table) - len(noise.words)), (0, 0)))
     return {**params, "embedding": apply_mask(table, kept, model.keep_words)}

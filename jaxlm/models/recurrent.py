@@ -1,7 +1,7 @@
-"""What every model has: the fields of its config, and the functions of a layer, which each kind defines.
+"""What every model has: the fields of its config, and the functions of a layer.
 
-A kind is one file beside this one, and an entry in `kinds.py`. Nothing here imports JAX before a function runs, so that
-a command line can show its help at once. Letters: `T` steps, `B` batch, `E` input width, `H` hidden width.
+A kind is one file beside this one. Letters: `T` steps, `B` batch, `E` input width, `H` hidden
+width.
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Section, choice, count, flag, number, probability, setting_text
 from jaxlm.kinds import Kinds
-from jaxlm.ops.scans import Length
+from jaxlm.ops.scans import Length, Units
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, ...]
@@ -22,32 +22,37 @@ State = Any  # one layer's carry: a pytree of arrays [B, ...]
 
 @dataclass(frozen=True)
 class CellNoise:
-    """What a window keeps within one layer, the same at all steps. None: everything."""
+    """What a window keeps within one layer, the same at all steps. None: everything.
 
-    kept: Bool[Array, "B H"] | None = None  # units of h that the gates read (the field keep_state)
-    updated: Bool[Array, "B H"] | None = (
-        None  # units of the cell that are written (the field keep_update)
-    )
+    Attributes:
+        kept: Units of h that the gates read (the field keep_state).
+        updated: Units of the cell that are written (the field keep_update).
+    """
+
+    kept: Bool[Array, "B H"] | None = None
+    updated: Bool[Array, "B H"] | None = None
 
 
 @dataclass(frozen=True)
 class Recurrent(Section):
-    """An embedding, a stack of recurrent layers of one kind, and a softmax."""
+    """An embedding, a stack of recurrent layers of one kind, and a softmax.
 
-    gates: ClassVar[
-        int
-    ]  # matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon
-    head_units: ClassVar[int] = 1  # the fewest of a head; 2 where it is normalised
-    drops_output_words: ClassVar[bool] = (
-        False  # whether a word that is dropped as an input is no output either
-    )
+    Attributes:
+        gates: Matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon.
+        head_units: The fewest units of a head; 2 where it is normalised.
+        drops_output_words: Whether a word that is dropped as an input is no output either.
+    """
+
+    gates: ClassVar[int]
+    head_units: ClassVar[int] = 1
+    drops_output_words: ClassVar[bool] = False
     vocab_size: int = count(
         10_000,
         "most words to keep; the model takes the corpus's own number if smaller",
         "words",
         low=2,
-        high=2**24,
-    )  # (up to there ids are exact as float32)
+        high=2**24,  # up to there ids are exact as float32
+    )
     embedding_size: int = count(200, "width E of the word embedding", "units", low=1)
     hidden_sizes: tuple[int, ...] = count(
         (256, 128), "width H of each recurrent layer, first to last", "units", low=1
@@ -57,7 +62,8 @@ class Recurrent(Section):
     )
     skip: bool = flag(
         False,
-        "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be equally wide",
+        "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be "
+        "equally wide",
     )
     scale_embedding: bool = flag(
         False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)"
@@ -82,23 +88,24 @@ class Recurrent(Section):
     )
     mixture_epsilon: float | None = number(
         None,
-        "added to the mixture's probability of each word, as the published code does with 1e-8; the sum is then above "
-        "one (none: nothing)",
+        "added to the mixture's probability of each word, as the published code does with 1e-8; "
+        "the sum is then above one (none: nothing)",
         above=0,
         below=1,
         needs=("experts",),
     )
     sampled_words: int = count(
         0,
-        "words, drawn anew each window, that training estimates the softmax's sum from (arXiv:1412.2007; 0: all words "
-        "count)",
+        "words, drawn anew each window, that training estimates the softmax's sum from "
+        "(arXiv:1412.2007; 0: all words count)",
         "words",
         high=2**24,
         excludes=("experts",),
     )
     sampled_share: float | None = number(
         None,
-        "share of all windows, from the start, that sample words; in later ones all words count (none: all sample)",
+        "share of all windows, from the start, that sample words; in later ones all words count "
+        "(none: all sample)",
         low=0,
         high=1,
         needs=("sampled_words",),
@@ -106,8 +113,8 @@ class Recurrent(Section):
     init_scale: float = number(0.1, "initial parameters are uniform in +-this", low=0)
     torch_init: bool = flag(
         False,
-        "layers begin as PyTorch's, uniform in +-1/sqrt(H) (kinds without a product of the state: +-1/sqrt(inputs)), "
-        "and the softmax's bias at zero; else kernels begin in +-init_scale",
+        "layers begin as PyTorch's, uniform in +-1/sqrt(H) (kinds without a product of the state: "
+        "+-1/sqrt(inputs)), and the softmax's bias at zero; else kernels begin in +-init_scale",
     )
     keep_embedding: float | None = probability(
         "a unit of an embedded input is kept (none: no dropout there)"
@@ -125,16 +132,18 @@ class Recurrent(Section):
         "a word is kept as an input of the window (none: no dropout)"
     )
     keep_carry: float | None = probability(
-        "a row's carry is passed to the next window, not zeroed (none: all are passed; arXiv:1909.01792)"
+        "a row's carry is passed to the next window, not zeroed (none: all are passed; "
+        "arXiv:1909.01792)"
     )
     keep_latent: float | None = probability(
-        "a unit of a mixture's latent vectors, or of a projection's output, is kept (none: no dropout)",
+        "a unit of a mixture's latent vectors, or of a projection's output, is kept (none: no "
+        "dropout)",
         needs=("experts", "projection"),
     )
     dropout_ramp: float | None = number(
         None,
-        "share of all windows, from the start, over which dropout grows in a line to its full share, the carry's apart "
-        "(none: full from the start; arXiv:1703.06229)",
+        "share of all windows, from the start, over which dropout grows in a line to its full "
+        "share, the carry's apart (none: full from the start; arXiv:1703.06229)",
         above=0,
         high=1,
     )
@@ -147,23 +156,43 @@ class Recurrent(Section):
     )
     compute_dtype: str = choice(
         "float32",
-        "what training multiplies in; sums, parameters, loss and evaluation stay "
-        "float32; auto: bfloat16 where products of the model's shapes are measured to be 15% faster in it",
+        "what training multiplies in; sums, parameters, loss and evaluation stay float32; auto: "
+        "bfloat16 where products of the model's shapes are measured to be 15% faster in it",
         ("float32", "bfloat16", "auto"),
     )
     matmul_precision: str = choice(
         "highest",
-        "digits that training in float32 multiplies on GPUs and TPUs: highest, all; default, those that the device is "
-        "fastest with (TF32, bfloat16); high, between; CPUs and evaluation keep all",
+        "digits that training in float32 multiplies on GPUs and TPUs: highest, all; default, "
+        "those that the device is fastest with (TF32, bfloat16); high, between; CPUs and "
+        "evaluation keep all",
         ("highest", "high", "default"),
     )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
-        """A layer's fresh parameters; one with two axes whose name ends in kernel is [inputs, gates * width]."""
+        """A layer's fresh parameters.
+
+        Args:
+            key: For the initial values.
+            inputs: Width of what the layer reads.
+            width: Width H of the layer.
+
+        Returns:
+            Arrays by name. Muon splits a matrix whose name ends in `kernel` into `gates` matrices
+            side by side: its shape is [rows, gates * H].
+        """
         raise NotImplementedError
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> State:
-        """A layer's carry before the first token, arrays [rows, width]."""
+        """A layer's carry before the first token.
+
+        Args:
+            rows: Rows B of the batch.
+            width: Width H of the layer.
+            dtype: The parameters' dtype.
+
+        Returns:
+            A pytree of arrays [rows, ...].
+        """
         return jnp.zeros((rows, width), dtype)
 
     def apply_layer(
@@ -173,16 +202,23 @@ class Recurrent(Section):
         state: State,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], State]:
-        """Runs a layer over a whole sequence: the outputs, and the carry after the last step that counts.
+    ) -> tuple[Units, State]:
+        """Runs a layer over a whole sequence.
 
-        Products multiply in x's dtype, which is the outputs' too. The noise has masks only for kinds with the fields
-        keep_state and keep_update.
+        Args:
+            params: As `init_layer` makes them.
+            x: Inputs. Products multiply in their dtype.
+            state: The carry before the first step.
+            noise: Masks, for kinds with the fields keep_state and keep_update.
+            length: How many steps count, traced; None: all.
+
+        Returns:
+            The outputs [T, B, H] in x's dtype, and the carry after the last step that counts.
         """
         raise NotImplementedError
 
     def layer_scale(self, width: int) -> Scalar | float:
-        """Half the width of a layer's initial distribution: init_scale, or 1 / sqrt(width) as PyTorch begins."""
+        """The largest initial value: init_scale, or 1 / sqrt(width) as PyTorch begins."""
         if self.torch_init:
             return width**-0.5
         return self.init_scale
@@ -212,26 +248,40 @@ class Recurrent(Section):
         heads = getattr(self, "heads", 1)
         read = self.kernel_width
         if self.tied and read != self.embedding_size:
-            layer = "the last of hidden_sizes", "set projection, or make them equal"
-            name, cure = ("latent_size", "leave latent_size at 0") if self.experts else layer
-            found = f"{name} is {read}, embedding_size is {self.embedding_size}"
-            raise JaxlmError(f"tied needs a softmax as wide as the embedding: {found}; {cure}")
+            name = "the last of hidden_sizes"
+            remedy = "set projection, or make them equal"
+            if self.experts:
+                name = "latent_size"
+                remedy = "leave latent_size at 0"
+            raise JaxlmError(
+                f"tied needs a softmax as wide as the embedding: {name} is {read}, embedding_size "
+                f"is {self.embedding_size}; {remedy}"
+            )
         if self.dropout_ramp is not None and not self.growing:
             raise JaxlmError(
-                "dropout_ramp makes dropout grow, and none is set: set keep_output or another keep_..., or leave it out"
+                "dropout_ramp makes dropout grow, and none is set: set keep_output or another "
+                "keep_..., or leave it out"
             )
         if self.skip and len(set(self.hidden_sizes)) > 1:
             raise JaxlmError(
-                f"skip adds up the layers' outputs, which needs equal widths: hidden_sizes is {widths}"
+                "skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
+                f"{widths}"
             )
-        if any(width % heads for width in self.hidden_sizes):
-            raise JaxlmError(
-                f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads or widths"
-            )
-        if any(width < heads * self.head_units for width in self.hidden_sizes):
-            found, cure = (f" and heads is {heads}", "fewer heads or ") if heads > 1 else ("", "")
-            why = f"a norm over one unit leaves at most its sign: hidden_sizes is {widths}{found}"
-            raise JaxlmError(f"{why}; set {cure}larger widths")
+        for width in self.hidden_sizes:
+            if width % heads:
+                raise JaxlmError(
+                    f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads "
+                    "or widths"
+                )
+            if width < heads * self.head_units:
+                settings = f"hidden_sizes is {widths}"
+                remedy = "set larger widths"
+                if heads > 1:
+                    settings += f" and heads is {heads}"
+                    remedy = "set fewer heads or larger widths"
+                raise JaxlmError(
+                    f"a norm over one unit leaves at most its sign: {settings}; {remedy}"
+                )
 
 
 MODELS = Kinds[Recurrent]()
@@ -243,10 +293,13 @@ def head_count() -> Any:
 
 
 def weight_drop() -> Any:
-    """The field of kinds with a recurrent kernel: a parameter `recurrent_kernel`, or the last H rows of `kernel`."""
+    """The field of kinds with a recurrent kernel.
+
+    It is the parameter `recurrent_kernel`, or else the last H rows of `kernel`.
+    """
     return probability(
-        "an element of a layer's recurrent kernel is kept, drawn once a window: weight drop (none: no dropout; "
-        "arXiv:1708.02182)"
+        "an element of a layer's recurrent kernel is kept, drawn once a window: weight drop "
+        "(none: no dropout; arXiv:1708.02182)"
     )
 
 
@@ -256,13 +309,31 @@ def state_dropout() -> Any:
 
 
 def uniform(key: PRNGKeyArray, scale: Scalar | float, *shape: int) -> Float[Array, " ..."]:
-    """Initial values, uniform in +-scale."""
+    """Draws initial values.
+
+    Args:
+        key: For the values.
+        scale: The largest value.
+        *shape: The array's shape.
+
+    Returns:
+        An array, uniform in +-scale.
+    """
     return scale * jax.random.uniform(key, shape, minval=-1.0)
 
 
 def torch_biases(
     key: PRNGKeyArray, scale: Scalar | float, size: int
 ) -> tuple[Float[Array, " {size}"], Float[Array, " {size}"]]:
-    """The biases of x and of h that PyTorch's recurrent layers begin with, uniform in +-scale."""
+    """Draws the two biases that PyTorch's recurrent layers begin with.
+
+    Args:
+        key: For the values; it may serve for a layer's other parameters too.
+        scale: The largest value.
+        size: Entries of each bias.
+
+    Returns:
+        The bias of x and that of h, uniform in +-scale.
+    """
     of_x, of_h = jax.random.split(jax.random.fold_in(key, 0))
     return uniform(of_x, scale, size), uniform(of_h, scale, size)

@@ -1,7 +1,7 @@
 """The recurrent language model: an embedding, a stack of layers of one kind, and a head.
 
-The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer; `softmax`, the head's
-(`heads.py`). `model` is the config's model, a pytree of its numbers.
+The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer;
+    `softmax`, the head's (`heads.py`). `model` is the config's model, a pytree of its numbers.
 """
 
 from dataclasses import replace
@@ -32,9 +32,16 @@ Embedded = Float[Array, "T B E"]
 
 
 def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
-    """Fresh parameters: uniform in +-init_scale, the softmax's bias too; biases of layers are as their kind says.
+    """Fresh parameters, uniform in +-init_scale; biases of layers are as their kind says.
 
     With `torch_init` the layers begin as PyTorch's, and the softmax's bias is zero.
+
+    Args:
+        model: The config's model.
+        key: For all values.
+
+    Returns:
+        The tree of parameters.
     """
     widths = (model.embedding_size, *model.hidden_sizes)
     embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(
@@ -50,12 +57,29 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
 
 
 def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:
-    """The carry before the first token, one state a layer."""
+    """The carry before the first token.
+
+    Args:
+        model: The config's model.
+        batch_size: Rows B.
+        dtype: The parameters' dtype.
+
+    Returns:
+        One state a layer.
+    """
     return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
 def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
-    """tokens -> their rows of the embedding, or the `Rows` that were read of it already."""
+    """Reads the embedding.
+
+    Args:
+        params: All parameters; in place of the embedding they may have the `Rows` read of it.
+        tokens: Ids.
+
+    Returns:
+        The tokens' rows.
+    """
     table = params["embedding"]
     if isinstance(table, Rows):
         return table.values
@@ -70,7 +94,19 @@ def read(
     carry: Carry,
     length: Length = None,
 ) -> tuple[Params, Units, Units, Carry]:
-    """tokens and the carry -> the parameters that the head takes, then what `last_outputs` returns."""
+    """Reads a window of tokens.
+
+    Args:
+        model: The config's model.
+        params: All parameters.
+        noise: What the window keeps.
+        tokens: Ids.
+        carry: The carry after the window before.
+        length: How many steps count, traced; None: all.
+
+    Returns:
+        The parameters that the head takes; then what `last_outputs` returns.
+    """
     kept = drop_rows(model, noise, params)
     x = drop_words(model, noise, embed(kept, tokens), tokens).astype(model.compute_dtype)
     return kept, *last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
@@ -79,11 +115,21 @@ def read(
 def features(
     model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
 ) -> tuple[Units, Carry]:
-    """Embedded tokens and the carry -> what the head reads, dropped out, and the new carry.
+    """What the head reads: the last layer's outputs, or with `skip` the sum of all layers'.
 
-    The head reads the last layer's outputs, or with `skip` the sum of all layers' outputs. Dropout falls on the
-    embedded input and on every layer's outputs (arXiv:1409.2329); on the recurrence only where the noise has masks for
-    it. With a traced `length` only so many steps count, and the new carry is the one after them.
+    Dropout falls on the embedded input and on every layer's outputs (arXiv:1409.2329); on the
+    recurrence only where the noise has masks for it.
+
+    Args:
+        model: The config's model.
+        params: All parameters.
+        noise: What the window keeps.
+        x: Embedded tokens.
+        carry: The carry before the first step.
+        length: How many steps count, traced; None: all.
+
+    Returns:
+        The features, and the carry after the last step that counts.
     """
     return last_outputs(model, params, noise, x, carry, length)[1:]
 
@@ -91,21 +137,34 @@ def features(
 def last_outputs(
     model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
 ) -> tuple[Units, Units, Carry]:
-    """The head's input before dropout falls on it; then what `features` returns."""
-    if model.scale_embedding:  # (by the exact root, also of what is bfloat16)
-        x = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) * model.embedding_size**0.5).astype(
-            x.dtype
-        )
+    """What the head reads, also before dropout falls on it.
+
+    Args:
+        model: The config's model.
+        params: All parameters.
+        noise: What the window keeps.
+        x: Embedded tokens.
+        carry: The carry before the first step.
+        length: How many steps count, traced; None: all.
+
+    Returns:
+        The features before dropout; then what `features` returns.
+    """
+    if model.scale_embedding:
+        # By the exact root: in bfloat16 the root itself would be rounded.
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = (wide * model.embedding_size**0.5).astype(x.dtype)
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
     new_carry = []
     outputs = []
-    masks = noise.recurrent_weights, noise.states, noise.updates, noise.outputs
-    each = zip_longest(params["layers"], carry, *masks)  # (where a tuple of masks is empty, None)
-    for place, (layer, state, weights, kept, updated, kept_output) in enumerate(each):
+    masks = (noise.recurrent_weights, noise.states, noise.updates, noise.outputs)
+    by_layer = zip_longest(params["layers"], carry, *masks)  # an empty tuple of masks gives None
+    for place, (layer, state, weights, kept, updated, kept_output) in enumerate(by_layer):
         layer = drop_weights(model, weights, layer)
         raw, state = model.apply_layer(layer, dropped, state, CellNoise(kept, updated), length)
         outputs.append(raw)
-        raw = sum(outputs[:-1], raw) if model.skip and place == len(carry) - 1 else raw
+        if model.skip and place == len(carry) - 1:
+            raw = sum(outputs[:-1], raw)
         dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
         new_carry.append(state)
     return raw, dropped, tuple(new_carry)
@@ -117,8 +176,9 @@ def exact(model: Recurrent) -> Recurrent:
 
 
 def check_dtype(model: Recurrent) -> None:
-    """Raises JaxlmError for the compute_dtype `auto`, which only `jaxlm.train` replaces by the device's."""
+    """Raises JaxlmError for the compute_dtype `auto`, which only `jaxlm.train` resolves."""
     if model.compute_dtype == "auto":
         raise JaxlmError(
-            "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take float32 or bfloat16"
+            "compute_dtype is auto, which jaxlm.train resolves: for a step of your own take "
+            "float32 or bfloat16"
         )

@@ -1,11 +1,15 @@
-"""xLSTM's cells, the sLSTM and the mLSTM, of N heads with D = H / N units (Beck et al. 2024, arXiv:2405.04517).
+"""xLSTM's cells, the sLSTM and the mLSTM, of N heads with D = H / N units.
 
-The sLSTM. The gates' order is i, f, z, o. Within a gate the heads lie side by side; a head sees its own h.
+(Beck et al. 2024, arXiv:2405.04517.)
 
-    c_t = f_t c_(t-1) + i_t tanh(z_t)        n_t = f_t n_(t-1) + i_t        h_t = sigmoid(o_t) c_t / n_t
+The sLSTM. The gates' order is i, f, z, o. Within a gate the heads lie side by side; a head sees its
+own h.
 
-where i_t and f_t are exp and sigmoid of their parts of x_t W + h_(t-1) R + b. The output is norm * layer_norm(h), head
-by head.
+    c_t = f_t c_(t-1) + i_t tanh(z_t)        n_t = f_t n_(t-1) + i_t        h_t = sigmoid(o_t) c_t /
+    n_t
+
+where i_t and f_t are exp and sigmoid of their parts of x_t W + h_(t-1) R + b. The output is norm *
+layer_norm(h), head by head.
 
 The mLSTM. The kernel's order is q, k, v, o; that of the gates, one each a head, i, f.
 
@@ -14,8 +18,8 @@ The mLSTM. The kernel's order is q, k, v, o; that of the gates, one each a head,
 
 where i = exp(x W_i + b_i) and f = sigmoid(x W_f + b_f).
 
-The carry holds c or C, and n, over exp(m), so that nothing overflows. A layer is the paper's without what its block has
-around it: residual, convolution, and feed-forward layer or projections.
+The carry holds c or C, and n, over exp(m), so that nothing overflows. A layer is the paper's
+without what its block has around it: residual, convolution, and feed-forward layer or projections.
 """
 
 from functools import partial
@@ -31,10 +35,12 @@ from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Length, last_step
+from jaxlm.ops.scans import Length, Units, last_step
 
 
-class SLSTMLayer(TypedDict):  # its parameters
+class SLSTMLayer(TypedDict):
+    """An sLSTM layer's parameters."""
+
     kernel: Float[Array, "E 4*H"]
     recurrent_kernel: Float[Array, "D 4*H"]
     bias: Float[Array, " 4*H"]
@@ -42,6 +48,8 @@ class SLSTMLayer(TypedDict):  # its parameters
 
 
 class MLSTMLayer(TypedDict):
+    """An mLSTM layer's parameters."""
+
     kernel: Float[Array, "E 4*N*D"]
     bias: Float[Array, " 4*N*D"]
     gate: Float[Array, "E 2*N"]
@@ -67,6 +75,7 @@ class SLSTM(Recurrent):
     heads: int = head_count()
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> SLSTMLayer:
+        """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
         return {
@@ -80,6 +89,7 @@ class SLSTM(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> SLSTMState:
+        """A layer's carry before the first token."""
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
     def apply_layer(
@@ -89,7 +99,8 @@ class SLSTM(Recurrent):
         state: SLSTMState,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], SLSTMState]:
+    ) -> tuple[Units, SLSTMState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         D = len(params["recurrent_kernel"])
         of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
             -1, D, 4 * D
@@ -139,19 +150,21 @@ class MLSTMState(NamedTuple):
 
 @MODELS.kind("mlstm")
 class MLSTM(Recurrent):
-    """xLSTM's layer with a matrix as memory and exponential gates (Beck et al. 2024, arXiv:2405.04517)."""
+    """xLSTM's layer with a matrix as memory and exponential gates (arXiv:2405.04517)."""
 
     gates: ClassVar[int] = 4
     head_units: ClassVar[int] = 2
     heads: int = head_count()
     gate_cap: float | None = number(
         15.0,
-        "i and f before their exponentials stay within +-this, by a tanh (none: no limit; arXiv:2503.13427)",
+        "i and f before their exponentials stay within +-this, by a tanh (none: no limit; "
+        "arXiv:2503.13427)",
         above=0,
         optional=True,
     )
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> MLSTMLayer:
+        """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         scale = self.layer_scale(inputs)
         N = self.heads
@@ -166,6 +179,7 @@ class MLSTM(Recurrent):
         }
 
     def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
+        """A layer's carry before the first token."""
         shape = (rows, self.heads)
         D = width // self.heads
         return MLSTMState(
@@ -179,14 +193,15 @@ class MLSTM(Recurrent):
         state: MLSTMState,
         noise: CellNoise,
         length: Length,
-    ) -> tuple[Float[Array, "T B H"], MLSTMState]:
+    ) -> tuple[Units, MLSTMState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
         q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])
         gates = product(x, params["gate"], x.dtype) + params["gate_bias"]
         gates = gates if self.gate_cap is None else self.gate_cap * jnp.tanh(gates / self.gate_cap)
         i, f = jnp.split(gates, 2, -1)
         f = jax.nn.log_sigmoid(f)
-        # m_t = max(f_t + m_(t-1), i_t), which scales both sides of the quotient, so that it has no gradient.
+        # m_t = max(f_t + m_(t-1), i_t). It scales both sides of the quotient: no gradient.
         summed = jnp.cumsum(f, 0)
         m = jax.lax.stop_gradient(summed + jnp.maximum(state.m, jax.lax.cummax(i - summed)))
         decay = f + jnp.concatenate([state.m[None], m[:-1]]) - m

@@ -16,8 +16,9 @@ class Adaptive(Optimizer):
 
     nonmonotone: int | None = count(
         None,
-        "a Polyak average of the parameters, which evaluation then uses, starts after a validation worse than the best "
-        "of all but the last N before it (0: with the first window; none: no Polyak average)",
+        "a Polyak average of the parameters, which evaluation then uses, starts after a "
+        "validation worse than the best of all but the last N before it (0: with the first "
+        "window; none: no Polyak average)",
         "validations",
         high=10_000,
         excludes=("average_decay",),
@@ -50,7 +51,7 @@ class Adaptive(Optimizer):
 
 @OPTIMIZERS.kind("adamw")
 class AdamW(Adaptive):
-    """Adam with decoupled weight decay on the matrices (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+    """Adam with decoupled weight decay on the matrices (arXiv:1711.05101)."""
 
     learning_rate: float = number(
         0.002, "rate before the schedule's factor", above=0, kind_specific=True
@@ -58,6 +59,7 @@ class AdamW(Adaptive):
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             self.adam(),
             optax.add_decayed_weights(self.weight_decay, matrices),

@@ -22,6 +22,7 @@ class Descent(Optimizer):
     )
 
     def keeps_rows(self, tied: bool) -> bool:
+        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return not tied and self.l2_penalty is None and self.weight_decay is None
 
     def decay(self) -> list[optax.GradientTransformation]:
@@ -41,9 +42,11 @@ class SGD(Descent):
     nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
 
     def keeps_rows(self, tied: bool) -> bool:
+        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return super().keeps_rows(tied) and self.momentum is None
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             *self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
         )
@@ -51,22 +54,25 @@ class SGD(Descent):
 
 @OPTIMIZERS.kind("asgd")
 class ASGD(Descent):
-    """Averaged SGD from when validation stops improving: NT-ASGD (Merity et al. 2018, arXiv:1708.02182)."""
+    """Averaged SGD from when validation stops improving: NT-ASGD (arXiv:1708.02182)."""
 
     nonmonotone: int = count(
         5,
-        "averaging starts after a validation worse than the best of all but the last N before it (0: with the first "
-        "window)",
+        "averaging starts after a validation worse than the best of all but the last N before it "
+        "(0: with the first window)",
         "validations",
         high=10_000,
     )
     average_latest: int | None = average_latest()
 
     def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
         if self.average_decay is not None:
             raise JaxlmError(
-                "average_decay and the optimizer asgd both average the parameters: leave one of them out"
+                "average_decay and the optimizer asgd both average the parameters: leave one of "
+                "them out"
             )
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

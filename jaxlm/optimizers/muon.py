@@ -33,7 +33,8 @@ class Muon(Adaptive):
     )
     newton_schulz_rule: str = choice(
         "jordan",
-        "polynomials of the iterations: jordan, one for all, or polar-express, the best for each (arXiv:2505.16932)",
+        "polynomials of the iterations: jordan, one for all, or polar-express, the best for each "
+        "(arXiv:2505.16932)",
         ("jordan", "polar-express"),
     )
     weight_decay: float = number(
@@ -47,37 +48,36 @@ class Muon(Adaptive):
     )
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+        """The transformation without clipping, as `Optimizer.rule` says."""
         muon = optax.chain(
             optax.trace(self.momentum, self.nesterov),
             self._orthogonalized_by_gate(model),
             optax.add_decayed_weights(self.weight_decay),
             optax.scale_by_learning_rate(self.learning_rate * factor),
         )
-        weight = self.adam_weight_decay
-        adam = optax.chain(
-            self.adam(),
-            *([] if weight is None else [optax.add_decayed_weights(weight, matrices)]),
-            optax.scale_by_learning_rate(self.adam_learning_rate * factor),
-        )
+        adam = [self.adam(), optax.scale_by_learning_rate(self.adam_learning_rate * factor)]
+        if self.adam_weight_decay is not None:
+            adam.insert(1, optax.add_decayed_weights(self.adam_weight_decay, matrices))
         labels = partial(jax.tree_util.tree_map_with_path, _label)
-        return optax.transforms.partition({"muon": muon, "adam": adam}, labels)
+        return optax.transforms.partition({"muon": muon, "adam": optax.chain(*adam)}, labels)
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
-        """Each gate's part of every kernel [I, gates * H] orthogonalised, in the dtype that the model multiplies in."""
+        """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
 
         def orthogonal(kernel: jax.Array) -> jax.Array:
-            gates = jnp.stack(jnp.split(kernel, model.gates, 1))
-            found = orthogonalized(
-                gates, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule
+            gates = orthogonalized(
+                jnp.stack(jnp.split(kernel, model.gates, 1)),
+                self.newton_schulz_steps,
+                model.compute_dtype,
+                self.newton_schulz_rule,
             )
-            return jnp.concatenate(list(found), 1)
+            return jnp.concatenate(list(gates), 1)
 
         return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
 
 
 def _label(path: Any, leaf: jax.Array) -> str:
-    """The rule of a parameter: "muon" for a layer's kernel, known by its name, and else "adam"."""
-    inner = path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel")
-    if inner:
+    """The rule of a parameter: "muon" for a layer's kernel, known by its name, else "adam"."""
+    if path[0].key == "layers" and leaf.ndim == 2 and path[-1].key.endswith("kernel"):
         return "muon"
     return "adam"

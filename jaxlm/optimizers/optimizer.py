@@ -1,4 +1,4 @@
-"""What every optimiser has: the fields of its config, and the functions that each kind defines (JAX loaded late)."""
+"""What every optimiser has: the fields of its config, and the functions that each kind defines."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,18 +13,19 @@ from jaxlm.models.recurrent import Params, Recurrent
 
 @dataclass(frozen=True)
 class Optimizer(Section):
-    """Clipping by the global norm, then a rule; what is minimised; and an average of the parameters, if any."""
+    """Clips a gradient by its global norm, then applies a rule; may average the parameters.
 
-    updates_rows: ClassVar[bool] = (
-        True  # whether the embedding's update stays in rows where its gradient does
-    )
-    averages_once_stale: ClassVar[bool] = (
-        False  # whether a Polyak average starts once the best validation is stale
-    )
-    forgotten_iterates: ClassVar[int] = 0  # how many first iterates a Polyak average leaves out
-    windows_as_published: ClassVar[bool] = (
-        False  # whether epochs of random windows end as AWD-LSTM's code ends them
-    )
+    Attributes:
+        updates_rows: Whether the embedding's update stays in rows where its gradient does.
+        averages_once_stale: Whether a Polyak average starts once the best validation is stale.
+        forgotten_iterates: How many first iterates a Polyak average leaves out.
+        windows_as_published: Whether epochs of random windows end as AWD-LSTM's code ends them.
+    """
+
+    updates_rows: ClassVar[bool] = True
+    averages_once_stale: ClassVar[bool] = False
+    forgotten_iterates: ClassVar[int] = 0
+    windows_as_published: ClassVar[bool] = False
 
     learning_rate: float = number(
         1.0, "rate before the schedule's factor", above=0, kind_specific=True
@@ -38,30 +39,34 @@ class Optimizer(Section):
     )
     average_decay: float | None = number(
         None,
-        "decay of an exponential average of the parameters, which evaluation then uses (none: no average)",
+        "decay of an exponential average of the parameters, which evaluation then uses (none: no "
+        "average)",
         "per window",
         above=0,
         below=1,
     )
     cost: str = choice(
         "sum",
-        "what is minimised: nats summed over the steps and averaged over the batch, or their mean over all tokens",
+        "what is minimised: nats summed over the steps and averaged over the batch, or their mean "
+        "over all tokens",
         ("sum", "mean"),
     )
     activation_penalty: float | None = number(
         None,
-        "weight of the mean square of the last layer's outputs after dropout: AR (none: absent; arXiv:1708.01009)",
+        "weight of the mean square of the last layer's outputs after dropout: AR (none: absent; "
+        "arXiv:1708.01009)",
         low=0,
     )
     temporal_penalty: float | None = number(
         None,
-        "weight of the mean square of the differences between steps of the last layer's outputs before dropout: TAR "
-        "(none: absent)",
+        "weight of the mean square of the differences between steps of the last layer's outputs "
+        "before dropout: TAR (none: absent)",
         low=0,
     )
     l2_penalty: float | None = number(
         None,
-        "weight of half the squared norm of all parameters, in the cost whose gradient is clipped (none: absent)",
+        "weight of half the squared norm of all parameters, in the cost whose gradient is clipped "
+        "(none: absent)",
         low=0,
     )
 
@@ -84,33 +89,56 @@ class Optimizer(Section):
         """Raises JaxlmError where the optimiser means nothing for a model."""
 
     def counted(self, predictions: int, rows: int) -> int:
-        """The divisor of the summed nats of an evaluation."""
+        """The divisor of the summed nats of an evaluation.
+
+        Args:
+            predictions: Tokens that were predicted.
+            rows: Rows of the text, whose first tokens were not predicted.
+
+        Returns:
+            A number of tokens.
+        """
         return predictions
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient stays one row for each token read, as TensorFlow's IndexedSlices.
+        """Whether the embedding's gradient has one row for each token read.
 
-        The global norm then counts each occurrence of a word by itself. A tied embedding has a gradient at every word.
+        TensorFlow's IndexedSlices are such rows: the global norm counts each occurrence of a word
+        by itself. A tied embedding has a gradient at every word, so its rows are summed.
         """
         return False
 
     def norm(self, grads: Params) -> jax.Array:
-        """The global norm of a gradient, as the optimiser clips by it."""
+        """The global norm of a gradient, by which the optimiser clips."""
         return optax.tree.norm(grads)
 
     def transformation(
         self, model: Recurrent, factor: jax.Array | float
     ) -> optax.GradientTransformationExtraArgs:
-        """Clipping, then the rule at `factor` times the learning rate.
+        """Clipping, then the rule. Rebuilding it at every step is safe: it holds no state.
 
-        Rebuilding it at every step is safe: it holds no state. Its `update` takes, beside gradients, state and
-        parameters, `grad_norm` (as `norm` gives it) and `averaging` (whether a Polyak average has started).
+        Args:
+            model: The config's model.
+            factor: The factor on the learning rate.
+
+        Returns:
+            A transformation whose `update` takes, beside gradients, state and parameters,
+            `grad_norm` (as `norm` gives it) and `averaging` (whether a Polyak average has started).
         """
-        clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm)]
-        return optax.chain(*clip, self.rule(model, factor))
+        if self.clip_norm is None:
+            return optax.chain(self.rule(model, factor))
+        return optax.chain(clip_by_given_norm(self.clip_norm), self.rule(model, factor))
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
-        """The transformation without clipping."""
+        """The transformation without clipping.
+
+        Args:
+            model: The config's model.
+            factor: The factor on the learning rate.
+
+        Returns:
+            A transformation of optax.
+        """
         raise NotImplementedError
 
 
@@ -121,7 +149,8 @@ def average_latest(**relations: Any) -> Any:
     """The field of kinds with a Polyak average."""
     return count(
         None,
-        "the average of nonmonotone starts after N validations at the latest (none: it may never start)",
+        "the average of nonmonotone starts after N validations at the latest (none: it may never "
+        "start)",
         "validations",
         low=1,
         **relations,
@@ -131,19 +160,29 @@ def average_latest(**relations: Any) -> Any:
 def clip_by_given_norm(
     max_norm: jax.Array | float, added: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """`optax.clip_by_global_norm`, by the `grad_norm` that `update` is given plus a number."""
+    """`optax.clip_by_global_norm`, by a norm that `update` is given.
 
-    def update(updates, state, params=None, **given):
-        norm = given["grad_norm"] + added
-        return jax.tree.map(
-            lambda g: jax.lax.select(norm < max_norm, g, g / norm * max_norm), updates
-        ), state
+    Args:
+        max_norm: The largest norm.
+        added: A number added to the norm.
+
+    Returns:
+        A transformation whose `update` takes `grad_norm`.
+    """
+
+    def update(updates, state, params=None, **extra):
+        norm = extra["grad_norm"] + added
+
+        def clip(gradient: jax.Array) -> jax.Array:
+            return jax.lax.select(norm < max_norm, gradient, gradient / norm * max_norm)
+
+        return jax.tree.map(clip, updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def matrices(params: Params) -> Any:
-    """For each parameter whether it is a matrix, and no bias of several heads: what Adam's weight decay acts on."""
+    """For each parameter, whether Adam's weight decay acts on it: on matrices, not on biases."""
 
     def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         return leaf.ndim > 1 and not path[-1].key.endswith("bias")

@@ -1,12 +1,14 @@
-"""NT-ASGD as the published code of AWD-LSTM runs it (salesforce/awd-lstm-lm; MoS has the same optimiser).
+"""NT-ASGD as the published code of AWD-LSTM runs it (salesforce/awd-lstm-lm).
+
+MoS has the same optimiser.
 
 What differs from `ASGD`:
 
-- Each layer has two biases of equal gradient, of which ours is the sum: the sum moves at twice the rate of one, and
-  counts as two in the global norm.
+- Each layer has two biases of equal gradient, of which ours is the sum: the sum moves at twice the
+  rate of one, and counts as two in the global norm.
 - The norm that clips is 1e-6 larger.
-- PyTorch sets the rate of averaged SGD at the end of a step, so that each step but the first moves by the rate of the
-  step before; and the first iterate of the average is overwritten by the second.
+- PyTorch sets the rate of averaged SGD at the end of a step, so that each step but the first moves
+  by the rate of the step before; and the first iterate of the average is overwritten by the second.
 - Evaluation divides by all tokens, though the first of each row is not predicted.
 - An epoch of random windows ends, and rates its last window, as `RandomLengths.as_published` tells.
 """
@@ -32,28 +34,37 @@ class PublishedASGD(ASGD):
     windows_as_published: ClassVar[bool] = True
 
     def check_model(self, model: Recurrent) -> None:
+        """Raises JaxlmError for a model that is no LSTM."""
         if type(model) is not LSTM:
             raise JaxlmError(
-                f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: take asgd"
+                f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: "
+                "take asgd"
             )
 
     def counted(self, predictions: int, rows: int) -> int:
+        """All tokens, though the first of each row is not predicted."""
         return predictions + rows
 
     def keeps_rows(self, tied: bool) -> bool:
+        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return False
 
     def norm(self, grads: Params) -> jax.Array:
+        """The global norm in which each layer's bias counts twice."""
         return super().norm(_with_biases_times(grads, 2**0.5))
 
     def transformation(
         self, model: Recurrent, factor: jax.Array | float
     ) -> optax.GradientTransformationExtraArgs:
-        clip = [] if self.clip_norm is None else [clip_by_given_norm(self.clip_norm, 1e-6)]
-        twice = optax.stateless(lambda updates, _: _with_biases_times(updates, 2))
-        return optax.chain(
-            *clip, twice, *self.decay(), _by_lagging_rate(self.learning_rate * factor)
-        )
+        """Clipping and descent as PyTorch runs them, as `Optimizer.transformation` says."""
+        steps: list[Any] = [
+            optax.stateless(lambda updates, _: _with_biases_times(updates, 2)),
+            *self.decay(),
+            _by_lagging_rate(self.learning_rate * factor),
+        ]
+        if self.clip_norm is not None:
+            steps.insert(0, clip_by_given_norm(self.clip_norm, 1e-6))
+        return optax.chain(*steps)
 
 
 class Lag(NamedTuple):

@@ -1,9 +1,12 @@
-"""Adam and the Mogrifier as lamb, the Mogrifier's published code, and TensorFlow 1 run them (google-deepmind/lamb).
+"""Adam and the Mogrifier as the Mogrifier's published code runs them (google-deepmind/lamb).
+
+It runs on TensorFlow 1.
 
 What differs:
 
 - Adam's epsilon is added to the root of the squared gradient's mean before its bias correction.
-- Untied, the embedding's gradient is IndexedSlices: the global norm counts every occurrence of a word by itself.
+- Untied, the embedding's gradient is IndexedSlices: the global norm counts every occurrence of a
+  word by itself.
 - Averaging starts once the best validation is `nonmonotone` validations old.
 - A dropped word is dropped from the one embedding tensor, which a tied softmax reads too.
 - A kept update of the cell is scaled by 1.5 whatever its probability, and in evaluation too.
@@ -31,9 +34,12 @@ class LambAdam(AdamW):
     averages_once_stale: ClassVar[bool] = True
 
     def keeps_rows(self, tied: bool) -> bool:
+        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return not tied and self.l2_penalty is None
 
     def adam(self) -> optax.GradientTransformation:
+        """Adam's direction, with epsilon added before the bias correction."""
+
         def update(updates, state, params=None):
             corrected = jnp.sqrt(1 - self.beta2 ** (state.count + 1))
             return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(
@@ -49,11 +55,13 @@ class LambMogrifier(Mogrifier):
 
     @property
     def drops_output_words(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """A tied softmax reads the embedding whose words are dropped."""
         return self.tied
 
     def update_scale(
         self, updated: Bool[Array, "B H"] | None
     ) -> Float[Array, "B H"] | float | None:
+        """The factor on what is written to the cell: lamb's constant, whatever the probability."""
         if self.keep_update is None or self.input_gate == "free":
             return super().update_scale(updated)
         if updated is None:
