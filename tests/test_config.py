@@ -29,7 +29,7 @@ from jaxlm.config.config import (
 )
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, either, specs
+from jaxlm.fields import Section, checked_value, either, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.report.page import published
 from jaxlm.schedules import Piecewise
@@ -519,3 +519,61 @@ def test_a_section_is_checked_where_it_is_made(kind):
 def test_a_step_refuses_a_whole_config_by_a_sentence():
     with pytest.raises(JaxlmError, match=r"a step takes a recipe, .* give it config.recipe"):
         jaxlm.train_windows(preset("test"), None, None, None, 1, bptt_length=1)  # pyright: ignore
+
+
+DECLARED = {
+    f"{kind.__name__}-{name}": (kind, name, spec)
+    for kind in [*(kind for _, _, kind in all_kinds()), *PROTOCOLS.values()]
+    for name, spec in specs(kind).items()
+}
+
+
+def allowed_value(spec):
+    """A value that a field takes, and that is not its default."""
+    if spec.type is bool:
+        return True
+    if spec.type is int:
+        return max(int(spec.low), 1)
+    return 0.5
+
+
+def test_a_number_may_be_at_its_limits_and_not_beyond():
+    for _, name, spec in DECLARED.values():
+        if spec.type not in (int, float):
+            continue
+        limits = {field: getattr(spec, field) for field in ("low", "high", "above", "below")}
+        for value in (spec.low, spec.high):
+            if math.isfinite(value):
+                number = checked_value(name, spec.type(value), spec.type, **limits)
+                assert number == value and type(number) is spec.type
+        beyond = (spec.above, spec.below, 2 * spec.high + 1, spec.low - max(1, abs(spec.low)))
+        for value in beyond:
+            if math.isfinite(value):
+                with pytest.raises(JaxlmError, match=f"{name} must be"):
+                    checked_value(name, spec.type(value), spec.type, **limits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "spec"),
+    [case for case in DECLARED.values() if case[2].needs or case[2].excludes],
+    ids=[name for name, case in DECLARED.items() if case[2].needs or case[2].excludes],
+)
+def test_what_a_field_needs_and_excludes_is_held(kind, name, spec):
+    every = specs(kind)
+    given = {name: allowed_value(spec)}
+    if spec.needs:
+        with pytest.raises(JaxlmError, match=f"{name} needs"):
+            kind(**given)
+    if name == "projection":
+        given["tied"] = True
+    if name == "dropout_start":
+        given["keep_output"] = 0.5  # dropout that grows
+    for other in spec.needs:
+        if other == "projection":
+            continue  # needs a field of its own
+        section = kind(**given | {other: allowed_value(every[other])})
+        assert getattr(section, name) == given[name]
+    for other in spec.excludes:
+        both = given | {other: allowed_value(every[other])}
+        with pytest.raises(JaxlmError, match=f"{name} and {other} exclude each other"):
+            kind(**both)

@@ -2,6 +2,8 @@
 everything that asks a model for words works with them, or says why not.
 """
 
+from itertools import combinations
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +127,35 @@ def test_a_projection_joins_a_last_layer_to_a_narrower_embedding():
         "latent_bias": (20,),
         "bias": (20,),
     }
+
+
+@pytest.mark.parametrize("torch_init", [False, True])
+@pytest.mark.parametrize(
+    "fields",
+    [{"experts": 3, "latent_size": 40}, {"tied": True, "projection": True}, {}],
+    ids=["mixture", "projection", "plain"],
+)
+def test_a_head_begins_within_its_scale(fields, torch_init):
+    model = jaxlm.LSTM(
+        vocab_size=500,
+        embedding_size=30,
+        hidden_sizes=(100,),
+        init_scale=0.3,
+        torch_init=torch_init,
+        **fields,
+    )
+    head = heads.init_head(model, *jax.random.split(jax.random.key(0)))
+    expected = {"kernel": 0.3, "bias": 0.0 if torch_init else 0.3}
+    reads = 0.1 if torch_init else 0.3  # 1 / sqrt(100), as PyTorch's Linear
+    if model.experts:
+        expected |= {"prior": reads, "latent_kernel": reads}
+        expected["latent_bias"] = 0.1 if torch_init else 0.0
+    if model.projection:
+        expected |= {"projection": reads}
+        del expected["kernel"]
+    assert head.keys() == expected.keys()
+    for name, scale in expected.items():
+        assert 0.95 * scale <= float(jnp.abs(head[name]).max()) <= scale + 1e-7
+    arrays = [leaf.ravel()[:90] for leaf in head.values() if leaf.any()]
+    for a, b in combinations(arrays, 2):
+        assert not np.allclose(a / jnp.abs(a).max(), b / jnp.abs(b).max(), atol=0.01)

@@ -137,3 +137,11 @@ def test_the_options_of_a_call_come_before_those_of_the_module():
     params = theirs.init(jax.random.key(1), X)
     options = {"time_major": True, "reverse": True, "keep_order": True, "return_carry": True}
     close(apply(ours, params, X, **options), apply(theirs, params, X, **options))
+
+
+def test_an_option_that_flax_does_not_have_is_refused():
+    x = jnp.zeros((2, 3, 4))
+    module = LSTM(5)
+    params = module.init(jax.random.key(0), x)
+    with pytest.raises(TypeError, match="unexpected arguments: reversed"):
+        module.apply(params, x, reversed=True)

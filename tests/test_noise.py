@@ -1,6 +1,7 @@
 """models/noise.py: what each mask falls on, at which rate, and that recorded masks can be given."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,27 @@ def test_each_rate_is_drawn_by_itself(field):
     np.testing.assert_allclose(rates, 0.6, atol=0.06)
     if len(masks) == 2:
         assert (masks[0] != masks[1]).any()  # each layer its own
+
+
+def test_no_two_places_have_the_same_mask():
+    noise = drawn(
+        model="mogrifier",
+        hidden_sizes=(E, E),
+        keep_embedding=0.5,
+        keep_output=0.5,
+        keep_recurrent_weights=0.5,
+        keep_state=0.5,
+        keep_update=0.5,
+    )
+    for masks in (
+        (noise.embedding, *noise.outputs),
+        noise.recurrent_weights,
+        (*noise.states, *noise.updates),
+    ):
+        for a, b in combinations(masks, 2):
+            assert a.shape == b.shape
+            share = float((a == b).mean())
+            assert 0.2 < share < 0.8, "half of the units are the same by chance"
 
 
 def test_a_locked_mask_is_one_for_all_steps_and_another_for_each_row():

@@ -1,4 +1,4 @@
-"""optimizers/: AdamW against optax's Adam and a decay written by hand. (Muon: test_muon.py.)"""
+"""optimizers/: SGD with momentum by hand; AdamW against optax's Adam and a decay written by hand. (Muon: test_muon.py.)"""
 
 from typing import Any
 
@@ -43,6 +43,21 @@ def test_adamw_decays_matrices_and_no_bias(model):
             params,
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_hand)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_sgd_accumulates_gradients_with_nesterovs_momentum_and_without(nesterov):
+    rule = BASE.replace(clip_norm=None, momentum=0.75, nesterov=nesterov, learning_rate=2.0)
+    ours = rule.optimizer.transformation(rule.model, RATE)
+    params = {"bias": jnp.zeros(3)}
+    state = ours.init(params)
+    momentum = np.zeros(3)
+    for gradient in (np.float32([1, -2, 3]), np.float32([0.5, 1, -1])):
+        grads = {"bias": jnp.asarray(gradient)}
+        updates, state = ours.update(grads, state, params, grad_norm=jnp.ones(()))
+        momentum = gradient + 0.75 * momentum
+        direction = gradient + 0.75 * momentum if nesterov else momentum
+        np.testing.assert_allclose(updates["bias"], -RATE * 2.0 * direction, rtol=1e-6)
 
 
 def is_matrix(path, leaf: jax.Array) -> bool:

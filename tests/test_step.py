@@ -123,6 +123,12 @@ def test_the_rate_decays_once_an_epoch_after_hold(offset, rates):
     assert [float(schedule.factor(0, epoch, 60)) for epoch in range(6)] == rates
 
 
+def test_the_rate_decays_once_every_so_many_epochs():
+    schedule = recipe_of(decay=0.5, hold=2.0, schedule_offset=0.0, decay_every=3.0).schedule
+    rates = [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+    assert [float(schedule.factor(0, epoch, 90)) for epoch in range(9)] == rates
+
+
 def test_initialisation():
     params = stack.init_params(
         recipe_of(

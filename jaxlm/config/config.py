@@ -243,7 +243,7 @@ def _refuse_config(*_: Any) -> NoReturn:
     raise JaxlmError("a step takes a recipe, and this is a whole Config: give it config.recipe")
 
 
-# JAX asks a value for its leaves first, so that a Config given to a jitted step is refused by a sentence.
+# JAX asks for the leaves of a jitted step's arguments first, and is answered by that sentence.
 jax.tree_util.register_pytree_node(Config, _refuse_config, _refuse_config)
 
 
