@@ -283,14 +283,15 @@ def test_every_flag_that_the_manual_names_exists():
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory) -> Path:
-    """A copy of jaxlm and its tests with the model that CONTRIBUTING.md adds."""
+    """A copy of jaxlm and its tests with the models that CONTRIBUTING.md adds."""
     folder = tmp_path_factory.mktemp("copy")
     for name in ("jaxlm", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (layer,) = (block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python")
-    (folder / "jaxlm/models/decay.py").write_text(layer)
+    layers = [block.text for block in blocks_of("CONTRIBUTING.md") if block.language == "python"]
+    for name, layer in zip(("decay", "mgu"), layers, strict=True):
+        (folder / f"jaxlm/models/{name}.py").write_text(layer)
     package = folder / "jaxlm/models/__init__.py"
-    package.write_text(package.read_text().replace("import lstm,", "import lstm, decay,"))
+    package.write_text(package.read_text().replace("import lstm,", "import lstm, decay, mgu,"))
     return folder
 
 
@@ -318,11 +319,11 @@ def test_a_model_is_added_by_following_contributing(extended):
         "-o",
         "addopts=",
         "-k",
-        "decay and not weight-decay]",
+        "mgu or (decay and not weight-decay])",
         "tests/test_laws.py",
         "tests/test_laws_of_devices.py",
     )
-    assert int(re.findall(r"(\d+) passed", laws)[0]) >= 18
+    assert int(re.findall(r"(\d+) passed", laws)[0]) >= 36
     block = next(block for block in blocks_of("CONTRIBUTING.md") if "--model decay" in block.text)
     for command in block.commands:
         assert "decay" in command
