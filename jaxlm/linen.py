@@ -99,7 +99,7 @@ def run(
     reverse = option("reverse")
     keep_order = option("keep_order")
     if options:
-        raise TypeError(f"unexpected arguments: {', '.join(options)}")
+        raise TypeError(f"unexpected keyword arguments: {', '.join(options)}")
     x = promote_dtype(inputs, kernel, dtype=rnn.cell.dtype)[0]
     if not time_major:
         x = jnp.moveaxis(x, -2, 0)

@@ -143,5 +143,5 @@ def test_an_option_that_flax_does_not_have_is_refused():
     x = jnp.zeros((2, 3, 4))
     module = LSTM(5)
     params = module.init(jax.random.key(0), x)
-    with pytest.raises(TypeError, match="unexpected arguments: reversed"):
+    with pytest.raises(TypeError, match="unexpected keyword arguments: reversed"):
         module.apply(params, x, reversed=True)
