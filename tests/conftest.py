@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 
 hypothesis.settings.register_profile("jaxlm", deadline=None)  # machines differ
 hypothesis.settings.load_profile("jaxlm")
+
+# JAX traces with hundreds of thousands of small objects: seldom walked, they cost 4% less.
+gc.set_threshold(100_000, 50, 100)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,13 +44,21 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-        if version("jaxlib").startswith(
-            "0.10."
-        ):  # by the older emitters (jax 0.12 has none, and ends at such a flag)
-            os.environ["XLA_FLAGS"] = (
-                f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-            )
+        os.environ["JAXLM_TEST_PICTURES"] = "none"  # of the commands that `forked.py` starts
+        # A program of the tests is small: its code in one piece takes a quarter less of XLA's time.
+        flags = ["--xla_cpu_parallel_codegen_split_count=1"]
+        if version("jaxlib").startswith("0.10."):
+            # By the older emitters. (jax 0.12 has none, and ends at such a flag.)
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+    os.environ["JAXLM_TEST_COMPILED"] = tempfile.mkdtemp(prefix="jaxlm-compiled-")
     _keep_programs(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the compiled programs of the commands that the session has started."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAXLM_TEST_COMPILED"], ignore_errors=True)
 
 
 def _keep_programs(config: pytest.Config) -> None:
@@ -165,15 +177,23 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def no_pictures():
-    """Runs draw no learning curve: its own tests draw it, and here it would cost a second a run."""
-    from importlib import import_module
+    """Runs and sweeps draw no pictures, but for those of a session's fixtures."""
+    from pictures import leave_out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            import_module("jaxlm.runs.trainer"), "learning_curve", lambda rows, steps, path: path
-        )
+        leave_out(patch.setattr)
+        yield
+
+
+@pytest.fixture
+def pictures():
+    """Runs and sweeps draw their pictures."""
+    from pictures import drawn_again
+
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_again(patch.setattr)
         yield
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,8 @@ import jaxlm
 from jaxlm.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPILED = tempfile.TemporaryDirectory(
-    prefix="jaxlm-compiled-"
-)  # JAX's own cache, so that a restart is quick
+# JAX's own cache, so that a restart is quick: one for all commands of a session of tests.
+COMPILED = Path(os.environ["JAXLM_TEST_COMPILED"])
 ONE_THREAD = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
 
 
@@ -59,7 +57,7 @@ def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Pop
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": ONE_THREAD,
-        "JAX_COMPILATION_CACHE_DIR": COMPILED.name,
+        "JAX_COMPILATION_CACHE_DIR": str(COMPILED),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     }

@@ -38,9 +38,10 @@ BASE = jaxlm.preset("small").replace(
     hold=1.0,
 )
 MODEL_CASES = (
-    {name: BASE.replace(model=name) for name in MODELS}
+    {name: BASE.replace(model=name, hidden_sizes=HIDDEN[:1]) for name in MODELS}
     | {f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS}
     | {
+        "two-layers": BASE,
         "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
         "mogrifier-all": BASE.replace(
             model="mogrifier",
@@ -59,11 +60,10 @@ MODEL_CASES = (
         "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3),
     }
 )
-USUAL_MODELS = {f"{name}-tied" if place % 2 else name for place, name in enumerate(MODELS)} | {
-    "mogrifier-all",
-    "tied-mixture",
-    "projection",
-}
+# Every kind in one layer, and what else a model may have.
+USUAL_MODELS = {*MODELS, "lstm-tied", "two-layers", "mogrifier-all", "tied-mixture", "projection"}
+# Of the cases, those with another head, or another way from the features to it.
+HEADS = {"lstm", "lstm-tied", "projection", "mixture", "tied-mixture"}
 EVERY_DROPOUT = dict(
     locked_dropout=True, keep_embedding=0.8, keep_output=0.6, keep_last_output=0.9, keep_words=0.8
 )

@@ -398,7 +398,7 @@ def test_a_sweep_finds_its_tokenizer_s_file_from_another_directory(tmp_path, ger
 
 
 @pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
-def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, capsys):
+def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, capsys):
     options = (
         {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))}
         if kind == "given"
@@ -443,7 +443,7 @@ def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, no_pictures, 
         assert not reproduce(tmp_path / "alone", quiet=True).results
 
 
-def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pictures):
+def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german):
     config = jaxlm.preset("small").replace(
         corpus=str(german),
         tokens="bytes",
@@ -460,7 +460,7 @@ def test_a_tokenizer_of_another_size_is_another_models(tmp_path, german, no_pict
         jaxlm.train(config, replace(other, notes=()), params=result.params, quiet=True)
 
 
-def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, no_pictures, capsys):
+def test_unknown_tokens_of_a_run_s_own_text_are_warned_of(tmp_path, german, capsys):
     config = jaxlm.preset("small").replace(
         corpus=str(german),
         vocab_size=8,
@@ -515,7 +515,7 @@ def test_options_that_cannot_be_are_refused_in_one_sentence(german, tmp_path, op
         assert "\n" not in str(caught.value)
 
 
-def test_flags_and_presets_take_the_fields(tmp_path, german, no_pictures, capsys):
+def test_flags_and_presets_take_the_fields(tmp_path, german, capsys):
     tiny = [
         "--embedding-size",
         "2",

@@ -112,10 +112,15 @@ def test_gated_deltanet_is_the_paper_s_equations():
     rng = np.random.default_rng(0)
     params["norm"] = jnp.asarray(rng.uniform(0.5, 2, H), jnp.float32)
     x = rng.normal(size=(T, B, E)).astype(np.float32)
-    first, state = model.apply_layer(
-        params, jnp.asarray(x[:4]), model.zero_state(B, H, x.dtype), CellNoise(), None
-    )
-    second, state = model.apply_layer(params, jnp.asarray(x[4:]), state, CellNoise(), None)
+
+    @jax.jit
+    def windows(x):
+        zero = model.zero_state(B, H, x.dtype)
+        first, state = model.apply_layer(params, x[:4], zero, CellNoise(), None)
+        second, state = model.apply_layer(params, x[4:], state, CellNoise(), None)
+        return first, second, state
+
+    first, second, state = jax.device_get(windows(x))
 
     p = {name: np.asarray(leaf, np.float64) for name, leaf in params.items()}
     x = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
@@ -145,8 +150,8 @@ def test_gated_deltanet_is_the_paper_s_equations():
                 h = q @ S[n] / np.sqrt(D)
                 y[n * D : (n + 1) * D] = h / np.sqrt((h**2).mean() + 1e-5)
             y *= p["norm"] * gate * sigmoid(gate)
-            found = first[t, b] if t < 4 else second[t - 4, b]
-            np.testing.assert_allclose(found, y, rtol=1e-4, atol=1e-5)
+            output = first[t, b] if t < 4 else second[t - 4, b]
+            np.testing.assert_allclose(output, y, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(state.S[b], S, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(state.inputs[b], projected[-3:], rtol=1e-5, atol=1e-6)
 

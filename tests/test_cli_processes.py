@@ -241,51 +241,44 @@ def test_a_path_that_is_not_utf_8():
     assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("script", "given"),
-    [("ptb_small.py", []), ("ptb_small.py", ["--config={}/own.json"]), ("zaremba.py", ["small"])],
-)
-def test_the_scripts_run(script, given, tmp_path):
-    """As a user starts them: a short run on the tiny corpus, in a process of its own."""
-    (tmp_path / "own.json").write_text(preset("test").to_json())
-    given = [one.format(tmp_path) for one in given]
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "experiments" / script,
-            *given,
-            *TINY,
-            "--steps",
-            "3",
-            "--run-dir",
-            tmp_path / "run",
-        ],
-        capture_output=True,
-        text=True,
-    )
+def test_a_script_runs(tmp_path):
+    """As a user starts it: a short run on the tiny corpus, in a process of its own."""
+    script = ROOT / "experiments/ptb_small.py"
+    flags = [*TINY, "--steps", "3", "--run-dir", tmp_path / "run"]
+    done = subprocess.run([sys.executable, script, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "embedded-tiny" in done.stdout and "test, last checkpoint" in done.stdout
     assert "Traceback" not in done.stderr
 
 
-def test_the_script_that_sweeps_runs(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "experiments/ptb_sweep.py",
-            *TINY,
-            "--clip-norm",
-            "1",
-            "--run-dir",
-            tmp_path / "run",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+def run_script(server, script: str, *arguments: str | Path) -> str:
+    """The output of a script of `experiments/` in a forked process."""
+    argv = ["script", *map(str, arguments)]
+    code = f"""
+import runpy, sys
+sys.argv = {argv!r}
+runpy.run_path({str(ROOT / "experiments" / script)!r}, run_name="__main__")
+raise SystemExit(0)"""
+    exit_code, out, err = server.start(before=code).end()
+    assert exit_code == 0 and "Traceback" not in err, err
+    return out
+
+
+@pytest.mark.parametrize(
+    ("script", "given"), [("ptb_small.py", "--config={}/own.json"), ("zaremba.py", "small")]
+)
+def test_the_scripts_run(server, script, given, tmp_path):
+    (tmp_path / "own.json").write_text(preset("test").to_json())
+    flags = [*TINY, "--steps", "3", "--run-dir", tmp_path / "run"]
+    out = run_script(server, script, given.format(tmp_path), *flags)
+    assert "embedded-tiny" in out and "test, last checkpoint" in out
+
+
+def test_the_script_that_sweeps_runs(server, tmp_path):
+    flags = [*TINY, "--clip-norm", "1", "--workers", "1", "--run-dir", tmp_path / "run"]
+    out = run_script(server, "ptb_sweep.py", *flags)
     assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
-    assert "best first" in done.stdout and "jaxlm train --preset small" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert "best first" in out and "jaxlm train --preset small" in out
 
 
 def test_the_package_itself_is_the_command():

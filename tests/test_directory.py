@@ -52,9 +52,6 @@ END = 18.847837102272983  # test perplexity of that version at the end of the se
 SECONDS = 20
 
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
 @pytest.fixture(scope="module")
 def corpus():
     return load_corpus(GOLDEN / "text")

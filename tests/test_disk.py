@@ -15,8 +15,6 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.errors import DataError, RunDirError
 from jaxlm.runs import checkpoint
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
 
 @pytest.fixture(scope="module")
 def corpus():
@@ -24,7 +22,7 @@ def corpus():
 
 
 @pytest.fixture(scope="module")
-def reference(corpus, no_pictures, tmp_path_factory):
+def reference(corpus, tmp_path_factory):
     result = jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("disk") / "run", quiet=True)
     assert result.run_dir
     return kept(result.run_dir)

@@ -318,7 +318,6 @@ def test_no_code_of_the_folder_is_run(folder, tmp_path):
     import_model(changed(folder, tmp_path, "modeling_jaxlm.py", lambda _: code))
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_checkpoints_kept_by_words_are_folders_in_it(tmp_path, monkeypatch):
     run = tmp_path / "run"
     out = tmp_path / "out"

@@ -11,7 +11,7 @@ from recipes import (
     BASE,
     CASES,
     COVERING,
-    HIDDEN,
+    HEADS,
     MODEL_CASES,
     USUAL_MODELS,
     B,
@@ -24,7 +24,6 @@ from recipes import (
 import jaxlm
 from jaxlm.fields import specs
 from jaxlm.models import heads, stack
-from jaxlm.models.noise import Noise
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state
 from jaxlm.scoring.stream import eval_step, stream_nats
@@ -42,15 +41,8 @@ TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, 
 
 # One program each: op by op, every op of every model would be compiled by itself.
 _eval_step = jax.jit(eval_step)
-_token_nats = jax.jit(heads.token_nats)
-_logits = jax.jit(heads.logits)
-
-
-@jax.jit
-def features_of(model, params, inputs):
-    return stack.features(
-        model, params, Noise(), stack.embed(params, inputs), stack.zero_carry(model, B)
-    )[0]
+_stacked = jax.jit(members.stacked, static_argnums=(2, 3))
+_member_at = jax.jit(members.member_at, static_argnums=1)
 
 
 def started(config, seed=0):
@@ -125,47 +117,47 @@ class TestModels:
 
     def test_rows_of_the_batch_do_not_see_each_other(self, config):
         params = started(config).params
-        whole, _ = nats_of(config, params, TOKENS[:9])
-        alone, _ = nats_of(config, params, TOKENS[:9, 2:3])
-        np.testing.assert_allclose(alone[:, 0], whole[:, 2], rtol=1e-5)
+        tokens = TOKENS[:9]
+        whole, _ = nats_of(config, params, tokens)
+        others, _ = nats_of(config, params, ((tokens + 1) % V).at[:, 2].set(tokens[:, 2]))
+        np.testing.assert_allclose(others[:, 2], whole[:, 2], rtol=1e-5)
+        assert (others[:, [0, 1, 3]] != whole[:, [0, 1, 3]]).all()
 
     def test_the_next_word_has_a_probability_of_one_in_all(self, config):
-        model = config.model
         params = started(config).params
-        y = features_of(model, params, TOKENS[:3])
-        every = [_token_nats(model, params, y, np.full((3, B), word)) for word in range(V)]
-        np.testing.assert_allclose(np.exp(-np.array(every)).sum(0), 1, rtol=1e-5)
-        np.testing.assert_allclose(
-            jax.nn.log_softmax(_logits(model, params, y))[..., 4], -every[4], rtol=1e-4, atol=1e-5
-        )
-
-    def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(self, config):
-        model = config.model
-        params = started(config).params
-        targets = TOKENS[1:4]
-
-        def plainly(params):
-            log_p = jax.nn.log_softmax(
-                heads.logits(model, params, features_of(model, params, TOKENS[:3]))
-            )
-            return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
-
-        fast, plain = (
-            jax.jit(jax.value_and_grad(cost))(params)
-            for cost in (
-                lambda params: heads.summed_nats(
-                    model, params, features_of(model, params, TOKENS[:3]), targets
-                ),
-                plainly,
-            )
-        )
-        equal(fast, plain, rtol=2e-4, atol=1e-5)
+        zero = stack.zero_carry(config.model, B)
+        nats = [
+            _eval_step(config.model, params, TOKENS[:8], jnp.full((8, B), word), zero)[0]
+            for word in range(V)
+        ]
+        np.testing.assert_allclose(np.exp(-np.array(nats)).sum(0), 1, rtol=1e-5)
 
     def test_carry_and_params_have_the_shapes_that_the_config_says(self, config):
         state = started(config)
-        assert len(state.carry) == len(HIDDEN)
+        assert len(state.carry) == len(config.model.hidden_sizes)
         assert state.params["embedding"].shape == (V, config.model.embedding_size)
         assert ("kernel" in state.params["softmax"]) != config.model.tied
+
+
+@pytest.mark.parametrize("config", parameters(MODEL_CASES, HEADS))
+def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(config):
+    """What a head makes of any features, whatever kind of layers they come from."""
+    model = config.model
+    params = started(config).params
+    targets = TOKENS[1:4]
+    y = jax.random.normal(jax.random.key(1), (3, B, model.hidden_sizes[-1]))
+
+    def plainly(params, y):
+        log_p = jax.nn.log_softmax(heads.logits(model, params, y))
+        return -jnp.take_along_axis(log_p, targets[..., None], -1).sum()
+
+    def fast(params, y):
+        return heads.summed_nats(model, params, y, targets)
+
+    differentiated = [
+        jax.jit(jax.value_and_grad(cost, argnums=(0, 1)))(params, y) for cost in (fast, plainly)
+    ]
+    equal(*differentiated, rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", parameters(CASES, COVERING))
@@ -207,7 +199,7 @@ class TestTraining:
     @pytest.mark.parametrize("vmapped", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_a_member_equals_the_run_alone(self, config, vmapped):
         configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
-        group = members.stacked(configs[0].recipe, started(config), 2, None)
+        group = _stacked(configs[0].recipe, started(config), 2, None)
         group = members.with_member(group, 1, configs[1].recipe, started(config, seed=1))
         windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
         states, metrics = members.train_members(
@@ -222,7 +214,7 @@ class TestTraining:
             alone, costs = trained(configs[slot], started(config, seed=seed))
             tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
             np.testing.assert_allclose(metrics.cost[slot], costs.cost, rtol=1e-5)
-            equal(members.member_at(states, slot), alone, **tolerance)
+            equal(_member_at(states, slot), alone, **tolerance)
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
         """Parameters, carry, key, optimiser and average:
@@ -247,20 +239,13 @@ def text(tmp_path_factory):
 
 
 def test_the_average_is_the_weighted_mean_of_all_iterates():
-    config = BASE.replace(average_decay=0.8)
+    config = next(case for case in COVERING.values() if case.optimizer.average_decay is not None)
     state = started(config)
     iterates = []
-    for at in range(5):
-        state, _ = train_windows(
-            config.recipe,
-            state,
-            TOKENS,
-            window_plan(config, len(TOKENS)).windows(at, 1, 8),
-            jnp.int32(1),
-            bptt_length=T,
-        )
+    for _ in range(5):
+        state, _ = trained(config, state, steps=1)
         iterates.append(np.asarray(state.params["embedding"], np.float64))
-    weights = 0.8 ** np.arange(4, -1, -1)
+    weights = config.optimizer.average_decay ** np.arange(4.0, -1, -1)
     expected = np.tensordot(weights / weights.sum(), iterates, 1)
     np.testing.assert_allclose(state.evaluated["embedding"], expected, rtol=1e-5, atol=1e-6)
 
@@ -269,6 +254,6 @@ def test_a_mechanism_that_is_absent_has_no_leaf():
     plain = BASE.recipe
     full = BASE.replace(average_decay=0.5, keep_output=0.5, momentum=0.5).recipe
     assert len(jax.tree.leaves(full)) == len(jax.tree.leaves(plain)) + 3
-    state = init_state(plain, jax.random.key(0), B)
+    state = jax.eval_shape(partial(init_state, plain, batch_size=B), jax.random.key(0))
     assert state.key is None and state.average is None and not jax.tree.leaves(state.opt_state)
     assert replace(state, average=Average(state.params, jnp.int32(1))).evaluated is state.params

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from forked import Server
-from processes import COMPILED, ROOT, assert_same, kept, training, wait_for, windows
+from processes import ROOT, assert_same, kept, training, wait_for, windows
 
 from jaxlm.errors import RunDirError
 from jaxlm.runs import checkpoint
@@ -277,19 +277,29 @@ def test_a_run_is_reproduced_byte_for_byte(server, tmp_path):
 def test_a_damaged_entry_of_the_compilation_cache_is_compiled_again_without_a_warning(
     server, tmp_path
 ):
-    finish(server, tmp_path / "run", "--steps", "1")
-    entries = {path: path.stat().st_size for path in Path(COMPILED.name).glob("jit_*-cache")}
+    folder = tmp_path / "programs"
+    own = (
+        f"import os, jax; os.environ['JAX_COMPILATION_CACHE_DIR'] = {str(folder)!r}; "
+        f"jax.config.update('jax_compilation_cache_dir', {str(folder)!r})"
+    )
+
+    def train(run_dir):
+        code, out, err = server.start(*training(run_dir), "--steps", "1", before=own).end()
+        assert (code, err) == (0, ""), out + err
+
+    train(tmp_path / "run")
+    entries = {path: path.stat().st_size for path in folder.glob("jit_*-cache")}
     assert entries
     for path, size in entries.items():
         os.truncate(path, size // 2)
-    finish(server, tmp_path / "again", "--steps", "1")  # asserts that nothing was said
+    train(tmp_path / "again")  # asserts that nothing was said
     read = [
         path
         for path, size in entries.items()
         if not path.exists() or path.stat().st_size > size // 2
     ]
     assert read
-    finish(server, tmp_path / "once more", "--steps", "1")
+    train(tmp_path / "once more")
 
 
 NOTED = """

@@ -244,7 +244,7 @@ def test_a_group_s_arrays_are_gone_when_it_is(vmap):
 
 
 def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
-    tmp_path, capsys, monkeypatch
+    pictures, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     space = {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}
@@ -741,7 +741,7 @@ def test_a_silent_machine_s_trials_are_begun_again_elsewhere(server, tmp_path, m
     assert all(trial.run_dir is not None for trial in found.members)
 
 
-def test_more_random_points_on_resume(tmp_path):
+def test_more_random_points_on_resume(pictures, tmp_path):
     space = {"learning_rate": "log:0.1:1"}
     how = {"strategy": "random", "run_dir": tmp_path / "sweep", "quiet": True}
     few = jaxlm.sweep(TINY.replace(epochs=1), space, trials=2, **how)

@@ -32,16 +32,13 @@ from jaxlm.training import step as steps
 CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
 @pytest.fixture(scope="module")
 def corpus():
     return load_corpus("embedded-tiny")
 
 
 @pytest.fixture(scope="module")
-def finished(corpus, no_pictures, tmp_path_factory):
+def finished(corpus, tmp_path_factory):
     """An uninterrupted run of three epochs, with dropout."""
     return jaxlm.train(CONFIG, corpus, tmp_path_factory.mktemp("train") / "run", quiet=True)
 
