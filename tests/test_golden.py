@@ -131,10 +131,11 @@ def recorded(ptb_dir):
 
 
 def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
-    """Costs and norms of the 50 windows and the 8 validation costs;
+    """Costs and norms of as many windows, and validation costs, as were recorded;
     `nudge` seeds a change of the weights by 1e-6.
     """
     config = jaxlm.preset("small")
+    count = len(golden["train_cost_and_grad_norm"])
     case = dict(V=10_000, E=200, hidden=[256, 128], init=0.1)
     variables = named(case, golden["variables"])
     if nudge is not None:
@@ -148,15 +149,15 @@ def ptb_run(golden, corpus, nudge: int | None = None, mesh=None):
     with jax.default_matmul_precision("highest"):
         tokens = batch(corpus.train, 60)
         tokens = put_rows(mesh, tokens.shape, lambda rows, tokens=tokens: tokens[:, rows])
-        windows = WindowPlan(len(tokens), 20, 1).windows(0, 50, 50)
+        windows = WindowPlan(len(tokens), 20, 1).windows(0, count, count)
         state, metrics = train_windows(
-            recipe, place(mesh, state), tokens, windows, jnp.int32(50), bptt_length=20, mesh=mesh
+            recipe, place(mesh, state), tokens, windows, jnp.int32(count), bptt_length=20, mesh=mesh
         )
         state = fetch(mesh, state, recipe.model.vocab_size)
         rows = jnp.asarray(batch(corpus.valid, 60))
         carry = stack.zero_carry(recipe.model, 60)
         valid = []
-        for start in range(0, 160, 20):
+        for start in range(0, 20 * len(golden["valid_cost"]), 20):
             inputs = rows[start : start + 20]
             targets = rows[start + 1 : start + 21]
             nats, carry = jax.jit(eval_step)(recipe.model, state.params, inputs, targets, carry)

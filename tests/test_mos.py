@@ -23,7 +23,16 @@ from jaxlm.runs.run import window_plan
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training.step import init_state, read_window, train_step
 
-CASES = {"no dropout": 0, "all dropouts": 1, "small batches": 2}
+CASES = recorded("mos")["cases"]
+
+
+def mechanisms(case: dict) -> list[str]:
+    """What a recorded case has beside the plain model."""
+    config = case["config"]
+    small = ["small batches"] if config["small_batch"] != config["B"] else []
+    return [*small, *(name for name, rate in config["rates"].items() if rate)]
+
+
 step = jax.jit(train_step, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -232,23 +241,24 @@ def agreeing(told: dict) -> int:
     return len(off)
 
 
-# By default the one of all mechanisms at once; the others with the slow tests.
+# By default the one of most mechanisms at once; the others with the slow tests.
 @pytest.mark.golden
 @pytest.mark.parametrize(
-    ("name", "wide"),
+    ("case", "wide"),
     [
         pytest.param(
-            name,
+            case,
             wide,
-            id=f"{name}, {'float64' if wide else 'float32'}",
-            marks=[] if (name, wide) == ("small batches", True) else [pytest.mark.slow],
+            id=f"{' '.join(mechanisms(case)) or 'plain'}, {'float64' if wide else 'float32'}",
+            marks=[]
+            if wide and case is max(CASES, key=lambda case: len(mechanisms(case)))
+            else [pytest.mark.slow],
         )
-        for name in CASES
+        for case in CASES
         for wide in (False, True)
     ],
 )
-def test_the_published_run(name, wide):
-    case = recorded("mos")["cases"][CASES[name]]
+def test_the_published_run(case, wide):
     with jax.enable_x64(wide), jax.default_matmul_precision("highest"):
         replay = Replay(case, "float64" if wide else "float32")
         (losses, norms, rates, lengths), evaluated, tensors, log_p = replay.run()

@@ -189,12 +189,13 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
 
 
 @pytest.mark.golden
-def test_lamb_s_dynamic_evaluation():
-    """After its ten windows of training by rmsprop,
-    which is Adam without a mean of the gradient.
-    """
-    every = recorded("mogrifier")["language_models"]
-    case = next(case for case in every if not case["masks"])
+@pytest.mark.parametrize(
+    "case",
+    [case for case in recorded("mogrifier")["language_models"] if not case["masks"]],
+    ids=lambda case: case["name"].split(";")[0],
+)
+def test_lamb_s_dynamic_evaluation(case):
+    """After its windows of training by rmsprop, which is Adam without a mean of the gradient."""
     config = lamb_config(case)
     params = jax.tree.map(jnp.asarray, lamb_params(case))
     B = case["B"]
