@@ -1,12 +1,15 @@
 """A ladder of regularisation on one small LSTM: each rung adds one thing to the rung before it.
 
-    python experiments/ablation.py                               Penn Treebank, 13 epochs, one seed
-    python experiments/ablation.py --seeds 3 --epochs 20         three seeds: mean and standard deviation
+    # Penn Treebank, 13 epochs, one seed
+    python experiments/ablation.py
+    # Three seeds: mean and standard deviation
+    python experiments/ablation.py --seeds 3 --epochs 20
     python experiments/ablation.py --corpus embedded-tiny --epochs 1 --width 8
-    python experiments/ablation.py --markdown docs/lab/ablation.md   writes the table into that page too
+    # Writes the table into that page too
+    python experiments/ablation.py --markdown docs/lab/ablation.md
 
-Each rung and seed is a run in --run-dir (default: runs/ablation), which a second start resumes or reads. The table goes
-to the terminal, the plot to ablation.png in that directory.
+Each rung and seed is a run in --run-dir (default: runs/ablation), which a second start resumes or
+reads. The table goes to the terminal, the plot to ablation.png in that directory.
 """
 
 import argparse
@@ -65,7 +68,8 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
 
 
 def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, float]:
-    """The last validation and the test perplexity of a run, which is resumed or read where it is there already.
+    """The last validation and the test perplexity of a run, which is resumed or read where it is
+    there already.
 
     Of a run that diverges, which is said, both are nan.
     """
@@ -84,7 +88,9 @@ def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, fl
 
 
 def table(found: dict[str, Scores]) -> str:
-    """The ladder in Markdown: means over the seeds, with the standard deviation where there are several."""
+    """The ladder in Markdown: means over the seeds, with the standard deviation where there are
+    several.
+    """
     lines = ["| rung | what it sets | valid | test |", "|---|---|---|---|"]
     for rung, scores in found.items():
         sets = (

@@ -1,13 +1,18 @@
-"""Compiles jaxlm's programs for an H100 and for TPUs on any machine, and tells their memory and least time.
+"""Compiles jaxlm's programs for an H100 and for TPUs on any machine, and tells their memory and
+least time.
 
-    pip install libtpu && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt      (the latter of jaxlib's version)
-    python experiments/accelerators.py                         every program, for one H100 and one v5e: an hour
-    python experiments/accelerators.py small --target h100     one program, printed
+    # The plugins of jaxlib's version
+    pip install libtpu && pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt
+    # Every program, for one H100 and one v5e: an hour
+    python experiments/accelerators.py
+    # One program, printed
+    python experiments/accelerators.py small --target h100
 
-A compiled program tells its memory and how many kernels a window launches; no time is measured. The least time of a
-window is the largest of three: operations at the device's peak rate, bytes at the memory's rate, and launches at LAUNCH
-each. Operations are those of the matrix products, counted by jaxlm's shapes; bytes are the parameters, their gradients
-and the activations, each written and read once.
+A compiled program tells its memory and how many kernels a window launches; no time is measured. The
+least time of a window is the largest of three: operations at the device's peak rate, bytes at the
+memory's rate, and launches at LAUNCH each. Operations are those of the matrix products, counted by
+jaxlm's shapes; bytes are the parameters, their gradients and the activations, each written and read
+once.
 """
 
 import argparse
@@ -52,8 +57,8 @@ LAUNCH = {
 
 
 class Target(NamedTuple):
-    """A device that is not here: its topology's name, memory, bytes a second, and multiplications and additions a
-    second in float32 (on a TPU six passes of bfloat16) and bfloat16.
+    """A device that is not here: its topology's name, memory, bytes a second, and multiplications
+    and additions a second in float32 (on a TPU six passes of bfloat16) and bfloat16.
     """
 
     platform: str
@@ -75,14 +80,17 @@ TARGETS = {
 # An H100's description as XLA wants it, by NVIDIA's data sheet and the CUDA programming guide.
 H100 = """
 gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132
+  fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   registers_per_core_limit: 65536 registers_per_block_limit: 65536 clock_rate_ghz: 1.98
   memory_bandwidth: 3352320000000 device_memory_size: 84942979072 l2_cache_size: 52428800
   cuda_compute_capability { major: 9 }
 }
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
 """
 OPTIONS = {
     "cuda": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
@@ -92,7 +100,9 @@ OPTIONS = {
 
 @lru_cache
 def devices(target: str) -> list[Any]:
-    """The devices of a target. Raises JaxlmError where its plugin is not installed, or knows no such topology."""
+    """The devices of a target. Raises JaxlmError where its plugin is not installed, or knows no
+    such topology.
+    """
     one = TARGETS[target]
     try:
         if one.platform == "cuda":
@@ -105,12 +115,15 @@ def devices(target: str) -> list[Any]:
         ).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         raise JaxlmError(
-            f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200} (see .ci/nightly)"
+            f"no program can be compiled for {target}: {str(error).splitlines()[0]:.200} "
+            "(see .ci/nightly)"
         ) from None
 
 
 def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = None) -> Any:
-    """A tree's arrays as their shapes on a target's first device, or where `jaxlm.distributed.mesh.place` puts them."""
+    """A tree's arrays as their shapes on a target's first device, or where
+    `jaxlm.distributed.mesh.place` puts them.
+    """
 
     def one(path: Any, leaf: Any) -> Any:
         shape = [*jnp.shape(leaf)]
@@ -131,7 +144,8 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
     height = 40 * config.train.longest
     if counts.batch_size % rows:
         raise JaxlmError(
-            f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: ask for others"
+            f"the {counts.batch_size} rows of a batch do not divide over {rows} devices: "
+            "ask for others"
         )
     mesh = None
     there = devices(target)
@@ -192,10 +206,11 @@ def computations(text: str) -> tuple[dict[str, list[tuple[str, str]]], str]:
 
 
 def per_window(text: str, weight: Callable[[str, str], int]) -> int:
-    """The sum of the weights, of (opcode, line), of what one window of a compiled `train_windows` executes.
+    """The sum of the weights, of (opcode, line), of what one window of a compiled `train_windows`
+    executes.
 
-    That is its loop's body, with inner loops in full, and of branches the heaviest. A loop has the turns that XLA
-    notes, or that its condition compares with.
+    That is its loop's body, with inner loops in full, and of branches the heaviest. A loop has the
+    turns that XLA notes, or that its condition compares with.
     """
     found, entry = computations(text)
 
@@ -260,7 +275,8 @@ def sent(opcode: str, line: str) -> int:
 
 
 def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
-    """(operations, bytes) of a window on each of rows x words devices, by the model's shapes: the least there is to do.
+    """(operations, bytes) of a window on each of rows x words devices, by the model's shapes: the
+    least there is to do.
 
     Devices that share the words compute all layers, and all words that are drawn.
     """

@@ -1,15 +1,20 @@
-"""The speed of jaxlm: a training step beside other systems, by kind and optimiser, evaluation, start-up, two commits.
+"""The speed of jaxlm: a training step beside other systems, by kind and optimiser, evaluation,
+start-up, two commits.
 
-    pip install -e '.[bench]'                     the peers; a peer that is not installed is left out
-    python experiments/benchmark.py               a step of each preset in each dtype, beside the peers and the floor
+    # The peers; a peer that is not installed is left out
+    pip install -e '.[bench]'
+    # A step of each preset in each dtype, beside the peers and the floor
+    python experiments/benchmark.py
     python experiments/benchmark.py kinds optimizers evaluation sweeps char start-up growth
-    python experiments/benchmark.py --commits HEAD~1 HEAD    a step of the presets at two commits of this repository
-    python experiments/benchmark.py --json        the results as JSON, in place of tables
+    # A step of the presets at two commits of this repository
+    python experiments/benchmark.py --commits HEAD~1 HEAD
+    # The results as JSON, in place of tables
+    python experiments/benchmark.py --json
 
-Every contender is a process of its own, with its own peak memory. Contenders take turns within one run, and the medians
-of their turns are compared. The floor is the arithmetic of the step's matrix products as one large product of the
-dtype, in the same run, beside the products at the step's own shapes. Needs a quiet machine: the spread of the turns is
-shown.
+Every contender is a process of its own, with its own peak memory. Contenders take turns within one
+run, and the medians of their turns are compared. The floor is the arithmetic of the step's matrix
+products as one large product of the dtype, in the same run, beside the products at the step's own
+shapes. Needs a quiet machine: the spread of the turns is shown.
 """
 
 import argparse
@@ -116,10 +121,12 @@ class Worker:
 
 
 def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[Row]:
-    """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not counted.
+    """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not
+    counted.
 
     Returns:
-        A row for each: medians in ms, and `times`, how much longer than the first contender it took.
+        A row for each: medians in ms, and `times`, how much longer than the first contender it
+        took.
     """
     workers = [Worker(contender) for contender in contenders]
     for worker in workers:
@@ -160,7 +167,9 @@ def in_dtypes(label: str, maker: str, preset: str, **changes: Any) -> list[Conte
 
 
 def steps(preset: str) -> list[Contender]:
-    """jaxlm, the step's products alone and the floor in each dtype, Flax, and the peers that are installed."""
+    """jaxlm, the step's products alone and the floor in each dtype, Flax, and the peers that are
+    installed.
+    """
     ours = [
         one for maker in ("jaxlm", "products", "floor") for one in in_dtypes(maker, maker, preset)
     ]
@@ -209,7 +218,9 @@ def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
 
 
 def section(what: str, presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """The rows of a section; `ms` is of a window (in sweeps, one of each member), in evaluation of a whole pass."""
+    """The rows of a section; `ms` is of a window (in sweeps, one of each member), in evaluation of
+    a whole pass.
+    """
     return [
         row
         for group in contenders(what, presets)
@@ -246,7 +257,9 @@ def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: i
 
 
 def start_up(turns: int) -> list[Row]:
-    """Seconds from a command to its result, with an empty cache of compiled programs and with a full one."""
+    """Seconds from a command to its result, with an empty cache of compiled programs and with a
+    full one.
+    """
     commands = {
         "--help": ["--help"],
         "train, first 16 windows": ["train"],
@@ -291,7 +304,8 @@ def _seconds_to_windows(arguments: Sequence[str], cache: Path, windows: int = 16
 def watched(
     arguments: Sequence[str], environment: Mapping[str, str], pause: float
 ) -> Generator[float, None, None]:
-    """Runs `jaxlm`, and yields the seconds since its start after every pause, and once more when it has ended.
+    """Runs `jaxlm`, and yields the seconds since its start after every pause, and once more when it
+    has ended.
 
     A process that runs when this is closed is ended. Raises SystemExit where the command fails.
     """

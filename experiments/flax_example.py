@@ -1,9 +1,13 @@
-"""A Flax program around jaxlm's model: Penn Treebank by Flax's TrainState, optax's clipping and a piecewise schedule.
+"""A Flax program around jaxlm's model: Penn Treebank by Flax's TrainState, optax's clipping and a
+piecewise schedule.
 
-    python experiments/flax_example.py                 train; from equal parameters it follows `jaxlm.train`
-    python experiments/flax_example.py runs/mine       evaluate the last checkpoint of a jaxlm run on test
+    # Train; from equal parameters it follows `jaxlm.train`
+    python experiments/flax_example.py
+    # Evaluate the last checkpoint of a jaxlm run on test
+    python experiments/flax_example.py runs/mine
 
-The embedding is tied, so that its gradient is dense. (Else jaxlm's norm counts each occurrence of a word by itself.)
+The embedding is tied, so that its gradient is dense. (Else jaxlm's norm counts each occurrence of a
+word by itself.)
 """
 
 import sys
@@ -44,7 +48,9 @@ def train_step(state, carry, window, key):
 
 
 def train(model, params, ids, epochs=EPOCHS):
-    """Yields the state and the mean nats after each window; the carry is passed on within an epoch."""
+    """Yields the state and the mean nats after each window; the carry is passed on within an
+    epoch.
+    """
     rows = ids[: len(ids) // ROWS * ROWS].reshape(ROWS, -1)
     starts = range(0, rows.shape[1] - STEPS, STEPS)
     schedule = optax.piecewise_constant_schedule(

@@ -1,11 +1,14 @@
 """A corpus larger than memory: how fast it is prepared, and trained on from its file.
 
-    python experiments/large_corpus.py            100 million tokens: about 1.2 GB of disk for a while, and 3 minutes
-    python experiments/large_corpus.py --tokens 5000000 --turns 2        for a quick look
+    # 100 million tokens: about 1.2 GB of disk for a while, and 3 minutes
+    python experiments/large_corpus.py
+    # For a quick look
+    python experiments/large_corpus.py --tokens 5000000 --turns 2
 
-The text is made by the embedded corpus's generator: streams of Penn Treebank's size, one after another. Two processes
-then train the preset small on its ids, one from memory and one from the file; they take turns, their medians are
-compared, and each prints its own peak memory. Needs a quiet machine.
+The text is made by the embedded corpus's generator: streams of Penn Treebank's size, one after
+another. Two processes then train the preset small on its ids, one from memory and one from the
+file; they take turns, their medians are compared, and each prints its own peak memory. Needs a
+quiet machine.
 """
 
 import argparse
@@ -59,7 +62,8 @@ def main() -> None:
         seconds = time.perf_counter() - started
         ids = sum(path.stat().st_size for path in out.glob("*.ids"))
         print(
-            f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB in {seconds:.1f} s "
+            f"prepared {text.stat().st_size / 1e6:,.0f} MB of text into {ids / 1e6:,.0f} MB "
+            f"in {seconds:.1f} s "
             f"({args.tokens / seconds:,.0f} tokens/s)"
         )
         places = ("memory", "file")

@@ -1,11 +1,15 @@
-"""Muon against AdamW and SGD, each at several rates, on one small LSTM trained for equally many epochs.
+"""Muon against AdamW and SGD, each at several rates, on one small LSTM trained for equally many
+epochs.
 
-    python experiments/optimizers.py                              Penn Treebank, two epochs of 128 units
+    # Penn Treebank, two epochs of 128 units
+    python experiments/optimizers.py
     python experiments/optimizers.py --corpus embedded-tiny --epochs 1 --width 8
-    python experiments/optimizers.py --markdown docs/lab/optimizers.md --picture docs/lab/optimizers.png
+    python experiments/optimizers.py --markdown docs/lab/optimizers.md \\
+        --picture docs/lab/optimizers.png
 
-Model, batch and schedule (half a cosine to zero) are those of the preset tied-fast; optimiser and rate differ. Each
-run is kept in --run-dir (default: runs/optimizers), which a second start resumes or reads.
+Model, batch and schedule (half a cosine to zero) are those of the preset tied-fast; optimiser and
+rate differ. Each run is kept in --run-dir (default: runs/optimizers), which a second start resumes
+or reads.
 """
 
 import argparse
@@ -19,8 +23,8 @@ import jaxlm
 from jaxlm.cli.ending import exit_code
 from jaxlm.report.figure import figure, save
 
-# Of each optimiser what it sets beside the rate, and the rates. SGD's gradient is of the sum over 35 steps: its clip is
-# a quarter a step, as AWD-LSTM's.
+# Of each optimiser what it sets beside the rate, and the rates. SGD's gradient is of the sum over
+# 35 steps: its clip is a quarter a step, as AWD-LSTM's.
 TRIED = {
     "Muon": ({"optimizer": "muon"}, (0.0125, 0.025, 0.05)),
     "AdamW": ({"optimizer": "adamw"}, (0.005, 0.01, 0.02, 0.04)),

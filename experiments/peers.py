@@ -1,9 +1,11 @@
-"""The same training step in jaxlm, plain Flax, PyTorch and TensorFlow 1's graph mode, for `benchmark.py`.
+"""The same training step in jaxlm, plain Flax, PyTorch and TensorFlow 1's graph mode, for
+`benchmark.py`.
 
-Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated backpropagation with
-the carry passed on, the cost summed over T and averaged over B, clipped by the global norm, plain SGD (jaxlm takes the
-config's own optimiser). `python peers.py MAKER PRESET '{"field": value}'` is a worker: for each JSON line
-{"windows": n} on stdin it prints the seconds of n windows.
+Each maker takes a Config and tokens [N // B, B] and returns `run(n)`: n windows of truncated
+backpropagation with the carry passed on, the cost summed over T and averaged over B, clipped by the
+global norm, plain SGD (jaxlm takes the config's own optimiser). `python peers.py MAKER PRESET
+'{"field": value}'` is a worker: for each JSON line {"windows": n} on stdin it prints the seconds of
+n windows.
 """
 
 import argparse
@@ -61,7 +63,9 @@ def _trained(config: Config, rows: int, take: Take) -> Run:
 
 
 def _in_calls(config: Config, rows: int, take: Take, call: Callable[[Any, Any, int], None]) -> Run:
-    """Epoch after epoch, as many windows in a call as the config has; `call` gets tokens, where they lie, how many."""
+    """Epoch after epoch, as many windows in a call as the config has; `call` gets tokens, where
+    they lie, how many.
+    """
     from jaxlm.data.windows import WindowPlan
 
     T = config.train.bptt_length
@@ -96,8 +100,8 @@ def in_turn(config: Config, tokens: np.ndarray) -> Run:
 def one_program(
     config: Config, tokens: np.ndarray, size: int = MEMBERS, vmapped: bool = False
 ) -> Run:
-    """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them; or, vmapped, with
-    operations that they share, as on an accelerator.
+    """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them;
+    or, vmapped, with operations that they share, as on an accelerator.
     """
     import jax
     import jax.numpy as jnp
@@ -122,7 +126,9 @@ def one_program(
 
 
 def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Run:
-    """Windows of the prepared corpus that the config names, read from its file; or all of it in memory."""
+    """Windows of the prepared corpus that the config names, read from its file; or all of it in
+    memory.
+    """
     from jaxlm.data.corpora import load_corpus
     from jaxlm.runs.loop import feed
 
@@ -137,7 +143,9 @@ def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Ru
 
 
 def processes(config: Config, tokens: np.ndarray) -> Run:
-    """A process a core, pinned to it, with its share of the members in one program, as a long sweep on a CPU has it."""
+    """A process a core, pinned to it, with its share of the members in one program, as a long sweep
+    on a CPU has it.
+    """
     from jaxlm.sweeps.supervisor import cores, pin
 
     number = min(len(cores()), MEMBERS)
@@ -162,7 +170,9 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
 
 
 def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
-    """Passes over as many tokens as a split of Penn Treebank has, as training validates and tests."""
+    """Passes over as many tokens as a split of Penn Treebank has, as training validates and
+    tests.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -391,7 +401,9 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
 
 
 def floor(config: Config, tokens: np.ndarray) -> Run:
-    """The arithmetic of a step's matrix products (3 for the softmax, 3 for each layer) as one large product."""
+    """The arithmetic of a step's matrix products (3 for the softmax, 3 for each layer) as one large
+    product.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -409,7 +421,9 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
 
 
 def products(config: Config, tokens: np.ndarray) -> Run:
-    """The same matrix products at the shapes that they have in the step, each written over its last result."""
+    """The same matrix products at the shapes that they have in the step, each written over its last
+    result.
+    """
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -471,7 +485,9 @@ def words(config: Config, maker: str = "jaxlm") -> int:
 
 
 def flops(config: Config, maker: str = "jaxlm") -> int:
-    """Multiplications and additions in the matrix products of one window, or of one pass over a split."""
+    """Multiplications and additions in the matrix products of one window, or of one pass over a
+    split.
+    """
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
     of_input = config.model.gates
     of_state = (

@@ -1,10 +1,12 @@
-"""Words a second of surprisal and generation, and of loops in PyTorch (if installed) over the same parameters.
+"""Words a second of surprisal and generation, and of loops in PyTorch (if installed) over the same
+parameters.
 
     python experiments/scoring_benchmark.py [--data-dir DIR]
 
-Reads Penn Treebank's test split, sentence by sentence, with an untrained model of the preset `small` (speed does not
-depend on training). The loops in PyTorch are neural-complexity's, which takes each sentence and then each word's
-distribution by itself, and word_language_model's, which draws one word after the other.
+Reads Penn Treebank's test split, sentence by sentence, with an untrained model of the preset
+`small` (speed does not depend on training). The loops in PyTorch are neural-complexity's, which
+takes each sentence and then each word's distribution by itself, and word_language_model's, which
+draws one word after the other.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from jaxlm.interop.exporting import torch_layers
 from jaxlm.models import stack
 from jaxlm.scoring.language_model import LanguageModel
 
-# Runs, of which the fastest counts; words of a generated text; sentences that the loop in PyTorch scores.
+# Runs, of which the fastest counts; words of a generated text; sentences that the loop in PyTorch
+# scores.
 REPEATS = 3
 WORDS = 200
 SENTENCES = 200
@@ -80,7 +83,9 @@ def main() -> None:
 
 
 def torch_model(torch, lm: LanguageModel):
-    """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear layer."""
+    """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear
+    layer.
+    """
 
     def loaded(module, **arrays):
         module.load_state_dict(
@@ -113,9 +118,11 @@ def torch_logits(model, ids, states):
 
 
 def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[float, float]]:
-    """Surprisal and entropy in bits of each word, from sentences' ids, as its `main.py` finds them: row by row.
+    """Surprisal and entropy in bits of each word, from sentences' ids, as its `main.py` finds them:
+    row by row.
 
-    With `beam` each row is first sorted into its most probable words, which by default are all of them.
+    With `beam` each row is first sorted into its most probable words, which by default are all of
+    them.
     """
     functional = torch.nn.functional
 

@@ -1,21 +1,27 @@
-"""Every recurrent cell under one budget: equal parameters, equally many trials of tuning, equal time of training.
+"""Every recurrent cell under one budget: equal parameters, equally many trials of tuning, equal
+time of training.
 
-    python experiments/shootout.py                                       Penn Treebank, 5 minutes a run, three seeds
+    # Penn Treebank, 5 minutes a run, three seeds
+    python experiments/shootout.py
     python experiments/shootout.py --texts ptb ptb-char novel.txt --minutes 5 30
-    python experiments/shootout.py --texts ptb ptb-char:char-small       another preset for one text
+    # Another preset for one text
+    python experiments/shootout.py --texts ptb ptb-char:char-small
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
-    python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set keep_output=0.8,1      another space
+    # Another space
+    python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set keep_output=0.8,1
 
-The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as makes its parameters
-those of the preset (or --parameters), within 2%. Compilation and an epoch, validation included, are timed by a few
-windows, and it trains for as many epochs as come nearest to the minutes, so that its command repeats each run; the
-table has the seconds that training took, compilation among them. Rates and dropout (or --set) are the best of --trials
-random points of a space that is the same for all cells, each trained for --share of the epochs; validation chooses.
+The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as
+makes its parameters those of the preset (or --parameters), within 2%. Compilation and an epoch,
+validation included, are timed by a few windows, and it trains for as many epochs as come nearest to
+the minutes, so that its command repeats each run; the table has the seconds that training took,
+compilation among them. Rates and dropout (or --set) are the best of --trials random points of a
+space that is the same for all cells, each trained for --share of the epochs; validation chooses.
 Then each seed is trained with the best point.
 
-All is kept in --run-dir (runs/shootout). Started again, the shoot-out goes on where it was, also with more texts,
-cells, minutes or seeds. Its results are shootout.csv, a line for each run of the directory with the command that
-repeats it, shootout_tuning.csv, a line for each trial, and shootout.png. Nothing else should run beside it.
+All is kept in --run-dir (runs/shootout). Started again, the shoot-out goes on where it was, also
+with more texts, cells, minutes or seeds. Its results are shootout.csv, a line for each run of the
+directory with the command that repeats it, shootout_tuning.csv, a line for each trial, and
+shootout.png. Nothing else should run beside it.
 """
 
 import argparse
@@ -71,7 +77,9 @@ Row = dict[str, Any]  # of shootout.csv
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell on a text in a time: what it is called, where it is kept, and its config before tuning."""
+    """A cell on a text in a time: what it is called, where it is kept, and its config before
+    tuning.
+    """
 
     text: str  # with its preset, if it has its own
     minutes: float
@@ -104,7 +112,9 @@ def parameters_of(config: jaxlm.Config) -> int:
 
 
 def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
-    """The config with a cell, whose one width brings its parameters nearest to a number; JaxlmError beyond 2%."""
+    """The config with a cell, whose one width brings its parameters nearest to a number; JaxlmError
+    beyond 2%.
+    """
 
     def of(width: int) -> jaxlm.Config:
         widths = (width,) * len(config.model.hidden_sizes)
@@ -124,13 +134,16 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
         if distance(width) <= NEAR:
             return of(width)
     raise JaxlmError(
-        f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: the nearest, {width}, gives "
+        f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: "
+        f"the nearest, {width}, gives "
         f"{parameters_of(of(width)):,}; give other --parameters"
     )
 
 
 def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float]:
-    """How long compilation, and an epoch with its validation, take on this machine: by the median of three calls."""
+    """How long compilation, and an epoch with its validation, take on this machine: by the median
+    of three calls.
+    """
     model = config.model
     counts = config.train
     plan = window_plan(config, len(corpus.train) // counts.batch_size)
@@ -201,7 +214,8 @@ def planned(args: argparse.Namespace) -> list[Cell]:
                     compiling, epoch = took = took or seconds_of(config, corpus)
                     if sum(took) > 60 * minutes:
                         raise JaxlmError(
-                            f"{minutes:g} minutes end before the first epoch of {name} on {place}, which takes "
+                            f"{minutes:g} minutes end before the first epoch of {name} on {place}, "
+                            "which takes "
                             f"{sum(took):.1f} s here: give more --minutes, or fewer --parameters"
                         )
                     epochs = round((60 * minutes - compiling) / epoch)
@@ -227,7 +241,9 @@ def epochs_of_trial(cell: Cell, share: float) -> int:
 
 
 def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
-    """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding and layers."""
+    """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding
+    and layers.
+    """
     if args.set:
         space = with_settings({}, args.set)
         own = sorted(
@@ -247,7 +263,8 @@ def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
 
 
 def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[str, Any]:
-    """The best point of a space, by a random sweep that is resumed or read where it is there already.
+    """The best point of a space, by a random sweep that is resumed or read where it is there
+    already.
 
     Where no trial was trained to its end, the preset's own: no values.
     """
@@ -265,7 +282,8 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
         sys.exit("stopped: start it again to resume")
     if found.best is None:
         print(
-            f"{cell.name} on {cell.text}: no trial was trained to its end: the preset's own values count",
+            f"{cell.name} on {cell.text}: no trial was trained to its end: "
+            "the preset's own values count",
             flush=True,
         )
         return {}
@@ -342,9 +360,11 @@ def write_rows(rows: list[Row], path: Path) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Mean and standard deviation over the seeds of each cell, the best on validation first, and which to choose.
+    """Mean and standard deviation over the seeds of each cell, the best on validation first, and
+    which to choose.
 
-    A cell of which seeds diverged comes after those of which fewer did; its means are of the others.
+    A cell of which seeds diverged comes after those of which fewer did; its means are of the
+    others.
     """
     columns = (
         "parameters",
@@ -387,7 +407,9 @@ def table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> Path:
-    """A panel a text and budget: a dot a seed, a bar for each cell's mean and standard deviation."""
+    """A panel a text and budget: a dot a seed, a bar for each cell's mean and standard
+    deviation.
+    """
     panels = [*dict.fromkeys((row["text"], row["minutes"]) for row in rows)]
     cells = [*dict.fromkeys(row["cell"] for row in rows)]
     with figure(4 * len(panels) + 1, 4) as drawn:

@@ -1,20 +1,27 @@
-"""The speedrun: how soon is Penn Treebank at a given validation perplexity, from the command's start, on two cores?
+"""The speedrun: how soon is Penn Treebank at a given validation perplexity, from the command's
+start, on two cores?
 
 Words in perplexity, characters in bits per character.
 
-    python experiments/speedrun.py                                every rung, three seeds: a table and speedrun.csv
-    python experiments/speedrun.py --presets fast-115 --seeds 1   the shortest one
-    python experiments/speedrun.py --show                         the commands, without running them
-    python experiments/speedrun.py --cache 4000                   the test perplexity with a neural cache as well
+    # Every rung, three seeds: a table and speedrun.csv
+    python experiments/speedrun.py
+    # The shortest one
+    python experiments/speedrun.py --presets fast-115 --seeds 1
+    # The commands, without running them
+    python experiments/speedrun.py --show
+    # The test perplexity with a neural cache as well
+    python experiments/speedrun.py --cache 4000
 
-A rung is a preset, named by what it reaches on the test split, and a target on validation. A record is the command
-`jaxlm train --preset NAME`, begun with the text in the cache and with no compiled program: the clock runs from the
-command's start to the first validation at or below the target. The test split is read once, at the run's end. The last
-rungs take hours a seed. Each run is a line that is added to --out, the history, with its date, commit
-and machine; its epochs are kept beside the history.
+A rung is a preset, named by what it reaches on the test split, and a target on validation. A record
+is the command `jaxlm train --preset NAME`, begun with the text in the cache and with no compiled
+program: the clock runs from the command's start to the first validation at or below the target. The
+test split is read once, at the run's end. The last rungs take hours a seed. Each run is a line that
+is added to --out, the history, with its date, commit and machine; its epochs are kept beside the
+history.
 
-The unit is what TensorFlow 1 takes for the preset `small`: its step, measured between the runs, times its 11,610 steps
-(`pip install tensorflow` for it). How the recipes were found, and what did not help, is in docs/lab/speedrun.md.
+The unit is what TensorFlow 1 takes for the preset `small`: its step, measured between the runs,
+times its 11,610 steps (`pip install tensorflow` for it). How the recipes were found, and what did
+not help, is in docs/lab/speedrun.md.
 """
 
 import argparse
@@ -43,6 +50,7 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
+MEASURED = ("valid", "test", "cached_test", "seconds_in_all")
 TENSORFLOW_STEPS = 11_610
 TENSORFLOW_TEST = 118.4  # of `small`: its 15 epochs, and what they reach on the test split
 
@@ -53,7 +61,8 @@ class Rung(NamedTuple):
     measure: str = "perplexity"
 
 
-# `fast-78` is the best within TensorFlow's time, `fast-72` and `char-medium` the best within three hours.
+# `fast-78` is the best within TensorFlow's time, `fast-72` and `char-medium` the best within three
+# hours.
 RUNGS = {
     "fast-115": Rung(123.0),
     "fast-113": Rung(123.0),
@@ -68,7 +77,9 @@ RUNGS = {
 
 
 class Record(NamedTuple):
-    """One run, and a line of the history, in the rung's measure; None: not measured, or never reached."""
+    """One run, and a line of the history, in the rung's measure; None: not measured, or never
+    reached.
+    """
 
     date: str
     commit: str
@@ -87,7 +98,9 @@ class Record(NamedTuple):
 
 
 def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
-    """The seconds of TensorFlow 1's whole training of `small`, by the median of its steps so far; None without it."""
+    """The seconds of TensorFlow 1's whole training of `small`, by the median of its steps so far;
+    None without it.
+    """
     if tensorflow is None:
         return None
     for _ in range(3):
@@ -103,7 +116,9 @@ def command(preset: str, seed: int) -> list[str]:
 def run(
     preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path
 ) -> Record:
-    """Trains in a process of its own, and watches the file of metrics that it writes; then evaluates with a cache."""
+    """Trains in a process of its own, and watches the file of metrics that it writes; then
+    evaluates with a cache.
+    """
     logs.mkdir(exist_ok=True)
     code = commit()  # (what it is as the run begins)
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +182,8 @@ def machine() -> str:
 def evaluated(
     place: Path, cache: int, measure: str, environment: dict[str, str]
 ) -> tuple[float | None, float]:
-    """The test split's measure with a neural cache of so many words, tuned on valid, and the seconds of the command.
+    """The test split's measure with a neural cache of so many words, tuned on valid, and the
+    seconds of the command.
 
     None where the command fails, which is said: the hours of the run are not lost with it.
     """
@@ -208,7 +224,9 @@ def add(record: Record, path: Path) -> None:
 
 
 def begin_history(path: Path) -> None:
-    """Makes the history, if it is new. Raises SystemExit or OSError, before hours of training, where it cannot grow."""
+    """Makes the history, if it is new. Raises SystemExit or OSError, before hours of training,
+    where it cannot grow.
+    """
     if not path.absolute().parent.is_dir():
         raise SystemExit(f"error: --out {path}: there is no such folder")
     heads = ",".join(Record._fields)  # of the history
@@ -225,7 +243,8 @@ def begin_history(path: Path) -> None:
 def table(records: Sequence[Record]) -> str:
     """Mean and standard deviation over the seeds of each rung."""
     lines = [
-        "| `jaxlm train --preset` | valid at or below | seconds | with epoch | of TensorFlow's time | valid | test | "
+        "| `jaxlm train --preset` | valid at or below | seconds | with epoch "
+        "| of TensorFlow's time | valid | test | "
         "test, neural cache | seconds in all |",
         "|" + "---|" * 9,
     ]
@@ -253,15 +272,14 @@ def table(records: Sequence[Record]) -> str:
             epochs,
             f"1/{share:.1f}" if shares else "",
         ]
-        lines.append(
-            f"| {' | '.join([*cells, *map(over, ('valid', 'test', 'cached_test', 'seconds_in_all'))])} |"
-        )
+        lines.append(f"| {' | '.join([*cells, *map(over, MEASURED)])} |")
     unit, _ = mean_and_deviation(
         [one.tensorflow_seconds for one in records if one.tensorflow_seconds]
     )
     lines += [
         "",
-        f"TensorFlow 1's graph mode takes {unit:,.0f} s for the {TENSORFLOW_STEPS:,} steps of `small` to a test "
+        f"TensorFlow 1's graph mode takes {unit:,.0f} s for the {TENSORFLOW_STEPS:,} steps of "
+        "`small` to a test "
         f"perplexity of {TENSORFLOW_TEST}."
         if unit == unit
         else "TensorFlow is not installed: its time is not measured.",

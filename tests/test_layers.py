@@ -83,7 +83,9 @@ def imported(path: Path) -> set[str]:
 
 
 def imported_by_name(path: Path) -> set[str]:
-    """What a file gives to `import_module` or `__import__`: the text, or the first text of an f-string."""
+    """What a file gives to `import_module` or `__import__`:
+    the text, or the first text of an f-string.
+    """
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and node.args:
@@ -95,7 +97,9 @@ def imported_by_name(path: Path) -> set[str]:
 
 
 def with_parents(names: set[str]) -> set[str]:
-    """The modules of the package among some names, and the packages that Python imports before them."""
+    """The modules of the package among some names,
+    and the packages that Python imports before them.
+    """
     parents = {".".join(name.split(".")[:size]) for name in names for size in range(2, 5)}
     return {name for name in names | parents if name in MODULES}
 

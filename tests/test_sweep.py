@@ -51,7 +51,7 @@ from jaxlm.sweeps.worker import Worker, group_size
 from jaxlm.training import members
 
 TINY = jaxlm.preset("small").replace(
-    hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
+    hidden_sizes=(8,), embedding_size=4, batch_size=50, epochs=2, corpus="embedded-tiny"
 )
 FLAGS = [
     "--corpus",
@@ -61,7 +61,7 @@ FLAGS = [
     "--embedding-size",
     "4",
     "--batch-size",
-    "20",
+    "50",
     "--epochs",
     "2",
 ]
@@ -119,9 +119,9 @@ def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
         base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
         for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))
     ]
-    found = together(configs, corpus, 50, vmapped)
+    found = together(configs, corpus, 30, vmapped)
     for config, own in zip(configs, found, strict=True):
-        np.testing.assert_allclose(own, alone(config, corpus, 50), rtol=1e-5 if vmapped else 1e-7)
+        np.testing.assert_allclose(own, alone(config, corpus, 30), rtol=1e-5 if vmapped else 1e-7)
 
 
 def test_no_member_s_costs_decide_on_the_end_of_a_loop(corpus):
@@ -387,7 +387,7 @@ def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
 def test_what_does_not_fit_the_corpus_fails_alone(tmp_path):
     found = jaxlm.sweep(
         TINY.replace(epochs=1),
-        {"batch_size": [20, 100_000]},
+        {"batch_size": [50, 100_000]},
         run_dir=tmp_path / "sweep",
         quiet=True,
     )
@@ -432,19 +432,25 @@ def test_a_space_that_is_none_is_one_sentence_also_with_a_corpus_in_memory(corpu
         jaxlm.sweep(TINY, ["learning_rate"], corpus=corpus)  # pyright: ignore[reportArgumentType]
 
 
+RATES = {"learning_rate": [0.5, 1.0, 2.0]}
+
+
+@pytest.fixture(scope="module")
+def three() -> Sweep:
+    """Three members that nothing disturbs."""
+    return jaxlm.sweep(TINY, RATES, group=1, quiet=True)
+
+
 @pytest.mark.parametrize(
     ("files", "named"), [("checkpoints/*/*", "intact"), ("metrics.jsonl", "metrics.jsonl")]
 )
 def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
-    tmp_path, capsys, files, named
+    tmp_path, capsys, three, files, named
 ):
     """An unfinished member whose only checkpoints, or metrics, are damaged;
     the others are trained meanwhile.
     """
-    space = {"learning_rate": [0.5, 1.0, 2.0]}
     run_dir = tmp_path / "sweep"
-    expected = jaxlm.sweep(TINY, space, run_dir=tmp_path / "whole", group=1, quiet=True)
-
     saved = []
     worker = "jaxlm.sweeps.worker.Worker.trained"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -455,11 +461,11 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
                 raise KeyboardInterrupt
 
         patch.setattr(worker, interrupt)
-        jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, quiet=True)
+        jaxlm.sweep(TINY, RATES, run_dir=run_dir, group=1, quiet=True)
     whole = {path: path.read_bytes() for path in (run_dir / "trials/0000").glob(files)}
     for path in whole:
         path.write_bytes(b"damaged")
-    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
+    found = jaxlm.sweep(TINY, RATES, run_dir=run_dir, group=1, resume=True)
     assert [member.status for member in found.members] == ["damaged", "done", "done"]
     assert [member.number for member in found.damaged] == [0] and named in str(
         found.damaged[0].note
@@ -469,7 +475,7 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
         path.write_bytes(data)
     newest = max((run_dir / "trials/0000/checkpoints").iterdir())
     shutil.copytree(newest, newest.with_name("00000999"))
-    found = jaxlm.sweep(TINY, space, run_dir=run_dir, group=1, resume=True)
+    found = jaxlm.sweep(TINY, RATES, run_dir=run_dir, group=1, resume=True)
     said = capsys.readouterr().out
     assert (
         "!! trial 0 seed 0: " in said
@@ -478,7 +484,7 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
     )
     assert [member.status for member in found.members] == ["done"] * 3 and not found.damaged
     assert [one.test_perplexity for one in found.members] == [
-        one.test_perplexity for one in expected.members
+        one.test_perplexity for one in three.members
     ]
 
 
