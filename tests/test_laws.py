@@ -42,7 +42,6 @@ TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, 
 # One program each: op by op, every op of every model would be compiled by itself.
 _eval_step = jax.jit(eval_step)
 _stacked = jax.jit(members.stacked, static_argnums=(2, 3))
-_member_at = jax.jit(members.member_at, static_argnums=1)
 
 
 def started(config, seed=0):
@@ -210,11 +209,12 @@ class TestTraining:
             vmapped=vmapped,
             **shape_of(config),
         )
+        states = jax.device_get(_numbers(states))
         for slot, seed in ((0, 0), (1, 1)):
             alone, costs = trained(configs[slot], started(config, seed=seed))
             tolerance = dict(rtol=1e-4, atol=1e-5) if vmapped else dict(rtol=1e-6, atol=1e-6)
             np.testing.assert_allclose(metrics.cost[slot], costs.cost, rtol=1e-5)
-            equal(_member_at(states, slot), alone, **tolerance)
+            equal(members.member_at(states, slot), alone, **tolerance)
 
     def test_a_run_that_was_stopped_ends_with_the_same_bytes(self, config, tmp_path, text):
         """Parameters, carry, key, optimiser and average:
@@ -245,6 +245,7 @@ def test_the_average_is_the_weighted_mean_of_all_iterates():
     for _ in range(5):
         state, _ = trained(config, state, steps=1)
         iterates.append(np.asarray(state.params["embedding"], np.float64))
+    assert config.optimizer.average_decay
     weights = config.optimizer.average_decay ** np.arange(4.0, -1, -1)
     expected = np.tensordot(weights / weights.sum(), iterates, 1)
     np.testing.assert_allclose(state.evaluated["embedding"], expected, rtol=1e-5, atol=1e-6)
