@@ -39,9 +39,8 @@ SLOTS = 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share t
 TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
 
 
-# One program each: op by op, every op of every model would be compiled by itself.
+# One program: op by op, every op of every model would be compiled by itself.
 _eval_step = jax.jit(eval_step)
-_stacked = jax.jit(members.stacked, static_argnums=(2, 3))
 
 
 def started(config, seed=0):
@@ -198,7 +197,7 @@ class TestTraining:
     @pytest.mark.parametrize("vmapped", [pytest.param(False, marks=pytest.mark.slow), True])
     def test_a_member_equals_the_run_alone(self, config, vmapped):
         configs = [config, config.replace(learning_rate=config.optimizer.learning_rate / 3)]
-        group = _stacked(configs[0].recipe, started(config), 2, None)
+        group = members.stacked(configs[0].recipe, started(config), 2, None)
         group = members.with_member(group, 1, configs[1].recipe, started(config, seed=1))
         windows = jax.tree.map(lambda column: np.stack([column] * 2), windows_of(config))
         states, metrics = members.train_members(
