@@ -1,4 +1,6 @@
-"""Corpora of every kind of tokens: texts in many scripts, in files, folders, patterns and parts of files; and runs."""
+"""Corpora of every kind of tokens: texts in many scripts, in files, folders, patterns and parts of
+files; and runs.
+"""
 
 import json
 import unicodedata
@@ -24,8 +26,8 @@ from jaxlm.runs.reproduction import reproduce
 
 BOM = b"\xef\xbb\xbf"
 TEXTS = {
-    "german": "Der Hund, der bellt, beißt nicht.\nEin alter Mann und das Meer; ein Lied über Bäume.\n\n"
-    * 30,
+    "german": "Der Hund, der bellt, beißt nicht.\n"
+    "Ein alter Mann und das Meer; ein Lied über Bäume.\n\n" * 30,
     "chinese": "你好世界。今天天气很好。我们去公园散步吧。明天也许会下雨。" * 60,  # one line
     "arabic": "مرحبا بالعالم، كيف حالك اليوم؟ الكتاب على الطاولة.\n" * 40,
     "emoji": "🙂🙃 hello 👨‍👩‍👧 family 🇩🇪 flag e\u0301\n" * 40,
@@ -52,7 +54,9 @@ def file(folder: Path, text: str | bytes, name: str = "text") -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("language", TEXTS)
 def test_a_corpus_is_exactly_its_text(tmp_path, monkeypatch, language, kind):
-    """In one block and in many, in memory and prepared; and its vocabulary knows no more than train."""
+    """In one block and in many, in memory and prepared; and its vocabulary knows no more than
+    train.
+    """
     path = file(tmp_path, TEXTS[language])
     options = KINDS[kind]
     if kind == "unigram" and language != "german":
@@ -229,7 +233,9 @@ def test_texts_that_end_within_a_segment_are_joined_by_newlines(tmp_path, monkey
 
 
 def test_runs_below_a_folder_of_texts_are_no_text(tmp_path):
-    """As where one trains with `--corpus .`: else the run could not be resumed, for its own files."""
+    """As where one trains with `--corpus .`: else the run could not be resumed, for its own
+    files.
+    """
     for name in ("a", "b"):
         file(tmp_path, "one two\n" * 9, name)
     corpus = jaxlm.load_corpus(tmp_path)
@@ -331,7 +337,9 @@ def test_a_sweep_reads_a_text_prepared_with_a_tokenizer_s_file(tmp_path, german,
 
 
 def test_a_text_in_a_given_vocabulary_is_found_again(tmp_path, monkeypatch):
-    """Also where its training split lacks a character, and without preparing it with its own words."""
+    """Also where its training split lacks a character, and without preparing it with its own
+    words.
+    """
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     given = jaxlm.load_corpus(file(tmp_path, "abcd\n" * 99, "a"), tokens="characters").vocab
     data = DataConfig(str(file(tmp_path, "abc\n" * 98 + "abd\n" * 2, "b")), tokens="characters")
@@ -369,7 +377,9 @@ def test_another_tokenizer_file_of_one_name_has_another_corpus_in_the_cache(
 
 @pytest.mark.parametrize("given", [False, True])
 def test_subwords_are_read_from_the_cache_again(tmp_path, german, given, monkeypatch):
-    """As a resumed run and an evaluation read them: with the model of the checkpoint, whose file may be gone."""
+    """As a resumed run and an evaluation read them: with the model of the checkpoint, whose file
+    may be gone.
+    """
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     model = given_tokenizer(tmp_path) if given else None
     data = DataConfig(str(german), tokens="subwords", pieces=300, tokenizer_file=str(model or ""))

@@ -1,5 +1,6 @@
-"""Prepared corpora: equal to the in-memory ones to the byte, however the text is cut or the process killed; and safe to
-load when they come from a stranger."""
+"""Prepared corpora: equal to the in-memory ones to the byte, however the text is cut or the process
+killed; and safe to load when they come from a stranger.
+"""
 
 import hashlib
 import json
@@ -214,7 +215,8 @@ def test_ids_take_two_bytes_while_they_fit(tmp_path):
 
 
 def killed_at(call: int, text: Path, out: Path) -> int:
-    """Forks a process that prepares in tiny blocks and is killed at the Nth call that works on the text or the disk.
+    """Forks a process that prepares in tiny blocks and is killed at the Nth call that works on the
+    text or the disk.
 
     Returns its exit code.
     """
@@ -248,7 +250,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["out", "é" * 60])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path, name):
-    """A folder is there whole or not at all; what a kill left beside it is removed, and nothing else."""
+    """A folder is there whole or not at all; what a kill left beside it is removed, and nothing
+    else.
+    """
     text = tmp_path / "text"
     out = tmp_path / "made" / name
     text.write_text("A b c\n" * 300)
@@ -274,7 +278,9 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path
 def test_a_text_that_changes_while_it_is_prepared_is_refused(
     tmp_path, monkeypatch, tiny_blocks, change, where
 ):
-    """In its first block or its last; and the same command then prepares what the text has become."""
+    """In its first block or its last; and the same command then prepares what the text has
+    become.
+    """
     text = tmp_path / "text"
     units = Words.units
     calls = []
@@ -469,7 +475,9 @@ def folders(cache: Path) -> list[Path]:
 
 
 def test_a_text_is_read_once_for_all_who_ask_alike(text, cache, monkeypatch):
-    """Whatever bound that drops no word, and with the vocabulary that it has, as a resumed run asks."""
+    """Whatever bound that drops no word, and with the vocabulary that it has, as a resumed run
+    asks.
+    """
     first = load_corpus(text)
     limited = load_corpus(text, max_vocab=50)
     bounds = (None, len(first.vocab), 10**6)
@@ -546,7 +554,9 @@ def test_what_a_kill_left_in_the_cache_is_removed(tmp_path, cache):
 
 @pytest.mark.parametrize("size", [1000, 6 << 20])
 def test_a_stream_of_any_size_is_read_once(tmp_path, cache, monkeypatch, size):
-    """`--corpus <(zcat text.gz)`; its spec is the folder that it became, so that a run is resumed."""
+    """`--corpus <(zcat text.gz)`; its spec is the folder that it became, so that a run is
+    resumed.
+    """
     data = b"some words of a long text\n" * (size // 26)
     (tmp_path / "text").write_bytes(data)
     plain = load_corpus(tmp_path / "text")
