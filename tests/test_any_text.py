@@ -172,7 +172,9 @@ def test_a_few_texts_are_split_by_lines(tmp_path):
 
 @pytest.mark.parametrize("name", ["test", "dev.txt", "train", "run.json", "sweep.json"])
 def test_a_text_may_have_any_name(tmp_path, name):
-    """One of 25 texts is no split; and a file that a run has too makes no run of texts beside it."""
+    """One of 25 texts is no split; and a file that a run has too makes no run of texts beside
+    it.
+    """
     for place in range(24):
         file(tmp_path, f"{place} a\nb\n", f"{place:02}")
     plain = jaxlm.load_corpus(tmp_path, tokens="bytes")
@@ -204,7 +206,9 @@ def test_a_small_text_has_as_many_pieces_as_it_allows(tmp_path, german):
 
 
 def test_a_prepared_text_tells_how_its_letters_are_composed(tmp_path):
-    """Each option is part of what a folder is known by, in the cache and where the user names it."""
+    """Each option is part of what a folder is known by, in the cache and where the user names
+    it.
+    """
     path = file(tmp_path, TEXTS["emoji"])
     options = {"tokens": "characters", "normalize": "nfc"}
     composed = jaxlm.load_corpus(path, **options)

@@ -131,7 +131,7 @@ def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
         assert (code, err) == (128 + number, ""), said + err
         stopped = re.search(
             rf"stopped by {number.name} after window (\d+): saved; "
-            "resume with --run-dir (.*) --resume",
+            "resume with jaxlm train --run-dir (.*) --resume",
             said,
         )
         assert stopped and stopped[2] == str(run_dir), said

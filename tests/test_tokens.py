@@ -253,7 +253,9 @@ def test_a_tokenizer_that_ends_its_process_is_one_sentence(monkeypatch):
 
 @pytest.mark.parametrize("among_added_only", [False, True])
 def test_a_text_spells_no_byte(among_added_only):
-    """Neither where the names of bytes are among a tokenizer.json's added tokens, nor a newline's."""
+    """Neither where the names of bytes are among a tokenizer.json's added tokens, nor a
+    newline's.
+    """
     tokenizers = pytest.importorskip("tokenizers")
     letters = ["<unk>", "\u2581", *"abx0ABEF<>12986/s", "<0xE2>", "<0x96>", "<0x81>"]
     names = letters if among_added_only else [*letters, "<0x0A>"]
