@@ -179,7 +179,9 @@ def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float
 
 
 def planned(args: argparse.Namespace) -> list[Cell]:
-    """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot train."""
+    """Every cell with its epochs. Raises JaxlmError, before a file is made, where one cannot
+    train.
+    """
     import_optuna()  # raises JaxlmError where it is not installed
     os.environ.pop(
         "JAXLM_STORAGE", None

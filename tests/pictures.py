@@ -7,8 +7,8 @@ from pathlib import Path
 # The module that draws at a run's or a sweep's end, and the name that it calls.
 DRAWN = (
     ("jaxlm.runs.trainer", "learning_curve"),
-    ("jaxlm.sweeps.results", "slice_plot"),
-    ("jaxlm.sweeps.results", "parallel_plot"),
+    ("jaxlm.report.sweep_files", "slice_plot"),
+    ("jaxlm.report.sweep_files", "parallel_plot"),
 )
 
 ORIGINALS = [getattr(import_module(module), name) for module, name in DRAWN]
