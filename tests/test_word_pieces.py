@@ -546,7 +546,7 @@ def test_several_runs_are_rows_or_have_a_mean(runs, tmp_path, capsys):
 
 def test_frequencies_of_a_table_stand_in_for_a_text_that_is_unknown(runs, tmp_path, capsys):
     path = tmp_path / "stimuli.csv"
-    path.write_text("Sentence\nb ab, a\n")
+    path.write_text("Item;Sentence\n1;b ab, a\n")
     (tmp_path / "counts.csv").write_text('word,count\nb,7\n"ab,",2\n')
     flags = ("--csv", path, "--predictors", "--frequencies", tmp_path / "counts.csv")
     found, _ = rows(capsys, runs / "words", *flags)
