@@ -31,6 +31,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading_times
+from jaxlm.scoring.generation import first_words
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.reading_times import span_surprisal
 from jaxlm.scoring.sentences import Boundaries, _cut
@@ -586,6 +587,20 @@ def test_words_of_pieces_are_generated_and_tokens(runs):
     assert [word for word, _ in lm.stream("a b", words=4, seed=5)] == alone.words
     with pytest.raises(JaxlmError, match="so many words or so many tokens"):
         lm.generate(words=4, tokens=4)
+
+
+def test_a_generated_word_begins_after_white_space_or_goes_on_with_the_prompt_s():
+    """The tokens are a space, " a", "b" and a newline."""
+    begins, blank = np.array([[1, 1, 0, 1], [1, 0, 0, 1]], bool)
+    boundaries = Boundaries(begins, blank, np.zeros(4, bool))
+    ids = np.array([[2], [2], [1], [2]])
+
+    def cut(last, words):
+        (chunk,) = first_words([(ids, np.zeros((4, 1)))], boundaries, last, words)
+        return chunk[0][:, 0].tolist()
+
+    assert cut(last=3, words=1) == cut(last=0, words=1) == [2, 2, -1, -1]
+    assert cut(last=2, words=1) == [2, 2, 1, 2]
 
 
 def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_path, capsys):
