@@ -30,10 +30,25 @@ MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of
 # these names.
-OWNERS = {"run.json": "run", ".claim": "sweep", "sweep.json": "sweep", "prepared.json": "corpus"}
+OWNERS = {
+    "run.json": "run",
+    ".claim": "sweep",
+    "sweep.json": "sweep",
+    "prepared.json": "corpus",
+    "ngram.json": "n-gram model",
+}
 OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
     *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
-    *("prepared.json", "vocab.json", "train.ids", "valid.ids", "test.ids", ".partial"),
+    *(
+        "prepared.json",
+        "vocab.json",
+        "train.ids",
+        "valid.ids",
+        "test.ids",
+        ".partial",
+        "ngram.json",
+    ),
+    "tables.safetensors",
 }
 
 

@@ -34,6 +34,7 @@ LAYERS = [
     "published",
     "config",
     "data",
+    "ngrams",
     "report",
     "training",
     "scoring",

@@ -3,7 +3,16 @@
 import argparse
 import shlex
 
-from jaxlm.cli.arguments import MODEL, Parser, argument, command, output, pathname
+from jaxlm.cli.arguments import (
+    DATA_DIR,
+    MODEL,
+    Parser,
+    argument,
+    command,
+    output,
+    pathname,
+    whole,
+)
 from jaxlm.cli.config_flags import add_field, changes
 from jaxlm.cli.opening import check_run
 from jaxlm.config.config import Config
@@ -12,7 +21,9 @@ from jaxlm.data import corpora
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.importing import import_model
 from jaxlm.runs.directory import saved_record
+from jaxlm.runs.ngram_models import ngram as make_ngram
 from jaxlm.terminal import flag_text, say, say_line, say_written
+from jaxlm.units import perplexity_text
 
 _PREPARED_FIELDS = ("vocab_size", *DataConfig().options)
 
@@ -55,6 +66,33 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 @command(
+    pathname("text", "TEXT", "a corpus, as train's --corpus"),
+    argument(
+        "--order", type=whole(1), default=5, metavar="N", help="the most tokens of an n-gram (5)"
+    ),
+    output("the directory to make", required=True),
+    DATA_DIR,
+    _add_prepared_fields,
+)
+def ngram(args: argparse.Namespace) -> None:
+    """Makes an n-gram model, and says its perplexity on valid and test."""
+    config = Config().replace(**changes(args))
+    corpus = corpora.load_corpus(
+        str(args.text),
+        data_dir=args.data_dir,
+        max_vocab=config.model.vocab_size,
+        **config.data.options,
+    )
+    for note in corpus.notes:
+        say(note)
+    model = make_ngram(corpus, args.order, args.output, say_line)
+    for split in ("valid", "test"):
+        evaluation = model.evaluate(split, corpus=corpus)
+        say_line(f"{corpus.name} {split}: perplexity {perplexity_text(evaluation.perplexity)}")
+    say_line(f"evaluate it with: jaxlm evaluate {shlex.quote(str(args.output))}")
+
+
+@command(
     pathname(
         "file",
         "FILE",
@@ -89,8 +127,8 @@ def import_(args: argparse.Namespace) -> None:
         choices=TARGETS,
         required=True,
         metavar="TARGET",
-        help="safetensors (a PyTorch state_dict), hub (a folder with a model card), "
-        "onnx or stablehlo",
+        help="safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx, "
+        "stablehlo, html (a page that runs the model), or arpa (of an n-gram model)",
     ),
     output("the file or folder to make", required=True),
 )

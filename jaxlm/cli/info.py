@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 from jaxlm.cli.arguments import JSON, RUN, command, switch
 from jaxlm.cli.ending import FAILED
-from jaxlm.cli.opening import check_run
+from jaxlm.cli.opening import check_run, open_model
 from jaxlm.cli.tables import json_text
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import setting_text
 from jaxlm.files import Folder
+from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.terminal import is_terminal, say, say_line
@@ -32,6 +33,9 @@ _Row = dict[str, Any]  # a row of a table: column -> value
 def info(args: argparse.Namespace) -> int:
     """Shows a run's results, config, corpus, checkpoints and problems."""
     check_run(args.run)
+    if is_ngram_folder(args.run):
+        say_line(repr(open_model(args.run, "last")))
+        return 0
     contents = contents_of_run(args.run)
     if args.json:
         say(json_text(contents, indent=1))

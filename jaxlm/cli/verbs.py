@@ -52,6 +52,7 @@ class Verb:
 _ROWS = (  # in the order of the help
     ("train", "training:train", "train a model"),
     ("prepare", "converting:prepare", "convert a text once into a folder of ids, of any size"),
+    ("ngram", "converting:ngram", "make an n-gram model of a text, to compare runs with"),
     ("reproduce", "training:reproduce", "train a run again, and compare every byte with it"),
     ("import", "converting:import_", "make a run of a model of PyTorch, TensorFlow 1 or a hub"),
     ("sweep", "sweeping:sweep", "train many points of a space, and find the best"),

@@ -21,8 +21,10 @@ from jaxlm.hashed_json import strict_json
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
+from jaxlm.ngrams import arpa
 from jaxlm.runs import directory, ram, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.runs.ngram_models import import_arpa
 from jaxlm.scoring.language_model import LanguageModel
 
 FORMAT = 1  # of a hub's folder, which has the files:
@@ -50,6 +52,8 @@ def import_model(
         DataError: the vocabulary cannot be read, or has another size than the model.
         RunDirError: the directory holds something already, or cannot be written.
     """
+    if arpa.is_arpa(file):
+        return import_arpa(file, run_dir)
     found = read_model(file)
     if vocab is None and found.run is None:
         raise DataError(

@@ -18,9 +18,11 @@ from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
+from jaxlm.ngrams import folder
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.ngram_model import NgramModel
 
 FIXED = {  # fields of the model that the parameters fix
     *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),
@@ -32,17 +34,21 @@ FIXED = {  # fields of the model that the parameters fix
 def load(
     run_dir: str | Path, which: str = "last", data_dir: str | Path | None = None
 ) -> LanguageModel:
-    """The model of a run's checkpoint. The state of its optimiser is verified, and takes no memory.
+    """The model of a run's checkpoint, or an n-gram model.
+
+    The state of the optimiser is verified, and takes no memory.
 
     Args:
-        run_dir: The run's directory.
-        which: `last`, `best` (on validation), or a step.
+        run_dir: The directory of a run, or of an n-gram model.
+        which: `last`, `best` (on validation), or a step, of a run.
         data_dir: Where the model looks for Penn Treebank first.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
     run_dir = checked_value("run_dir", run_dir, Path)
+    if folder.is_ngram_folder(run_dir):
+        return NgramModel.of(folder.load(run_dir), data_dir)
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
     return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus, data_dir)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from jaxlm.config.config import Config
 from jaxlm.errors import RunDirError
+from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import window_plan
@@ -20,13 +21,13 @@ class Status:
     stopped at window 16 of 33
     """
 
-    state: Literal["finished", "stopped", "diverged", "imported"]
+    state: Literal["finished", "stopped", "diverged", "imported", "n-gram"]
     step: int  # windows trained, in the last checkpoint
     windows: int | None = None  # of all epochs; None: it is not known
 
     def __str__(self) -> str:
         """As it stands after a run's name."""
-        if self.state in ("finished", "imported"):
+        if self.state in ("finished", "imported", "n-gram"):
             return self.state
         of = "" if self.windows is None else f" of {self.windows:,}"
         return f"{self.state} at window {self.step:,}{of}"
@@ -44,6 +45,8 @@ def status(run_dir: str | Path) -> Status:
     Raises:
         JaxlmError: There is no run, or its config or metrics are damaged.
     """
+    if is_ngram_folder(run_dir):
+        return Status("n-gram", 0)
     config = directory.saved_config(run_dir)
     step = max(checkpoint.manifests(run_dir), default=0)
     rows = read_metrics(run_dir)

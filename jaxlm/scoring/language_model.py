@@ -260,7 +260,7 @@ class LanguageModel:
         if how.boundary == "corrected":
             boundaries = self.sentence_reader(how).boundaries
             if boundaries is not None:
-                return self.network._replace(begins=jnp.asarray(boundaries.begins))
+                return self.network.with_boundaries(jnp.asarray(boundaries.begins))
         return self.network
 
     def adaptive(self, rate: float, **options: Any) -> AdaptiveScoring:

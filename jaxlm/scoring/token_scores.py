@@ -43,6 +43,10 @@ class Network(NamedTuple):
     params: Params
     begins: jax.Array | None = None
 
+    def with_boundaries(self, begins: jax.Array) -> "Network":
+        """The network, which also scores where words begin: at the tokens `begins` [V]."""
+        return self._replace(begins=begins)
+
     def carry(self, rows: int = 1) -> Carry:
         """The carry before the first token of B rows: zeros."""
         return stack.zero_carry(self.model, rows, self.params["embedding"].dtype)

@@ -1,0 +1,165 @@
+"""Interpolated modified Kneser-Ney smoothing (Chen and Goodman 1999, "An empirical study of
+smoothing techniques").
+
+As KenLM's `lmplz` estimates it (Heafield et al. 2013, aclanthology.org/P13-2121): an n-gram below
+the highest order counts the distinct tokens before it, unless it begins a sentence; three discounts
+an order come from the counts of counts; the lowest order is interpolated with the uniform
+distribution over the vocabulary.
+
+Letters: `N` tokens, `V` vocabulary, `G` n-grams of one order.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table
+
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's --discount_fallback
+BYTES_A_TOKEN = 80  # of memory while the n-grams of one order are counted
+
+
+class _Grams(NamedTuple):
+    """The n-grams of one order in a text.
+
+    Attributes:
+        keys: Sorted int64 `[G]`, as a `Table` has them.
+        counts: How often each occurs, int64 `[G]`.
+        last: The position in the text where the first occurrence of each ends, int64 `[G]`.
+        places: Of the n-gram that ends at each position of the text, int64 `[N]`; ABSENT where none
+            does.
+    """
+
+    keys: np.ndarray
+    counts: np.ndarray
+    last: np.ndarray
+    places: np.ndarray
+
+
+def memory_needed(tokens: int, order: int, vocab_size: int) -> int:
+    """The most bytes that `estimate` takes for a text without repeated n-grams.
+
+    Args:
+        tokens: N.
+        order: The most tokens of an n-gram.
+        vocab_size: V.
+    """
+    return BYTES_A_TOKEN * tokens + 32 * (order - 1) * tokens + 24 * vocab_size
+
+
+def estimate(
+    tokens: np.ndarray,
+    vocab_size: int,
+    order: int,
+    end: int | None,
+    warn: Callable[[str], object] = lambda _: None,
+) -> BackoffModel:
+    """The Kneser-Ney model of a text.
+
+    Args:
+        tokens: The text, ids `[N]` below V.
+        vocab_size: V. Tokens that the text lacks share what the uniform distribution gives them.
+        order: The most tokens of an n-gram.
+        end: The token that ends a sentence; None: the text is one sentence.
+        warn: Called with a sentence where an order has too few n-grams for discounts of its own.
+
+    Returns:
+        A model whose probabilities sum to one over the vocabulary after every context.
+    """
+    stream = _with_beginnings(tokens, vocab_size, end)
+    grams = _grams_of_orders(stream, vocab_size, order)
+    tables: list[Table] = []
+    probability = np.full(vocab_size + 1, 1 / vocab_size)
+    for level, current in enumerate(grams, start=1):
+        longer = grams[level] if level < order else None
+        counts = _adjusted_counts(current, longer, level, vocab_size)
+        discounts = _discounts(counts)
+        if discounts is None:
+            discounts = np.array([0.0, *FALLBACK_DISCOUNTS])
+            warn(
+                f"the text has too few {level}-grams for Kneser-Ney's discounts: "
+                f"{', '.join(map(str, FALLBACK_DISCOUNTS))} are taken"
+            )
+        discount = discounts[np.minimum(counts, 3)]
+        if level == 1:
+            context = np.zeros(len(counts), np.int64)
+            lower = probability
+        else:
+            context = current.keys // (vocab_size + 1)
+            without_first = grams[level - 2].places[current.last]
+            lower = probability[without_first]
+        size = 1 if level == 1 else len(grams[level - 2].keys)
+        total = np.bincount(context, counts, size)
+        held_back = np.bincount(context, discount, size)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight = np.where(total > 0, held_back / total, 1.0)
+        probability = (counts - discount) / total[context] + weight[context] * lower
+        with np.errstate(divide="ignore"):
+            log_probability = np.log(probability)
+        if level == 1:
+            log_probability[vocab_size] = 0.0  # the beginning of a sentence is never predicted
+        else:
+            tables[-1] = tables[-1]._replace(log_backoff=np.log(weight))
+        tables.append(Table(current.keys, log_probability, np.zeros(len(counts))))
+    return BackoffModel(vocab_size, end, tuple(tables))
+
+
+def _with_beginnings(tokens: np.ndarray, vocab_size: int, end: int | None) -> np.ndarray:
+    """The text with the id V before each sentence. The end of the text opens no sentence."""
+    starts = [0]
+    if end is not None:
+        starts += (np.flatnonzero(tokens[:-1] == end) + 1).tolist()
+    return np.insert(tokens.astype(np.int64), starts, vocab_size)
+
+
+def _grams_of_orders(stream: np.ndarray, vocab_size: int, order: int) -> list[_Grams]:
+    """The n-grams of every order; none has the beginning of a sentence in a place but its first."""
+    counts = np.bincount(stream, minlength=vocab_size + 1)
+    grams = [_Grams(np.arange(vocab_size + 1), counts, np.zeros(0, np.int64), stream)]
+    for _ in range(1, order):
+        before = np.concatenate([[ABSENT], grams[-1].places[:-1]])
+        positions = np.flatnonzero((before >= 0) & (stream != vocab_size))
+        keys = before[positions] * (vocab_size + 1) + stream[positions]
+        unique, first, inverse, counts = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
+        places = np.full(len(stream), ABSENT)
+        places[positions] = inverse
+        grams.append(_Grams(unique, counts, positions[first], places))
+    return grams
+
+
+def _adjusted_counts(
+    grams: _Grams, longer: _Grams | None, level: int, vocab_size: int
+) -> np.ndarray:
+    """Kneser-Ney's counts `[G]`: of distinct tokens before an n-gram, or of occurrences.
+
+    Occurrences count in the highest order, and where an n-gram begins a sentence: nothing stands
+    before it.
+    """
+    if longer is None:
+        counts = grams.counts.copy()
+    else:
+        before = np.bincount(grams.places[longer.last], minlength=len(grams.keys))
+        counts = np.where(before > 0, before, grams.counts)
+    if level == 1:
+        counts[vocab_size] = 0
+    return counts
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray | None:
+    """What is taken from counts of 0, 1, 2 and 3 or more (Chen and Goodman's equation 26).
+
+    None where the counts of counts give no discounts between zero and the count.
+    """
+    of_counts = np.bincount(np.minimum(counts, 5), minlength=6).astype(float)
+    if not of_counts[1:4].all():
+        return None
+    y = of_counts[1] / (of_counts[1] + 2 * of_counts[2])
+    steps = np.arange(4)
+    discounts = np.zeros(4)
+    discounts[1:] = steps[1:] - (steps[1:] + 1) * y * of_counts[2:5] / of_counts[1:4]
+    if ((discounts < 0) | (discounts > steps)).any():
+        return None
+    return discounts

@@ -1,0 +1,85 @@
+"""Makes an n-gram model of a corpus or an ARPA file, and keeps it in a directory."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.data.corpora import UNKNOWN
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.fields import checked_value
+from jaxlm.ngrams import arpa, folder, kneser_ney
+from jaxlm.ngrams.folder import Ngrams
+from jaxlm.runs import ram
+from jaxlm.scoring.ngram_model import NgramModel
+
+MOST_ORDER = 12
+
+
+def ngram(
+    corpus: Corpus,
+    order: int = 5,
+    out: str | Path | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> NgramModel:
+    """A Kneser-Ney model of a corpus's train split (`kneser_ney.estimate`).
+
+    A sentence is a line: contexts begin anew after each.
+
+    Args:
+        corpus: The corpus.
+        order: The most tokens of an n-gram.
+        out: A new directory that keeps the model; None keeps nothing.
+        say: Called with sentences for the user: how much memory is needed, which discounts failed.
+
+    Raises:
+        JaxlmError: The order is not 1 to 12, there is not enough memory, or `out` cannot be made.
+    """
+    checked_value("order", order, int, low=1, high=MOST_ORDER)
+    train = np.asarray(corpus.train)
+    needed = kneser_ney.memory_needed(len(train), order, len(corpus.vocab))
+    say(f"{len(train):,} tokens to order {order}: at most {needed / 1e9:.1f} GB of memory")
+    ram.check(needed, "this n-gram model", "take a lower --order or less text")
+    end = corpus.vocab.newline_id
+    tables = kneser_ney.estimate(
+        train, len(corpus.vocab), order, end if end >= 0 else None, warn=say
+    )
+    about = {
+        "name": corpus.name,
+        "sha256": corpus.sha256,
+        "vocab_sha256": corpus.vocab.sha256,
+        "spec": corpus.spec,
+    }
+    ngrams = Ngrams(tables, corpus.vocab, about, dict(corpus.options))
+    if out is not None:
+        folder.save(out, ngrams)
+    return NgramModel.of(ngrams)
+
+
+def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:
+    """An n-gram model of an ARPA file, whose `</s>` becomes `<eos>`.
+
+    Args:
+        file: The file.
+        out: A new directory that keeps the model; None keeps nothing.
+
+    Raises:
+        DataError: The file is no whole ARPA file, or `out` cannot be made.
+    """
+    tables, names = arpa.read(file)
+    vocab = Vocab(tuple(EOS if name == arpa.END else name for name in names))
+    path = Path(file).resolve()
+    with path.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    about = {
+        "name": f"imported:{path.name}",
+        "sha256": sha256,
+        "vocab_sha256": vocab.sha256,
+        "spec": UNKNOWN,
+    }
+    ngrams = Ngrams(tables, vocab, about, {})
+    if out is not None:
+        folder.save(out, ngrams)
+    return NgramModel.of(ngrams)

@@ -1,0 +1,221 @@
+"""n-gram models: Kneser-Ney's probabilities are KenLM's, sum to one, and survive an ARPA file."""
+
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import jaxlm
+from jaxlm.data.corpora import load_corpus
+from jaxlm.data.vocab import EOS, UNK
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.interop.exporting import export_model
+from jaxlm.interop.importing import import_model
+from jaxlm.ngrams import arpa
+from jaxlm.ngrams.backoff import BackoffModel
+from jaxlm.ngrams.kneser_ney import estimate
+from jaxlm.runs.ngram_models import ngram
+
+RECORDED = json.loads(Path(__file__).with_name("golden").joinpath("kenlm.json").read_text())
+
+
+def training_lines(case: dict) -> list[str]:
+    """The text that KenLM's model was made of."""
+    if "train" in case:
+        return case["train"]
+    corpus = load_corpus("embedded-tiny")
+    words = " ".join(corpus.vocab.decode(corpus.train)).split(f" {EOS}")
+    lines = [line.strip().replace(UNK, "rareword") for line in words]
+    return [line for line in lines if line][: case["lines"]]
+
+
+def ids_of(lines: list[str], words: dict[str | None, int]) -> np.ndarray:
+    tokens = [token for line in lines for token in (*line.split(), EOS)]
+    return np.array([words.get(token, words[UNK]) for token in tokens])
+
+
+@pytest.mark.parametrize("name", ["small", "generated"])
+def test_probabilities_are_those_of_kenlm(name):
+    case = RECORDED[name]
+    lines = training_lines(case)
+    names = [UNK, *dict.fromkeys(token for line in lines for token in (*line.split(), EOS))]
+    words = {word: place for place, word in enumerate(names)}
+    model = estimate(ids_of(lines, words), len(names), case["order"], words[EOS])
+    scores = model.log_probabilities(ids_of(case["test"], words), np.array([model.begin]))
+    expected = [score for line in case["log10"] for score in line]
+    np.testing.assert_allclose(scores / math.log(10), expected, rtol=0, atol=1e-6)
+
+
+texts = st.lists(st.integers(0, 4), min_size=2, max_size=60)
+
+
+def model_of(text: list[int], order: int) -> BackoffModel:
+    return estimate(np.array(text), vocab_size=6, order=order, end=0)
+
+
+@settings(max_examples=50)
+@given(texts, st.integers(1, 5))
+def test_probabilities_sum_to_one_after_every_context(text, order):
+    model = model_of(text, order)
+    contexts = [np.array([model.begin]), np.array([model.begin, *text]), np.array([5, 5, 1])]
+    contexts += [np.array(text[start : start + 4]) for start in range(0, len(text), 7)]
+    for context in contexts:
+        assert math.isclose(np.exp(model.next_log_probabilities(context)).sum(), 1, rel_tol=1e-9)
+
+
+@settings(max_examples=50)
+@given(texts, st.integers(1, 5), texts)
+def test_a_token_s_probability_is_that_of_the_distribution(text, order, read):
+    model = model_of(text, order)
+    scores = model.log_probabilities(np.array(read), np.array([model.begin]))
+    context = np.array([model.begin])
+    for token, score in zip(read, scores, strict=True):
+        assert math.isclose(model.next_log_probabilities(context)[token], score, abs_tol=1e-9)
+        context = model.context_after(context, np.array([token]))
+
+
+@settings(max_examples=30)
+@given(texts, st.integers(2, 5), texts, st.integers(0, 60))
+def test_a_text_read_in_two_pieces_has_the_scores_of_one(text, order, read, cut):
+    model = model_of(text, order)
+    begin = np.array([model.begin])
+    tokens = np.array(read)
+    whole = model.log_probabilities(tokens, begin)
+    first = model.log_probabilities(tokens[:cut], begin)
+    rest = model.log_probabilities(tokens[cut:], model.context_after(begin, tokens[:cut]))
+    np.testing.assert_allclose(np.concatenate([first, rest]), whole, atol=1e-12)
+
+
+NAMES = [EOS, "a", "b", "c", "d", UNK]
+
+
+def written(model: BackoffModel, names: list[str] = NAMES) -> bytes:
+    file = io.BytesIO()
+    arpa.write(file, model, names)
+    return file.getvalue()
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts, st.integers(1, 4), texts)
+def test_an_arpa_file_holds_the_model(tmp_path_factory, text, order, read):
+    path = tmp_path_factory.mktemp("arpa") / "lm.arpa"
+    model = model_of(text, order)
+    path.write_bytes(written(model))
+    copy, names = arpa.read(path)
+    places = {name: place for place, name in enumerate(names)}
+    ids = np.array([places[{EOS: "</s>"}.get(NAMES[token], NAMES[token])] for token in read])
+    scores = copy.log_probabilities(ids, np.array([copy.begin]))
+    expected = model.log_probabilities(np.array(read), np.array([model.begin]))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+WHOLE = written(estimate(np.array([1, 2, 0, 2, 1, 3, 0]), 6, 3, 0))
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"\\data\\\n",
+        WHOLE[: len(WHOLE) // 2],
+        WHOLE.replace(b"\\end\\", b""),
+        WHOLE.replace(b"ngram 2=", b"ngram 2=9"),
+        WHOLE.replace(b"\n\\2-grams", b"\n\\3-grams"),
+        WHOLE.replace(b"\ta b", b"\ta zebra"),
+        WHOLE.replace(b"\ta b", b"\ta"),
+        WHOLE.replace(b"\ta b", b"\tb a"),
+        WHOLE.replace(b"-", b"", 40),
+        WHOLE.replace(b"\ta\t", b"\tb\t"),
+        WHOLE.replace(b"\ta\t", b"\t\xff\t"),
+        WHOLE.replace(b"ngram 1=", b"ngram 1=999999999999"),
+        b"x" * 200_000,
+        bytes(range(256)) * 50,
+    ],
+)
+def test_a_damaged_arpa_file_is_one_sentence(damaged, tmp_path):
+    path = tmp_path / "lm.arpa"
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"lm\.arpa") as error:
+        arpa.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_an_arpa_file_cannot_hold_are_refused():
+    model = model_of([1, 2, 0, 1], 2)
+    with pytest.raises(DataError, match="white space"):
+        written(model, [EOS, "a b", "b", "c", "d", UNK])
+    with pytest.raises(DataError, match="keeps <s>"):
+        written(model, [EOS, "<s>", "b", "c", "d", UNK])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """An n-gram model of the tiny generated corpus, in a directory."""
+    path = tmp_path_factory.mktemp("ngrams") / "bigrams"
+    ngram(load_corpus("embedded-tiny"), 3, path)
+    return path
+
+
+def test_a_kept_model_is_loaded_as_a_run_is(folder):
+    model = jaxlm.load(folder)
+    corpus = load_corpus("embedded-tiny")
+    evaluation = model.evaluate("test", corpus=corpus)
+    begin = np.array([model.ngram.begin])
+    context = model.ngram.context_after(begin, corpus.test[:1])
+    nats = -model.ngram.log_probabilities(np.asarray(corpus.test[1:]), context).sum()
+    assert evaluation.nats == pytest.approx(nats, rel=1e-5)
+    assert evaluation.perplexity < 60 < len(corpus.vocab)
+
+
+def test_surprisal_generation_and_prediction_are_of_the_tables(folder):
+    model = jaxlm.load(folder)
+    line = "the farmer lends the book"
+    ids = model.vocab.encode(line.split())
+    expected = -model.ngram.log_probabilities(ids, np.array([model.ngram.begin])) / math.log(2)
+    table = model.surprisal([line, "the book"])
+    np.testing.assert_allclose(table.surprisal[: len(ids)], expected, rtol=1e-4)
+    distribution = np.exp(model.ngram.next_log_probabilities(np.array([model.ngram.begin])))
+    entropy = -(distribution * np.log2(distribution)).sum()
+    assert table.entropy[0] == pytest.approx(entropy, rel=1e-4)
+    word, p = model.predict("the farmer", k=1)[0]
+    context = np.array([model.ngram.begin, *model.vocab.encode(["the", "farmer"])])
+    best = model.ngram.next_log_probabilities(context)
+    assert (model.vocab.words[int(best.argmax())], p) == (word, pytest.approx(np.exp(best.max())))
+    texts = model.generate("the", words=8, samples=2)
+    assert [len(text.words) for text in texts] == [8, 8]
+
+
+@pytest.mark.parametrize("protocol", ["cache", "dynamic", "mc"])
+def test_what_needs_a_network_is_refused(folder, protocol):
+    model = jaxlm.load(folder)
+    with pytest.raises(JaxlmError, match="an n-gram model has no network"):
+        model.evaluate(corpus=load_corpus("embedded-tiny"), protocol=protocol)
+    with pytest.raises(JaxlmError, match="an n-gram model has no network"):
+        model.states("the farmer")
+
+
+@pytest.mark.parametrize("name", ["ngram.json", "vocab.json", "tables.safetensors"])
+def test_a_damaged_folder_is_one_sentence(folder, tmp_path, name):
+    damaged = tmp_path / "copy"
+    shutil.copytree(folder, damaged)
+    data = bytearray((damaged / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / name).write_bytes(data)
+    with pytest.raises(DataError, match="copy is damaged"):
+        jaxlm.load(damaged)
+
+
+def test_an_arpa_file_goes_out_and_in(folder, tmp_path):
+    export_model(folder, "arpa", tmp_path / "lm.arpa")
+    copy = import_model(tmp_path / "lm.arpa", run_dir=tmp_path / "copy")
+    line = ["the farmer lends the book"]
+    expected = jaxlm.load(folder).surprisal(line).surprisal
+    np.testing.assert_allclose(copy.surprisal(line).surprisal, expected, rtol=1e-4)
+    again = jaxlm.load(tmp_path / "copy")
+    np.testing.assert_allclose(again.surprisal(line).surprisal, expected, rtol=1e-4)
