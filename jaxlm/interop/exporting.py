@@ -6,6 +6,7 @@ nn.LSTM cannot have, each layer is a module of its own, as in awd-lstm-lm: `rnns
 `rnns.1.weight_ih_l0`, ...
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -20,15 +21,19 @@ from jax import export
 
 from jaxlm.errors import JaxlmError
 from jaxlm.files import explained, vacant
+from jaxlm.interop.export_html import to_html
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params, Recurrent
+from jaxlm.ngrams import arpa
+from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.ngram_model import NgramModel
 
 StateDict = dict[str, np.ndarray]
 ONNX_HEADER = (  # onnxruntime reads it from 1.12 on
@@ -260,7 +265,32 @@ def _reordered(rows: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
 
 
 # Each gives a file's bytes, and notes.
-EXPORTERS = {"safetensors": to_safetensors, "onnx": to_onnx, "stablehlo": to_stablehlo}
+def to_arpa(model: LanguageModel) -> tuple[bytes, list[str]]:
+    """An n-gram model as an ARPA file.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The file, and no notes.
+
+    Raises:
+        JaxlmError: The model is no n-gram model, or a token has white space in its name.
+    """
+    if not isinstance(model, NgramModel):
+        raise JaxlmError("an ARPA file holds an n-gram model: name one that `jaxlm ngram` made")
+    file = io.BytesIO()
+    arpa.write(file, model.ngram, model.vocab.words)
+    return file.getvalue(), []
+
+
+EXPORTERS = {
+    "safetensors": to_safetensors,
+    "onnx": to_onnx,
+    "stablehlo": to_stablehlo,
+    "html": to_html,
+    "arpa": to_arpa,
+}
 TARGETS = (*EXPORTERS, "hub")
 
 
@@ -274,7 +304,8 @@ def export_model(
     Args:
         run: A run's directory, or a model.
         target: safetensors (a PyTorch state_dict), hub (a folder with a model card, and a folder
-            within it for each checkpoint of keep_checkpoints), onnx or stablehlo (by jax.export).
+            within it for each checkpoint of keep_checkpoints), onnx, stablehlo (by jax.export), or
+            html (a page that runs the model).
         out: The file or folder to make, which must not exist.
         which: `last`, `best` or a step, of a run's directory.
 
@@ -288,10 +319,12 @@ def export_model(
     if target not in TARGETS:
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
     run_dir = None
-    if not isinstance(run, LanguageModel):
+    if not isinstance(run, LanguageModel) and not is_ngram_folder(run):
         run_dir = Path(run)
         which = checkpoint.find(run, which).name  # training may save a newer one meanwhile
     model = model_of(run, which)
+    if isinstance(model, NgramModel) != (target == "arpa"):
+        raise JaxlmError("an n-gram model is exported --to arpa, and no other model is")
     notes = []
     with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":

@@ -1,0 +1,157 @@
+"""The page that runs a model: its surprisals are those of Python, and it asks for nothing."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.data.tokens import Bytes, Characters, Subwords
+from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.interop.export_html import to_html
+from jaxlm.interop.exporting import export_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+WORDS = Vocab((EOS, UNK, "the", "old", "man", "N", "<b>bold</b>", "</script>", "sat", "down"))
+MODELS = {
+    "lstm": {"forget_bias": 1.0},
+    "gru": {"torch_init": True},
+    "mingru": {},
+    "minlstm": {},
+    "mogrifier": {"rank": 3, "layer_norm": True, "cell_clip": 0.5},
+    "mogrifier-coupled": {"model": "mogrifier", "input_gate": "coupled", "rounds": 3},
+    "mogrifier-capped": {"model": "mogrifier", "input_gate": "capped"},
+    "tied": {"model": "lstm", "tied": True, "scale_embedding": True},
+    "projected": {"model": "lstm", "tied": True, "projection": True, "hidden_sizes": (8, 7)},
+    "skip": {"model": "gru", "skip": True},
+    "mixture": {"model": "lstm", "experts": 3, "latent_size": 5, "mixture_epsilon": 1e-8},
+}
+
+
+def random_model(vocab: Vocab = WORDS, **fields: Any) -> jaxlm.LanguageModel:
+    """A model of random parameters, large enough that its probabilities differ."""
+    sizes = {"embedding_size": 6, "hidden_sizes": (6, 6), "init_scale": 0.7}
+    config = jaxlm.Config().replace(vocab_size=len(vocab), **{**sizes, **fields})
+    params = jaxlm.init_params(config.model, jax.random.key(0))
+    corpus = {"name": "a <text>", "sha256": "0"}
+    return jaxlm.LanguageModel(params, config, vocab, corpus)
+
+
+def test_a_kind_that_no_function_of_the_page_runs_is_refused_by_name():
+    with pytest.raises(JaxlmError, match=r"lstm, gru, .*and this model is hawk"):
+        to_html(random_model(model="hawk", hidden_sizes=(8,)))
+
+
+def test_a_page_is_one_file_that_asks_for_nothing(tmp_path):
+    model = random_model()
+    export_model(model, "html", tmp_path / "model.html")
+    page = (tmp_path / "model.html").read_text()
+    assert "default-src 'none'" in page and "unsafe" not in page
+    assert not re.search(r"(src|href)=|https?://|@import|\bimport ", page)
+    assert page.count("</script>") == 3  # those of the page itself, and none of the vocabulary
+    assert "<b>bold" not in page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, tmp_path) -> Iterator[Any]:
+    """Opens a model's page; in the end it has said nothing and asked for nothing."""
+    said: list[str] = []
+    pages = []
+
+    def open_(model: jaxlm.LanguageModel, **options: Any) -> Any:
+        file = tmp_path / "model.html"
+        file.write_bytes(to_html(model)[0])
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto(file.as_uri())
+        page.wait_for_function("() => !!window.surprisals")
+        return page
+
+    yield open_
+    for page in pages:
+        page.close()
+    assert [text for text in said if not text.startswith("file:")] == []
+
+
+def surprisals(page: Any, line: str) -> np.ndarray:
+    return np.array(page.evaluate("line => window.surprisals(line)", line))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_surprisals_are_those_of_python(name, visit):
+    model = random_model(**{"model": name, **MODELS[name]})
+    page = visit(model)
+    for line in ("the old man sat down", "man zebra the the the N sat", "</script> <b>bold</b>"):
+        expected = model.surprisal([line]).surprisal
+        np.testing.assert_allclose(surprisals(page, line), expected, rtol=0, atol=0.05)
+
+
+def trained_subwords(algorithm: str) -> Vocab:
+    counts = {"the": 40, " old": 20, " man": 20, " sat": 9, " oldest": 5, " mansion": 4, "\n": 20}
+    tokens = Subwords.train(counts, 272, algorithm)
+    return Vocab(tokens.names, tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "unigram"])
+def test_pieces_are_those_of_python(kind, visit):
+    if kind == "characters":
+        letters = Characters()
+        vocab = Vocab.build([*"the old mansion sat down\n" * 3], kind=letters)
+    elif kind == "bytes":
+        vocab = Vocab(Bytes().names, Bytes())
+    else:
+        vocab = trained_subwords(kind)
+    model = random_model(vocab)
+    page = visit(model)
+    for line in ("the old man sat", "the oldest mansion sat old"):
+        expected = model.word_surprisal([line], boundary="published").columns()["surprisal"]
+        np.testing.assert_allclose(surprisals(page, line), expected, rtol=0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_reader_types_compares_and_generates(visit):
+    page = visit(random_model(), viewport={"width": 375, "height": 800})
+    page.fill("#text", "the old man\nthe old <b>bold</b>")
+    assert page.locator("#result section").count() == 2
+    assert re.fullmatch(
+        r"The (first|second) is likelier by [\d.]+ bits \(.*\)\.", page.inner_text("#pair")
+    )
+    assert page.locator("#result b").count() == 0
+    page.locator(".word").nth(1).focus()
+    assert page.locator("#expected li").count() == 10
+    assert "old" in page.inner_text("#expected-title")
+    page.fill("#length", "5")
+    page.click("#generate")
+    page.wait_for_function("() => document.getElementById('generated').textContent.length > 20")
+    first = page.inner_text("#generated")
+    page.click("#generate")
+    page.wait_for_timeout(300)
+    assert page.inner_text("#generated") == first  # the same seed
+    with page.expect_download() as download:
+        page.click("#save")
+    rows = Path(download.value.path()).read_text().splitlines()
+    assert rows[0] == "sentence_id,word_id,word,oov,surprisal" and len(rows) == 7
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
