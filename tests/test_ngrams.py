@@ -21,6 +21,7 @@ from jaxlm.ngrams import arpa
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.kneser_ney import estimate
 from jaxlm.runs.ngram_models import ngram
+from jaxlm.scoring.ngram_model import NgramModel
 
 RECORDED = json.loads(Path(__file__).with_name("golden").joinpath("kenlm.json").read_text())
 
@@ -45,7 +46,7 @@ def test_probabilities_are_those_of_kenlm(name):
     case = RECORDED[name]
     lines = training_lines(case)
     names = [UNK, *dict.fromkeys(token for line in lines for token in (*line.split(), EOS))]
-    words = {word: place for place, word in enumerate(names)}
+    words: dict[str | None, int] = {word: place for place, word in enumerate(names)}
     model = estimate(ids_of(lines, words), len(names), case["order"], words[EOS])
     scores = model.log_probabilities(ids_of(case["test"], words), np.array([model.begin]))
     expected = [score for line in case["log10"] for score in line]
@@ -109,7 +110,7 @@ def test_an_arpa_file_holds_the_model(tmp_path_factory, text, order, read):
     path.write_bytes(written(model))
     copy, names = arpa.read(path)
     places = {name: place for place, name in enumerate(names)}
-    ids = np.array([places[{EOS: "</s>"}.get(NAMES[token], NAMES[token])] for token in read])
+    ids = np.array([places[NAMES[token].replace(EOS, "</s>")] for token in read])
     scores = copy.log_probabilities(ids, np.array([copy.begin]))
     expected = model.log_probabilities(np.array(read), np.array([model.begin]))
     np.testing.assert_allclose(scores, expected, atol=1e-6)
@@ -162,8 +163,14 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_kept_model_is_loaded_as_a_run_is(folder):
+def loaded(folder: Path) -> NgramModel:
     model = jaxlm.load(folder)
+    assert isinstance(model, NgramModel)
+    return model
+
+
+def test_a_kept_model_is_loaded_as_a_run_is(folder):
+    model = loaded(folder)
     corpus = load_corpus("embedded-tiny")
     evaluation = model.evaluate("test", corpus=corpus)
     begin = np.array([model.ngram.begin])
@@ -174,7 +181,7 @@ def test_a_kept_model_is_loaded_as_a_run_is(folder):
 
 
 def test_surprisal_generation_and_prediction_are_of_the_tables(folder):
-    model = jaxlm.load(folder)
+    model = loaded(folder)
     line = "the farmer lends the book"
     ids = model.vocab.encode(line.split())
     expected = -model.ngram.log_probabilities(ids, np.array([model.ngram.begin])) / math.log(2)
@@ -193,7 +200,7 @@ def test_surprisal_generation_and_prediction_are_of_the_tables(folder):
 
 @pytest.mark.parametrize("protocol", ["cache", "dynamic", "mc"])
 def test_what_needs_a_network_is_refused(folder, protocol):
-    model = jaxlm.load(folder)
+    model = loaded(folder)
     with pytest.raises(JaxlmError, match="an n-gram model has no network"):
         model.evaluate(corpus=load_corpus("embedded-tiny"), protocol=protocol)
     with pytest.raises(JaxlmError, match="an n-gram model has no network"):
