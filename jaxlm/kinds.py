@@ -33,7 +33,7 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
         """
 
         def add(cls: Kind) -> Kind:
-            kind = dataclass(frozen=True)(cls)
+            kind: Any = dataclass(frozen=True)(cls)
             kind.kind_name = name
             _register_pytree(kind)
             self[name] = kind

@@ -117,12 +117,12 @@ def run(
         # One more input, which is 1 in padding, shuts the gate i and opens f, which keeps c.
         padding = (jnp.arange(T)[:, None] >= lengths).astype(x.dtype)[..., None]
         x = jnp.concatenate([padding, jnp.where(padding > 0, 0, x)], -1)
-        zeros = jnp.zeros(H, kernel.dtype)
-        i = zeros + _SHUT
-        f = zeros + _OPEN
-        kernel = jnp.concatenate([jnp.concatenate([i, zeros, f, zeros])[None], kernel])
+        unread = jnp.zeros(H, kernel.dtype)
+        row = jnp.concatenate([unread + _SHUT, unread, unread + _OPEN, unread])
+        kernel = jnp.concatenate([row[None], kernel])
     if carry is None:
-        carry = (jnp.zeros((x.shape[1], H)),) * 2
+        zeros = jnp.zeros((x.shape[1], H))
+        carry = (zeros, zeros)
     c, h = (part.astype(kernel.dtype).reshape(-1, H) for part in carry)
     y, end = lstm(x, kernel, bias, LSTMState(c, h))
     c, h = end

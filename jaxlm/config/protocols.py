@@ -159,7 +159,7 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     protocol = "plain" if given is None else given
     if isinstance(protocol, str) and protocol in PROTOCOLS:
         protocol = PROTOCOLS[protocol]()
-    if type(protocol) not in PROTOCOLS.values():
+    if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
         raise JaxlmError(
             f"protocol must be {either(list(PROTOCOLS))}, or an object of theirs, such as Cache(); "
             f"it is {protocol!r:.200}"
