@@ -161,11 +161,21 @@ class Folder:
     @contextmanager
     def new_folder(self, name: str) -> Iterator["Folder"]:
         """A directory to fill, which appears as `name`, durably, once the block ends without an exception."""
-        with self._appearing(name) as partial, self.folder(partial, create=True) as folder:
-            with suppress(OSError):
-                fcntl.flock(folder._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with self._appearing(name) as partial, self._locked_folder(partial) as folder:
             yield folder
             folder.sync()
+
+    def _locked_folder(self, name: str) -> "Folder":
+        """Makes a directory and locks it, so that `clean` spares it. Raises OSError."""
+        for _ in range(100):
+            with suppress(FileNotFoundError):
+                folder = self.folder(name, create=True)
+                with suppress(OSError):
+                    fcntl.flock(folder._descriptor, fcntl.LOCK_EX)
+                if self.exists(name):
+                    return folder
+                os.close(folder._descriptor)  # `clean` of another process came before the lock
+        return self.folder(name, create=True)  # raises OSError: this directory is gone
 
     @contextmanager
     def _appearing(self, name: str) -> Iterator[str]:
@@ -207,17 +217,23 @@ class Folder:
         for name in self.names():
             if not (name.startswith(prefix) and _UNFINISHED.fullmatch(name)):
                 continue
-            with suppress(OSError):
-                descriptor = os.open(
-                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor
-                )
-                try:  # (shared: NFS has no exclusive lock of what is only read)
-                    fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                finally:
-                    os.close(descriptor)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            try:
+                descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            except OSError:  # a link, or removed just now
+                self.remove(name)
+                continue
+            try:
+                # Shared, since NFS has no exclusive lock of what is only read. It is kept until the
+                # entry is gone, so that no writer takes the entry in between (`_locked_folder`).
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            except OSError:  # a file system without locks
+                pass
             self.remove(name)
+            os.close(descriptor)
 
     def sync(self) -> None:
         """Waits until the directory's list of names is on the disk."""
