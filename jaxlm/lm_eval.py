@@ -1,8 +1,10 @@
-"""jaxlm's models in the lm-evaluation-harness (extra `lm-eval`), which this module starts with them registered.
+"""jaxlm's models in the lm-evaluation-harness (extra `lm-eval`).
 
     python -m jaxlm.lm_eval --model jaxlm --model_args run=RUN --tasks TASK
 
-A request is split as the run's text was, or by `tokenizer=space` (at white space) or `tokenizer=ptb`.
+Importing this module registers the model `jaxlm` beside the harness's own; as a program it is the
+harness itself. A request is split as the run's text was, or by `tokenizer=space` (at white space)
+or `tokenizer=ptb`.
 """
 
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 import numpy as np
 
 try:
+    # The harness registers its own models where this is imported, and else only in an empty
+    # registry.
+    import lm_eval.models  # noqa: F401  # pyright: ignore[reportMissingImports]
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
     from lm_eval.api.registry import register_model  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError:
@@ -19,24 +24,13 @@ except ModuleNotFoundError:
 
 from jaxlm.runs.loading import load
 
-LENGTHS = (
-    "max_gen_toks",
-    "max_new_tokens",
-    "max_tokens",
-    "max_completion_tokens",
-)  # names of one option
+# The names under which tasks give the most tokens of a continuation.
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
 @register_model("jaxlm")
 class JaxLM(TemplateLM):
-    """A run as the harness's language model.
-
-    Args:
-        run: the run's directory.
-        checkpoint: `last`, `best` or a step.
-        tokenizer: space or ptb (default: as the text that the run was trained on; the harness itself reads "none").
-        batch_size, max_batch_size, device: what the harness passes; requests are scored one at a time.
-    """
+    """A run as the harness's language model."""
 
     def __init__(
         self,
@@ -47,6 +41,21 @@ class JaxLM(TemplateLM):
         max_batch_size: Any = None,
         device: Any = None,
     ):
+        """Loads a run.
+
+        Args:
+            run: The run's directory.
+            checkpoint: `last`, `best` or a step.
+            tokenizer: `space` or `ptb`; by default as the text that the run was trained on. (The
+                harness itself reads "none" as an absent argument.)
+            batch_size: Ignored, as are the next two, which the harness passes: requests are scored
+                one at a time.
+            max_batch_size: Ignored.
+            device: Ignored.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it is damaged.
+        """
         super().__init__()
         self._lm = load(str(run), str(checkpoint))
         self._tokenizer = "none" if tokenizer == "space" else tokenizer
@@ -60,9 +69,16 @@ class JaxLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Ids of a text's words; words outside the vocabulary are `<unk>`, newlines `<eos>`.
+        """Encodes a text.
 
-        So is a text of marks alone, which a tokenizer drops: no choice may be empty, as it would be certain.
+        Args:
+            string: The text.
+            add_special_tokens: Ignored: jaxlm has none.
+
+        Returns:
+            Ids of its tokens. Words outside the vocabulary are `<unk>`, newlines `<eos>`. A text of
+            punctuation alone, which a tokenizer may drop, is one `<unk>`: an empty answer of a
+            multiple choice would have probability 1.
         """
         vocab = self._lm.vocab
         ids = vocab.encode(self._lm.tokens(string, self._tokenizer)).tolist()
@@ -73,52 +89,79 @@ class JaxLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """For each (text, context, continuation) the continuation's log-probability, and whether it is likeliest."""
-        found = []
-        for (_before, text), context, ids in requests:
-            continuation = ids or self.tok_encode(
-                text
-            )  # (none is left of what a tokenizer drops, or joins to a word)
+        """Scores continuations.
+
+        Args:
+            requests: For each the texts (context, continuation), and the ids of both.
+
+        Returns:
+            For each its log-probability in nats, and whether each of its tokens is the likeliest.
+        """
+        answers = []
+        for (_context, text), context_ids, ids in requests:
+            # A tokenizer may leave no id of the continuation, or join it to the context's last
+            # word.
+            continuation = ids or self.tok_encode(text)
             if not continuation:
-                found.append((0.0, True))
+                answers.append((0.0, True))
                 continue
-            whole = np.array([*(context or [self.eot_token_id]), *continuation], np.int32)
-            scores = self._score([whole]).rows(slice(-len(continuation), None))
-            found.append((-float(scores.nats.sum()), bool((scores.rank == 1).all())))
-        return found
+            tokens = [*(context_ids or [self.eot_token_id]), *continuation]
+            scores = self._score([np.array(tokens, np.int32)]).rows(slice(-len(continuation), None))
+            answers.append((-float(scores.nats.sum()), bool((scores.rank == 1).all())))
+        return answers
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each whole text, from `<eos>` on."""
-        asked = [(("", ""), [], self.tok_encode(request.args[0])) for request in requests]
-        return [log_p for log_p, _ in self._loglikelihood_tokens(asked)]
+        """Scores whole texts.
+
+        Args:
+            requests: Their `args` are (text,).
+            disable_tqdm: Ignored.
+
+        Returns:
+            The log-probability of each text in nats, from `<eos>` on.
+        """
+        texts = [(("", ""), [], self.tok_encode(request.args[0])) for request in requests]
+        return [log_p for log_p, _ in self._loglikelihood_tokens(texts)]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of each text, up to a stop string or so many words; greedy unless it is to sample.
+        """Continues texts up to a stop string or a number of words.
 
-        A task's names of options and their defaults are read as the harness's own models read them: 256 words; a
-        temperature above 0 samples, where `do_sample` does not say.
-        Samples have the option `seed`, else each request its own, so that one that is repeated gives another text.
+        Options and their defaults are those of the harness's own models: 256 words, greedy; a
+        temperature above 0 samples, unless `do_sample` says otherwise. A sample's seed is the
+        option `seed`, else the place of the request, so that a repeated request gives another text.
+
+        Args:
+            requests: Their `args` are (text, options).
+            disable_tqdm: Ignored.
+
+        Returns:
+            The continuations, without the stop string.
         """
         return [self._generated(place, *request.args) for place, request in enumerate(requests)]
 
     def _generated(self, place: int, context: str, options: dict[str, Any]) -> str:
         stops = options.get("until") or []
-        stops = [stops] if isinstance(stops, str) else stops
+        if isinstance(stops, str):
+            stops = [stops]
         lengths = [options[name] for name in LENGTHS if options.get(name) is not None]
-        words = int(lengths[0] if lengths else 256)
-        seed = int(options.get("seed", place))
+        words = int(lengths[0]) if lengths else 256
         if words < 1:
             return ""
-        sampled = options.get("do_sample")
-        temperature = (
-            0.0 if sampled is False else float(options.get("temperature", 1.0 if sampled else 0.0))
+        sampling = options.get("do_sample")
+        temperature = float(options.get("temperature", 1.0 if sampling else 0.0))
+        limits = {}
+        if sampling is False:
+            temperature = 0.0
+        if temperature:
+            limits = {name: options[name] for name in ("top_k", "top_p") if options.get(name)}
+        drawn = self._lm.stream(
+            self._lm.tokens(context, self._tokenizer),
+            tokens=words,
+            temperature=temperature,
+            seed=int(options.get("seed", place)),
+            **limits,
         )
-        limits = {
-            name: options[name] for name in ("top_k", "top_p") if temperature and options.get(name)
-        }
         text = ""
-        prompt = self._lm.tokens(context, self._tokenizer)
-        drawn = self._lm.stream(prompt, tokens=words, temperature=temperature, seed=seed, **limits)
         for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):
             text += piece
             ends = [text.find(stop) for stop in stops if stop in text]

@@ -74,6 +74,13 @@ def test_log_probabilities_are_the_model_s(tiny_run):
     )
 
 
+def test_the_harness_still_knows_its_own_models():
+    from lm_eval.api.registry import get_model
+
+    assert get_model("jaxlm") is JaxLM
+    assert get_model("hf").__name__ == "HFLM"
+
+
 def test_generation_stops_where_it_is_told(tiny_run):
     harness = JaxLM(str(tiny_run[0].run_dir))
     word = jaxlm.load(tiny_run[0].run_dir).vocab.words[3]

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: each fast op beside its plain reference."""

@@ -1,20 +1,26 @@
-"""What a program runs on: the platform that it is lowered for, and how many devices share its batch."""
+"""What a program runs on: its platform, the devices that share its batch, and arrays that fit."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-T = TypeVar("T")
 
+def by_platform(function: Callable[..., Any], *arguments: object) -> Any:
+    """Calls a function that is told for which platform the program is lowered.
 
-def by_platform(function: Callable[..., T], *arguments: object) -> T:
-    """`function(on_cpu, *arguments)`: programs for CPUs hold the call with True, programs for others that with False.
+    That need not be the platform of this process's devices.
 
-    The platform is the one that the program is lowered for, which need not be the platform of this process's devices.
-    The arguments are pytrees of arrays; results of both calls have the same shapes.
+    Args:
+        function: Called as `function(on_cpu, *arguments)`. Both calls return the same shapes.
+        *arguments: Pytrees of arrays.
+
+    Returns:
+        In programs for CPUs the result of the call with True, in others that of the call with
+        False.
     """
     return lax.platform_dependent(
         *arguments, cpu=partial(function, True), default=partial(function, False)
@@ -22,8 +28,30 @@ def by_platform(function: Callable[..., T], *arguments: object) -> T:
 
 
 def batch_devices() -> int:
-    """How many devices share the batch of the program: the first axis of `distributed/mesh.py`'s mesh."""
+    """How many devices share the program's batch: the mesh's first axis (`distributed/mesh.py`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return 1
     return mesh.axis_sizes[0]
+
+
+def check_array(
+    name: str, array: jax.Array, shape: tuple[int, ...], integers: bool = False
+) -> None:
+    """Checks an argument of an op.
+
+    Args:
+        name: The argument's name.
+        array: Its value.
+        shape: The shape it should have.
+        integers: Whether it should hold integers, and not floating-point numbers.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+    """
+    kind = jnp.integer if integers else jnp.floating
+    numbers = "integers" if integers else "floating-point numbers"
+    if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(
+            f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}"
+        )

@@ -1,4 +1,7 @@
-"""Dropout: masks from explicit keys (Srivastava et al. 2014; on non-recurrent connections only, arXiv:1409.2329)."""
+"""Dropout by masks from explicit keys, on non-recurrent connections only.
+
+Srivastava et al. 2014; Zaremba et al. 2014, arXiv:1409.2329.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,18 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 def draw_mask(
     key: PRNGKeyArray, keep: Scalar | float, shape: tuple[int, int, int]
 ) -> Bool[Array, "T B D"]:
-    """Which units are kept, each with the probability `keep`; the shape is (T, B, D).
+    """Draws which units are kept.
 
-    Each row draws from a key of its own, folded with the row's index: devices that share a batch each draw their rows.
+    Each row of the batch draws from a key of its own, folded with the row's index, so that devices
+    which share a batch draw their own rows.
+
+    Args:
+        key: The key of this mask.
+        keep: The probability that a unit is kept.
+        shape: (T, B, D).
+
+    Returns:
+        True where a unit is kept.
     """
     T, B, D = shape
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
@@ -20,7 +32,16 @@ def draw_mask(
 def apply_mask(
     x: Float[Array, "*shape"], kept: Bool[Array, "..."] | None, keep: Scalar | float | None
 ) -> Float[Array, "*shape"]:
-    """x / keep where `kept`, broadcast to x, is true, else 0; x itself where `kept` or `keep` is None."""
+    """Drops units.
+
+    Args:
+        x: The units.
+        kept: Which are kept, broadcast to x; None drops nothing.
+        keep: The probability with which they are kept; None drops nothing.
+
+    Returns:
+        x / keep where a unit is kept, else 0.
+    """
     if kept is None or keep is None:
         return x
     return jnp.where(kept, x / keep, 0).astype(x.dtype)

@@ -1,12 +1,17 @@
-"""Layers whose state is a matrix a head: gated linear attention and the gated delta rule, chunk by chunk.
+"""Layers whose state is a matrix a head: gated linear attention and the gated delta rule.
 
     S_t = a_t S_(t-1) + k_t u_t^T        y_t = S_t^T q_t
 
-with u = v (mLSTM, arXiv:2405.04517; HGRN2, arXiv:2404.07904) or, by the delta rule, u_t = beta_t (v_t - (a_t S_(t-1))^T
-k_t) (Gated DeltaNet, arXiv:2412.06464). Within a chunk all steps are products of matrices; chunks follow each other.
-Letters: `T` steps, `B` batch, `N` heads, `D` and `F` widths of keys and of values.
+with u = v (mLSTM, arXiv:2405.04517; HGRN2, arXiv:2404.07904) or, by the delta rule (Gated DeltaNet,
+arXiv:2412.06464),
+
+    u_t = beta_t (v_t - (a_t S_(t-1))^T k_t)
+
+The steps of a chunk are computed by products of matrices, one chunk after the other. Letters: `T`
+steps, `B` batch, `N` heads, `D` and `F` widths of keys and of values, `t` steps of a chunk.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -20,13 +25,14 @@ from jaxlm.ops.scans import Length, scan
 
 Keys = Float[Array, "T B N D"]
 Values = Float[Array, "T B N F"]
-Decay = Float[
-    Array, "T B N _"
-]  # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D]
+# log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D].
+Decay = Float[Array, "T B N _"]
 KeyValues = Float[Array, "B N D F"]
+Summed = tuple[Float[Array, "B N t _"], ...]  # of decays, by `_summed`
 
+# The most steps of a chunk, with a decay for each head and for each key unit.
 CHUNK = 64
-DIAGONAL_CHUNK = 16  # most steps of a chunk; with a decay for each key unit
+DIAGONAL_CHUNK = 16
 
 
 def linear_attention_reference(
@@ -38,7 +44,20 @@ def linear_attention_reference(
     beta: Float[Array, "T B N 1"] | None = None,
     length: Length = None,
 ) -> tuple[Values, KeyValues]:
-    """`linear_attention` written plainly: one step after the other."""
+    """`linear_attention` written plainly: one step after the other.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        log_decay: log a, at most 0.
+        state: S before the first step.
+        beta: The delta rule's share of each value that is written; None: u = v.
+        length: How many steps count.
+
+    Returns:
+        The outputs y, and the new S.
+    """
 
     def step(state, inputs):
         q, k, v, log_decay, beta = inputs
@@ -61,30 +80,42 @@ def linear_attention(
     length: Length = None,
     dtype: Any = jnp.float32,
 ) -> tuple[Values, KeyValues]:
-    """The outputs y and the new carry S; without beta, u = v. Products are in `dtype`, summed in float32 or wider."""
+    """Runs a layer over time, chunk by chunk.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        log_decay: log a, at most 0.
+        state: S before the first step.
+        beta: The delta rule's share of each value that is written; None: u = v.
+        length: How many steps count.
+        dtype: What products multiply in; they sum in float32 or wider.
+
+    Returns:
+        The outputs y, and the new S.
+    """
     T = len(q)
-    chunks = -(-T // (CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK))
-    steps = -(-T // chunks)
+    most_steps = CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK
+    chunks = math.ceil(T / most_steps)
+    steps = math.ceil(T / chunks)
     counts = (jnp.arange(T) < (T if length is None else length)).reshape(T, 1, 1, 1)
 
-    def chunked(x: Float[Array, "T B N _"]) -> Float[Array, "chunks B N steps _"]:
+    def chunked(x):  # [T, B, N, _] -> [chunks, B, N, steps, _]
         x = jnp.pad(x, ((0, chunks * steps - T), *[(0, 0)] * 3))
         return jnp.moveaxis(x.reshape(chunks, steps, *x.shape[1:]), 1, 3)
 
-    def run_chunk(
-        state: KeyValues, inputs: tuple[Array, Array, Array, Array, Array | None]
-    ) -> tuple[KeyValues, Float[Array, "B N steps F"]]:
+    def run_chunk(state, inputs):  # S and inputs [B, N, steps, _] -> the new S, y [B, N, steps, F]
         q, k, u, log_decay, beta = inputs
         decay = _summed(log_decay)
-        if (
-            beta is not None
-        ):  # (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk have written
+        if beta is not None:
+            # u solves (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk write.
             written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(sum(decay)), state)
             inverse = _inverse(beta * _scores(k, k, decay, dtype), dtype)
             u = contraction("bnts,bnsf->bntf", dtype, inverse, beta * written)
         y = contraction("bnts,bnsf->bntf", dtype, _scores(q, k, decay, dtype), u)
         y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(sum(decay)), state)
-        last = [part[:, :, -1:] for part in decay]
+        last = tuple(term[:, :, -1:] for term in decay)
         added = contraction("bntd,bntf->bndf", dtype, k * jnp.exp(_between(last, decay)), u)
         return jnp.exp(jnp.swapaxes(sum(last), 2, 3)) * state + added, y
 
@@ -94,39 +125,34 @@ def linear_attention(
     return jnp.moveaxis(y, 3, 1).reshape(chunks * steps, *v.shape[1:])[:T], state
 
 
-def _summed(log_decay: Float[Array, "B N t _"]) -> list[Float[Array, "B N t _"]]:
-    """The sums of log a up to each step in two parts, of which the coarse one is exact: float32 would lose digits."""
+def _summed(log_decay: Float[Array, "B N t _"]) -> Summed:
+    """The sums of log a up to each step, as two terms: the first has few digits and is exact."""
     coarse = lax.stop_gradient(jnp.round(log_decay * 1024) / 1024)
-    return [jnp.cumsum(part, 2) for part in (coarse, log_decay - coarse)]
+    fine = log_decay - coarse
+    return jnp.cumsum(coarse, 2), jnp.cumsum(fine, 2)
 
 
-def _between(
-    later: list[Float[Array, "..."]], earlier: list[Float[Array, "..."]]
-) -> Float[Array, "..."]:
-    """The log of the decay from earlier steps to later ones, both as `_summed` gives them."""
-    coarse, small = (a - b for a, b in zip(later, earlier, strict=True))
-    return coarse + small
+def _between(later: Summed, earlier: Summed) -> Float[Array, "..."]:
+    """The log of the decay from earlier steps to later ones."""
+    return (later[0] - earlier[0]) + (later[1] - earlier[1])
 
 
 def _scores(
-    q: Float[Array, "B N t D"],
-    k: Float[Array, "B N t D"],
-    decay: list[Float[Array, "B N t _"]],
-    dtype: Any,
+    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: Summed, dtype: Any
 ) -> Float[Array, "B N t t"]:
-    """How much of what step s writes step t reads, given the summed logarithms of the decay."""
+    """How much of what step s writes step t reads."""
     steps = np.arange(q.shape[2])
     if decay[0].shape[-1] == 1:
-        between = _between(decay, [jnp.swapaxes(part, 2, 3) for part in decay])
-        kept = jnp.where(steps[:, None] >= steps, between, -jnp.inf)
-        return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(kept)
+        columns = tuple(jnp.swapaxes(term, 2, 3) for term in decay)
+        log_kept = jnp.where(steps[:, None] >= steps, _between(decay, columns), -jnp.inf)
+        return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(log_kept)
     scores = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0)
     size = 1
-    while size < len(
-        steps
-    ):  # the later half of each block reads the earlier one, over the last step of that
+    while size < len(steps):
+        # The later half of each block of 2 * size steps reads the earlier half. The decay between
+        # two steps is that to the earlier half's last step, `middle`, times that from there.
         middle = np.minimum(steps // (2 * size) * (2 * size) + size - 1, steps[-1])
-        over = _between(decay, [part[:, :, middle] for part in decay])
+        over = _between(decay, tuple(term[:, :, middle] for term in decay))
         kept = jnp.exp(jnp.where((steps > middle)[:, None], over, -over))
         read = contraction("bntd,bnsd->bnts", dtype, q * kept, k * kept)
         scores += jnp.where(_across(len(steps), size), read, 0)
@@ -135,20 +161,19 @@ def _scores(
 
 
 def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
-    """The inverse of I + lower, where lower counts below its diagonal, by growing blocks."""
+    """The inverse of I + lower by growing blocks; of `lower` the part below the diagonal counts."""
     steps = lower.shape[-1]
     size = 1
     inverse = jnp.broadcast_to(jnp.eye(steps, dtype=lower.dtype), lower.shape)
     while size < steps:
-        right = contraction(
-            "bnts,bnsr->bntr", dtype, jnp.where(_across(steps, size), lower, 0), inverse
-        )
+        across = jnp.where(_across(steps, size), lower, 0)
+        right = contraction("bnts,bnsr->bntr", dtype, across, inverse)
         inverse -= contraction("bnts,bnsr->bntr", dtype, inverse, right)
         size *= 2
     return inverse
 
 
 def _across(steps: int, size: int) -> Bool[np.ndarray, "t t"]:
-    """The pairs of a step in the later half of a block of 2 * size steps and one in its earlier half."""
+    """True for a step in a block's later half and one in its earlier half, each of `size` steps."""
     half = np.arange(steps) // size
     return (half[:, None] == half + 1) & (half % 2 == 0)

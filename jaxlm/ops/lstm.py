@@ -1,4 +1,4 @@
-"""The LSTM over time: a plain reference, and beside it the same function with a derivative of its own.
+"""The LSTM over time: a plain reference, and the same function with a derivative of its own.
 
 Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. The cell is TensorFlow's
 BasicLSTMCell (Zaremba et al. 2014, arXiv:1409.2329), its gates in the order i, j, f, o:
@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Scalar
 
 from jaxlm.ops.activations import activated
+from jaxlm.ops.devices import check_array
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import columns_times_rows, product
 from jaxlm.ops.scans import Length, Units, last_step, scan
@@ -25,7 +26,12 @@ Kept = Bool[Array, "B H"] | None
 
 
 class LSTMState(NamedTuple):
-    """The carry of one layer: cell `c` and output `h`."""
+    """The carry of one layer.
+
+    Attributes:
+        c: The cell.
+        h: The output.
+    """
 
     c: Float[Array, "B H"]
     h: Float[Array, "B H"]
@@ -40,12 +46,24 @@ def lstm_reference(
     kept: Kept = None,
     keep: Scalar | float | None = None,
 ) -> tuple[Units, LSTMState]:
-    """`lstm` written plainly: a scan of the cell, differentiated by JAX; it counts all steps."""
+    """`lstm` written plainly: a scan of the cell, differentiated by JAX. All steps count.
 
-    def cell(state: LSTMState, x: Float[Array, "B E"]) -> tuple[LSTMState, Float[Array, "B H"]]:
-        i, j, f, o = jnp.split(
-            jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1) @ kernel + bias, 4, -1
-        )
+    Args:
+        x: As the other arguments, what `lstm` takes.
+        kernel: Gates in the order i, j, f, o.
+        bias: Likewise.
+        state: The carry before the first step.
+        forget_bias: Added to the forget gate before its sigmoid.
+        kept: Which units of h the gates read.
+        keep: The probability that a unit is kept.
+
+    Returns:
+        The outputs, and the new carry.
+    """
+
+    def cell(state, x):
+        inputs = jnp.concatenate([x, apply_mask(state.h, kept, keep)], -1)
+        i, j, f, o = jnp.split(inputs @ kernel + bias, 4, -1)
         c = state.c * jax.nn.sigmoid(f + forget_bias) + jax.nn.sigmoid(i) * jnp.tanh(j)
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
         return LSTMState(c, h), h
@@ -67,22 +85,29 @@ def lstm(
 ) -> tuple[Units, LSTMState]:
     """Runs one LSTM layer over time, fast.
 
-    Everything that does not depend on the step before is done for all steps at once, outside the scans: the input
-    projection; the gates' derivatives; the gradients of kernel, bias and input. The backward scan carries only
-    (dc, dh). (Differentiating a scan adds a kernel-sized array at each step instead.)
+    Whatever does not depend on the step before is computed for all steps at once, outside the
+    scans: the input projection, the gates' derivatives, the gradients of kernel, bias and input.
+    The backward scan carries only (dc, dh); differentiating a scan would add a kernel-sized array
+    at each step.
 
     Args:
-        x: in bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry and
-            all gradients except that of x keep the parameters' dtype.
-        kernel, bias: gates in the order i, j, f, o.
-        forget_bias: added to the forget gate before its sigmoid.
-        length: as in `scans.py`; where it is given the new carry has no gradients.
-        kept: which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
-            arXiv:1512.05287); outputs and carry have all units. None: the gates read all.
-        keep: the probability that a unit is kept; the units read are divided by it.
+        x: The inputs. In bfloat16 the products multiply bfloat16 and sum in float32, and the
+            outputs are bfloat16; the carry and all gradients except that of x keep the parameters'
+            dtype.
+        kernel: Gates in the order i, j, f, o; rows of x, then of h.
+        bias: Gates in the order i, j, f, o.
+        state: The carry before the first step.
+        forget_bias: Added to the forget gate before its sigmoid.
+        length: How many steps count. Where it is given the new carry has no gradients.
+        kept: Which units of h the gates read, the same at all steps (Gal and Ghahramani 2016,
+            arXiv:1512.05287). Outputs and carry have all units. None: the gates read all.
+        keep: The probability that a unit is kept; the units read are divided by it.
+
+    Returns:
+        The outputs, and the new carry.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        ValueError: Shapes or dtypes do not fit.
 
     >>> T, B, E, H = 20, 4, 3, 2
     >>> kernel, bias, h = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H), jnp.zeros((B, H))
@@ -105,21 +130,17 @@ def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
         h = jnp.tanh(c) * o
         return LSTMState(c, h), (h, c, gates)
 
-    if (
-        len(x) == 1
-    ):  # the whole kernel at once: to split it is to copy it, which costs more than such a step
+    if len(x) == 1:  # the whole kernel at once: splitting would copy it, which costs more
         inputs = jnp.concatenate([x[0], apply_mask(state.h, kept, keep).astype(x.dtype)], -1)
-        final, found = activate(state, product(inputs, kernel, x.dtype) + gate_bias)
-        h, c, gates = (part[None] for part in found)
+        final, outputs = activate(state, product(inputs, kernel, x.dtype) + gate_bias)
+        h, c, gates = (output[None] for output in outputs)
     else:
-        kernel_x, kernel_h = jnp.split(
-            kernel.astype(x.dtype), [x.shape[-1]]
-        )  # cast once, not at each step
+        # Cast once, not at each step.
+        kernel_x, kernel_h = jnp.split(kernel.astype(x.dtype), [x.shape[-1]])
 
         def cell(state, projected):
-            return activate(
-                state, projected + product(apply_mask(state.h, kept, keep), kernel_h, x.dtype)
-            )
+            h = apply_mask(state.h, kept, keep)
+            return activate(state, projected + product(h, kernel_h, x.dtype))
 
         final, (h, c, gates) = scan(cell, state, product(x, kernel_x, x.dtype) + gate_bias)
     if length is not None:
@@ -164,22 +185,20 @@ def _backward(saved, cotangents):
     return dx, dkernel, dbias, LSTMState(dc, dh), dbias[2 * H : 3 * H].sum(), None, None, None
 
 
-_lstm = jax.custom_vjp(lambda *given: _forward(*given)[0])
+_lstm = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0])
 _lstm.defvjp(_forward, _backward)
 
 
 def _check_shapes(x, kernel, bias, state):
     if x.ndim != 3 or state.h.ndim != 2:
         raise ValueError(
-            f"x should be [T, B, E] and state.h [B, H]; their shapes are {x.shape} and {state.h.shape}"
+            "x should be [T, B, E] and state.h [B, H]; "
+            f"their shapes are {x.shape} and {state.h.shape}"
         )
-    (_, B, E), H = x.shape, state.h.shape[-1]
-    expected = {
-        "state.c": (state.c, (B, H)),
-        "state.h": (state.h, (B, H)),
-        "kernel": (kernel, (E + H, 4 * H)),
-    }
-    for name, (array, shape) in {"x": (x, x.shape), **expected, "bias": (bias, (4 * H,))}.items():
-        if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
-            wanted = f"floating-point numbers of the shape {shape} (x is {x.shape}, state.h {state.h.shape})"
-            raise ValueError(f"{name} should be {wanted}; it is {array.dtype} {array.shape}")
+    _, B, E = x.shape
+    H = state.h.shape[-1]
+    check_array("x", x, x.shape)
+    check_array("state.c", state.c, (B, H))
+    check_array("state.h", state.h, (B, H))
+    check_array("kernel", kernel, (E + H, 4 * H))
+    check_array("bias", bias, (4 * H,))

@@ -1,13 +1,15 @@
-"""A mixture of K softmaxes over one layer (Yang et al. 2018, arXiv:1711.03953): a plain reference, and its fused twin.
+"""A mixture of K softmaxes over one layer: a plain reference, and its fused twin.
 
-Letters: `T` steps, `B` batch, `K` experts, `D` width of a latent vector, `V` vocabulary. The axes of `rows` are [T, B],
-or [N] without a batch.
+Yang et al. 2018, arXiv:1711.03953. Letters: `T` steps, `B` batch, `K` experts, `D` width of a
+latent vector, `V` vocabulary. The axes of `rows` are [T, B], or [N] without a batch.
 
-    p(word) = sum_k prior_k softmax_k(word)        prior = softmax(choice)        softmax_k = softmax(latents_k W + b)
+    p(word) = sum_k prior_k softmax_k(word)
+    prior = softmax(choice)        softmax_k = softmax(latents_k W + b)
 
-The fast path takes the steps in chunks, as `ops/softmax.py` does, and never holds [T, B, K, V] nor [T, B, V]. The
-gradient is that of K softmaxes whose nats are weighted by each expert's share r_k = prior_k softmax_k(target) /
-p(target); so each chunk's gradient is finished as soon as the chunk's logits are there.
+The fast path takes the steps in chunks, as `ops/softmax.py` does, and never holds [T, B, K, V] nor
+[T, B, V]. The gradient is that of K softmaxes whose nats are weighted by each expert's share
+r_k = prior_k softmax_k(target) / p(target), so each chunk's gradient is finished while its logits
+are there.
 """
 
 from functools import partial
@@ -39,20 +41,28 @@ Epsilon = Scalar | float | None
 def log_probs(
     latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, epsilon: Epsilon = None
 ) -> Float[Array, "*rows V"]:
-    """log p of every word, one expert after the other, for a few rows; arguments as `token_nats` has them."""
+    """log p of every word for a few rows, one expert after the other.
+
+    Args:
+        latents: What each expert's softmax reads.
+        choice: The logits of the prior.
+        kernel: The matrix that the experts share.
+        bias: Its bias.
+        epsilon: Added to each probability.
+
+    Returns:
+        The logarithms.
+    """
 
     def add(total, expert):
         latent, log_prior = expert
-        log_p = log_prior[..., None] + jax.nn.log_softmax(
-            product(latent, kernel, latent.dtype) + bias
-        )
-        return jnp.logaddexp(total, log_p), None
+        logits = product(latent, kernel, latent.dtype) + bias
+        return jnp.logaddexp(total, log_prior[..., None] + jax.nn.log_softmax(logits)), None
 
     experts = jnp.moveaxis(latents, -2, 0), jnp.moveaxis(jax.nn.log_softmax(choice), -1, 0)
-    nothing = jnp.full(
-        (*choice.shape[:-1], len(bias)), -jnp.inf, jnp.promote_types(latents.dtype, bias.dtype)
-    )
-    return _log_of_sum(lax.scan(add, nothing, experts)[0], epsilon)
+    dtype = jnp.promote_types(latents.dtype, bias.dtype)
+    nothing = jnp.full((*choice.shape[:-1], len(bias)), -jnp.inf, dtype)
+    return _with_epsilon(lax.scan(add, nothing, experts)[0], epsilon)
 
 
 def token_nats_reference(
@@ -63,7 +73,21 @@ def token_nats_reference(
     targets: Targets,
     epsilon: Epsilon = None,
 ) -> Row:
-    """`token_nats` written plainly: all probabilities of all experts at once; `summed_nats` is its weighted sum."""
+    """`token_nats` written plainly: all probabilities of all experts at once.
+
+    Its weighted sum, differentiated by JAX, is `summed_nats`.
+
+    Args:
+        latents: What each expert's softmax reads.
+        choice: The logits of the prior.
+        kernel: The matrix that the experts share.
+        bias: Its bias.
+        targets: The word of each row.
+        epsilon: Added to each probability.
+
+    Returns:
+        -log p of each target in nats.
+    """
     experts = jax.nn.softmax(latents @ kernel + bias)
     p = jnp.einsum("...k,...kv->...v", jax.nn.softmax(choice), experts)
     return -jnp.log(
@@ -81,28 +105,31 @@ def token_nats(
 ) -> Row:
     """-log p of each target in nats, for evaluation.
 
-    `epsilon` is added to each probability; None: nothing, and they sum to one. Raises ValueError where shapes or dtypes
-    do not fit.
+    Args:
+        latents: What each expert's softmax reads.
+        choice: The logits of the prior.
+        kernel: The matrix that the experts share.
+        bias: Its bias.
+        targets: The word of each row.
+        epsilon: Added to each probability; None: nothing, and they sum to one.
+
+    Returns:
+        The nats.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
     softmax.check_shapes(latents[..., 0, :], kernel, bias, targets)
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
-def _token_nats(
-    on_cpu: bool,
-    latents: Latent,
-    choice: Choice,
-    kernel: Kernel,
-    bias: Bias,
-    targets: Targets,
-    epsilon: Epsilon,
-) -> Row:
+def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(_, rows):
         _, _, log_joint = _experts(layer, *rows)
-        return None, -_log_of_sum(jax.nn.logsumexp(log_joint, -1), epsilon)
+        return None, -_with_epsilon(jax.nn.logsumexp(log_joint, -1), epsilon)
 
     return join(lax.scan(chunk, None, tuple(map(cut, (inputs, choice, targets))))[1])
 
@@ -116,9 +143,24 @@ def summed_nats(
     weights: Row,
     epsilon: Epsilon = None,
 ) -> Scalar:
-    """The sum of weights * -log p of the targets, in nats: the loss, with gradients for all but the last three.
+    """The sum of weights * -log p of the targets, in nats: the loss, with gradients.
 
-    Dtypes are those of `softmax.summed_nats`. Raises ValueError where shapes or dtypes do not fit.
+    Dtypes are those of `softmax.summed_nats`.
+
+    Args:
+        latents: What each expert's softmax reads.
+        choice: The logits of the prior.
+        kernel: The matrix that the experts share.
+        bias: Its bias.
+        targets: The word of each row.
+        weights: The weight of each row. Targets, weights and epsilon have no gradients.
+        epsilon: Added to each probability.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
     softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
@@ -126,7 +168,8 @@ def summed_nats(
 
 def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights, epsilon):
     """The loss and, in the same pass over the chunks, its gradients."""
-    narrow, (inputs, layer) = kernel.astype(latents.dtype), with_bias(on_cpu, latents, kernel, bias)
+    narrow = kernel.astype(latents.dtype)
+    inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
     def chunk(carry, rows):
@@ -134,7 +177,7 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
         x, choice, targets, weights = rows
         odds, total, log_joint = _experts(layer, x, choice, targets)
         log_p = jax.nn.logsumexp(log_joint, -1)
-        log_sum = _log_of_sum(log_p, epsilon)
+        log_sum = _with_epsilon(log_p, epsilon)
         nats -= jnp.sum(weights * log_sum)
         weights = (weights * jnp.exp(log_p - log_sum))[..., None]  # times p / (p + epsilon)
         share = jnp.exp(log_joint - log_p[..., None])
@@ -156,18 +199,16 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
 _summed_nats = softmax.with_gradients(partial(by_platform, _nats_and_gradients))
 
 
-def _experts(
-    layer: Float[Array, "D V"], x: Latent, choice: Choice, targets: Targets
-) -> tuple[Float[Array, "*rows K V"], Float[Array, "*rows K"], Float[Array, "*rows K"]]:
-    """Odds, their sums, and log(prior_k softmax_k(target))."""
+def _experts(layer, x, choice, targets):
+    """For each expert [*rows, K]: odds of all words, their sum, log(prior_k p_k(target))."""
     logits = product(x, layer, x.dtype)
-    odds, total, top, picked = odds_and_pick(
-        logits, jnp.broadcast_to(targets[..., None], choice.shape)
-    )
+    targets = jnp.broadcast_to(targets[..., None], choice.shape)
+    odds, total, top, picked = odds_and_pick(logits, targets)
     return odds, total, jax.nn.log_softmax(choice) + picked - top - jnp.log(total)
 
 
-def _log_of_sum(log_p: Float[Array, "*shape"], epsilon: Epsilon) -> Float[Array, "*shape"]:
+def _with_epsilon(log_p, epsilon):
+    """log(p + epsilon)."""
     if epsilon is None:
         return log_p
     return jnp.logaddexp(log_p, jnp.log(jnp.asarray(epsilon, log_p.dtype)))

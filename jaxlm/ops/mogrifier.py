@@ -1,17 +1,22 @@
-"""The Mogrifier LSTM over time (Melis et al. 2020, arXiv:1909.01792): a plain reference, and a faster twin beside it.
+"""The Mogrifier LSTM over time: a plain reference, and a faster twin.
 
-Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Before the gates of an LSTM see them, the input x and
-the state h gate each other in turns: rounds 0, 2, ... change x and rounds 1, 3, ... h, each by what the other is then:
+Melis et al. 2020, arXiv:1909.01792.
+
+Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Before the gates of an LSTM see
+them, the input x and the state h gate each other in turns: rounds 0, 2, ... change x and rounds 1,
+3, ... change h, each by the other's current value:
 
     x = 2 sigmoid(h Q + q) * x        h = 2 sigmoid(x R + r) * h
 
-Then i, j, f, o = [x, h] W + b, and with a free, a capped (min(i, 1 - f)) or a coupled (1 - f) input gate
+Then i, j, f, o = [x, h] W + b, and with a free, a capped (min(i, 1 - f)) or a coupled (1 - f) input
+gate
 
     c' = c * sigmoid(f) + sigmoid(i) * tanh(j)        h' = tanh(c') * sigmoid(o)
 
-The weights of a layer are a tree: `kernel` [E + H, 4H] and `bias` [4H], gates in the order i, j, f, o (coupled: 3H, and
-j, f, o); `rounds`, a list with `bias` [out] and either `full` [in, out] or `left` [in, rank] and `right` [rank, out] of
-each round; and with layer normalisation (arXiv:1607.06450) `norms`: `input` and `state` [4H], `cell`, `cell_bias` [H].
+The weights of a layer are a tree: `kernel` [E + H, 4H] and `bias` [4H], gates in the order i, j, f,
+o (coupled: 3H, and j, f, o); `rounds`, a list with `bias` [out] and either `full` [in, out] or
+`left` [in, rank] and `right` [rank, out] of each round; and with layer normalisation
+(arXiv:1607.06450) `norms`: `input` and `state` [4H], `cell`, `cell_bias` [H].
 """
 
 from dataclasses import dataclass
@@ -34,17 +39,18 @@ Weights = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Limits:
-    """What a layer's state is held to, each absent where None."""
+    """What bounds a layer's state; None is absent.
 
-    cell_clip: Scalar | float | None = (
-        None  # of the c that is carried on; a step's output reads c unclipped
-    )
-    state: Float[Array, "B H"] | None = (
-        None  # a factor on h before anything else sees it, the same at all steps
-    )
-    update: Float[Array, "B H"] | Scalar | float | None = (
-        None  # a factor on tanh(j), the same at all steps
-    )
+    Attributes:
+        cell_clip: Bounds the c that is carried on; a step's output reads c unclipped.
+        state: A factor on h before anything else reads it, the same at all steps.
+        update: A factor on tanh(j), the same at all steps.
+        length: How many steps count.
+    """
+
+    cell_clip: Scalar | float | None = None
+    state: Float[Array, "B H"] | None = None
+    update: Float[Array, "B H"] | Scalar | float | None = None
     length: Length = None
 
 
@@ -55,8 +61,19 @@ def mogrifier_reference(
     input_gate: str = "free",
     limits: Limits = Limits(),
 ) -> tuple[Units, LSTMState]:
-    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX."""
-    matrices, others = _apart(weights, x.shape[-1])
+    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX.
+
+    Args:
+        x: The inputs.
+        weights: The tree of weights.
+        state: The carry before the first step.
+        input_gate: free, capped or coupled.
+        limits: What bounds the state.
+
+    Returns:
+        The outputs, and the new carry.
+    """
+    matrices, others = _split_matrices(weights, x.shape[-1])
     if not others["rounds"]:
         x = _from_input(lambda name, a: a @ matrices[name], x, others)
     return recurrence_reference(
@@ -73,11 +90,21 @@ def mogrifier(
 ) -> tuple[Units, LSTMState]:
     """Runs one Mogrifier LSTM layer over time.
 
-    Without rounds the input's part of the gates is computed for all steps at once. With x in bfloat16 the products
-    multiply bfloat16 and sum in float32, and the outputs are bfloat16; the carry keeps the parameters' dtype. The input
-    gate is free, capped or coupled.
+    Without rounds the input's part of the gates is computed for all steps at once. With x in
+    bfloat16 the products multiply bfloat16 and sum in float32, and the outputs are bfloat16; the
+    carry keeps the parameters' dtype.
+
+    Args:
+        x: The inputs.
+        weights: The tree of weights.
+        state: The carry before the first step.
+        input_gate: free, capped or coupled.
+        limits: What bounds the state.
+
+    Returns:
+        The outputs, and the new carry.
     """
-    matrices, others = _apart(weights, x.shape[-1])
+    matrices, others = _split_matrices(weights, x.shape[-1])
     dtype = x.dtype
     limits = jax.tree.map(jnp.asarray, limits)
     if not others["rounds"]:
@@ -90,51 +117,73 @@ def mogrifier(
 
 
 def _cell(
-    input_gate: str,
-    linear: LinearMap,
-    state: LSTMState,
-    x: Float[Array, "B _"],
-    rest: tuple[Weights, Limits],
-) -> tuple[LSTMState, Float[Array, "B H"]]:
-    """One step: the new carry and the output. x is [B, E]; without rounds its part of the gates [B, 4H]."""
+    input_gate: str, linear: LinearMap, state: LSTMState, x: Array, rest: tuple[Weights, Limits]
+) -> tuple[LSTMState, Array]:
+    """One step: the new carry and the output.
+
+    Without rounds, x is the input's part of the gates, [B, 4H].
+    """
     others, limits = rest
-    h = state.h if limits.state is None else state.h * limits.state
-    for place, bias in enumerate(others["rounds"]):  # x and h gate each other in turns
+    norms = others["norms"]
+    h = state.h
+    if limits.state is not None:
+        h = h * limits.state
+    for place, biases in enumerate(others["rounds"]):
         scores = x if place % 2 else h
-        for name in ("full",) if "full" in bias else ("left", "right"):
+        for name in ("full",) if "full" in biases else ("left", "right"):
             scores = linear(f"{place} {name}", scores)
-        gate = 2 * sigmoid(scores + bias["full" if "full" in bias else "right"])
-        x, h = (x, h * gate) if place % 2 else (x * gate, h)
+        gate = 2 * sigmoid(scores + biases[name])
+        if place % 2:
+            h = h * gate
+        else:
+            x = x * gate
     if others["rounds"]:
         x = _from_input(linear, x, others)
     z = linear("state", h)
-    norms = others["norms"]
-    z = x + (z if norms is None else layer_norm(z) * norms["state"])
-    gates, candidate = (3, 0) if input_gate == "coupled" else (4, 1)
-    *i, update, f, o = jnp.split(activated(z, gates, candidate), gates, -1)
-    update = update if limits.update is None else update * limits.update
-    taken = 1 - f if input_gate == "coupled" else i[0]
-    c = state.c * f + (jnp.minimum(taken, 1 - f) if input_gate == "capped" else taken) * update
-    shown = c if norms is None else layer_norm(c) * norms["cell"] + norms["cell_bias"]
+    if norms is not None:
+        z = layer_norm(z) * norms["state"]
+    z = x + z
+    if input_gate == "coupled":
+        update, f, o = jnp.split(activated(z, 3, 0), 3, -1)
+    else:
+        i, update, f, o = jnp.split(activated(z, 4, 1), 4, -1)
+    if limits.update is not None:
+        update = update * limits.update
+    if input_gate == "coupled":
+        i = 1 - f
+    c = state.c * f
+    if input_gate == "capped":
+        i = jnp.minimum(i, 1 - f)
+    c = c + i * update
+    shown = c
+    if norms is not None:
+        shown = layer_norm(c) * norms["cell"] + norms["cell_bias"]
     h = jnp.tanh(shown) * o
-    clip = limits.cell_clip
-    return LSTMState(c if clip is None else jnp.clip(c, -clip, clip), h), h
+    if limits.cell_clip is not None:
+        c = jnp.clip(c, -limits.cell_clip, limits.cell_clip)
+    return LSTMState(c, h), h
 
 
-def _from_input(
-    linear: LinearMap, x: Float[Array, "*rows E"], others: Weights
-) -> Float[Array, "*rows gates"]:
-    """The input's part of the gates, with the bias."""
+def _from_input(linear: LinearMap, x: Array, others: Weights) -> Array:
+    """The input's part of the gates, with the bias, of x [*rows, E]."""
     z = linear("input", x)
-    norms = others["norms"]
-    return (z if norms is None else layer_norm(z) * norms["input"]) + others["bias"]
+    if others["norms"] is not None:
+        z = layer_norm(z) * others["norms"]["input"]
+    return z + others["bias"]
 
 
-def _apart(weights: Weights, inputs: int) -> tuple[Matrices, Weights]:
-    """The matrices by name, and all else; the bias of a round under the name of the matrix that it is added behind."""
+def _split_matrices(weights: Weights, inputs: int) -> tuple[Matrices, Weights]:
+    """The matrices by name, and all other weights.
+
+    The bias of a round has the name of the matrix whose product it is added to.
+    """
     of_input, of_state = jnp.split(weights["kernel"], [inputs])
     matrices = {"input": of_input, "state": of_state}
-    for place, one in enumerate(weights["rounds"]):
-        matrices |= {f"{place} {part}": matrix for part, matrix in one.items() if part != "bias"}
-    rounds = [{"full" if "full" in one else "right": one["bias"]} for one in weights["rounds"]]
+    rounds = []
+    for place, weights_of_round in enumerate(weights["rounds"]):
+        for name, matrix in weights_of_round.items():
+            if name != "bias":
+                matrices[f"{place} {name}"] = matrix
+        last = "full" if "full" in weights_of_round else "right"
+        rounds.append({last: weights_of_round["bias"]})
     return matrices, {"bias": weights["bias"], "rounds": rounds, "norms": weights.get("norms")}

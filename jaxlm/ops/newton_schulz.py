@@ -1,4 +1,7 @@
-"""The orthogonalised update of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon), many matrices at once."""
+"""The orthogonalised update of Muon, for many matrices at once.
+
+Jordan et al. 2024, kellerjordan.github.io/posts/muon.
+"""
 
 from typing import Any
 
@@ -11,16 +14,14 @@ from jaxlm.ops.product import product
 
 Quintic = tuple[float, float, float]  # a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x
 JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # steepest at zero
-SMALLEST = (
-    0.01  # the singular value from which on `polar_express` aims at one; the largest is at most one
-)
+SMALLEST = 0.01  # `polar_express` brings singular values from here to 1 close to one
 
 
 def polar_express(steps: int) -> list[Quintic]:
-    """For each iteration the quintic that brings all singular values closest to one (Amsel et al. 2025).
+    """For each iteration the quintic that brings all singular values closest to one.
 
-    Each is the best on the interval in which those before it leave the values, found by Remez's exchange
-    (arXiv:2505.16932).
+    Each is the best on the interval in which those before it leave the values (Amsel et al. 2025,
+    arXiv:2505.16932), found by Remez's exchange.
 
     >>> [tuple(round(number, 2) for number in quintic) for quintic in polar_express(3)]
     [(8.09, -23.62, 17.45), (3.64, -2.72, 0.54), (2.66, -1.98, 0.45)]
@@ -47,29 +48,34 @@ def polar_express(steps: int) -> list[Quintic]:
 def orthogonalized(
     matrices: Float[Array, "G M N"], steps: int, dtype: Any = jnp.float32, rule: str = "jordan"
 ) -> Float[Array, "G M N"]:
-    """The nearest semi-orthogonal matrix, roughly: all singular values end between about 0.7 and 1.2.
+    """The nearest semi-orthogonal matrix of each, roughly: singular values of about 0.7 to 1.2.
 
-    The iteration runs `steps` times, on the narrow side. Its products multiply in `dtype` and sum in float32; they take
-    a second factor as it lies and contract the last axes where a transpose is wanted, which is what bfloat16 is fast
-    at. The rule polar-express (the other is jordan) also begins with larger singular values: it divides them by the
-    fourth root of the sum of their fourth powers, which the first product gives, in place of the Frobenius norm.
+    Products take a second factor as it lies, and contract the last axes where a transpose is
+    wanted: bfloat16 is fast at both.
+
+    Args:
+        matrices: The matrices.
+        steps: How many iterations run, on the narrow side.
+        dtype: What products multiply in; they sum in float32.
+        rule: `jordan` divides by the Frobenius norm and repeats one quintic. `polar-express` has a
+            quintic for each iteration, and divides by the fourth root of the sum of the singular
+            values' fourth powers, which the first product gives: they begin larger.
+
+    Returns:
+        The orthogonalised matrices, in the dtype of `matrices`.
     """
     M, N = matrices.shape[1:]
     x = jnp.swapaxes(matrices, 1, 2) if M > N else matrices
     x = x / (jnp.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
 
-    def each(
-        first: Float[Array, "G _ _"], second: Float[Array, "G _ _"], transposed: bool = False
-    ) -> Array:
-        return jax.vmap(lambda a, b: product(a, b, dtype, transposed))(first, second)
-
-    for place, (a, b, c) in enumerate(
-        polar_express(steps) if rule == "polar-express" else [JORDAN] * steps
-    ):
-        gram = each(x, x, transposed=True)
-        if rule == "polar-express" and place == 0:
+    products = jax.vmap(lambda a, b: product(a, b, dtype))
+    grams = jax.vmap(lambda a: product(a, a, dtype, transposed=True))
+    polar = rule == "polar-express"
+    for step, (a, b, c) in enumerate(polar_express(steps) if polar else [JORDAN] * steps):
+        gram = grams(x)
+        if polar and step == 0:
             square = jnp.linalg.norm(gram, axis=(1, 2), keepdims=True) + 1e-7
             x = x / jnp.sqrt(square)
             gram = gram / square
-        x = a * x + each(b * gram + c * each(gram, gram), x)
+        x = a * x + products(b * gram + c * products(gram, gram), x)
     return (jnp.swapaxes(x, 1, 2) if M > N else x).astype(matrices.dtype)

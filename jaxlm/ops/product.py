@@ -1,11 +1,13 @@
 """The matrix product in mixed precision, which the other ops share.
 
-On a processor that multiplies bfloat16 by itself (AMX, AVX512_BF16), XLA's fast product takes a second factor of either
-order, and a first factor only as it lies: a transpose of the first that XLA can fold into the product turns the whole
-product into a slow float32 one. So a caller hands over a first factor that really lies transposed.
+On a processor that multiplies bfloat16 by itself (AMX, AVX512_BF16), XLA's fast product takes a
+second factor of either order, but a first factor only as it lies: a transpose of the first that XLA
+can fold into the product turns the whole product into a slow float32 one. So a caller hands over a
+first factor that really lies transposed.
 
-Float32 is multiplied as float32 on every device, though accelerators are faster with fewer digits (TF32, bfloat16),
-unless `jax.default_matmul_precision` is set: a training step sets it to the recipe's `matmul_precision`.
+Float32 is multiplied as float32 on every device, though accelerators are faster with fewer digits
+(TF32, bfloat16), unless `jax.default_matmul_precision` is set: a training step sets it to the
+recipe's `matmul_precision`.
 """
 
 import re
@@ -21,9 +23,16 @@ from jaxtyping import Array, Float
 def product(
     a: Float[Array, "*rows K"], b: Float[Array, "_ _"], dtype: Any, transposed: bool = False
 ) -> Float[Array, "*rows N"]:
-    """a @ b, multiplied in one dtype and summed in float32 or wider; and so are the products of its gradients.
+    """a @ b, multiplied in one dtype and summed in float32 or wider, as its gradients are.
 
-    Both factors are rounded to `dtype`. b is [K, N]; transposed, it lies as [N, K], and nothing is moved in memory.
+    Args:
+        a: The first factor.
+        b: The second, [K, N].
+        dtype: What both factors are rounded to.
+        transposed: b lies as [N, K], and nothing is moved in memory.
+
+    Returns:
+        The product, in float32 or wider.
     """
     return _product(dtype, transposed, a, b)
 
@@ -31,11 +40,18 @@ def product(
 def product_over_rows(
     a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any
 ) -> Float[Array, "K N"]:
-    """The gradient of a matrix between a and b: the sum over rows of their outer products."""
+    """The gradient of a matrix between a and b: the sum over rows of their outer products.
+
+    Args:
+        a: The inputs of the matrix.
+        b: The gradient of its outputs.
+        dtype: What both factors are rounded to.
+
+    Returns:
+        The gradient, in float32 or wider.
+    """
     columns = jnp.moveaxis(a, -1, 0).astype(dtype)
-    if (
-        jnp.finfo(dtype).bits < 32
-    ):  # a concatenation, which XLA may not take apart again, writes the transpose out
+    if jnp.finfo(dtype).bits < 32:  # a concatenation that XLA keeps writes the transpose out
         columns = lax.optimization_barrier(jnp.concatenate(jnp.split(columns, [len(columns) // 2])))
     return columns_times_rows(columns, b, dtype)
 
@@ -45,39 +61,62 @@ def columns_times_rows(
 ) -> Float[Array, "K N"]:
     """`product_over_rows` of a first factor that lies transposed.
 
-    The axes of the rows are summed as they are: to merge them first would gather rows that lie on many devices.
+    The axes of the rows are summed as they are: merging them first would gather rows that lie on
+    many devices.
+
+    Args:
+        columns: The first factor.
+        rows: The second.
+        dtype: What both factors are rounded to.
+
+    Returns:
+        The sum, in float32 or wider.
     """
     return _dot(dtype, columns, rows, (tuple(range(1, columns.ndim)), tuple(range(rows.ndim - 1))))
 
 
-def _dot(
-    dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."], summed: Any
+def contraction(
+    spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]
 ) -> Float[Array, "..."]:
+    """An einsum of two factors, multiplied in one dtype and summed in float32 or wider.
+
+    So are its gradients.
+
+    Args:
+        spec: As "tbk,kn->tbn". Every letter of a factor is in the other factor or in the result.
+        dtype: What both factors are rounded to.
+        a: The first factor.
+        b: The second.
+
+    Returns:
+        The contraction, in float32 or wider.
+    """
+    return _contraction(spec, dtype, a, b)
+
+
+def _dot(dtype, a, b, summed):
+    """The product of a and b, summed over the axes (of a, of b)."""
     return lax.dot_general(a.astype(dtype), b.astype(dtype), (summed, ((), ())), **_digits(dtype))
 
 
 def _digits(dtype: Any) -> dict[str, Any]:
     """How precisely factors of a dtype are multiplied, and what the products are summed in."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    asked = jax.config.jax_default_matmul_precision  # pyright: ignore (made at run time)
-    # (Narrow factors keep their digits in any case.)
-    precision = lax.Precision.DEFAULT if dtype != wide else None if asked else lax.Precision.HIGHEST
+    precision = lax.Precision.HIGHEST
+    if dtype != wide:  # narrow factors lose no digits
+        precision = lax.Precision.DEFAULT
+    elif jax.config.jax_default_matmul_precision:  # pyright: ignore (made at run time)
+        precision = None
     return {"precision": precision, "preferred_element_type": wide}
-
-
-def contraction(
-    spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """An einsum of two factors, multiplied in one dtype and summed in float32 or wider; and so are its gradients.
-
-    Every letter of a factor is one of the other factor or of the result too, as in "tbk,kn->tbn".
-    """
-    return _contraction(spec, dtype, a, b)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _product(dtype, transposed, a, b):
     return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
+
+
+def _forward(dtype, transposed, a, b):
+    return _product(dtype, transposed, a, b), (a, b)
 
 
 def _backward(dtype, transposed, factors, dz):
@@ -86,9 +125,7 @@ def _backward(dtype, transposed, factors, dz):
     return product(dz, b, dtype, not transposed).astype(a.dtype), db.astype(b.dtype)
 
 
-_product.defvjp(
-    lambda dtype, transposed, a, b: (_product(dtype, transposed, a, b), (a, b)), _backward
-)
+_product.defvjp(_forward, _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -96,12 +133,16 @@ def _contraction(spec, dtype, a, b):
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
 
 
+def _contraction_forward(spec, dtype, a, b):
+    return _contraction(spec, dtype, a, b), (a, b)
+
+
 def _contraction_backward(spec, dtype, factors, dz):
-    (a, b), (of_a, of_b, of_z) = factors, re.split(",|->", spec)
+    a, b = factors
+    of_a, of_b, of_z = re.split(",|->", spec)
     da = contraction(f"{of_z},{of_b}->{of_a}", dtype, dz, b)
-    return da.astype(a.dtype), contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz).astype(b.dtype)
+    db = contraction(f"{of_a},{of_z}->{of_b}", dtype, a, dz)
+    return da.astype(a.dtype), db.astype(b.dtype)
 
 
-_contraction.defvjp(
-    lambda spec, dtype, a, b: (_contraction(spec, dtype, a, b), (a, b)), _contraction_backward
-)
+_contraction.defvjp(_contraction_forward, _contraction_backward)

@@ -1,6 +1,7 @@
-"""A recurrence whose cell multiplies by matrices: the gradient of each is one product over all steps.
+"""A recurrence whose cell multiplies by matrices, each of whose gradients is one product.
 
-Differentiating a scan adds an array of the matrix's size at each step instead. Letters: `T` steps, `B` batch.
+Differentiating a scan adds an array of the matrix's size at each step instead. Letters: `T` steps,
+`B` batch, `E` input width, `H` units.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,21 @@ Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 def recurrence_reference(
     cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length = None
 ) -> tuple[Units, Any]:
-    """`recurrence` written plainly: a scan of the cell, differentiated by JAX."""
+    """`recurrence` written plainly: a scan of the cell, differentiated by JAX.
 
-    def step(state: Any, x: Float[Array, "B *E"]) -> tuple[Any, Float[Array, "B H"]]:
+    Args:
+        cell: As `recurrence` takes it.
+        x: The inputs.
+        matrices: By name.
+        others: What else the cell reads at each step.
+        state: The carry before the first step.
+        length: How many steps count.
+
+    Returns:
+        The outputs, and the new carry.
+    """
+
+    def step(state, x):
         return cell(lambda name, a: a @ matrices[name], state, x, others)
 
     final, y = scan(step, state, x, length)
@@ -42,10 +55,20 @@ def recurrence(
     length: Length,
     dtype: Any,
 ) -> tuple[Units, Any]:
-    """Runs a cell over time: its outputs, and the new carry.
+    """Runs a cell over time.
 
-    The cell is (linear, state, x [B, ...], others) -> (new state, output [B, H]), and multiplies by a matrix as
-    `linear(name, a)`, by each once a step. The products multiply in `dtype` and sum in float32 or wider.
+    Args:
+        cell: (linear, state, x [B, ...], others) -> (new state, output [B, H]). It multiplies by a
+            matrix as `linear(name, a)`, by each once a step.
+        x: The inputs.
+        matrices: By name.
+        others: What else the cell reads at each step, a pytree.
+        state: The carry before the first step, a pytree of arrays [B, ...].
+        length: How many steps count.
+        dtype: What products multiply in; they sum in float32 or wider.
+
+    Returns:
+        The outputs, and the new carry.
     """
     return _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp has no type)
 
@@ -56,13 +79,15 @@ def _run(cell, dtype, x, matrices, others, state, length):
 
 
 def _forward(cell, dtype, x, matrices, others, state, length):
-    # Each product has zeros of its own added at each step: their gradient is the product's, step by step.
-    (T, B), wide = x.shape[:2], jnp.promote_types(dtype, jnp.float32)
-    zeros = {name: jnp.zeros((T, B, matrix.shape[-1]), wide) for name, matrix in matrices.items()}
-    done, back, operands = jax.vjp(
+    # Zeros are added to each product at each step: their gradient is that of the product.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    zeros = {
+        name: jnp.zeros((*x.shape[:2], matrix.shape[-1]), wide) for name, matrix in matrices.items()
+    }
+    outputs, back, operands = jax.vjp(
         partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True
     )
-    return done, (back, operands, matrices)
+    return outputs, (back, operands, matrices)
 
 
 def _backward(cell, dtype, saved, cotangents):
@@ -78,20 +103,13 @@ def _backward(cell, dtype, saved, cotangents):
 _run.defvjp(_forward, _backward)
 
 
-def _scan(
-    cell: LinearCell,
-    dtype: Any,
-    matrices: Matrices,
-    added: Any,
-    x: Inputs,
-    others: Any,
-    state: Any,
-    length: Length,
-) -> tuple[tuple[Units, Any], dict[str, Float[Array, "T B _"]]]:
-    """((outputs, new carry), each product's operand at each step). `added`: to each product [T, B, out], or None."""
-    matrices = {
-        name: matrix.astype(dtype) for name, matrix in matrices.items()
-    }  # cast once, not at each step
+def _scan(cell, dtype, matrices, added, x, others, state, length):
+    """((outputs, new carry), the operand [T, B, in] of each product at each step).
+
+    `added` [T, B, out] is added to the products, by the names of their matrices; None: nothing.
+    """
+    # Cast once, not at each step.
+    matrices = {name: matrix.astype(dtype) for name, matrix in matrices.items()}
 
     def step(state, inputs):
         x, added = inputs
@@ -100,9 +118,7 @@ def _scan(
         def linear(name, a):
             operands[name] = a
             z = checkpoint_name(product(a, matrices[name], dtype), "product")
-            if added is None:
-                return z
-            return z + added[name]
+            return z if added is None else z + added[name]
 
         state, y = cell(linear, state, x, others)
         return state, (y, operands)

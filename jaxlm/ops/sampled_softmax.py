@@ -1,11 +1,12 @@
 """The softmax's loss and gradients from a part of the vocabulary, drawn anew for each window.
 
-Letters: `T` steps, `B` batch, `H` width, `V` vocabulary, `S` words drawn. The target's logit is exact, and of the sum
-over all other words' exponentials only those drawn are computed, each divided by the probability with which it is
-drawn: the estimate of the sum is unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most
-frequent words are always drawn (of 10,000 words by S of 37 or more), the others the more rarely the rarer they are, as
-in Jean et al. 2015 (arXiv:1412.2007) but without replacement. Ids are assumed to be in the order of frequency, as a
-vocabulary's are: in any other the estimate is as right, and varies more.
+The target's logit is exact. Of the sum over all other words' exponentials only those of drawn words
+are computed, each divided by the probability with which it is drawn: the estimate of the sum is
+unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most frequent words are
+always drawn (of 10,000 words by S of 37 or more), the others the more rarely the rarer they are, as
+in Jean et al. 2015 (arXiv:1412.2007) but without replacement. Ids are assumed to be in the order of
+frequency, as a vocabulary's are: in any other order the estimate is as right, and varies more.
+Letters: `T` steps, `B` batch, `H` width, `V` vocabulary, `S` words drawn.
 """
 
 from typing import NamedTuple
@@ -30,19 +31,32 @@ from jaxlm.ops.softmax import (
     with_bias,
 )
 
-FLATNESS = 0.75  # a word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546)
+# A word's odds of being drawn fall with this power of its rank, as in word2vec (arXiv:1310.4546).
+FLATNESS = 0.75
 ABSENT = -1e30  # the logit of a drawn word that is the target: no probability, and no nan
 
 
 class Drawn(NamedTuple):
-    """Words drawn for one window: their ids, and the log of what each stands for: 1 / its probability."""
+    """Words drawn for one window.
+
+    Attributes:
+        ids: Their ids, all different.
+        log_weights: The log of 1 / the probability with which each is drawn.
+    """
 
     ids: Int[Array, " S"]
     log_weights: Float[Array, " S"]
 
 
 def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
-    """The probability with which each word is drawn; they add up to `count`.
+    """The probability with which each word is drawn.
+
+    Args:
+        vocabulary: How many words there are.
+        count: How many are drawn.
+
+    Returns:
+        Probabilities that add up to `count`, or 1 for each word.
 
     >>> inclusion(6, 3).round(2).tolist()
     [1.0, 0.61, 0.45, 0.36, 0.31, 0.27]
@@ -57,12 +71,20 @@ def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
 
 
 def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
-    """S = `count` different words of V, by systematic sampling (Madow 1949): one offset in [0, 1) decides them all."""
+    """Draws words by systematic sampling (Madow 1949): one offset decides them all.
+
+    Args:
+        offset: Uniform in [0, 1).
+        vocabulary: How many words there are.
+        count: How many are drawn.
+
+    Returns:
+        The words drawn, `count` or all.
+    """
     odds = inclusion(vocabulary, count)
     count = min(count, vocabulary)
-    edges = np.cumsum(odds)[
-        :-1
-    ]  # whole and fraction apart: a float32 of the sum would lose the fraction
+    edges = np.cumsum(odds)[:-1]
+    # Whole and fraction apart: a float32 of their sum would lose the fraction.
     past = jnp.asarray(edges, jnp.int32) + (jnp.asarray(edges % 1, jnp.float32) > offset)
     ids = jnp.searchsorted(past, jnp.arange(count), side="right")
     return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
@@ -71,13 +93,24 @@ def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
 def summed_nats_reference(
     x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, drawn: Drawn
 ) -> Scalar:
-    """`summed_nats` written plainly, with all logits; differentiated by JAX."""
+    """`summed_nats` written plainly, with all logits; differentiated by JAX.
+
+    Args:
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+        targets: The word of each row.
+        weights: The weight of each row.
+        drawn: The words drawn.
+
+    Returns:
+        The estimate.
+    """
     logits = x @ kernel + bias
     stands_for = jnp.zeros(len(bias), bias.dtype).at[drawn.ids].set(jnp.exp(drawn.log_weights))
     is_target = jnp.arange(len(bias)) == targets[..., None]
-    log_p = logits - jax.nn.logsumexp(
-        logits, -1, keepdims=True, b=jnp.where(is_target, 1, stands_for)
-    )
+    counts = jnp.where(is_target, 1, stands_for)
+    log_p = logits - jax.nn.logsumexp(logits, -1, keepdims=True, b=counts)
     return -jnp.vdot(jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0], weights)
 
 
@@ -90,17 +123,28 @@ def summed_nats(
     drawn: Drawn,
     exact: Scalar | bool = False,
 ) -> Scalar:
-    """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias, from the words drawn.
+    """An estimate of `softmax.summed_nats`, with gradients for x, kernel and bias.
 
-    Where `exact`, traced, is true all words count: training goes from one to the other in one program.
+    Args:
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+        targets: The word of each row.
+        weights: The weight of each row.
+        drawn: The words drawn.
+        exact: Where true, all words count. It is traced: training goes from one to the other in
+            one program.
+
+    Returns:
+        The loss.
     """
     return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
 
 
 def _forward(x, kernel, bias, targets, weights, drawn, exact):
-    given = x, kernel, bias, targets, weights
+    arguments = (x, kernel, bias, targets, weights)
     nats, gradients = lax.cond(
-        exact, lambda: softmax.nats_and_gradients(*given), lambda: _estimate(*given, drawn)
+        exact, lambda: softmax.nats_and_gradients(*arguments), lambda: _estimate(*arguments, drawn)
     )
     return nats, (*gradients, None, None)
 
@@ -114,10 +158,9 @@ def _estimate(x, kernel, bias, targets, weights, drawn):
     few = table[drawn.ids].T
     few_bias = bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
-    hit = (
-        jnp.einsum("...h,...h->...", x, rows.astype(x.dtype), preferred_element_type=bias.dtype)
-        + bias[targets]
-    )
+    narrow_rows = rows.astype(x.dtype)
+    hit = jnp.einsum("...h,...h->...", x, narrow_rows, preferred_element_type=bias.dtype)
+    hit = hit + bias[targets]  # the target's logit
     nats, dfew, dfew_bias, dx, dhit = by_platform(
         _chunks, x, few, few_bias, targets, weights, drawn.ids, hit
     )
@@ -129,8 +172,9 @@ def _estimate(x, kernel, bias, targets, weights, drawn):
 
 
 def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
-    """The nats, and their gradients for the kernel and bias of the words drawn, for x and for the targets' logits."""
-    narrow, (inputs, layer) = few.astype(x.dtype), with_bias(on_cpu, x, few, few_bias)
+    """The nats; their gradients for the drawn words' kernel and bias, x, and targets' logits."""
+    narrow = few.astype(x.dtype)
+    inputs, layer = with_bias(on_cpu, x, few, few_bias)
     cut, join = chunking(on_cpu, targets.shape, few.shape)
     inputs, targets, weights, hit = map(cut, (inputs, targets, weights, hit))
 

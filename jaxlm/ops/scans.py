@@ -1,4 +1,7 @@
-"""Over time: scans, with few kernels on accelerators and over padded steps; linear recurrences; short convolutions."""
+"""Over time: scans, also over padded steps; linear recurrences; short convolutions.
+
+Letters: `T` steps, `B` batch, `H` units, `K` taps.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +13,13 @@ from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.devices import by_platform
 
-# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md). CPUs gain nothing.
+# Steps in one turn of a loop on accelerators: it halves the kernels of a step (docs/devices.md).
+# CPUs gain nothing.
 UNROLLED = 5
 
 Units = Float[Array, "T B H"]
-Length = (
-    Scalar | None
-)  # how many steps count, at least 1; the new carry is the one after them. None: all
+# How many steps count, at least 1: the new carry is the one after them. None: all.
+Length = Scalar | None
 
 
 def scan(
@@ -26,36 +29,60 @@ def scan(
     length: Length = None,
     reverse: bool = False,
 ) -> tuple[Any, Any]:
-    """`lax.scan(cell, carry, steps, reverse=reverse)`, its loop partly written out on accelerators.
+    """`lax.scan`, its loop partly written out on accelerators.
 
-    After `length` steps the carry stays as it is, and outputs mean nothing.
+    Args:
+        cell: (carry, step) -> (new carry, output).
+        carry: Before the first step.
+        steps: A pytree of arrays [T, ...].
+        length: How many steps count. After them the carry stays, and outputs are undefined.
+        reverse: Runs from the last step to the first.
+
+    Returns:
+        The new carry, and the outputs [T, ...].
     """
     if length is not None:
 
-        def bounded(state: tuple[Scalar, Any], step: Any) -> tuple[tuple[Scalar, Any], Any]:
+        def bounded(state, step):
             done, carry = state
             new, output = cell(carry, step)
-            return (
-                done + 1,
-                jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry),
-            ), output
+            after = done + 1
+            carry = jax.tree.map(lambda a, b: jnp.where(done < length, a, b), new, carry)
+            return (after, carry), output
 
         (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps, reverse=reverse)
         return carry, outputs
 
-    def on(on_cpu: bool, carry: Any, steps: Any) -> tuple[Any, Any]:
+    def unrolled(on_cpu, carry, steps):
         return lax.scan(cell, carry, steps, reverse=reverse, unroll=1 if on_cpu else UNROLLED)
 
-    return by_platform(on, carry, steps)
+    return by_platform(unrolled, carry, steps)
 
 
 def last_step(outputs: Any, length: Length) -> Any:
-    """Of arrays [T, ...] the last step that counts: [...]."""
+    """The last step that counts.
+
+    Args:
+        outputs: A pytree of arrays [T, ...].
+        length: How many steps count.
+
+    Returns:
+        Arrays [...].
+    """
     return jax.tree.map(lambda leaf: leaf[-1 if length is None else length - 1], outputs)
 
 
 def linear_recurrence_reference(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
-    """`linear_recurrence` written plainly: one step after the other."""
+    """`linear_recurrence` written plainly: one step after the other.
+
+    Args:
+        a: The factors.
+        b: The summands.
+        h: The carry before the first step.
+
+    Returns:
+        h after each step.
+    """
 
     def step(h, ab):
         h = ab[0] * h + ab[1]
@@ -65,7 +92,17 @@ def linear_recurrence_reference(a: Units, b: Units, h: Float[Array, "B H"]) -> U
 
 
 def linear_recurrence(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
-    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps (arXiv:2410.01201); h is the carry.
+    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps.
+
+    After arXiv:2410.01201.
+
+    Args:
+        a: The factors.
+        b: The summands.
+        h: The carry before the first step.
+
+    Returns:
+        h after each step.
 
     >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
     >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()
@@ -86,11 +123,19 @@ def short_convolution(
     state: Float[Array, "B K-1 H"],
     length: Length = None,
 ) -> tuple[Float[Array, "T B H"], Float[Array, "B K-1 H"]]:
-    """Each unit by itself over its last K inputs (arXiv:2402.19427 §2.3; arXiv:2412.06464).
+    """Convolves each unit over its last K inputs (arXiv:2402.19427 §2.3; arXiv:2412.06464).
 
     y_t = kernel_(K-1) * x_t + kernel_(K-2) * x_(t-1) + ... + kernel_0 * x_(t-K+1) + bias.
 
-    The state is the K - 1 inputs before x, the oldest first; the new state is the one after the last step that counts.
+    Args:
+        x: The inputs.
+        kernel: A factor of each tap and unit, the oldest input's first.
+        bias: Added to each output.
+        state: The K - 1 inputs before x, the oldest first.
+        length: How many steps count.
+
+    Returns:
+        The outputs, and the state after the last step that counts.
 
     >>> x, kernel = jnp.array([1.0, 2.0, 3.0])[:, None, None], jnp.array([[10.0], [1.0]])
     >>> y, state = short_convolution(x, kernel, 0.0, jnp.full((1, 1, 1), 7.0))

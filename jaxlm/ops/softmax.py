@@ -1,9 +1,10 @@
 """Linear layer, softmax and cross-entropy in one: a plain reference, and the fused, chunked twin.
 
-Letters: `T` steps, `B` batch, `H` width, `V` vocabulary. The axes of `rows` are [T, B], or [N] without a batch.
-The fast path never holds [T, B, V]: it takes the steps in chunks and, for a gradient, finishes each chunk's while its
-logits are still in the cache (the idea of Liger Kernel's fused linear cross-entropy, arXiv:2410.10989). So memory is
-flat in T * B. The axis of the batch stays an axis, so that devices which share it need not exchange rows.
+Letters: `T` steps, `B` batch, `H` width, `V` vocabulary. The axes of `rows` are [T, B], or [N]
+without a batch. The fast path never holds [T, B, V]: it takes the steps in chunks and, for a
+gradient, finishes each chunk's while its logits are still in the cache (the idea of Liger Kernel's
+fused linear cross-entropy, arXiv:2410.10989). So memory is flat in T * B. The axis of the batch
+stays an axis, so that devices which share it need not exchange rows.
 """
 
 import math
@@ -16,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Scalar, Shaped
+from jaxtyping import Array, Float, Int, Scalar
 
-from jaxlm.ops.devices import batch_devices, by_platform
+from jaxlm.ops.devices import batch_devices, by_platform, check_array
 from jaxlm.ops.product import columns_times_rows, product
 
 Features = Float[Array, "*rows H"]
@@ -27,27 +28,57 @@ Bias = Float[Array, " V"]
 Targets = Int[Array, "*rows"]
 Row = Float[Array, "*rows"]
 
-# Rows of a chunk on CPU, by measurement (docs/performance.md): logits of about this size stay in the cache, and there
-# are enough rows that reading the kernel and adding to its gradient, once a chunk, costs little: as many rows as the
-# kernel has, up to three times the cached size.
+# Rows of a chunk on CPU, by measurement (docs/performance.md): logits of about this size stay in
+# the cache, and there are enough rows that reading the kernel and adding to its gradient, once a
+# chunk, cost little: as many rows as the kernel has, up to three times the cached size.
 CHUNK_BYTES = 10 * 2**20
 LEAST_ROWS = 128
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
-# Bfloat16's products on CPUs want a multiple of so many rows: a tile of AMX; elsewhere more are only more to multiply.
-_cpu = ""
-with suppress(OSError):  # (only Linux has this file, and not every container may read it)
-    _cpu = Path("/proc/cpuinfo").read_text(errors="replace")
-NARROW_ROWS = 32 if "amx_bf16" in _cpu else 4
+
+
+def _narrow_rows() -> int:
+    """Bfloat16 products on CPUs are fast for a multiple of so many rows: a tile of AMX has 32."""
+    with suppress(OSError):  # only Linux has the file, and a container may hide it
+        if "amx_bf16" in Path("/proc/cpuinfo").read_text(errors="replace"):
+            return 32
+    return 4
+
+
+NARROW_ROWS = _narrow_rows()
 
 
 def token_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
-    """`token_nats` written plainly: all logits at once. Its weighted sum, differentiated by JAX, is `summed_nats`."""
+    """`token_nats` written plainly: all logits at once.
+
+    Its weighted sum, differentiated by JAX, is `summed_nats`.
+
+    Args:
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+        targets: The word of each row.
+
+    Returns:
+        -log p of each target in nats.
+    """
     log_p = jax.nn.log_softmax(x @ kernel + bias)
     return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
 def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
-    """-log p of each target in nats, for evaluation. Raises ValueError where shapes or dtypes do not fit.
+    """-log p of each target in nats, for evaluation.
+
+    Args:
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+        targets: The word of each row.
+
+    Returns:
+        The nats, in the bias's dtype.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
 
     Of V = 4 words without a preference each has log(4) = 1.386 nats:
 
@@ -59,7 +90,7 @@ def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row
     return by_platform(_token_nats, x, kernel, bias, targets)
 
 
-def _token_nats(on_cpu: bool, x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
+def _token_nats(on_cpu, x, kernel, bias, targets):
     inputs, layer = with_bias(on_cpu, x, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape)
 
@@ -72,17 +103,29 @@ def _token_nats(on_cpu: bool, x: Features, kernel: Kernel, bias: Bias, targets: 
 
 
 def summed_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row) -> Scalar:
-    """The sum of weights * -log p of the targets, in nats: the loss, with gradients for x, kernel and bias.
+    """The sum of weights * -log p of the targets, in nats: the loss, with gradients.
 
-    The weights are constants without a gradient. With x in bfloat16 the products multiply bfloat16 and sum in float32;
-    logarithms, loss and the gradients of kernel and bias keep the parameters' dtype. Raises ValueError where shapes or
-    dtypes do not fit.
+    With x in bfloat16 the products multiply bfloat16 and sum in float32; logarithms, loss and the
+    gradients of kernel and bias keep the parameters' dtype.
+
+    Args:
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+        targets: The word of each row.
+        weights: The weight of each row, a constant without a gradient.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
 
     The gradient of the bias is the probabilities, less one at the target:
 
     >>> x, kernel, target = jnp.ones((1, 3)), jnp.zeros((3, 4)), jnp.array([1])
-    >>> gradient = jax.grad(lambda bias: summed_nats(x, kernel, bias, target, jnp.ones(1)))(jnp.zeros(4))
-    >>> [round(one, 3) for one in gradient.tolist()]
+    >>> loss = lambda bias: summed_nats(x, kernel, bias, target, jnp.ones(1))
+    >>> [round(slope, 3) for slope in jax.grad(loss)(jnp.zeros(4)).tolist()]
     [0.25, -0.75, 0.25, 0.25]
     """
     check_shapes(x, kernel, bias, targets, weights)
@@ -90,27 +133,35 @@ def summed_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weigh
 
 
 def with_gradients(forward: Callable[..., tuple[Scalar, Any]]) -> Callable[..., Scalar]:
-    """A loss whose gradients its forward pass makes: `forward` returns the loss, and for a cotangent of one the
-    gradient of each argument, None for constants.
+    """Makes a loss whose forward pass computes its gradients.
+
+    Args:
+        forward: Returns the loss, and for a cotangent of one the gradient of each argument; None
+            for constants.
+
+    Returns:
+        The loss.
     """
+
+    def backward(gradients, cotangent):
+        def scaled(gradient):
+            return (cotangent * gradient).astype(gradient.dtype)
+
+        return jax.tree.map(scaled, gradients)
+
     loss = jax.custom_vjp(lambda *arguments: forward(*arguments)[0])
-    loss.defvjp(
-        forward,
-        lambda grads, cotangent: jax.tree.map(
-            lambda one: (cotangent * one).astype(one.dtype), grads
-        ),
-    )
+    loss.defvjp(forward, backward)
     return loss
 
 
 def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
     """The loss and, in the same pass over the chunks, its gradients."""
-    narrow, (inputs, layer) = kernel.astype(x.dtype), with_bias(on_cpu, x, kernel, bias)
+    narrow = kernel.astype(x.dtype)
+    inputs, layer = with_bias(on_cpu, x, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape)
     inputs = cut(inputs)
-    columns = jnp.moveaxis(
-        inputs, -1, 1
-    )  # written out here: a transpose that XLA folds into the product makes it slow
+    # Written out here: a transpose that XLA folds into the product makes it slow.
+    columns = jnp.moveaxis(inputs, -1, 1)
 
     def chunk(carry, rows):
         nats, dlayer = carry
@@ -135,7 +186,15 @@ _summed_nats = with_gradients(nats_and_gradients)
 def odds_and_pick(
     logits: Float[Array, "*rows V"], targets: Targets
 ) -> tuple[Float[Array, "*rows V"], Row, Row, Row]:
-    """exp(logits - top); their sum, the largest logit (top), and the target's logit."""
+    """Prepares the softmax of rows of logits.
+
+    Args:
+        logits: The logits.
+        targets: The word of each row.
+
+    Returns:
+        The odds exp(logits - top), their sum, the largest logit (top), and the target's logit.
+    """
     top = logits.max(-1)
     odds = jnp.exp(logits - top[..., None])
     picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
@@ -145,9 +204,18 @@ def odds_and_pick(
 def gradients_from_odds(
     odds: Float[Array, "*rows V"], scale: Row, narrow: Kernel, columns: Float[Array, "inputs *rows"]
 ) -> tuple[Features, Float[Array, "inputs V"]]:
-    """The gradients of x and the layer from odds, which times `scale` are the logits' gradient.
+    """The gradients of a layer whose logits have the gradient odds * scale.
 
-    The scale multiplies the products' narrow sides. `narrow` is the kernel in x's dtype, `columns` x transposed.
+    The scale multiplies the narrow sides of the products.
+
+    Args:
+        odds: The logits' gradient before it is scaled.
+        scale: A factor for each row.
+        narrow: The kernel, in x's dtype.
+        columns: x transposed, with the inputs of the bias.
+
+    Returns:
+        The gradients of x and of the layer with its bias.
     """
     dx = product(odds, narrow, narrow.dtype, transposed=True) * scale[..., None]
     scaled = lax.optimization_barrier((columns * scale).astype(narrow.dtype))
@@ -155,7 +223,16 @@ def gradients_from_odds(
 
 
 def is_target(targets: Targets, logits: Float[Array, "... V"]) -> Float[Array, "*rows V"]:
-    """1 at each row's target, else 0; compared as float32, which is faster, and exact up to a model's 2**24 words."""
+    """Marks the targets.
+
+    Args:
+        targets: The word of each row.
+        logits: Gives V and the dtype.
+
+    Returns:
+        1 at each row's target, else 0. Words are compared as float32, which is faster, and exact up
+        to a model's 2**24 words.
+    """
     words = jnp.arange(logits.shape[-1], dtype=jnp.float32)
     return (words == targets.astype(jnp.float32)[..., None]).astype(logits.dtype)
 
@@ -163,10 +240,20 @@ def is_target(targets: Targets, logits: Float[Array, "... V"]) -> Float[Array, "
 def with_bias(
     on_cpu: bool, x: Features, kernel: Kernel, bias: Bias
 ) -> tuple[Float[Array, "*rows inputs"], Float[Array, "inputs V"]]:
-    """x and kernel, in x's dtype, with the bias as one more input of one: added by itself it is a pass over the logits.
+    """Makes the bias one more input, of one: adding it by itself is a pass over the logits.
 
-    Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no digit of it is lost,
-    and inputs of zero fill up a multiple of NARROW_ROWS; on accelerators of 8, which tensor cores want.
+    Where x's dtype is narrower than the bias's, the bias is the sum of three inputs, so that no
+    digit of it is lost, and inputs of zero fill up a multiple of NARROW_ROWS; on accelerators of 8,
+    as tensor cores want.
+
+    Args:
+        on_cpu: Whether the program is for CPUs.
+        x: What the layer reads.
+        kernel: The layer's matrix.
+        bias: Its bias.
+
+    Returns:
+        x with inputs of one, and the kernel with rows of the bias, in x's dtype.
     """
     rows = [bias]
     narrow = jnp.finfo(x.dtype)
@@ -181,38 +268,49 @@ def with_bias(
     return jnp.concatenate([x, ones], -1), layer.astype(x.dtype)
 
 
-def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1):
-    """Two functions: arrays [T, B, ...] -> few, equal chunks of steps [chunks, t, B, ...], the last padded; and back.
+def chunking(
+    on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+    """Cuts steps into few, equal chunks.
 
-    Where a single step of the rows `shape`, with so many `logits` [V] each, already has more than a chunk should, its
-    batch is cut too: into every n-th row, so that each part has rows of every device that shares the batch.
+    Where a single step already has more rows than a chunk should, its batch is cut too: into every
+    n-th row, so that each part has rows of every device that shares the batch.
+
+    Args:
+        on_cpu: Whether the program is for CPUs.
+        shape: Of the rows, [T, B] or [N].
+        kernel_shape: [H, V].
+        logits: How many logits [V] a row has.
+
+    Returns:
+        Two functions: arrays [T, B, ...] -> chunks [chunks, t, B, ...], the last of them padded;
+        and chunks -> arrays.
     """
-    (H, V), (T, *batch) = kernel_shape, shape
+    H, V = kernel_shape
+    T, *batch = shape
+    wanted = ACCELERATOR_CHUNK_BYTES // (4 * V)
     if on_cpu:
         cached = CHUNK_BYTES // (4 * V)
-        wanted = max(cached, min(H, 3 * cached), LEAST_ROWS, H // 4)
-    else:
-        wanted = max(ACCELERATOR_CHUNK_BYTES // (4 * V), LEAST_ROWS)
-    wanted *= (
-        batch_devices()
-    )  # each has a part of a chunk; and they add up the kernel's gradient once a chunk
+        wanted = max(cached, min(H, 3 * cached), H // 4)
+    # Each device has a part of a chunk, and they add up the kernel's gradient once a chunk.
+    wanted = max(wanted, LEAST_ROWS) * batch_devices()
     parts = 1
     rows = logits * math.prod(batch)
     if batch and rows > 2 * wanted:
         divisors = (n for n in range(1, batch[0]) if batch[0] % n == 0)
         parts = next((n for n in divisors if rows // n <= wanted), batch[0])
     chunks = min(T * parts, max(1, round(T * rows / wanted)))
-    steps = -(-T * parts // chunks)
-    chunks = -(-T * parts // steps)  # none of padding alone
+    steps = math.ceil(T * parts / chunks)
+    chunks = math.ceil(T * parts / steps)  # none of padding alone
 
-    def cut(array: Shaped[Array, "T ..."]) -> Shaped[Array, "chunks t ..."]:
+    def cut(array):
         if parts > 1:
             array = jnp.moveaxis(array.reshape(T, -1, parts, *array.shape[2:]), 2, 1)
             array = array.reshape(-1, *array.shape[2:])
         padding = [(0, chunks * steps - len(array))] + [(0, 0)] * (array.ndim - 1)
         return jnp.pad(array, padding).reshape(chunks, steps, *array.shape[1:])
 
-    def join(array: Shaped[Array, "chunks t ..."]) -> Shaped[Array, "T ..."]:
+    def join(array):
         rest = array.shape[2 + len(batch) :]
         array = array.reshape(-1, *array.shape[2:])[: T * parts]
         if parts > 1:
@@ -225,26 +323,27 @@ def chunking(on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...]
 def check_shapes(
     x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None
 ) -> None:
-    """Raises ValueError where the arguments of a loss do not fit each other."""
+    """Checks the arguments of a loss.
+
+    Args:
+        x: [T, B, H] or [N, H].
+        kernel: [H, V].
+        bias: [V].
+        targets: [T, B] or [N].
+        weights: As the targets.
+
+    Raises:
+        ValueError: They do not fit each other.
+    """
     if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
-        found = f"{x.shape}, {targets.shape} and {kernel.shape}"
         raise ValueError(
-            f"x should be [T, B, H], targets [T, B] and kernel [H, V]; their shapes are {found}"
+            "x should be [T, B, H], targets [T, B] and kernel [H, V]; "
+            f"their shapes are {x.shape}, {targets.shape} and {kernel.shape}"
         )
-    (*rows, H), V = x.shape, kernel.shape[1]
-    expected = {
-        "x": (x, (*rows, H)),
-        "kernel": (kernel, (H, V)),
-        "bias": (bias, (V,)),
-        "targets": (targets, (*rows,)),
-    }
-    for name, (array, shape) in {**expected, "weights": (weights, (*rows,))}.items():
-        kind, numbers = (
-            (jnp.integer, "integers")
-            if name == "targets"
-            else (jnp.floating, "floating-point numbers")
-        )
-        if array is not None and (array.shape != shape or not jnp.issubdtype(array.dtype, kind)):
-            raise ValueError(
-                f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}"
-            )
+    *rows, H = x.shape
+    check_array("x", x, x.shape)
+    check_array("kernel", kernel, (H, kernel.shape[1]))
+    check_array("bias", bias, (kernel.shape[1],))
+    check_array("targets", targets, (*rows,), integers=True)
+    if weights is not None:
+        check_array("weights", weights, (*rows,))
