@@ -2,8 +2,10 @@
 test_hub_peers.py loads it.
 """
 
+import hashlib
 import json
 import re
+import shutil
 import sys
 import time
 from functools import cache
@@ -242,8 +244,28 @@ def test_the_command_needs_no_vocabulary_for_it_and_one_for_a_file(folder, tmp_p
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocab.json"])
+def test_a_changed_file_does_not_fit_the_folder_s_checksums(folder, tmp_path, name):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    lines = (copy / "SHA256SUMS").read_text().splitlines()
+    assert {line[66:]: line[:64] for line in lines} == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in copy.iterdir()
+        if file.name != "SHA256SUMS"
+    }
+    (copy / "README.md").write_text("my own words")
+    import_model(copy)
+    data = bytearray((copy / name).read_bytes())
+    data[-2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(JaxlmError, match=f"its {name} is not the one of its SHA256SUMS: get the "):
+        import_model(copy)
+
+
 def changed(folder, tmp_path, name, change):
     for file in folder.iterdir():
+        if file.name == "SHA256SUMS":
+            continue
         data = file.read_bytes()
         (tmp_path / file.name).write_bytes(change(data) if file.name == name else data)
     return tmp_path

@@ -87,8 +87,8 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         `bias_ih`.
 
     Raises:
-        JaxlmError: The model is more than an embedding, LSTM or GRU layers one after the other and a
-            softmax.
+        JaxlmError: The model is more than an embedding, LSTM or GRU layers one after the other and
+            a softmax.
     """
     problems = {
         f"layers of the kind {model.kind_name}": type(model) not in _LAYERS,
@@ -113,7 +113,7 @@ def as_array(values: object) -> np.ndarray:
 
 
 def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
-    """From the gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two; g and j are two names of one gate."""
+    """From gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two. g is j's other name."""
     i, j, f, o = np.split(np.vstack([weights["kernel"], weights["bias"]]).T, 4)
     rows = np.concatenate([i, f, j, o])
     width = len(i)
@@ -127,7 +127,7 @@ def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
 
 
 def _gru(model: GRU, weights: Mapping[str, Any]) -> StateDict:
-    """PyTorch's GRU is jaxlm's: gates r, z, n; of its recurrent bias only n's part is needed besides."""
+    """PyTorch's GRU is jaxlm's, with gates r, z, n. Of its recurrent bias jaxlm has n's part."""
     recurrent = weights["recurrent_bias"]
     return {
         "weight_ih": weights["kernel"].T,
@@ -143,8 +143,8 @@ _LAYERS: dict[type[Recurrent], Callable[..., StateDict]] = {LSTM: _lstm, GRU: _g
 def to_stablehlo(model: LanguageModel) -> tuple[bytes, list[str]]:
     """A file that `jax.export.deserialize` reads, and notes.
 
-    Its `call(tokens, *carry)` takes tokens int32 [1, B], for any B, and the carry's arrays, all zero
-    before the first word. It returns the logits [1, B, V] of the next word and the new carry.
+    Its `call(tokens, *carry)` takes tokens int32 [1, B], for any B, and the carry's arrays, all
+    zero before the first word. It returns the logits [1, B, V] of the next word and the new carry.
 
     Raises:
         JaxlmError: The package flatbuffers is missing.

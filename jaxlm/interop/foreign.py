@@ -1,4 +1,4 @@
-"""What is read from other programs' files: named arrays, and the language model that is made of them."""
+"""What is read from other programs' files: named arrays, and the language model they make."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,39 @@ from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 
 MOST_PATH = 1000  # letters of a path in a message
-MOST_SHARING = (
-    4  # how many times the stored bytes a model's tensors may take; tied ones are counted twice
-)
+MOST_SHARING = 4  # times the stored bytes: what a model's tensors may take (tied ones count twice)
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A language model read from a file of another program."""
+    """A language model read from a file of another program.
+
+    Attributes:
+        config: The recipe of the model.
+        params: jaxlm's parameter tree, in float32.
+        notes: What a user should know: what was left out, added up or assumed.
+        files: The files with the parameters.
+        run: The config of the run that jaxlm exported the model from, if it did.
+    """
 
     config: Recurrent
-    params: Params  # jaxlm's tree, in float32
-    notes: tuple[str, ...]  # what a user should know: what was left out, added up or assumed
-    files: tuple[Path, ...]  # that the parameters are in
-    run: Config | None = None  # of the run that jaxlm exported it from
+    params: Params
+    notes: tuple[str, ...]
+    files: tuple[Path, ...]
+    run: Config | None = None
 
     @staticmethod
     def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
-        """The model of an LSTM's parameter tree, which gives its sizes."""
+        """Makes the model of an LSTM's parameter tree, which gives its sizes.
+
+        Args:
+            params: The tree.
+            notes: What a user should know.
+            files: The files with the parameters.
+
+        Returns:
+            The model.
+        """
         vocab_size, width = params["embedding"].shape
         tied = "kernel" not in params["softmax"]
         widths = tuple(len(layer["bias"]) // 4 for layer in params["layers"])
@@ -44,31 +59,64 @@ def by_role(
     ends: Iterable[str],
     parts: Sequence[str],
 ) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """{role: name} of an LSTM's tensors, and {part: name} of each layer; the roles of layer K are `PART of layer K`.
+    """Finds which tensor of an LSTM language model is which.
 
-    Raises JaxlmError where `ends` or `parts` of a layer are missing, a role has two names, or a name has none.
+    Args:
+        names: The names of all tensors.
+        role_of: The role of a name; None: it has none. The roles of layer K are `PART of layer K`.
+        ends: The roles that embedding and output layer must have.
+        parts: The parts that each layer must have.
+
+    Returns:
+        {role: name}, and {part: name} of each layer.
+
+    Raises:
+        JaxlmError: A role has no name or two, or a name has no role. They are named.
     """
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
+    unknown = []
+    layers = 1
     for name in names:
-        found.setdefault(role_of(name) or "", []).append(name)
-    unknown = found.pop("", [])
-    layers = 1 + max(
-        (int(role.split(" of layer ")[1]) for role in found if " of layer " in role), default=0
-    )
+        role = role_of(name)
+        if role is None:
+            unknown.append(name)
+            continue
+        names_of.setdefault(role, []).append(name)
+        _, _, layer = role.partition(" of layer ")
+        layers = max(layers, int(layer or 0) + 1)
     wanted = {*ends, *(f"{part} of layer {layer}" for layer in range(layers) for part in parts)}
-    twice = [f"{role} ({listed(several)})" for role, several in found.items() if len(several) > 1]
-    if wanted - found.keys() or unknown or twice:
-        problem = f"missing are {listed(wanted - found.keys()) or 'none'}; unknown are {listed(unknown) or 'none'}"
-        problem += f"; given more than once are {', '.join(twice[:4])}" if twice else ""
+    missing = wanted - names_of.keys()
+    repeated = [
+        f"{role} ({listed(several)})" for role, several in names_of.items() if len(several) > 1
+    ]
+    if missing or unknown or repeated:
+        problem = (
+            f"missing are {listed(missing) or 'none'}; unknown are {listed(unknown) or 'none'}"
+        )
+        if repeated:
+            problem += f"; given more than once are {', '.join(repeated[:4])}"
         raise JaxlmError(f"expected the weights of an LSTM language model; {problem}")
-    roles = {role: several[0] for role, several in found.items()}
-    return roles, [
+    roles = {role: several[0] for role, several in names_of.items()}
+    by_layer = [
         {part: roles[f"{part} of layer {layer}"] for part in parts} for layer in range(layers)
     ]
+    return roles, by_layer
 
 
 def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor of this name in float32, C order. Raises JaxlmError if of another shape or kind, or not finite."""
+    """Converts a tensor.
+
+    Args:
+        name: Its name, for errors.
+        array: Its values.
+        shape: The shape that it should have.
+
+    Returns:
+        The values in float32, in C order.
+
+    Raises:
+        JaxlmError: It has another shape, or does not hold finite floating-point numbers.
+    """
     if array.shape != shape:
         raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected {list(shape)}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -84,26 +132,57 @@ def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarr
 
 
 def matrix_shape(name: str, array: np.ndarray) -> tuple[int, int]:
-    """The two sizes of the matrix of this name. Raises JaxlmError where it is none, or empty."""
+    """The shape of a matrix.
+
+    Args:
+        name: Its name, for errors.
+        array: Its values.
+
+    Returns:
+        Rows and columns, neither of them 0.
+
+    Raises:
+        JaxlmError: It is no matrix, or is empty.
+    """
     if array.ndim != 2 or not array.size:
         raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected a matrix")
     return array.shape
 
 
 def check_sharing(claimed: Iterable[int], stored: int) -> None:
-    """Raises JaxlmError where tensors share so much that their bytes would be far more than the bytes stored."""
+    """Checks that tensors do not unpack to far more than a file holds.
+
+    Args:
+        claimed: The bytes of each tensor.
+        stored: The bytes that are stored for all of them.
+
+    Raises:
+        JaxlmError: They share too much.
+    """
     if sum(claimed) > MOST_SHARING * stored:
         raise JaxlmError(f"its tensors claim over {MOST_SHARING} times the bytes that are stored")
 
 
 def quote(text: object, most: int = 80) -> str:
-    """A file's own words, safe for a terminal: quote, control characters escaped, cut at `most` characters."""
+    """Quotes a file's own words, safe for a terminal.
+
+    Args:
+        text: The words.
+        most: Where they are cut, in characters.
+
+    Returns:
+        The words in quotation marks, control characters escaped.
+    """
     text = str(text)
-    return repr(text if len(text) <= most else text[:most] + "...")
+    if len(text) > most:
+        text = f"{text[:most]}..."
+    return repr(text)
 
 
 def listed(names: Iterable[str]) -> str:
     """Names for a message, in order; those beyond eight are only counted."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
-    return ", ".join(map(quote, ordered[:8])) + more
+    sentence = ", ".join(map(quote, ordered[:8]))
+    if len(ordered) > 8:
+        sentence += f" and {len(ordered) - 8} more"
+    return sentence

@@ -1,4 +1,4 @@
-"""Models of other programs, from whatever kind of file: to use, and as runs. Nothing from a file is ever run."""
+"""Models of other programs, from any kind of file: to use, and as runs. No file is ever run."""
 
 import hashlib
 import io
@@ -27,65 +27,86 @@ from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.runs.ngram_models import import_arpa
 from jaxlm.scoring.language_model import LanguageModel
 
-FORMAT = 1  # of a hub's folder, which has the files:
+FORMAT = 1  # of a hub's folder, whose files are:
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 CODE = "modeling_jaxlm.py"
 VOCAB = "vocab.json"
+SUMS = "SHA256SUMS"  # of the others, as the program sha256sum writes it
 
 
 def import_model(
     file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None
 ) -> LanguageModel:
-    """A language model of another program, ready to use.
+    """Makes a language model of another program ready to use.
+
+    Nothing in the file is ever executed.
 
     Args:
-        file: of `torch.save`, a .safetensors file, a TensorFlow 1 checkpoint, or a hub's folder of `export_model`.
-            Nothing in the file is ever executed.
-        vocab: a file of one word a line; the vocab.json of a hub's folder, with tokens of any kind; or the folder of
-            the train.txt, valid.txt and test.txt that the model was trained on, whose words are numbered in the order
-            of their first appearance. None: the vocabulary of a hub's folder.
-        run_dir: a new directory, which becomes an ordinary run of the model; None keeps nothing.
+        file: A file of `torch.save`, a .safetensors file, a TensorFlow 1 checkpoint, a hub's folder
+            of `export_model`, or an ARPA file of n-grams, which has its own words.
+        vocab: A file of one word a line; the vocab.json of a hub's folder, with tokens of any kind;
+            or the folder of the train.txt, valid.txt and test.txt that the model was trained on,
+            whose words are numbered in the order of their first appearance. None: the vocabulary of
+            a hub's folder.
+        run_dir: A new directory, which becomes an ordinary run of the model; None keeps nothing.
+
+    Returns:
+        The model.
+
     Raises:
-        JaxlmError: the file is damaged, is no LSTM language model, asks for something that could run code (which is
-            named), or is larger than this machine's memory.
-        DataError: the vocabulary cannot be read, or has another size than the model.
-        RunDirError: the directory holds something already, or cannot be written.
+        JaxlmError: The file is damaged, is no LSTM language model, asks for something that could
+            run code (which is named), or is larger than this machine's memory.
+        DataError: The vocabulary cannot be read, or has another size than the model.
+        RunDirError: The directory holds something already, or cannot be written.
     """
     if arpa.is_arpa(file):
         return import_arpa(file, run_dir)
-    found = read_model(file)
-    if vocab is None and found.run is None:
+    model = read_model(file)
+    if vocab is None and model.run is None:
         raise DataError(
-            f"{quote(file, MOST_PATH)} has no vocabulary: give the file of its words, one a line (--vocab)"
+            f"{quote(file, MOST_PATH)} has no vocabulary: "
+            "give the file of its words, one a line (--vocab)"
         )
-    path = (found.files[0].parent if found.run else Path(file)).resolve()
+    main_file = model.files[0].resolve()
+    path = Path(file).resolve() if model.run is None else main_file.parent
     words = model_vocabulary(
-        vocab or path / VOCAB, found.config.vocab_size, found.files[0].suffix == ".index"
+        vocab or path / VOCAB, model.config.vocab_size, tensorflow=main_file.suffix == ".index"
     )
-    about = f"imported from {found.files[0].resolve()}"
-    digest = hashlib.sha256()  # of the files, one after the other
-    for one in found.files:
-        with (
-            explained(JaxlmError, f"{quote(one, MOST_PATH)} cannot be read"),
-            reader(one) as opened,
-        ):
-            hashlib.file_digest(opened, lambda: digest)  # pyright: ignore[reportArgumentType]
-    corpus = unread_corpus(f"imported:{path.name}", digest.hexdigest(), words, about, *found.notes)
-    config = found.run or Config(model=found.config, preset="imported").replace(tokens=words.kind)
+    corpus = unread_corpus(
+        f"imported:{path.name}",
+        _sha256(*model.files),
+        words,
+        f"imported from {main_file}",
+        *model.notes,
+    )
+    config = model.run
+    if config is None:
+        config = Config(model=model.config, preset="imported").replace(tokens=words.kind)
     config = config.replace(corpus=corpus.spec)
     if run_dir is not None:
-        keep_model(run_dir, config, found.params, corpus)
-    return LanguageModel(
-        jax.tree.map(jnp.asarray, found.params), config, words, directory.named(corpus)
-    )
+        keep_model(run_dir, config, model.params, corpus)
+    params = jax.tree.map(jnp.asarray, model.params)
+    return LanguageModel(params, config, words, directory.named(corpus))
 
 
 def read_model(file: str | Path) -> ForeignModel:
-    """The model of a file, before it has a vocabulary; `file` and JaxlmError are as in `import_model`."""
+    """Reads the model of a file, which has no vocabulary yet.
+
+    Args:
+        file: As `import_model` takes it.
+
+    Returns:
+        The model.
+
+    Raises:
+        JaxlmError: As in `import_model`.
+    """
     path = Path(file)
     try:
-        folder = path.parent if path.name == WEIGHTS and (path.parent / CODE).is_file() else path
+        folder = path
+        if path.name == WEIGHTS and path.with_name(CODE).is_file():
+            folder = path.parent
         if (folder / CONFIG).is_file():
             return _read_hub(folder)
         prefix = checkpoint_prefix(path)
@@ -94,30 +115,39 @@ def read_model(file: str | Path) -> ForeignModel:
         return read_tensorflow(prefix)
     except Exception as error:
         name = getattr(error, "filename", None)
-        known = name or isinstance(
-            error, MemoryError | JaxlmError
-        )  # else a reader met damaged bytes
-        why = reason(error) if known else f"it is damaged or cut short ({quote(error)})"
-        where = f"its {quote(Path(name).name)}: " if name and Path(name) != path else ""
-        raise JaxlmError(f"cannot import {quote(file, MOST_PATH)}: {where}{why}") from None
+        if name or isinstance(error, MemoryError | JaxlmError):
+            why = reason(error)
+        else:  # a reader met damaged bytes
+            why = f"it is damaged or cut short ({quote(error)})"
+        if name and Path(name) != path:
+            why = f"its {quote(Path(name).name)}: {why}"
+        raise JaxlmError(f"cannot import {quote(file, MOST_PATH)}: {why}") from None
 
 
 def _read_hub(folder: Path) -> ForeignModel:
-    """The model of a folder that `export_hub` wrote. Raises JaxlmError or OSError where it is damaged, or another's."""
+    """The model of a folder that `export_hub` wrote.
+
+    Raises:
+        JaxlmError: The folder is damaged, or another program's.
+        OSError: A file cannot be read.
+    """
+    _check_sums(folder)
     try:
-        described: Any = strict_json(read_bytes(folder / CONFIG, 1 << 24))
-        found = described["jaxlm_format"]
-        config = json.dumps(described["jaxlm"])
+        description: Any = strict_json(read_bytes(folder / CONFIG, 1 << 24))
+        file_format = description["jaxlm_format"]
+        config_json = json.dumps(description["jaxlm"])
     except (ValueError, KeyError, TypeError):
         raise JaxlmError(
             f"its {CONFIG} is damaged, or was not written by `jaxlm export --to hub`"
         ) from None
-    if found != FORMAT:
+    if file_format != FORMAT:
         raise JaxlmError(
-            f"expected a hub's folder of format {FORMAT}, found {quote(found)}: export the run anew"
+            f"expected a hub's folder of format {FORMAT}, found {quote(file_format)}: "
+            "export the run anew"
         )
-    config = Config.from_json(config)
+    config = Config.from_json(config_json)
     template = state_arrays.shapes_of_state(config).params
+    # transformers has the embedding as a module, whose parameter is `weight`.
     template = {**template, "embedding": {"weight": template["embedding"]}}
     path = folder / WEIGHTS
     ram.check(state_arrays.bytes_of(template), "its model", "it cannot be loaded here")
@@ -129,22 +159,59 @@ def _read_hub(folder: Path) -> ForeignModel:
     return ForeignModel(config.model, params, (), (path,), config)
 
 
-def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
-    """The `size` tokens of an imported model, of a file (.json: as a hub's folder has it) or a corpus's folder.
+def _check_sums(folder: Path) -> None:
+    """Checks the files that an import reads against the folder's checksums, where it has some."""
+    if not (folder / SUMS).is_file():
+        return
+    for line in read_bytes(folder / SUMS, 1 << 16).decode(errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        if name in (CONFIG, WEIGHTS, VOCAB) and digest != _sha256(folder / name):
+            raise JaxlmError(
+                f"its {name} is not the one of its {SUMS}: "
+                f"get the file anew, or delete {SUMS} if the change was meant"
+            )
 
-    Raises DataError.
+
+def _sha256(*files: Path) -> str:
+    """The digest of files, one after the other. Raises JaxlmError where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in files:
+        with (
+            explained(JaxlmError, f"{quote(path, MOST_PATH)} cannot be read"),
+            reader(path) as file,
+        ):
+            hashlib.file_digest(file, lambda: digest)  # pyright: ignore[reportArgumentType]
+    return digest.hexdigest()
+
+
+def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
+    """Reads the vocabulary of an imported model.
+
+    Args:
+        path: A file of words, a hub's vocab.json, or the folder of a corpus.
+        size: How many tokens the model has.
+        tensorflow: Whether the model is TensorFlow's, whose words a folder does not number.
+
+    Returns:
+        The vocabulary.
+
+    Raises:
+        DataError: The file cannot be read, or has another number of words.
     """
-    found = f"the vocabulary {quote(path, MOST_PATH)}"
+    place = f"the vocabulary {quote(path, MOST_PATH)}"
     tokens = WORDS
-    if os.path.isdir(path):  # (which raises nothing)
+    if os.path.isdir(path):
         if tensorflow:
-            why = "whose words would be numbered as PyTorch's programs do, and the model is TensorFlow's"
-            raise DataError(f"{found} is a folder, {why}: give a file of its words, one a line")
+            raise DataError(
+                f"{place} is a folder, whose words would be numbered as PyTorch's programs do, and "
+                "the model is TensorFlow's: give a file of its words, one a line"
+            )
         words = vocabulary_of_corpus(path)
     elif Path(path).suffix == ".json":
-        with explained(DataError, f"{found} cannot be used"):
-            words = (read := Vocab.from_json(_text(Path(path)))).words
-            tokens = read.tokens
+        with explained(DataError, f"{place} cannot be used"):
+            vocabulary = Vocab.from_json(_text(Path(path)))
+        words = vocabulary.words
+        tokens = vocabulary.tokens
     else:
         text = _text(Path(path)).replace("\r\n", "\n")
         words = text.removesuffix("\n").split("\n")
@@ -152,18 +219,23 @@ def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> V
             words = text.split()  # colorlessgreenRNNs reads its files so
     if len(words) != size:
         raise DataError(
-            f"{found} has {len(words):,} words, and the model has {size:,}: give the one of its training"
+            f"{place} has {len(words):,} words, and the model has {size:,}: "
+            "give the one of its training"
         )
     try:
         return Vocab(tuple(words), tokens)
     except DataError as error:
-        raise DataError(f"{found} cannot be used: {error}") from None
+        raise DataError(f"{place} cannot be used: {error}") from None
 
 
 def vocabulary_of_corpus(folder: str | Path) -> tuple[str, ...]:
-    """The words of train.txt, valid.txt and test.txt in the order of their first appearance; each line ends in `<eos>`.
+    """The words of train.txt, valid.txt and test.txt in the order of their first appearance.
 
-    pytorch/examples and awd-lstm-lm number words so, and keep no vocabulary. Raises DataError.
+    Each line ends in `<eos>`. pytorch/examples and awd-lstm-lm number words so, and keep no
+    vocabulary.
+
+    Raises:
+        DataError: A file is missing or is not text.
     """
     words: dict[str, None] = {}
     for split in ("train.txt", "valid.txt", "test.txt"):

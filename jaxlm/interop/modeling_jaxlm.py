@@ -1,10 +1,12 @@
 # pyright: reportMissingImports=false, reportOptionalSubscript=false
-"""jaxlm's LSTM, GRU, minGRU and Mogrifier LSTM in PyTorch, with any of jaxlm's heads, for transformers.
+"""jaxlm's LSTM, GRU, minGRU and Mogrifier LSTM in PyTorch, with any of its heads.
 
-Parameters have jaxlm's names and layouts; config.json holds their shapes and, under `jaxlm`, the config of the run.
-Nothing is dropped out. A token that `attention_mask` hides leaves the state unchanged: padding may stand on either
-side, and the last place always has the outputs of the last token. Letters: `B` batch, `T` steps, `E` input width, `H`
-hidden width, `V` vocabulary.
+Loaded by transformers with `trust_remote_code=True`.
+
+Parameters have jaxlm's names and layouts; config.json holds their shapes and, under `jaxlm`, the
+config of the run. Nothing is dropped out. A token that `attention_mask` hides leaves the state
+unchanged: padding may stand on either side, and the last place always has the outputs of the last
+token. Letters: `B` batch, `T` steps, `E` input width, `H` hidden width, `V` vocabulary.
 """
 
 from dataclasses import dataclass, replace
@@ -17,16 +19,23 @@ from transformers.modeling_outputs import ModelOutput
 
 
 class JaxlmConfig(PretrainedConfig):
+    """The content of config.json."""
+
     model_type = "jaxlm"
-    # (A Trainer's predictions are the logits.)
+    # What else a model returns; a Trainer's predictions are the logits alone.
     keys_to_ignore_at_inference = ["state", "last_hidden_state", "hidden_states"]  # noqa: RUF012
 
 
 @dataclass
 class JaxlmOutput(ModelOutput):
-    """`logits` are [B, T, V], of a mixture log p, or [B, labels]; `state` is h, then c, [B, H], of each layer.
+    """What the models return.
 
-    `last_hidden_state` [B, T, H] is what the head reads, `hidden_states` the embedded tokens and each layer's outputs.
+    Attributes:
+        loss: Of the labels, if there are some.
+        logits: [B, T, V], of a mixture log p; or [B, labels].
+        state: For each layer (h, c) or (h,), [B, H] each.
+        last_hidden_state: What the head reads, [B, T, H].
+        hidden_states: The embedded tokens, and each layer's outputs.
     """
 
     loss: torch.Tensor | None = None
@@ -37,7 +46,7 @@ class JaxlmOutput(ModelOutput):
 
 
 class Tree(nn.Module):
-    """Parameters under the names of a tree of shapes; the names of a list's entries are their places."""
+    """Parameters under the names of a tree of shapes; a list's entries by their places."""
 
     def __init__(self, shapes):
         super().__init__()
@@ -51,56 +60,70 @@ class Tree(nn.Module):
         return (self.get_submodule(str(place)) for place in range(len(self._modules)))
 
 
+# A step of each kind: the model's fields, a layer, x [B, E] and the state [B, H] -> the new state,
+# whose h is the output.
+
+
 def lstm(model, layer, x, h, c):
-    """One step of a layer: x [B, E] and its state [B, H] to the new state, whose h is the output."""
+    """Gates i, j, f, o."""
     i, j, f, o = (torch.cat([x, h], -1) @ layer.kernel + layer.bias).chunk(4, -1)
     c = c * torch.sigmoid(f + model["forget_bias"]) + torch.sigmoid(i) * torch.tanh(j)
     return torch.tanh(c) * torch.sigmoid(o), c
 
 
 def gru(model, layer, x, h):
+    """PyTorch's own cell."""
     bias = F.pad(layer.recurrent_bias, (2 * h.shape[-1], 0))
     return (torch.gru_cell(x, h, layer.kernel.T, layer.recurrent_kernel.T, layer.bias, bias),)
 
 
 def mingru(model, layer, x, h):
+    """Gates z, n, of the input alone."""
     z, n = (x @ layer.kernel + layer.bias).chunk(2, -1)
     return (torch.sigmoid(-z) * h + torch.sigmoid(z) * n,)
 
 
 def mogrifier(model, layer, x, h, c):
-    for place, one in enumerate(layer.rounds if model["rounds"] else ()):
-        scores = x if place % 2 else h
-        scores = scores @ one.left @ one.right if model["rank"] else scores @ one.full
-        gate = 2 * torch.sigmoid(scores + one.bias)
-        x, h = (x, h * gate) if place % 2 else (x * gate, h)
+    """Rounds in which x and h gate each other; then an LSTM without forget bias."""
+    if model["rounds"]:
+        for place, weights in enumerate(layer.rounds):
+            scores = x if place % 2 else h
+            if model["rank"]:
+                scores = scores @ weights.left @ weights.right
+            else:
+                scores = scores @ weights.full
+            gate = 2 * torch.sigmoid(scores + weights.bias)
+            if place % 2:
+                h = h * gate
+            else:
+                x = x * gate
     from_x = x @ layer.kernel[: x.shape[-1]]
     from_h = h @ layer.kernel[x.shape[-1] :]
     if model["layer_norm"]:
         from_x = F.layer_norm(from_x, from_x.shape[-1:], layer.norms.input)
         from_h = F.layer_norm(from_h, from_h.shape[-1:], layer.norms.state)
-    *i, j, f, o = (from_x + from_h + layer.bias).chunk(
-        3 if model["input_gate"] == "coupled" else 4, -1
-    )
+    gates = from_x + from_h + layer.bias
+    if model["input_gate"] == "coupled":
+        j, f, o = gates.chunk(3, -1)
+        i = torch.sigmoid(-f)
+    else:
+        i, j, f, o = gates.chunk(4, -1)
+        i = torch.sigmoid(i)
     f = torch.sigmoid(f)
-    taken = torch.sigmoid(i[0]) if i else 1 - f
-    taken = torch.minimum(taken, 1 - f) if model["input_gate"] == "capped" else taken
-    c = c * f + taken * torch.tanh(j) * model["update_scale"]
-    shown = (
-        F.layer_norm(c, c.shape[-1:], layer.norms.cell, layer.norms.cell_bias)
-        if model["layer_norm"]
-        else c
-    )
-    clip = model["cell_clip"]
-    return torch.tanh(shown) * torch.sigmoid(o), c if clip is None else c.clamp(-clip, clip)
+    if model["input_gate"] == "capped":
+        i = torch.minimum(i, 1 - f)
+    c = c * f + i * torch.tanh(j) * model["update_scale"]
+    shown = c
+    if model["layer_norm"]:
+        shown = F.layer_norm(c, c.shape[-1:], layer.norms.cell, layer.norms.cell_bias)
+    h = torch.tanh(shown) * torch.sigmoid(o)
+    if model["cell_clip"] is not None:
+        c = c.clamp(-model["cell_clip"], model["cell_clip"])
+    return h, c
 
 
-CELLS = {
-    "lstm": (lstm, 2),
-    "gru": (gru, 1),
-    "mingru": (mingru, 1),
-    "mogrifier": (mogrifier, 2),
-}  # (step, arrays)
+# The step of a kind, and how many arrays its state has.
+CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}
 
 
 class JaxlmModel(PreTrainedModel):
@@ -110,6 +133,7 @@ class JaxlmModel(PreTrainedModel):
     _is_stateful = True
 
     def __init__(self, config):
+        """Makes a model of new parameters, of the shapes in `config.shapes`."""
         super().__init__(config)
         self.embedding = nn.Embedding(*config.shapes["embedding"]["weight"])
         self.layers = Tree(config.shapes["layers"])
@@ -117,46 +141,58 @@ class JaxlmModel(PreTrainedModel):
         self.post_init()
 
     def add_head(self, config):
-        pass
+        """Adds the parameters of what reads the last layer: here there are none."""
 
     def get_input_embeddings(self):
+        """The embedding, for transformers."""
         return self.embedding
 
     def forward(self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, **_):
-        """Token ids [B, T] (or their embeddings), a mask of the tokens that count, and the state before the first."""
+        """Runs the layers.
+
+        Args:
+            input_ids: Tokens [B, T].
+            attention_mask: True or 1 for each token that counts, [B, T or more].
+            state: As an output has it; None: zeros.
+            inputs_embeds: Embedded tokens [B, T, E], in place of tokens.
+
+        Returns:
+            A JaxlmOutput without logits.
+        """
         model = self.config.jaxlm["model"] | self.config.cell
         step, arrays = CELLS[model["kind"]]
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        hidden = [x * model["embedding_size"] ** 0.5 if model["scale_embedding"] else x]
-        after = []
-        masks = (
-            None
-            if attention_mask is None
-            else attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
-        )
-        for place, layer in enumerate(self.layers):
-            now = (
-                state[place]
-                if state
-                else (x.new_zeros(len(x), model["hidden_sizes"][place]),) * arrays
-            )
+        if model["scale_embedding"]:
+            x = x * model["embedding_size"] ** 0.5
+        if state is None:
+            state = [(x.new_zeros(len(x), size),) * arrays for size in model["hidden_sizes"]]
+        masks = None
+        if attention_mask is not None:
+            masks = attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
+        hidden = [x]
+        new_state = []
+        for layer, now in zip(self.layers, state, strict=True):
             outputs = []
             for t, x_t in enumerate(hidden[-1].unbind(1)):
-                new = step(model, layer, x_t, *now)
-                now = (
-                    tuple(torch.where(masks[t], *both) for both in zip(new, now, strict=True))
-                    if masks
-                    else new
-                )
+                before = now
+                now = step(model, layer, x_t, *before)
+                if masks:  # a hidden token leaves the state
+                    pairs = zip(now, before, strict=True)
+                    now = tuple(torch.where(masks[t], new, old) for new, old in pairs)
                 outputs.append(now[0])
             hidden.append(torch.stack(outputs, 1))
-            after.append(now)
+            new_state.append(now)
         last = sum(hidden[1:]) if model["skip"] else hidden[-1]
-        return JaxlmOutput(state=tuple(after), last_hidden_state=last, hidden_states=tuple(hidden))
+        return JaxlmOutput(
+            state=tuple(new_state), last_hidden_state=last, hidden_states=tuple(hidden)
+        )
 
 
 class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
+    """The language model."""
+
     def add_head(self, config):
+        """Adds the softmax."""
         self.softmax = Tree(config.shapes["softmax"])
 
     def forward(
@@ -169,45 +205,60 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
         logits_to_keep=0,
         **rest,
     ):
-        found = super().forward(input_ids, attention_mask, state, inputs_embeds)
-        logits = self.logits(found.last_hidden_state[:, -logits_to_keep:])
-        items = rest.get("num_items_in_batch")
-        loss = (
-            None if labels is None else self.loss_function(logits, labels, logits.shape[-1], items)
-        )
-        return replace(found, loss=loss, logits=logits)
+        """Predicts the next token after each token.
+
+        Args:
+            input_ids: As the next three, what JaxlmModel reads.
+            attention_mask: Likewise.
+            state: Likewise.
+            inputs_embeds: Likewise.
+            labels: The tokens themselves [B, T], for a loss.
+            logits_to_keep: How many of the last tokens get logits; 0: all.
+            **rest: `num_items_in_batch`: what a Trainer divides the loss by.
+
+        Returns:
+            A JaxlmOutput.
+        """
+        output = super().forward(input_ids, attention_mask, state, inputs_embeds)
+        logits = self.logits(output.last_hidden_state[:, -logits_to_keep:])
+        loss = None
+        if labels is not None:
+            items = rest.get("num_items_in_batch")
+            loss = self.loss_function(logits, labels, logits.shape[-1], items)
+        return replace(output, loss=loss, logits=logits)
 
     def logits(self, x):
-        """What the head reads [B, T, H] -> logits [B, T, V], of a mixture log p."""
+        """The logits [B, T, V], of a mixture log p, of what the head reads [B, T, H]."""
         model = self.config.jaxlm["model"]
         head = self.softmax
         kernel = self.embedding.weight.T if model["tied"] else head.kernel
         if not model["experts"]:
-            return (x @ head.projection if model["projection"] else x) @ kernel + head.bias
+            if model["projection"]:
+                x = x @ head.projection
+            return x @ kernel + head.bias
         log_p = x.new_tensor(model["mixture_epsilon"] or 0).log()
         latents = torch.tanh(x @ head.latent_kernel + head.latent_bias).chunk(model["experts"], -1)
-        for latent, log_prior in zip(
-            latents, F.log_softmax(x @ head.prior, -1).split(1, -1), strict=True
-        ):
-            log_p = torch.logaddexp(
-                log_p, log_prior + F.log_softmax(latent @ kernel + head.bias, -1)
-            )
+        log_priors = F.log_softmax(x @ head.prior, -1).split(1, -1)
+        for latent, log_prior in zip(latents, log_priors, strict=True):
+            log_expert = F.log_softmax(latent @ kernel + head.bias, -1)
+            log_p = torch.logaddexp(log_p, log_prior + log_expert)
         return log_p
 
-    # What `generate` asks for: the state, of all tokens but the last, in place of a cache of keys and values.
+    # What `generate` asks for. The state, of all tokens but the last, stands in place of a cache of
+    # keys and values.
 
     def prepare_inputs_for_generation(self, input_ids, state=None, attention_mask=None, **rest):
+        """The arguments of the next call: the last token alone, once there is a state."""
         if state is not None:
             input_ids = input_ids[:, -1:]
             attention_mask = None
         return {**rest, "input_ids": input_ids, "attention_mask": attention_mask, "state": state}
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **rest):
-        kept = {"state": outputs.state} if model_kwargs.get("use_cache", True) else {}
-        return {
-            **super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **rest),
-            **kept,
-        }
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **rest)
+        if model_kwargs.get("use_cache", True):
+            updated["state"] = outputs.state
+        return updated
 
     def _reorder_cache(self, state, rows):
         return tuple(tuple(array[rows] for array in layer) for layer in state)
@@ -220,21 +271,31 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
 class JaxlmForSequenceClassification(JaxlmModel):
     """A linear layer, to be trained, that reads the features of the last token."""
 
-    accepts_loss_kwargs = (
-        False  # the loss is a batch's mean, which a Trainer divides by the batches it accumulates
-    )
+    # The loss is a batch's mean, which a Trainer divides by the batches it accumulates.
+    accepts_loss_kwargs = False
 
     def add_head(self, config):
+        """Adds the linear layer."""
         self.score = nn.Linear(config.jaxlm["model"]["hidden_sizes"][-1], config.num_labels)
 
     def forward(
         self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, labels=None, **_
     ):
-        found = super().forward(input_ids, attention_mask, state, inputs_embeds)
-        logits = self.score(found.last_hidden_state[:, -1])
-        loss = (
-            None
-            if labels is None
-            else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        )
-        return replace(found, loss=loss, logits=logits)
+        """Classifies texts.
+
+        Args:
+            input_ids: As the next three, what JaxlmModel reads.
+            attention_mask: Likewise.
+            state: Likewise.
+            inputs_embeds: Likewise.
+            labels: A class or number of each text [B], for a loss.
+
+        Returns:
+            A JaxlmOutput.
+        """
+        output = super().forward(input_ids, attention_mask, state, inputs_embeds)
+        logits = self.score(output.last_hidden_state[:, -1])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return replace(output, loss=loss, logits=logits)

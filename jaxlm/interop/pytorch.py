@@ -1,8 +1,9 @@
-"""PyTorch: the LSTM language model of a file of `torch.save` or safetensors, read without PyTorch.
+"""PyTorch: the LSTM language model of a file of `torch.save` or safetensors, without PyTorch.
 
-`torch.save` writes a zip archive (since 1.6), or pickles with raw storages behind them (before). In it lies a module or
-a state_dict. PyTorch keeps kernels `[4H, in]`, apart for input and state, gates in the order i, f, g, o, and two biases
-that add. jaxlm has one kernel `[in + H, 4H]`, gates i, j, f, o, and one bias; g and j are two names of one gate.
+`torch.save` writes a zip archive (since 1.6), or pickles with raw storages behind them (before). In
+it lies a module or a state_dict. PyTorch has kernels `[4H, in]`, apart for input and state, gates
+in the order i, f, g, o, and two biases that add. jaxlm has one kernel `[in + H, 4H]`, gates i, j,
+f, o, and one bias; g and j are two names of one gate.
 """
 
 import io
@@ -35,44 +36,46 @@ from jaxlm.runs import ram
 MOST_FILE = 1 << 32  # bytes
 MOST_PICKLE = 1 << 28  # bytes of the pickles before 1.6; the tensors are not in them
 MOST_EXPANSION = 20  # how much larger than the file its content may be, beside 64 MiB
-MOST_PREFIX = 1000  # letters of the way to a module
+MOST_PREFIX = 1000  # letters of the path to a module
 MAGIC = 0x1950A86A20F9469CFC6C  # what files before 1.6 begin with
-_DTYPES = {  # the kind of elements of torch.KINDStorage
-    **{
-        "Half": "float16",
-        "Float": "float32",
-        "Double": "float64",
-        "BFloat16": "bfloat16",
-        "Bool": "bool",
-    },
-    **{"Char": "int8", "Byte": "uint8", "Short": "int16", "Int": "int32", "Long": "int64"},
-    **{"ComplexFloat": "complex64", "ComplexDouble": "complex128"},
+_DTYPES = {  # by the KIND of torch.KINDStorage
+    "Half": "float16",
+    "Float": "float32",
+    "Double": "float64",
+    "BFloat16": "bfloat16",
+    "Bool": "bool",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Short": "int16",
+    "Int": "int32",
+    "Long": "int64",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
 }
-_FLOATS = {
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "BF16": "bfloat16",
-}  # by safetensors' names
+_FLOATS = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}  # safetensors'
 Tensors = dict[str, np.ndarray]
 _NESTED = dict | list | tuple | Instance
 _EMBEDDINGS = ("encoder", "embedding", "embeddings", "embed", "emb", "word_embeddings")
 _HEADS = ("decoder", "linear", "fc", "out", "output", "proj", "head", "lm_head", "output_layer")
-_PART = (
-    re.compile(  # as rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw
-        r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
-        r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
-    )
+# As rnn.weight_ih_l0, rnns.1.module.weight_ih_l0 or rnns.1.module.weight_hh_l0_raw.
+_LAYER_WEIGHT = re.compile(
+    r"(?P<stack>.*?)(?:\.(?P<index>[0-9]{1,3}))?(?:\.module)?\.?"
+    r"(?P<part>weight_ih|weight_hh|bias_ih|bias_hh)_l(?P<layer>[0-9]{1,3})(?:_raw)?"
 )
 
 
 def read_pytorch(path: Path) -> ForeignModel:
-    """The model of a file. Raises JaxlmError for one that could run code or is too large; anything for damage."""
+    """The model of a file.
+
+    Raises:
+        JaxlmError: The file holds no such model, could run code, or is too large.
+        OSError: It cannot be read.
+        Exception: It is damaged.
+    """
     with reader(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if (
-            not 0 < size <= MOST_FILE
-        ):  # (0: what the kernel makes up, as /proc/kmsg, waits for who reads it)
+        # A file of 0 bytes may be one of the kernel's, as /proc/kmsg, which waits for its reader.
+        if not 0 < size <= MOST_FILE:
             raise JaxlmError(f"it has {size:,} bytes, expected a model of 1 to {MOST_FILE:,}")
         head = file.read(9)
         file.seek(0)
@@ -80,13 +83,7 @@ def read_pytorch(path: Path) -> ForeignModel:
             tensors, stored = _load_safetensors(file.read())
         elif head[:4] == b"PK\x03\x04":
             tensors, stored = _load_zip(file, size)
-        elif head[:1] in (
-            b"\x80",
-            b"(",
-            b"]",
-            b"}",
-            b"c",
-        ):  # a pickle of a container, an object or a class
+        elif head[:1] in b"\x80(]}c":  # how a pickle of a container, an object or a class begins
             tensors, stored = _load_old(file, size)
         else:
             raise JaxlmError(
@@ -108,9 +105,9 @@ def _load_safetensors(data: bytes) -> tuple[Tensors, int]:
         tensors[name] = np.frombuffer(entry["data"], _FLOATS[dtype]).reshape(entry["shape"])
     end = 8 + int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8:end]).get("__metadata__") or {}
-    for name, kept in metadata.items():  # safetensors.torch.save_model: {left out: kept}
-        if name not in tensors and kept in tensors:
-            tensors[name] = tensors[kept]
+    for name, stored_name in metadata.items():  # safetensors.torch.save_model leaves out tied ones
+        if name not in tensors and stored_name in tensors:
+            tensors[name] = tensors[stored_name]
     return tensors, len(data) - end
 
 
@@ -118,22 +115,25 @@ class _Storages:
     """The storages that the persistent ids of a pickle name, as arrays [n]."""
 
     def __init__(
-        self, held: Callable[[str], int], load: Callable[[str, np.dtype, int], np.ndarray]
+        self,
+        stored_bytes: Callable[[str], int],
+        load: Callable[[str, np.dtype, int], np.ndarray],
     ):
-        self._held = held
-        self._load = load  # the bytes that the file has for a key; its elements
+        """Begins without storages.
+
+        Args:
+            stored_bytes: How many bytes the file has for a key.
+            load: The elements of a key, of a dtype and number.
+        """
+        self._stored_bytes = stored_bytes
+        self._load = load
         self.arrays: dict[str, np.ndarray] = {}
         self.nbytes = 0  # of all of them
 
     def __call__(self, identifier: Any) -> Any:
-        """The storage of an id: ("storage", class, key, device, number of elements[, view of an old file])."""
+        """The storage of an id, ("storage", class, key, device, elements[, view])."""
         match identifier:
-            case (
-                str("module"),
-                name,
-                _,
-                _,
-            ):  # ("module", class, file, its source text), in old files
+            case (str("module"), name, _, _):  # in old files: a class, its file and source text
                 return name
             case (str("storage"), Global() as name, str() as key, _, int() as count, *view) if (
                 count >= 0
@@ -150,10 +150,11 @@ class _Storages:
         dtype = np.dtype(_DTYPES[kind])
         if key not in self.arrays:
             claimed = count * dtype.itemsize
-            held = self._held(key)
-            if claimed > held:
+            stored = self._stored_bytes(key)
+            if claimed > stored:
                 raise JaxlmError(
-                    f"the storage {quote(key)} claims {claimed:,} bytes of {held:,}; it is cut short"
+                    f"the storage {quote(key)} claims {claimed:,} bytes of {stored:,}; "
+                    "it is cut short"
                 )
             self.arrays[key] = self._load(key, dtype, count)
             self.nbytes += claimed
@@ -180,52 +181,54 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
             f"its archive unpacks to {total:,} bytes, more than belongs in a file of {size:,}"
         )
     ram.check(total, "what the archive holds", "it cannot be loaded here")
-    roots = [
-        name.removesuffix("data.pkl")
-        for name in infos
-        if name.endswith("/data.pkl") and name.count("/") == 1
-    ]
-    if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in infos):
+    top = [name.partition("/") for name in infos if name.count("/") == 1]
+    if any(name == "constants.pkl" for _, _, name in top):
         raise JaxlmError(
             "it is a TorchScript program, which is code; save the model's state_dict instead"
         )
+    roots = [root for root, _, name in top if name == "data.pkl"]
     if len(roots) != 1:
         raise JaxlmError(
             f"expected an archive with one data.pkl, as torch.save makes it, found {len(roots)}"
         )
 
+    def info_of(name: str) -> zipfile.ZipInfo:
+        if f"{roots[0]}/{name}" not in infos:
+            raise JaxlmError(f"the entry {quote(name)} is not in the archive; it is cut short")
+        return infos[f"{roots[0]}/{name}"]
+
     def read(name: str) -> bytes:
-        info = infos[roots[0] + name]
+        info = info_of(name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise JaxlmError(
-                f"the entry {quote(name)} of its archive is packed in a way that torch.save never uses"
+                f"the entry {quote(name)} of its archive is packed in a way that torch.save "
+                "never uses"
             )
         with archive.open(info) as unpacked:
-            return unpacked.read(info.file_size + 1)  # (a number, so that no more is ever unpacked)
-
-    def held(key: str) -> int:
-        info = infos.get(f"{roots[0]}data/{key}")
-        if info is None:
-            raise JaxlmError(f"the storage {quote(key)} is not in the archive; it is cut short")
-        return info.file_size
+            return unpacked.read(info.file_size + 1)  # a number: no more is ever unpacked
 
     def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
-        if count:
-            return np.frombuffer(read(f"data/{key}"), dtype, count)
-        return np.empty(0, dtype)
+        if not count:
+            return np.empty(0, dtype)
+        return np.frombuffer(read(f"data/{key}"), dtype, count)
 
-    if f"{roots[0]}byteorder" in infos and (order := read("byteorder")) != b"little":
-        raise JaxlmError(f"expected the byte order little, found {quote(order.decode('latin-1'))}")
-    storages = _Storages(held, load)
+    if f"{roots[0]}/byteorder" in infos:
+        order = read("byteorder")
+        if order != b"little":
+            raise JaxlmError(
+                f"expected the byte order little, found {quote(order.decode('latin-1'))}"
+            )
+    storages = _Storages(lambda key: info_of(f"data/{key}").file_size, load)
     value = unpickle(io.BytesIO(read("data.pkl")), storages)
     return _tensors_of(value), storages.nbytes
 
 
 def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
-    """Pickles of a magic number, the protocol, the system, the value and the storages' keys; then the storages.
+    """Pickles of a magic number, the protocol, the system, the value and the storages' keys.
 
-    Each storage is its number of elements (int64) and its elements, always little endian. A bare pickle without a
-    magic number is read too: it has no tensors, but what it asks for is worth a word.
+    Behind them are the storages: each its number of elements (int64) and its elements, always
+    little endian. A bare pickle without a magic number is read too: it has no tensors, but an error
+    names what it asks for.
     """
     stream = io.BytesIO(file.read(MOST_PICKLE))
     # All storages together fit in the file; they are filled at the end.
@@ -250,59 +253,67 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
         read = file.readinto(array.view(np.uint8))  # pyright: ignore[reportAttributeAccessIssue]
         if count != array.size or read < array.nbytes:
             raise JaxlmError(
-                f"the storage {quote(key)} does not hold its {array.size:,} elements; it is cut short"
+                f"the storage {quote(key)} does not hold its {array.size:,} elements; "
+                "it is cut short"
             )
     return _tensors_of(value), storages.nbytes
 
 
 def _tensors_of(value: Any) -> Tensors:
-    """The tensors, by name, of the one model in a file.
+    """The tensors, by name, of the one model in a module, a state_dict, or a list or dict with one.
 
-    The value is a module, a state_dict, or a list or dict with one of these. Raises JaxlmError where there is no model,
-    there are several, or it computes something that jaxlm does not.
+    Raises:
+        JaxlmError: There is no model, there are several, or it computes what jaxlm does not.
     """
-    models = [model for model in _models(value) if model[1]]
-    models = [
-        model for model in models if any("weight_ih_l" in name for name in model[1])
-    ] or models
+    models = {path: tensors for path, tensors in _models(value) if tensors}
+    recurrent = {
+        path: tensors
+        for path, tensors in models.items()
+        if any("weight_ih_l" in name for name in tensors)
+    }
+    models = recurrent or models
     if not models:
-        found = (
-            f"a dict of {listed(value) or 'nothing'}"
-            if isinstance(value, dict)
-            else f"a {type(value).__name__}"
-        )
-        found = f"an object of {quote(value.kind)}" if isinstance(value, Instance) else found
+        content = f"a {type(value).__name__}"
+        if isinstance(value, dict):
+            content = f"a dict of {listed(value) or 'nothing'}"
+        elif isinstance(value, Instance):
+            content = f"an object of {quote(value.kind)}"
         raise JaxlmError(
-            f"expected a model or a state_dict, found {found} without named weights in it"
+            f"expected a model or a state_dict, found {content} without named weights in it"
         )
     if len(models) > 1:
-        names = listed(place for place, _ in models)
-        raise JaxlmError(f"it holds {len(models)} models ({names}); save alone the one to import")
-    return models[0][1]
+        raise JaxlmError(
+            f"it holds {len(models)} models ({listed(models)}); save alone the one to import"
+        )
+    return next(iter(models.values()))
 
 
 def _models(value: Any) -> Iterator[tuple[str, Tensors]]:
-    """(the way to it, tensors) of each module and dict of weights, nearest first.
+    """(path, tensors) of each module and dict of weights, nearest first.
 
-    Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a thing in itself, and often.
+    Nothing is looked at twice, nor inside of a dict of weights: a pickle may hold a value in
+    itself, and many times.
     """
-    queue: deque[tuple[str, Any]] = deque([("", value)] if isinstance(value, _NESTED) else [])
+    queue: deque[tuple[str, Any]] = deque()
+    if isinstance(value, _NESTED):
+        queue.append(("", value))
     seen = {id(value)}
     while queue:
-        place, item = queue.popleft()
+        path, item = queue.popleft()
         if _is_module(item):
-            yield place, _module_tensors(item, seen)
+            yield path, _module_tensors(item, seen)
             continue
-        item = {"": item.state} if isinstance(item, Instance) else item
-        items = [*(item.items() if isinstance(item, dict) else enumerate(item))]
+        if isinstance(item, Instance):
+            item = {"": item.state}
+        items = list(item.items() if isinstance(item, dict) else enumerate(item))
         tensors = {str(name): leaf for name, leaf in items if isinstance(leaf, np.ndarray)}
         if any(name.endswith(".weight") or "weight_ih_l" in name for name in tensors):
-            yield place, tensors
+            yield path, tensors
             continue
         for name, child in items:
             if isinstance(child, _NESTED) and id(child) not in seen:
                 seen.add(id(child))
-                queue.append((f"{place}.{name}"[-200:].strip("."), child))
+                queue.append((f"{path}.{name}"[-200:].strip("."), child))
 
 
 def _is_module(item: Any) -> bool:
@@ -312,75 +323,84 @@ def _is_module(item: Any) -> bool:
 def _module_tensors(module: Instance, seen: set[int]) -> Tensors:
     """Parameters and buffers of a module and those below it, as its state_dict names them.
 
-    Refuses what the names and shapes of the tensors would not give away.
+    Raises:
+        JaxlmError: It computes something that the names and shapes of its tensors do not tell.
     """
-    found = {}
+    tensors = {}
     queue = deque([("", module)])
     while queue:
-        prefix, one = queue.popleft()
+        prefix, current = queue.popleft()
         if len(prefix) > MOST_PREFIX:
             raise JaxlmError(
                 f"its modules are nested too deeply: a name has over {MOST_PREFIX:,} letters"
             )
-        kind = one.kind.rpartition(".")[2]
-        splits = one.state.get("nsplits")
+        kind = current.kind.rpartition(".")[2]
         name = quote(prefix.rstrip(".") or kind)
-        if kind == "Embedding" and one.state.get("max_norm") is not None:
+        if kind == "Embedding" and current.state.get("max_norm") is not None:
             raise JaxlmError(
-                f"the module {name} shortens vectors as it reads them (max_norm), which jaxlm does not"
+                f"the module {name} shortens vectors as it reads them (max_norm), "
+                "which jaxlm does not"
             )
+        splits = current.state.get("nsplits")
         if isinstance(splits, int) and splits > 1:
             raise JaxlmError(
-                f"the module {name} has {min(splits, 10**9):,} splits; only plain softmax is imported"
+                f"the module {name} has {min(splits, 10**9):,} splits; "
+                "only plain softmax is imported"
             )
-        for part in map(one.state.get, ("_parameters", "_buffers", "_modules")):
-            if not isinstance(part, dict) or id(part) in seen:
+        for table in ("_parameters", "_buffers", "_modules"):
+            entries = current.state.get(table)
+            if not isinstance(entries, dict) or id(entries) in seen:
                 continue
-            seen.add(id(part))
-            found |= {
-                prefix + name: leaf for name, leaf in part.items() if isinstance(leaf, np.ndarray)
-            }
-            queue += [
-                (f"{prefix}{name}.", child) for name, child in part.items() if _is_module(child)
-            ]
-    return found
+            seen.add(id(entries))
+            for name, entry in entries.items():
+                if isinstance(entry, np.ndarray):
+                    tensors[prefix + name] = entry
+                elif _is_module(entry):
+                    queue.append((f"{prefix}{name}.", entry))
+    return tensors
 
 
 def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
-    """The model of a PyTorch state_dict, under any prefix. Raises JaxlmError, which names the tensors, for others.
+    """The model of a PyTorch state_dict, under any prefix.
 
-    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the last window dropped.
+    A weight under dropout (awd-lstm-lm) is kept as NAME_raw; NAME beside it is the copy that the
+    last window dropped.
+
+    Raises:
+        JaxlmError: It is another model. The error names the tensors.
     """
-    stacks = {found["stack"] for found in map(_PART.fullmatch, tensors) if found}
+    matches = [_LAYER_WEIGHT.fullmatch(name) for name in tensors]
+    stacks = {match["stack"] for match in matches if match}
     if len(stacks) > 1:
         raise JaxlmError(
             f"it has several recurrent modules ({listed(stacks)}), in an order that no name gives"
         )
     raw = {_role(name) for name in tensors if name.endswith("_raw")} - {None}
-    biased = any("bias_ih_l" in name for name in tensors)
-    parts = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
     names = [name for name in tensors if name.endswith("_raw") or _role(name) not in raw]
-    ends = ["encoder.weight", "decoder.weight"]
-    roles, layers = by_role(names, _role, ends, parts)
-    embedding, kernel = (tensors[roles[end]] for end in ends)
+    parts = ["weight_ih", "weight_hh"]
+    biased = any("bias_ih_l" in name for name in tensors)
+    if biased:
+        parts += ["bias_ih", "bias_hh"]
+    roles, layers = by_role(names, _role, ["encoder.weight", "decoder.weight"], parts)
+    embedding = tensors[roles["encoder.weight"]]
+    kernel = tensors[roles["decoder.weight"]]
     vocab_size, width = matrix_shape(roles["encoder.weight"], embedding)
     table = as_float32(roles["encoder.weight"], embedding, (vocab_size, width))
-    notes = []
-    made = []
+    params: dict[str, Any] = {"embedding": table, "layers": []}
     for layer in layers:
-        made.append(_lstm(tensors, layer, width))
-        width = len(made[-1]["bias"]) // 4
+        params["layers"].append(_lstm(tensors, layer, width))
+        width = len(params["layers"][-1]["bias"]) // 4
     head = as_float32(roles["decoder.weight"], kernel, (vocab_size, width))
     softmax = {"bias": np.zeros(vocab_size, np.float32)}
-    bias = roles.get("decoder.bias")
-    if bias:
+    notes = []
+    if "decoder.bias" in roles:
+        bias = roles["decoder.bias"]
         softmax["bias"] = as_float32(bias, tensors[bias], (vocab_size,))
     else:
         notes.append("the output layer has no bias: zeros stand in its place")
     shared = np.may_share_memory(kernel, embedding)
-    if not np.array_equal(head, table) or not (
-        shared or np.ptp(table)
-    ):  # constant matrices (as of zeros) say nothing
+    constant = not np.ptp(table)  # as zeros, which say nothing
+    if not np.array_equal(head, table) or (constant and not shared):
         softmax["kernel"] = np.ascontiguousarray(head.T)
     elif not shared:
         notes.append(
@@ -388,48 +408,51 @@ def _model_of(tensors: Tensors, file: Path) -> ForeignModel:
         )
     if biased:
         notes.append("each layer's two biases were added up")
-    params = {"embedding": table, "layers": made, "softmax": softmax}
-    return ForeignModel.of_lstm(params, notes, file)
+    return ForeignModel.of_lstm({**params, "softmax": softmax}, notes, file)
 
 
 def _role(name: str) -> str | None:
     """What a tensor of this name is; None: nothing that an LSTM language model has."""
-    found = _PART.fullmatch(name)
-    if found:
-        index = int(found["index"] or 0)
-        layer = int(found["layer"])
+    weight = _LAYER_WEIGHT.fullmatch(name)
+    if weight:
+        index = int(weight["index"] or 0)
+        layer = int(weight["layer"])
         if index and layer:
             return None
-        return f"{found['part']} of layer {index + layer}"
-    module, _, part = name.rpartition(".")
+        return f"{weight['part']} of layer {index + layer}"
+    module, _, parameter = name.rpartition(".")
     module = module.split(".")[-1]
-    if module in _EMBEDDINGS and part == "weight":
+    if module in _EMBEDDINGS and parameter == "weight":
         return "encoder.weight"
-    if module in _HEADS and part in ("weight", "bias"):
-        return f"decoder.{part}"
+    if module in _HEADS and parameter in ("weight", "bias"):
+        return f"decoder.{parameter}"
     return None
 
 
 def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.ndarray]:
-    """jaxlm's kernel and bias of a layer, {part: name}. Raises JaxlmError for other shapes than an LSTM's."""
-    across = layer["weight_hh"]
-    rows, hidden = matrix_shape(across, tensors[across])
+    """jaxlm's kernel and bias of a layer, {part: name}.
+
+    Raises:
+        JaxlmError: It has other shapes than an LSTM's.
+    """
+    recurrent = layer["weight_hh"]
+    rows, hidden = matrix_shape(recurrent, tensors[recurrent])
     cell = {hidden: "a plain RNN", 3 * hidden: "a GRU"}.get(rows)
     if cell:
         raise JaxlmError(
-            f"{quote(across)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported"
+            f"{quote(recurrent)} is {rows}x{hidden}: that is {cell}; only LSTMs are imported"
         )
-    shapes = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
-    found = {
-        part: as_float32(name, tensors[name], (4 * hidden, *shapes[part]))
+    columns = {"weight_ih": (inputs,), "weight_hh": (hidden,), "bias_ih": (), "bias_hh": ()}
+    weights = {
+        part: as_float32(name, tensors[name], (4 * hidden, *columns[part]))
         for part, name in layer.items()
     }
     bias = np.zeros(4 * hidden, np.float32)
     if "bias_ih" in layer:
         with np.errstate(over="ignore"):
-            bias = as_float32(layer["bias_ih"], found["bias_ih"] + found["bias_hh"], (4 * hidden,))
-    order = (
-        np.arange(4 * hidden).reshape(4, -1)[[0, 2, 1, 3]].ravel()
-    )  # from i, f, g, o to i, j, f, o
-    kernel = np.hstack([found["weight_ih"], found["weight_hh"]])
+            both = weights["bias_ih"] + weights["bias_hh"]
+        bias = as_float32(layer["bias_ih"], both, (4 * hidden,))
+    # From the order i, f, g, o to i, j, f, o.
+    order = np.arange(4 * hidden).reshape(4, hidden)[[0, 2, 1, 3]].ravel()
+    kernel = np.hstack([weights["weight_ih"], weights["weight_hh"]])
     return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}

@@ -1,9 +1,10 @@
 """TensorFlow 1: the parameters of its Penn Treebank tutorial by name, and its checkpoints.
 
-A checkpoint is `NAME.index` and `NAME.data-00000-of-00001`, or more shards. TensorFlow reads it (the
-extra `tensorflow`), in a process of its own.
+A checkpoint is `NAME.index` and `NAME.data-00000-of-00001`, or more shards. TensorFlow reads it
+(the extra `tensorflow`), in a process of its own.
 """
 
+import codecs
 import glob
 import importlib.util
 import os
@@ -171,8 +172,8 @@ def _names(variables: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], set[str
         variables: Arrays by name, in any scope.
 
     Returns:
-        jaxlm's parameter tree with a variable's name for each array; and the names of an optimiser's
-        slots, averages and scalars.
+        jaxlm's parameter tree with a variable's name for each array; and the names of an
+        optimiser's slots, averages and scalars.
 
     Raises:
         JaxlmError: Names are missing, unknown or given twice.
@@ -205,8 +206,8 @@ def checkpoint_prefix(path: Path) -> Path | None:
     one.
 
     Raises:
-        JaxlmError: The `checkpoint` file of a folder is missing, unreadable, or names nothing in the
-            folder.
+        JaxlmError: The `checkpoint` file of a folder is missing, unreadable, or names nothing in
+            the folder.
     """
     path = path / "checkpoint" if path.is_dir() else path
     if path.name == "checkpoint" and not path.with_name("checkpoint.index").exists():
@@ -217,7 +218,7 @@ def checkpoint_prefix(path: Path) -> Path | None:
         latest = _LATEST.search(read_bytes(path, 1 << 20))
         named = ""
         if latest:  # UTF-8 in octal escapes
-            named = latest[1].decode("unicode_escape").encode("latin-1").decode()
+            named = codecs.escape_decode(latest[1])[0].decode()
         # The files lie beside the one that names them, whatever folder they were written to.
         name = Path(named).name
         if not name:
