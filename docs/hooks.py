@@ -121,21 +121,25 @@ def limits(spec: Spec) -> str:
     return shown.range
 
 
+MODULES = ("jaxlm.linen", "jaxlm.nnx", "jaxlm.lm_eval")  # imported by themselves
+
+
 def api_page() -> str:
-    """A directive of mkdocstrings for each public name, functions first."""
-    homes = {name: getattr(jaxlm, name).__module__ for name in jaxlm.__all__}
-    functions = [name for name in homes if name.islower()]
-    parts = [
-        "## Functions",
-        *functions,
-        "## Classes",
-        *(name for name in homes if name not in functions),
-    ]
-    inherited = {"LanguageModel": "\n    options: {inherited_members: true}"}
-    return "\n\n".join(
-        part if part.startswith("#") else f"::: {homes[part]}.{part}{inherited.get(part, '')}"
-        for part in parts
-    )
+    """A directive of mkdocstrings for each public name, functions first; the name is its anchor."""
+    functions = [name for name in jaxlm.__all__ if name.islower()]
+    classes = [name for name in jaxlm.__all__ if not name.islower()]
+    parts = ["## Functions", *map(directive, functions), "## Classes", *map(directive, classes)]
+    parts.append("## Modules")
+    for module in MODULES:
+        parts.append(f"::: {module}\n    options: {{show_root_full_path: true}}")
+    return "\n\n".join(parts)
+
+
+def directive(name: str) -> str:
+    """The directive of a name of `jaxlm`."""
+    if name == "LanguageModel":
+        return f"::: jaxlm.{name}\n    options: {{inherited_members: true}}"
+    return f"::: jaxlm.{name}"
 
 
 def data(page) -> str:

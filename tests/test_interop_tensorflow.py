@@ -313,7 +313,7 @@ EMPTY = bytes([6 << 3 | 5]) + struct.pack("<I", masked(0))  # the checksum of no
 )
 def test_an_index_that_claims_too_much_is_refused(tensorflow, tmp_path, claim):
     """TensorFlow itself aborts its process at some of these."""
-    with pytest.raises(JaxlmError, match="TensorFlow cannot read it|missing are") as error:
+    with pytest.raises(JaxlmError, match=r"TensorFlow cannot read it|missing are") as error:
         read_model(write_checkpoint(tmp_path / "m", variables(), more=claim))
     assert str(error.value).isprintable() and len(str(error.value)) < 1500
 

@@ -107,6 +107,51 @@ def test_options_are_read_as_the_harness_s_own_models_read_them(tiny_run):
     assert greedy == cold != drawn
 
 
+def test_a_continuation_is_greedy_where_each_of_its_words_is_likeliest(tiny_run):
+    lm = jaxlm.load(tiny_run[0].run_dir)
+    harness = JaxLM(str(tiny_run[0].run_dir))
+    word = lm.vocab.words[3]
+    best = lm.predict(word, 1)[0][0]
+    second, third = (name for name, _ in lm.predict(f"{word} {best}", 2))
+    answers = harness.loglikelihood(
+        [request(word, f" {best} {second}"), request(word, f" {best} {third}")]
+    )
+    assert [greedy for _, greedy in answers] == [True, False]
+
+
+def test_a_text_without_context_follows_the_end_of_a_sentence(tiny_run):
+    harness = JaxLM(str(tiny_run[0].run_dir))
+    text = " ".join(jaxlm.load(tiny_run[0].run_dir).vocab.words[3:6])
+    ((alone, _),) = harness.loglikelihood([request("", text)])
+    assert alone == pytest.approx(harness.loglikelihood_rolling([request(text)])[0], rel=1e-5)
+
+
+def test_what_the_options_of_a_task_mean(tiny_run):
+    harness = JaxLM(str(tiny_run[0].run_dir))
+    word = jaxlm.load(tiny_run[0].run_dir).vocab.words[3]
+
+    def texts(*options):
+        requests = [request(word, {"until": [], "max_gen_toks": 12, **one}) for one in options]
+        return harness.generate_until(requests)
+
+    sampled = {"temperature": 1.0}
+    first, again, seeded, same = texts(
+        sampled, sampled, sampled | {"seed": 5}, sampled | {"seed": 5}
+    )
+    assert first != again and seeded == same
+    greedy, one_word, little_mass, asked = texts(
+        {}, sampled | {"top_k": 1}, sampled | {"top_p": 1e-9}, {"do_sample": True}
+    )
+    assert greedy == one_word == little_mass != asked
+    # Whichever stop comes first ends the text, and the first name of a length counts.
+    words = greedy.split()
+    (short,) = texts({"until": [words[6], words[3]]})
+    assert short == greedy[: min(greedy.find(words[6]), greedy.find(words[3]))]
+    (few,) = texts({"max_gen_toks": 3, "max_tokens": 8})
+    assert len(few.replace("\n", " <eos> ").split()) == 3
+    assert texts({"max_gen_toks": 0}) == [""]
+
+
 def test_a_choice_of_marks_alone_is_not_certain(tiny_run):
     lm = jaxlm.load(tiny_run[0].run_dir)
     harness = JaxLM(str(tiny_run[0].run_dir), tokenizer="ptb")
