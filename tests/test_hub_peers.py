@@ -110,6 +110,30 @@ def test_a_text_in_two_parts_is_the_text(folders):
     )
 
 
+@torch.no_grad()
+def test_a_mask_of_the_whole_text_hides_tokens_of_its_last_part(folders):
+    model, tokenizer = loaded(folders("mogrifier"))
+    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[:, 3] = 0
+    state = model(ids[:, :3]).state
+    second = model(ids[:, 3:], state=state, attention_mask=mask)
+    visible = model(torch.cat([ids[:, :3], ids[:, 4:]], 1))
+    torch.testing.assert_close(second.logits[:, 1:], visible.logits[:, 3:])
+
+
+@torch.no_grad()
+def test_outputs_have_the_hidden_states_and_a_loss_of_as_many_items_as_a_trainer_says(folders):
+    model, tokenizer = loaded(folders("gru-tied"))
+    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    out = model(ids, labels=ids)
+    assert len(out.hidden_states) == 1 + model.config.num_hidden_layers
+    torch.testing.assert_close(out.hidden_states[0], model.get_input_embeddings()(ids))
+    torch.testing.assert_close(out.hidden_states[-1], out.last_hidden_state)
+    of_ten = model(ids, labels=ids, num_items_in_batch=torch.tensor(10)).loss
+    torch.testing.assert_close(of_ten * 10, out.loss * (ids.shape[1] - 1))
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("case", ["lstm", "gru-tied"])
 def test_generation_carries_the_state(folders, case, beams):
@@ -128,7 +152,10 @@ def test_generation_carries_the_state(folders, case, beams):
         made = model.generate(**batch, do_sample=True, **how)
     assert read[1:] == [1] * 5
     torch.manual_seed(0)
-    again = model.generate(**batch, do_sample=True, use_cache=False, **how)
+    whole = []
+    with model.embedding.register_forward_hook(lambda _, x, __: whole.append(x[0].shape[1])):
+        again = model.generate(**batch, do_sample=True, use_cache=False, **how)
+    assert whole == list(range(whole[0], whole[0] + 6))
     assert (
         torch.equal(made.sequences, again.sequences)
         and len(set(made.sequences[:, -6:].flatten().tolist())) > 1

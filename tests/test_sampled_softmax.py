@@ -68,6 +68,17 @@ def test_with_all_words_it_is_the_softmax_and_where_exact_whatever_was_drawn():
     assert float(fast(*given, drawn, False)[0]) != pytest.approx(float(full(*given)[0]), rel=1e-3)
 
 
+def test_a_target_far_above_all_words_drawn_stays_finite():
+    x, kernel, bias, _, weights = draw(N, H, WORDS, jnp.float32)
+    drawn = draw_words(jnp.float32(0.3), WORDS, 5)
+    assert WORDS - 1 not in drawn.ids.tolist()
+    nats, gradients = fast(
+        x, kernel, bias.at[WORDS - 1].add(200), jnp.full(N, WORDS - 1), weights, drawn, False
+    )
+    assert abs(float(nats)) < 1e-6
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
 def test_bfloat16_is_near_float32():
     x, kernel, bias, *rest = draw(N, 32, WORDS, jnp.float32)
     drawn = draw_words(jnp.float32(0.3), WORDS, 9)
