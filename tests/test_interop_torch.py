@@ -450,7 +450,7 @@ def test_what_an_archive_must_not_be(saved):
     assert saved(zip_file(value, storages, compression=zipfile.ZIP_DEFLATED)).config.vocab_size == 7
     with pytest.raises(JaxlmError, match="packed in a way"):
         saved(zip_file(value, storages, compression=zipfile.ZIP_LZMA))
-    with pytest.raises(JaxlmError, match="'0' is not in the archive"):
+    with pytest.raises(JaxlmError, match="'data/0' is not in the archive"):
         saved(zip_file(value, storages, without="data/0"))
     with pytest.raises(JaxlmError, match=r"one data\.pkl"):
         saved(zip_file(value, storages, without="data.pkl"))
