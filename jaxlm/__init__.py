@@ -67,6 +67,7 @@ _NAMES = {  # the public names that each module defines
         "load",
         "tune_protocol",
     ),
+    "jaxlm.runs.ngram_models": ("ngram",),
     "jaxlm.runs.trainer": (
         "TrainResult",
         "train",

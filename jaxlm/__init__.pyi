@@ -39,6 +39,7 @@ from jaxlm.report.sweep_results import Trial as Trial
 from jaxlm.runs.loading import evaluate as evaluate
 from jaxlm.runs.loading import load as load
 from jaxlm.runs.loading import tune_protocol as tune_protocol
+from jaxlm.runs.ngram_models import ngram as ngram
 from jaxlm.runs.trainer import TrainResult as TrainResult
 from jaxlm.runs.trainer import train as train
 from jaxlm.schedules import Cosine as Cosine

@@ -19,7 +19,7 @@ from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU, MinLSTM
 from jaxlm.models.mogrifier import Mogrifier
-from jaxlm.models.recurrent import MODELS, Params
+from jaxlm.models.recurrent import Params
 from jaxlm.report.live import page
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -43,7 +43,7 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
     network = model.config.model
     name = model.config.kinds["model"]
     if type(network) not in KINDS:
-        kinds = ", ".join(MODELS.name_of(kind()) for kind in KINDS)
+        kinds = ", ".join(kind.kind_name for kind in KINDS)
         raise JaxlmError(f"a page runs models of the kinds {kinds}, and this model is {name}")
     weights = _Weights()
     params = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import PROTOCOLS, Plain
+from jaxlm.config.protocols import Plain
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError
 from jaxlm.ngrams.backoff import BackoffModel
@@ -75,7 +75,7 @@ class NgramModel(LanguageModel):
         Raises:
             JaxlmError: The protocol needs a network's state or its parameters.
         """
-        name = PROTOCOLS.name_of(protocol)
+        name = protocol.kind_name
         if name not in _PROTOCOLS:
             self._refuse(f"the protocol {name}")
         return ModelReader(network or self.network, protocol)
