@@ -1,10 +1,11 @@
-"""What mkdocs adds to the pages of this folder: files beside it, tables of the data, and the generated reference."""
+"""What mkdocs adds to the pages of this folder: files beside it, tables of data, the reference."""
 
 import csv
 import inspect
 import math
 import posixpath
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.fields import Spec, setting_text, specs
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = {  # files outside docs/ -> their names on the site
+SITE_NAMES = {  # files outside docs/ -> their names on the site
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -29,130 +30,123 @@ TITLES = {
     "schedule": "Schedules",
     "protocol": "Evaluation protocols",
 }
+TYPES = {tuple: "widths", str: "text", bool: "flag", int: "whole number", float: "number"}
+MODULES = ("jaxlm.linen", "jaxlm.nnx", "jaxlm.lm_eval")  # imported by themselves
+LARGEST = 2**31 - 1
 
 
 def on_files(files, config):
     """Adds the files beside the folder."""
-    for source, name in BESIDE.items():
+    for source, name in SITE_NAMES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Links of a page as the site has them; the reference; the tables of the laboratory's data."""
+    """A page as the site has it: with the site's links, the reference, the laboratory's data."""
     name = page.file.src_uri
     if name == "reference/fields.md":
-        return (
-            "# Fields\n\nOn the command line `--NAME`, from Python `config.replace(name=...)`.\n\n"
-            + fields_page()
-        )
+        return fields_page()
     if name == "reference/api.md":
-        return "# Python names\n\n" + api_page()
-    beside = {site: source for source, site in BESIDE.items()}
-    source = beside.get(name, f"docs/{name}")
+        return api_page()
+    sources = {site_name: source for source, site_name in SITE_NAMES.items()}
+    source = sources.get(name, f"docs/{name}")
 
     def on_site(link: re.Match) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
-        target = BESIDE.get(target, target.removeprefix("docs/"))
+        target = SITE_NAMES.get(target, target.removeprefix("docs/"))
         return posixpath.relpath(target, posixpath.dirname(name) or ".")
 
-    return LINK.sub(on_site, markdown) + (data(page) if name == "lab/README.md" else "")
+    markdown = LINK.sub(on_site, markdown)
+    if name == "lab/README.md":
+        markdown += data_tables(Path(page.file.abs_src_path).parent)
+    return markdown
 
 
 def fields_page() -> str:
-    """A table of the fields of every kind, from their declarations."""
-    parts = []
+    """Tables of the fields of every kind, from their declarations."""
+    parts = [
+        "# Fields",
+        "On the command line `--NAME`, from Python `config.replace(name=...)`.",
+    ]
     for section, kinds in {**KINDS, "protocol": PROTOCOLS}.items():
         parts.append(f"## {TITLES[section]}")
-        shared = (
-            set.intersection(*(set(specs(kind)) for kind in kinds.values()))
-            if section != "protocol"
-            else set()
-        )
-        if shared:
+        shared: set[str] = set()
+        if section != "protocol":
+            shared = set.intersection(*(set(specs(kind)) for kind in kinds.values()))
             parts += [
-                "### Every kind\n\nA kind may have a default of its own.",
-                table(next(iter(kinds.values())), shared),
+                "### Every kind",
+                "A kind may have a default of its own.",
+                field_table(next(iter(kinds.values())), shared),
             ]
         for name, kind in kinds.items():
+            parts += [f"### `--{section} {name}`", first_line(kind)]
             own = set(specs(kind)) - shared
-            parts.append(f"### `--{section} {name}`\n\n{first_line(kind)}")
             if own:
-                parts.append(table(kind, own))
+                parts.append(field_table(kind, own))
     for section, kind in FIXED.items():
-        parts += [f"## {section.capitalize()}\n\n{first_line(kind)}", table(kind, set(specs(kind)))]
+        parts += [f"## {section.capitalize()}", first_line(kind)]
+        parts.append(field_table(kind, set(specs(kind))))
     return "\n\n".join(parts)
 
 
 def first_line(kind: type) -> str:
-    return inspect.getdoc(kind).splitlines()[0]
+    """The summary line of a class's docstring."""
+    return (inspect.getdoc(kind) or "").split("\n")[0]
 
 
-def table(kind: type, names: set[str]) -> str:
-    """The fields of a kind: name, type, default, limits, meaning."""
-    defaults = {item.name: item.default for item in fields(kind)}
-    lines = ["| field | type | default | limits | meaning |", "|---|---|---|---|---|"]
+def field_table(kind: type, names: set[str]) -> str:
+    """Some fields of a kind as a table: name, type, default, limits and meaning."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    rows = []
     for name, spec in specs(kind).items():
         if name in names:
-            words = ", ".join(spec.choices) or (limits(spec) if spec.type in (int, float) else "")
-            kinds = {
-                tuple: "widths",
-                str: "text",
-                bool: "flag",
-                int: "whole number",
-                float: "number",
-            }[spec.type]
-            kinds += " or none" * spec.optional
-            help = spec.help.replace("<", "&lt;") + (f" ({spec.unit})" if spec.unit else "")
-            cells = (
-                f"`{name}`",
-                kinds,
-                f"`{setting_text(defaults[name]) or 'empty'}`",
-                words,
-                help,
-            )
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+            rows.append(field_row(name, spec, setting_text(defaults[name]) or "empty"))
+    return table(("field", "type", "default", "limits", "meaning"), rows)
 
 
-def limits(spec: Spec) -> str:
-    """The limits of a number, but the largest whole number of 32 bits."""
-    shown = replace(spec, high=math.inf) if spec.high == 2**31 - 1 else spec
-    return shown.range
+def field_row(name: str, spec: Spec, default: str) -> tuple[str, ...]:
+    """The cells of one field."""
+    value_type = TYPES[spec.type]
+    if spec.optional:
+        value_type += " or none"
+    limits = ", ".join(spec.choices)
+    if not limits and spec.type in (int, float):
+        shown = replace(spec, high=math.inf) if spec.high == LARGEST else spec
+        limits = shown.range
+    meaning = spec.help.replace("<", "&lt;")
+    if spec.unit:
+        meaning += f" ({spec.unit})"
+    return f"`{name}`", value_type, f"`{default}`", limits, meaning
 
 
-MODULES = ("jaxlm.linen", "jaxlm.nnx", "jaxlm.lm_eval")  # imported by themselves
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def api_page() -> str:
-    """A directive of mkdocstrings for each public name, functions first; the name is its anchor."""
+    """A directive of mkdocstrings for each public name, by that name; functions first."""
     functions = [name for name in jaxlm.__all__ if name.islower()]
-    classes = [name for name in jaxlm.__all__ if not name.islower()]
-    parts = ["## Functions", *map(directive, functions), "## Classes", *map(directive, classes)]
+    classes = [name for name in jaxlm.__all__ if name not in functions]
+    parts = ["# Python names", "## Functions"]
+    parts += [f"::: jaxlm.{name}" for name in functions]
+    parts.append("## Classes")
+    parts += [f"::: jaxlm.{name}" for name in classes]
     parts.append("## Modules")
-    for module in MODULES:
-        parts.append(f"::: {module}\n    options: {{show_root_full_path: true}}")
+    parts += [f"::: {module}\n    options: {{show_root_full_path: true}}" for module in MODULES]
     return "\n\n".join(parts)
 
 
-def directive(name: str) -> str:
-    """The directive of a name of `jaxlm`."""
-    if name == "LanguageModel":
-        return f"::: jaxlm.{name}\n    options: {{inherited_members: true}}"
-    return f"::: jaxlm.{name}"
-
-
-def data(page) -> str:
-    """Every CSV file beside a page, as a table."""
-    parts = []
-    for path in sorted(Path(page.file.abs_src_path).parent.glob("*.csv")):
-        head, *rows = csv.reader(path.open(newline=""))
-        lines = [head, ["---"] * len(head), *rows]
-        table = "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
-        parts.append(
-            f'\n\n??? note "{path.name}"\n\n'
-            + "\n".join(f"    {line}" for line in table.splitlines())
-        )
-    return "\n\n## The data" + "".join(parts) + "\n"
+def data_tables(folder: Path) -> str:
+    """Every CSV file of a folder, as a table that opens by a click."""
+    parts = ["\n\n## The data"]
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="") as file:
+            head, *rows = csv.reader(file)
+        indented = "\n".join(f"    {line}" for line in table(head, rows).splitlines())
+        parts.append(f'??? note "{path.name}"\n\n{indented}')
+    return "\n\n".join(parts) + "\n"

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`jaxlm` and `python -m jaxlm`. They handle Ctrl-C and SIGTERM before they import anything large."""
+"""`jaxlm` and `python -m jaxlm`. They handle Ctrl-C and SIGTERM before larger imports."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Errors, for the person who can fix them: one clear sentence each, which the command line prints."""
+"""Errors for the person who can fix them: each is one sentence, which the command line prints."""
 
 
 class JaxlmError(ValueError):

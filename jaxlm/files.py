@@ -23,9 +23,8 @@ from typing import BinaryIO
 
 from jaxlm.errors import JaxlmError
 
-_UNFINISHED = re.compile(
-    r"\.partial-.+-[0-9a-f]{16}", re.DOTALL
-)  # the names of unfinished files and folders
+# The names of unfinished files and folders.
+_UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)
 MOST_DEPTH = 8  # of the folders below a run's directory
 MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of
@@ -37,25 +36,48 @@ OWNERS = {
     "prepared.json": "corpus",
     "ngram.json": "n-gram model",
 }
-OWNED = {".lock", "config.json", "run.json", "metrics.jsonl", "timing.jsonl", "checkpoints"} | {
-    *(".claim", "study.journal", "sweep.json", "sweep.csv", "trials"),
-    *(
-        "prepared.json",
-        "vocab.json",
-        "train.ids",
-        "valid.ids",
-        "test.ids",
-        ".partial",
-        "ngram.json",
-    ),
+OWNED = {
+    # a run's
+    ".lock",
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "checkpoints",
+    # a sweep's
+    ".claim",
+    "study.journal",
+    "sweep.json",
+    "sweep.csv",
+    "trials",
+    # a corpus's
+    "prepared.json",
+    "vocab.json",
+    "train.ids",
+    "valid.ids",
+    "test.ids",
+    ".partial",
+    # an n-gram model's
+    "ngram.json",
     "tables.safetensors",
+}
+_KINDS = {  # by the first letter that `ls -l` shows
+    "-": "a regular file",
+    "d": "a directory",
+    "l": "a link",
+    "p": "a FIFO",
+    "s": "a socket",
 }
 
 
 class Folder:
     """A directory held by its descriptor: it stays the same one if its path is renamed or replaced.
 
-    Names are those of its own entries, never paths. Use it as a context manager.
+    Use it as a context manager. Names are those of its own entries, never paths: another name is a
+    ValueError.
+
+    Attributes:
+        path: Where the directory was when it was opened, for messages.
     """
 
     def __init__(self, descriptor: int, path: Path):
@@ -64,20 +86,27 @@ class Folder:
 
     @staticmethod
     def open(path: "str | Path | Folder", create: bool = False, follow: bool = True) -> "Folder":
-        """Holds the directory at a path, which may itself be a link if `follow` is true. Raises OSError.
+        """Holds the directory at a path.
 
-        With `create` it is made where it is missing, and those above it too, durably.
+        Args:
+            path: The path.
+            create: Make the directory durably where it is missing, and those above it too.
+            follow: Whether the path itself may be a link.
+
+        Returns:
+            The directory, open until the end of its `with` block.
+
+        Raises:
+            OSError: There is none, or it cannot be opened or made.
         """
         path = Path(path)
         if create:
             with _naming(path):
-                missing = [one for one in (path, *path.parents) if not os.path.exists(one)]
+                missing = [each for each in (path, *path.parents) if not os.path.exists(each)]
                 path.mkdir(parents=True, exist_ok=True)
-                for made in missing:
-                    with (
-                        suppress(PermissionError),
-                        Folder.open(made.parent) as above,
-                    ):  # (one may enter, and not read)
+                for folder in missing:
+                    # A directory above may be one that this user may enter, and not read.
+                    with suppress(PermissionError), Folder.open(folder.parent) as above:
                         above.sync()
         flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
         return Folder(_open(path, path, flags, expected="a directory"), path)
@@ -104,7 +133,18 @@ class Folder:
         return False
 
     def folder(self, name: str, create: bool = False) -> "Folder":
-        """Holds a directory of this one. Raises OSError where there is none, or a link or a file instead."""
+        """Holds a directory of this one.
+
+        Args:
+            name: Its name.
+            create: Make it durably where it is missing.
+
+        Returns:
+            The directory.
+
+        Raises:
+            OSError: There is none, or a link or a file in its place.
+        """
         path = self.path / _entry(name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         if create:
@@ -114,45 +154,71 @@ class Folder:
         return Folder(_open(name, path, flags, self._descriptor, "a directory"), path)
 
     def reader(self, name: str) -> BinaryIO:
-        """Opens a regular file for reading. Raises OSError where there is none, or anything else instead."""
-        descriptor = _open(
-            _entry(name), self.path / name, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor
-        )
-        return open(descriptor, "rb")
+        """Opens a regular file for reading. Raises OSError where there is none, or another kind."""
+        path = self.path / _entry(name)
+        return open(_open(name, path, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor), "rb")
 
     def read(self, name: str, most: int) -> bytes:
-        """The bytes of a regular file. Raises OSError where there is none, or one of more than `most` bytes."""
+        """Reads a regular file.
+
+        Args:
+            name: Its name.
+            most: How many bytes it may have.
+
+        Returns:
+            Its bytes.
+
+        Raises:
+            OSError: There is none, or it has more bytes.
+        """
         with self.reader(name) as file:
             return _bounded(file, self.path / name, most)
 
     def append(self, name: str, buffering: int = -1) -> BinaryIO:
-        """Opens a regular file, made where it is missing, for reading anywhere and writing at its end.
+        """Opens a regular file, made where it is missing, to read anywhere and to write at its end.
 
-        Raises OSError for a link, also a hard one: what is written would appear elsewhere too.
+        Args:
+            name: Its name.
+            buffering: As for Python's `open`.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: It is a link, or has several names (hard links): what is written would appear
+                elsewhere too.
         """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
         descriptor = _open(_entry(name), self.path / name, flags, self._descriptor)
         links = os.fstat(descriptor).st_nlink
         if links > 1:
             os.close(descriptor)
-            why = f"a file with {links} names (hard links): put a copy in its place"
-            raise OSError(errno.EMLINK, why, str(self.path / name))
+            reason = f"a file with {links} names (hard links): put a copy in its place"
+            raise OSError(errno.EMLINK, reason, str(self.path / name))
         return open(descriptor, "ab+", buffering=buffering)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
-        """Replaces a file at once and durably. Raises OSError; the old file is then unchanged."""
+        """Replaces a file at once and durably.
+
+        Args:
+            name: Its name; it need not exist.
+            data: Its new bytes.
+
+        Raises:
+            OSError: It cannot be written; the old file is unchanged.
+        """
         with self.replacing(name) as file:
             file.write(data)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
-        """A new file to write, which replaces `name` durably once the block ends without an exception."""
+        """A new file, which replaces `name` durably if the block ends without an exception."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with self._appearing(name) as partial:
             descriptor = _open(partial, self.path / name, flags, self._descriptor)
             with open(descriptor, "wb") as file:
-                with suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # `clean` spares it
+                with suppress(OSError):  # `clean` spares what is locked.
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield file
                 with _naming(self.path / name):
                     file.flush()
@@ -160,7 +226,7 @@ class Folder:
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator["Folder"]:
-        """A directory to fill, which appears as `name`, durably, once the block ends without an exception."""
+        """A new folder, which appears as `name` if the block ends without an exception."""
         with self._appearing(name) as partial, self._locked_folder(partial) as folder:
             yield folder
             folder.sync()
@@ -174,13 +240,13 @@ class Folder:
                     fcntl.flock(folder._descriptor, fcntl.LOCK_EX)
                 if self.exists(name):
                     return folder
-                os.close(folder._descriptor)  # `clean` of another process came before the lock
-        return self.folder(name, create=True)  # raises OSError: this directory is gone
+                os.close(folder._descriptor)  # Another process's `clean` came first.
+        return self.folder(name, create=True)  # It raises OSError: this one is gone.
 
     @contextmanager
     def _appearing(self, name: str) -> Iterator[str]:
-        """A name for an unfinished entry, which gets its own durably once the block ends without an exception."""
-        partial = f".partial-{_entry(name)[:50]}-{secrets.token_hex(8)}"  # (a letter takes up to 4 of 255 bytes)
+        """A name for an unfinished entry; it becomes `name` if the block ends well."""
+        partial = _hidden(name)
         try:
             yield partial
             self.rename(partial, name)
@@ -193,12 +259,20 @@ class Folder:
             raise
 
     def rename(self, old: str, new: str) -> None:
-        """Renames an entry, replacing a file (or an empty directory) of the new name; durable after `sync`."""
+        """Renames an entry; durable after `sync`.
+
+        Args:
+            old: Its name.
+            new: The new name. A file of that name is replaced, and so is an empty directory.
+
+        Raises:
+            OSError: There is no such entry, or it cannot be renamed.
+        """
         with _naming(self.path / _entry(old)):
             os.rename(old, _entry(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        """Removes a file, a link (never its target) or a whole tree; a missing entry is no error."""
+        """Removes a file, a link (never its target) or a whole tree, if there is one."""
         with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
                 shutil.rmtree(name, dir_fd=self._descriptor)
@@ -206,13 +280,21 @@ class Folder:
                 os.unlink(name, dir_fd=self._descriptor)
 
     def discard(self, name: str) -> None:
-        """Removes a tree that has a reader: hides it by one rename first. What a kill leaves of it, `clean` removes."""
-        self.rename(name, hidden := f".partial-{_entry(name)}-{secrets.token_hex(8)}")
+        """Removes a tree that may have a reader: hides it by one rename first.
+
+        `clean` removes what a kill leaves of it.
+        """
+        hidden = _hidden(name)
+        self.rename(name, hidden)
         with suppress(OSError):
             self.remove(hidden)
 
     def clean(self, entry: str = "") -> None:
-        """Removes what killed writers left unfinished, of one entry or of all; never what a living one writes."""
+        """Removes the unfinished entries of killed writers, and none that a living writer fills.
+
+        Args:
+            entry: Only what was to become this entry; all by default.
+        """
         prefix = f".partial-{entry[:50]}"
         for name in self.names():
             if not (name.startswith(prefix) and _UNFINISHED.fullmatch(name)):
@@ -220,7 +302,7 @@ class Folder:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             try:
                 descriptor = os.open(name, flags, dir_fd=self._descriptor)
-            except OSError:  # a link, or removed just now
+            except OSError:  # It is a link, or was removed just now.
                 self.remove(name)
                 continue
             try:
@@ -230,7 +312,7 @@ class Folder:
             except BlockingIOError:
                 os.close(descriptor)
                 continue
-            except OSError:  # a file system without locks
+            except OSError:  # The file system has no locks.
                 pass
             self.remove(name)
             os.close(descriptor)
@@ -241,28 +323,37 @@ class Folder:
             os.fsync(self._descriptor)
 
     def strange(self) -> list[str]:
-        """`path (a link)` of each entry, at any depth, that is neither a regular file nor a directory; nor too deep."""
-        found = []
+        """The entries, at any depth, that are no files and no folders, or lie too deep.
+
+        Returns:
+            Each as `path (a link)`.
+        """
+        strange = []
         for above, folders, files, descriptor in os.fwalk(".", dir_fd=self._descriptor):
             depth = above.count("/")
             for name in sorted([*folders, *files]):
-                with suppress(FileNotFoundError):  # removed in the meantime
+                with suppress(FileNotFoundError):  # It was removed in the meantime.
                     status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-                    if not (
-                        stat.S_ISREG(status.st_mode)
-                        or (stat.S_ISDIR(status.st_mode) and depth < MOST_DEPTH)
-                    ):
-                        found.append(f"{self.path / above / name} ({kind(status)})")
+                    if stat.S_ISREG(status.st_mode):
+                        continue
+                    if not stat.S_ISDIR(status.st_mode) or depth >= MOST_DEPTH:
+                        strange.append(f"{self.path / above / name} ({kind(status)})")
             if depth == MOST_DEPTH:
                 folders.clear()
-        return found
+        return strange
 
 
 @contextmanager
 def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
-    """Turns an error about files into one sentence: `what` failed, the file if `what` lacks it, why, what to do.
+    """Turns an error about files into one sentence: what failed, the file, why, and what to do.
 
-    An error of the given type passes unchanged. `what` is such as "RUN cannot be resumed".
+    Args:
+        error_type: The type of the error that is raised; one that has this type already passes.
+        what: What failed, such as "RUN cannot be resumed". The file is added where it is not in it.
+        remedy: What to do.
+
+    Raises:
+        JaxlmError: The block raised an error about files, memory or a text that cannot be parsed.
     """
     try:
         yield
@@ -270,15 +361,20 @@ def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iter
         raise
     except (OSError, ValueError, MemoryError, RecursionError) as error:
         path = getattr(error, "filename", None)
-        where = f"{path}: " if path and str(path) not in what else ""
-        raise error_type(f"{what}: {where}{reason(error)}{remedy and f'; {remedy}'}") from None
+        sentence = what
+        if path and str(path) not in what:
+            sentence += f": {path}"
+        sentence += f": {reason(error)}"
+        if remedy:
+            sentence += f"; {remedy}"
+        raise error_type(sentence) from None
 
 
 def reader(path: str | Path) -> BinaryIO:
-    """Opens the regular file at a path that the user gave, over links too; or a pipe that the shell opened for us.
+    """Opens the regular file at a path that the user gave, also over links, or the shell's pipe.
 
-    Such a pipe is /dev/stdin or /dev/fd/N, as in `<(command)`. Raises OSError; never waits for any
-    other FIFO.
+    A pipe of the shell's is /dev/stdin or /dev/fd/N, as in `<(command)`. No other FIFO is waited
+    for. Raises OSError.
     """
     if re.fullmatch(r"/dev/(stdin|fd/[0-9]+)", str(path)):
         return open(path, "rb")
@@ -286,7 +382,18 @@ def reader(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The bytes of the file or pipe at a path, as `reader` opens it. Raises OSError for more than `most`."""
+    """Reads the file or pipe at a path, as `reader` opens it.
+
+    Args:
+        path: The path.
+        most: How many bytes it may have.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OSError: It cannot be read, or has more bytes.
+    """
     with reader(path) as file:
         return _bounded(file, Path(path), most)
 
@@ -295,19 +402,25 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 def output(path: str | Path) -> Iterator[BinaryIO]:
     """A file to write at a path that the user gave for output.
 
-    A regular file is replaced durably once the block ends without an exception, and is else
+    A regular file is replaced durably if the block ends without an exception, and is else
     unchanged; a link's target is replaced, and the link stays. A device, a pipe and everything in
     /dev and /proc is written to directly.
 
-    Raises OSError where the path cannot be written, or belongs to a run, a sweep or a corpus; in
-    the directory of one also where it is no regular file: a stranger may have put a link there.
+    Args:
+        path: The path.
+
+    Yields:
+        The file.
+
+    Raises:
+        OSError: The path cannot be written, or belongs to a run, a sweep or a corpus. In the
+            directory of one, the path is no regular file: a stranger may have put a link there.
     """
     path = Path(path)
-    for place in (Path(os.path.abspath(path)), Path(os.path.realpath(path))):
-        _check_owner(place)
-    if os.path.exists(path) and (
-        not path.is_file() or path.is_relative_to("/dev") or path.is_relative_to("/proc")
-    ):
+    _check_owner(Path(os.path.abspath(path)))
+    _check_owner(Path(os.path.realpath(path)))
+    is_special = path.is_relative_to("/dev") or path.is_relative_to("/proc")
+    if os.path.exists(path) and (is_special or not path.is_file()):
         with _naming(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         with open(descriptor, "wb") as file:
@@ -318,41 +431,40 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
             yield file
 
 
-def _check_owner(path: Path) -> None:
-    """Raises OSError where a path belongs to a run, a sweep or a corpus, or leads out of the directory of one."""
-    for folder in path.parents[:3]:
-        owner = next((what for mark, what in OWNERS.items() if (folder / mark).is_file()), None)
-        if owner:
-            if path.relative_to(folder).parts[0] in OWNED:
-                raise OSError(
-                    errno.EEXIST,
-                    f"it belongs to the {owner} in {folder}: name another file",
-                    str(path),
-                )
-            if os.path.lexists(path) and not stat.S_ISREG((status := os.lstat(path)).st_mode):
-                why = f"expected a regular file in the directory of a {owner}, found {kind(status)}"
-                raise OSError(errno.EINVAL, why, str(path))
-            return
-
-
 @contextmanager
 def vacant(path: str | Path) -> Iterator[tuple[Folder, str]]:
-    """Yields the directory above a path, made where it is missing, and the path's name.
+    """Checks that nothing is at a path, except an empty directory, and holds the directory above.
 
-    Raises OSError where something other than an empty directory is there, or the directory above
-    cannot be made.
+    Args:
+        path: The path.
+
+    Yields:
+        The directory above, made where it is missing, and the path's name.
+
+    Raises:
+        OSError: Something is there, or the directory above cannot be made.
     """
     whole = Path(os.path.abspath(path))
     if os.path.lexists(whole) and (whole.is_symlink() or not whole.is_dir() or os.listdir(whole)):
-        why = "there is something of this name already: choose another name, or remove it"
-        raise OSError(errno.EEXIST, why, str(path))
+        reason = "there is something of this name already: choose another name, or remove it"
+        raise OSError(errno.EEXIST, reason, str(path))
     with Folder.open(whole.parent, create=True) as parent:
         yield parent, whole.name
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Folder]:
-    """A directory to fill, which appears at a vacant path once the block ends without an exception. Raises OSError."""
+    """A directory to fill, which appears at a vacant path if the block ends without an exception.
+
+    Args:
+        path: The path.
+
+    Yields:
+        The directory.
+
+    Raises:
+        OSError: Something is there, or the directory cannot be made.
+    """
     with vacant(path) as (parent, name), parent.new_folder(name) as folder:
         yield folder
 
@@ -360,23 +472,32 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
 def reason(error: Exception) -> str:
     """An error in the words that end a sentence: without its number and its file's name."""
     text = str(getattr(error, "strerror", None) or error)
-    return text or (
-        "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-    )
+    if not text and isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return text or type(error).__name__
 
 
 def kind(status: os.stat_result) -> str:
     """The kind of a directory's entry, as "a link"."""
-    kinds = {
-        "-": "a regular file",
-        "d": "a directory",
-        "l": "a link",
-        "p": "a FIFO",
-        "s": "a socket",
-    }
-    return kinds.get(
-        stat.filemode(status.st_mode)[0], "a device"
-    )  # by the letter that `ls -l` shows
+    return _KINDS.get(stat.filemode(status.st_mode)[0], "a device")
+
+
+def _check_owner(path: Path) -> None:
+    """Raises OSError where a path belongs to a run, sweep or corpus, or is a link in its folder."""
+    for folder in path.parents[:3]:
+        owners = [owner for mark, owner in OWNERS.items() if (folder / mark).is_file()]
+        if not owners:
+            continue
+        if path.relative_to(folder).parts[0] in OWNED:
+            reason = f"it belongs to the {owners[0]} in {folder}: name another file"
+            raise OSError(errno.EEXIST, reason, str(path))
+        if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+            reason = (
+                f"expected a regular file in the directory of a {owners[0]}, "
+                f"found {kind(os.lstat(path))}"
+            )
+            raise OSError(errno.EINVAL, reason, str(path))
+        return
 
 
 def _open(
@@ -393,9 +514,8 @@ def _open(
         except OSError as error:
             found = expected
             with suppress(OSError):
-                found = kind(
-                    os.stat(name, dir_fd=folder, follow_symlinks=not flags & os.O_NOFOLLOW)
-                )
+                follow = not flags & os.O_NOFOLLOW
+                found = kind(os.stat(name, dir_fd=folder, follow_symlinks=follow))
             if found == expected or error.errno in (errno.EACCES, errno.EPERM):
                 raise
             raise OSError(error.errno, f"expected {expected}, found {found}") from None
@@ -407,15 +527,21 @@ def _open(
 
 
 def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
+    """The bytes of an open file or pipe; OSError for more than `most`.
+
+    Bytes that a living writer adds meanwhile are left for the next reader.
+    """
     status = os.fstat(file.fileno())
-    data = b""
-    size = status.st_size  # bytes that a live writer adds from here on are left for the next reader
     with _naming(path):
-        if stat.S_ISFIFO(status.st_mode):  # whose size is not known before it ends
-            size = len(data := file.read(most + 1))
+        if stat.S_ISFIFO(status.st_mode):  # Its size is not known before it ends.
+            data = file.read(most + 1)
+            size = len(data)
+        else:
+            size = status.st_size
+            data = file.read(size) if size <= most else b""
         if size > most:
             raise OSError(errno.EFBIG, f"expected at most {most:,} bytes, found {size:,}")
-        return data or file.read(size)
+        return data
 
 
 def _entry(name: str) -> str:
@@ -423,6 +549,12 @@ def _entry(name: str) -> str:
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"expected the name of an entry of a directory, found {name!r}")
     return name
+
+
+def _hidden(name: str) -> str:
+    """A new name for an unfinished or half removed entry."""
+    # A letter takes up to 4 of the 255 bytes that a name may have.
+    return f".partial-{_entry(name)[:50]}-{secrets.token_hex(8)}"
 
 
 @contextmanager

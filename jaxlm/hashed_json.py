@@ -1,4 +1,4 @@
-"""JSON as jaxlm keeps it: strict to read, and with its own hash inside, so that any changed byte shows."""
+"""JSON as jaxlm keeps it: strict to read, with its own hash inside that shows a changed byte."""
 
 import hashlib
 import json
@@ -49,8 +49,8 @@ def strict_json(text: str | bytes) -> Any:
         The tree.
 
     Raises:
-        ValueError: It is no JSON (NaN and Infinity are none), is nested too deeply, or gives one name twice in an
-            object: of two values another reader might believe the other.
+        ValueError: It is no JSON (NaN and Infinity are none), is nested too deeply, or gives one
+            name twice in an object: of two values another reader might believe the other.
     """
     return _parsed(text, parse_constant=_refuse)
 

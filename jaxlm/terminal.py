@@ -1,4 +1,4 @@
-"""Text that is printed or kept: control characters of files become visible escapes, passwords of URLs `***`."""
+"""Text that is printed or kept: control characters become visible escapes, passwords `***`."""
 
 import os
 import re
@@ -22,18 +22,21 @@ _PASSWORDS = (
 
 
 def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = None) -> str:
-    r"""Text that a terminal shows and does not obey: `\x1b` in place of an escape character. Idempotent.
-
-    Line feeds become `\n` too, unless `keep_newlines`; with an `encoding`, so do letters that it
-    lacks.
+    r"""Text that a terminal shows and does not obey: `\x1b` in place of an escape character.
 
     >>> print(printable("\x1b[2J and \n"))
     \x1b[2J and \n
+
+    Args:
+        text: Any text. What this function returned is returned unchanged.
+        keep_newlines: Whether line feeds stay; else they become `\n` too.
+        encoding: The terminal's: letters that it lacks become escapes too.
+
+    Returns:
+        The text with escapes.
     """
-    kept = "\n" if keep_newlines else ""
     text = _UNSAFE.sub(
-        lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(),
-        text,
+        lambda match: match[0] if keep_newlines and match[0] == "\n" else _escape(match[0]), text
     )
     if encoding:
         return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -45,9 +48,16 @@ def flag_text(name: str, value: object) -> str:
 
     >>> flag_text("--run-dir", "runs/my run"), flag_text("--run-dir", "-x")
     ("--run-dir 'runs/my run'", '--run-dir=-x')
+
+    Args:
+        name: The flag.
+        value: Its value.
+
+    Returns:
+        Both, with quotes where the shell needs them.
     """
-    text = shlex.quote(str(value))
-    return f"{name}{'=' if str(value).startswith('-') else ' '}{text}"
+    separator = "=" if str(value).startswith("-") else " "
+    return f"{name}{separator}{shlex.quote(str(value))}"
 
 
 def say(
@@ -58,27 +68,38 @@ def say(
     flush: bool = False,
     exact: bool = False,
 ) -> None:
-    """Prints text that may contain parts of files, on standard output or into another file.
+    """Prints text that may contain parts of files.
 
-    Line feeds are kept: a part that must stay on its line goes through `printable` first. With
-        `exact` so are control
-    characters. Letters that the file's encoding lacks become escapes. A process without a standard
-    output prints nothing. Raises OSError if the file cannot be written.
+    Args:
+        text: The text. Line feeds are kept: a part that must stay on its line goes through
+            `printable` first. Letters that the file's encoding lacks become escapes.
+        file: Where it is printed; standard output by default, nowhere if the process has none.
+        end: What follows the text.
+        flush: Whether the text is written at once.
+        exact: Whether control characters are kept.
+
+    Raises:
+        OSError: The file cannot be written.
     """
     file = sys.stdout if file is None else file
-    if file is not None:
-        encoding = getattr(file, "encoding", None) or "utf-8"
-        shown = str(text) if exact else printable(str(text), keep_newlines=True)
-        print(
-            shown.encode(encoding, "backslashreplace").decode(encoding),
-            end=end,
-            file=file,
-            flush=flush,
-        )
+    if file is None:
+        return
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    shown = str(text) if exact else printable(str(text), keep_newlines=True)
+    encodable = shown.encode(encoding, "backslashreplace").decode(encoding)
+    print(encodable, end=end, file=file, flush=flush)
 
 
 def say_line(text: object, file: TextIO | None = None) -> None:
-    """Prints text that may contain parts of files, such as names, as one line. Raises OSError."""
+    """Prints text that may contain parts of files, such as names, as one line.
+
+    Args:
+        text: The text.
+        file: Where it is printed; standard output by default.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     say(printable(str(text)), file=file)
 
 
@@ -110,16 +131,29 @@ def is_terminal(file: TextIO | None) -> bool:
 
 
 def without_password(url: str) -> str:
-    """The URL with `***` for its password, in the user's part or the query; any other text as it is."""
+    """The URL with `***` for a password in the user's part or the query; other texts unchanged."""
     for pattern in _PASSWORDS:
         url = pattern.sub(r"\1***", url)
     return url
 
 
 def scrubbed(text: str, url: str) -> str:
-    """A text, such as a driver's error, without the URL's password, however it is quoted."""
+    """Removes a URL's password from a text.
+
+    Args:
+        text: A text such as a driver's error, which may quote the password in some way.
+        url: The URL.
+
+    Returns:
+        The text with `***` for the password.
+    """
     text = text.replace(url, without_password(url))
-    found = [match[2] for pattern in _PASSWORDS for match in pattern.finditer(url)]
-    for secret in sorted({*found, *map(unquote, found)} - {""}, key=len, reverse=True):
+    quoted = [match[2] for pattern in _PASSWORDS for match in pattern.finditer(url)]
+    secrets = {*quoted, *map(unquote, quoted)} - {""}
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()

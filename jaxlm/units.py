@@ -6,19 +6,26 @@ from typing import NamedTuple
 
 
 class TextSize(NamedTuple):
-    """How much text there is: in tokens, in UTF-8, in code points, and in words at white space with ends of lines."""
+    """How much text there is, in several units."""
 
     tokens: int = 0
-    bytes: int = 0
-    characters: int = 0
-    words: int = 0
+    bytes: int = 0  # of UTF-8
+    characters: int = 0  # Unicode's code points
+    words: int = 0  # between white space, and the ends of lines
 
 
 def perplexity(nats: float, count: float) -> float:
-    """exp(nats / count) of the summed nats of so many tokens; inf beyond a float, nan without a positive count.
+    """exp(nats / count).
 
     >>> round(perplexity(10 * math.log(50), 10), 6)
     50.0
+
+    Args:
+        nats: The sum of the tokens' nats.
+        count: How many tokens.
+
+    Returns:
+        The perplexity; inf beyond a float, nan without a positive count.
     """
     if not count > 0:
         return math.nan
@@ -32,7 +39,7 @@ LEAST_WORDS = 0.1  # a character, for a perplexity per word; in lines alone, a n
 
 
 def comparable(nats: float, size: TextSize) -> dict[str, float]:
-    """Returns the numbers that compare between vocabularies; nan for an empty text.
+    """The numbers that compare models of different vocabularies on one text.
 
     Bits per byte and per character are nats / ln 2 over the bytes and the characters (Gao et al.
     2020, arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and
@@ -46,6 +53,13 @@ def comparable(nats: float, size: TextSize) -> dict[str, float]:
     >>> from jaxlm.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
     {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
+
+    Args:
+        nats: The sum of the text's nats.
+        size: How much text there is.
+
+    Returns:
+        The three numbers by name; nan for an empty text.
     """
     bits = nats / math.log(2)
     words = size.words if size.words >= LEAST_WORDS * size.characters else 0
@@ -56,8 +70,8 @@ def comparable(nats: float, size: TextSize) -> dict[str, float]:
     }
 
 
-def comparable_text(found: Mapping[str, float]) -> str:
-    """What `comparable` found, as it stands beside a perplexity.
+def comparable_text(numbers: Mapping[str, float]) -> str:
+    """The numbers of `comparable` as words; a text without words has no perplexity per word.
 
     >>> from jaxlm.units import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
@@ -65,9 +79,9 @@ def comparable_text(found: Mapping[str, float]) -> str:
     >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))
     '0.3333 bits per byte, 1.0000 per character, none per word: the text has hardly any white space'
     """
-    byte = found["bits_per_byte"]
-    character = found["bits_per_character"]
-    word = found["word_perplexity"]
+    byte = numbers["bits_per_byte"]
+    character = numbers["bits_per_character"]
+    word = numbers["word_perplexity"]
     per_word = "none per word: the text has hardly any white space"
     if not math.isnan(word):
         per_word = f"perplexity {perplexity_text(word)} per word"
@@ -86,28 +100,43 @@ def perplexity_text(value: float) -> str:
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """(mean, standard deviation) of the numbers that are not nan; nan where there is none, or one alone.
+    """(mean, standard deviation) of the numbers that are not nan.
+
+    The mean of no numbers is nan, and so is the deviation of fewer than two.
 
     >>> mean_and_deviation([1.0, 3.0, math.nan]), mean_and_deviation([])
     ((2.0, 1.4142135623730951), (nan, nan))
     """
     known = [value for value in values if not math.isnan(value)]
-    mean = sum(known) / len(known) if known else math.nan
-    deviations = [value - mean for value in known]
-    return mean, math.hypot(*deviations) / math.sqrt(len(known) - 1) if len(known) > 1 else math.nan
+    if not known:
+        return math.nan, math.nan
+    mean = sum(known) / len(known)
+    if len(known) == 1:
+        return mean, math.nan
+    return mean, math.hypot(*(value - mean for value in known)) / math.sqrt(len(known) - 1)
 
 
 def spread(
     mean: float, deviation: float = math.nan, shown: Callable[[float], str] = perplexity_text
 ) -> str:
-    """A perplexity, or what is `shown` otherwise, as mean ± standard deviation; empty for nan.
+    """Mean ± standard deviation as text.
 
     >>> spread(116.4512, 0.5), spread(math.nan)
     ('116.45 ± 0.50', '')
+
+    Args:
+        mean: The mean; the text of nan is empty.
+        deviation: The standard deviation; left out if it is nan.
+        shown: How a number is written.
+
+    Returns:
+        The text.
     """
     if math.isnan(mean):
         return ""
-    return shown(mean) + ("" if math.isnan(deviation) else f" ± {shown(deviation)}")
+    if math.isnan(deviation):
+        return shown(mean)
+    return f"{shown(mean)} ± {shown(deviation)}"
 
 
 _BITS = {"characters": "bits per character", "bytes": "bits per byte"}
@@ -123,10 +152,17 @@ def measure_name(tokens: str = "words") -> str:
 
 
 def measured(perplexity: float, tokens: str = "words") -> float:
-    """A perplexity per token in the measure of these tokens: its logarithm of base 2 for characters and bytes.
+    """A perplexity per token, in the measure of these tokens.
 
     >>> measured(8.0, "words"), measured(8.0, "characters")
     (8.0, 3.0)
+
+    Args:
+        perplexity: Of a model of such tokens.
+        tokens: The kind of tokens.
+
+    Returns:
+        The perplexity, or its logarithm of base 2 for characters and bytes.
     """
     if tokens not in _BITS:
         return perplexity
@@ -138,6 +174,13 @@ def measure_text(perplexity: float, tokens: str = "words") -> str:
 
     >>> measure_text(8.0, "subwords"), measure_text(8.0, "bytes")
     ('8.00', '3.0000')
+
+    Args:
+        perplexity: Of a model of such tokens.
+        tokens: The kind of tokens.
+
+    Returns:
+        The text.
     """
     value = measured(perplexity, tokens)
     return f"{value:.4f}" if tokens in _BITS else perplexity_text(value)

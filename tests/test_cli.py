@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -463,6 +464,21 @@ def test_info_shows_fields_with_units_and_the_same_as_json(capsys, finished):
     )
     assert [row["kind"] for row in tree["results"]] == ["epoch", "test"]
     assert [found["labels"] for found in tree["checkpoints"]] == [["last", "best"]]
+
+
+@pytest.mark.parametrize("width", [40, 72])
+def test_info_is_no_wider_than_the_terminal_and_leaves_nothing_out(
+    capsys, finished, monkeypatch, width
+):
+    main(["info", str(finished)])
+    words = Counter(capsys.readouterr().out.replace(str(finished), "RUN").split())
+    assert words["--all"] == 1 and "keep_embedding" not in words
+    monkeypatch.setattr("jaxlm.cli.info.is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    main(["info", str(finished)])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "".join(words) and not Counter("".join(words)) - Counter("".join((title, *lines)))
 
 
 def test_info_names_what_is_damaged(capsys, run):

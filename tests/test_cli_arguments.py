@@ -433,7 +433,7 @@ def test_a_flag_that_is_nearly_right_is_suggested():
         (OSError(24, "Too many open files", "x"), 1, "ulimit -n"),
         (BrokenPipeError(), 1, ""),
         (RuntimeError("can't start new thread"), 1, "ulimit -u"),
-        (ImportError("libx.so"), 1, "libx.so"),
+        (ImportError("libx.so"), 1, "pip install --force-reinstall jaxlm"),
         (
             jaxlm.runs.trainer.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 5 GB\n more"),
             1,

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -483,3 +484,36 @@ def test_a_lock_of_what_is_only_read_is_a_shared_one(tmp_path, monkeypatch):
             folder.clean()
             file.write(b"1")
         assert folder.read("x", 9) == b"1"
+
+
+def test_a_signal_while_output_is_written_leaves_nothing_unfinished(tmp_path):
+    """Both signals that ask a command to stop remove the unfinished file beside the output."""
+    code = """
+import time
+import jaxlm.__main__, jaxlm.cli
+from jaxlm import files
+from jaxlm.cli.ending import exit_code
+
+def act():
+    with files.output("out.txt") as file:
+        file.write(b"half")
+        print("ready", flush=True)
+        time.sleep(60)
+
+jaxlm.cli.main = lambda: exit_code(act)
+jaxlm.__main__.main()
+"""
+    (tmp_path / "out.txt").write_text("old")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.send_signal(number)
+        _, message = process.communicate(timeout=30)
+        assert (process.returncode, message) == (128 + number, b"error: interrupted\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+        assert (tmp_path / "out.txt").read_text() == "old"

@@ -136,7 +136,8 @@ def test_the_cache_is_that_of_pointer_py(case):
     "case", recorded("dynamic_eval")["cases"], ids=lambda case: f"lr {case['config']['lr']}"
 )
 def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
-    told = case["config"]
+    """The code's option --oldhyper is other numbers (`used`), which a user gives as flags."""
+    told = {**case["config"], **case["used"]}
     expected = case["gradient_statistics"]
     config, params = torch_model(told)
     g = np.random.default_rng(told["token_seed"])
@@ -149,19 +150,16 @@ def test_dynamic_evaluation_is_that_of_dynamiceval_py(case):
         segment_length=told["bptt"],
         statistics_rows=told["batch_size"],
         statistics_windows=max(0, told["max_batches"]),
-        compatibility="krause-oldhyper" if told["oldhyper"] else "krause",
+        compatibility="krause",
     )
     rms = gradient_statistics(Network(config.model, params), train, protocol)
-    root = (
-        np.sqrt(expected["batches"]) if told["oldhyper"] else 1
-    )  # by which oldhyper divides rate and epsilon
     for name, part in (
         ("encoder.weight", rms["embedding"]),
         ("decoder.bias", rms["softmax"]["bias"]),
         *((f"rnns.{layer}.bias_ih_l0", found["bias"]) for layer, found in enumerate(rms["layers"])),
     ):
         np.testing.assert_allclose(
-            np.linalg.norm(part), root * expected["root_mean_square"][name][0], rtol=1e-5
+            np.linalg.norm(part), expected["root_mean_square"][name][0], rtol=1e-5
         )
 
     scoring = OneStream(

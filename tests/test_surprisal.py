@@ -270,7 +270,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     jax.tree.map(
         lambda leaf, name: np.testing.assert_allclose(leaf[0], found[name][-1], atol=1e-6),
         jax.tree.leaves(carry),
-        [name for name in found],
+        list(found),
     )
 
 

@@ -80,3 +80,27 @@ def test_a_process_of_a_narrow_encoding_prints_a_file_name_that_is_not_utf8(tmp_
 def test_without_a_standard_output_nothing_happens():
     code = "import sys; from jaxlm.terminal import say; assert sys.stdout is None; say('x')"
     subprocess.run(f"'{sys.executable}' -c \"{code}\" >&-", shell=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown_by"),
+    [("/dev/stdout", "stderr"), ("out", "stderr"), ("other", "out"), ("missing", "out")],
+)
+def test_a_note_about_an_output_never_goes_into_it(tmp_path, path, shown_by):
+    """`-o /dev/stdout > out` begins to write at the start of the file."""
+    code = f"""
+import sys
+from jaxlm.files import output
+from jaxlm.terminal import say_written
+with output("/dev/stdout") as file:
+    file.write(b"0123456789")
+say_written({path!r}, "written")
+"""
+    (tmp_path / "other").touch()
+    with open(tmp_path / "out", "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=out, stderr=subprocess.PIPE
+        )
+    assert (done.stderr == b"written\n") == (shown_by == "stderr")
+    if shown_by == "stderr":
+        assert (tmp_path / "out").read_bytes() == b"0123456789"

@@ -148,7 +148,7 @@ def test_marks_become_the_vocabulary_s_own(words, text, expected):
     assert joined(Vocab((EOS, UNK, *words.split())), text) == expected
 
 
-@given(st.lists(st.sampled_from([word for word in MIKOLOV.words])))
+@given(st.lists(st.sampled_from(list(MIKOLOV.words))))
 def test_text_that_is_tokenised_already_stays(words):
     assert joined(MIKOLOV, " ".join(words)).split() == words
 

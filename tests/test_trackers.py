@@ -24,10 +24,10 @@ NAN = float("nan")
 
 
 class Recorder(types.ModuleType):
-    """A module with Trackio's interface."""
+    """A module with Weights & Biases' interface."""
 
     def __init__(self, fails_at: int | None = None):
-        super().__init__("trackio")
+        super().__init__("wandb")
         self.calls: list[tuple] = []
         self._fails_at = fails_at
 
@@ -69,7 +69,7 @@ def test_the_tests_of_the_last_and_of_the_best_parameters_have_tags_of_their_own
 
 def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
     flags = [
         "--preset",
         "test",
@@ -82,7 +82,7 @@ def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
         "--steps",
         "3",
         "--track",
-        "trackio",
+        "wandb",
     ]
     assert main(["train", *flags, "--run-dir", str(tmp_path / "mine")]) == 0
     assert recorder.calls[0][0] == "init" and recorder.calls[0][1]["name"] == "mine"
@@ -94,26 +94,26 @@ def test_the_command_sends_a_run_s_metrics_to_a_tracker(tmp_path, monkeypatch):
 
 def test_of_many_processes_the_first_alone_opens_a_tracker(tmp_path, monkeypatch):
     recorder = Recorder()
-    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    flags = ["--preset", "test", "--corpus", "embedded-tiny", "--steps", "1", "--track", "trackio"]
+    flags = ["--preset", "test", "--corpus", "embedded-tiny", "--steps", "1", "--track", "wandb"]
     assert main(["train", *flags, "--run-dir", str(tmp_path / "run")]) == 0
     assert recorder.calls == []
 
 
 def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_path, monkeypatch):
     recorder = Recorder(fails_at=2)
-    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
     (tmp_path / "run").mkdir()
     with (
-        tracked("trackio", tmp_path / "run", {}) as send,
+        tracked("wandb", tmp_path / "run", {}) as send,
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
         with opened(tmp_path / "run", on_metrics=send) as log:
             log.windows(1, 1, [1, 2, 3], [1, 2, 3], [1, 1, 1])
     assert [str(one.message) for one in caught] == [
-        "trackio's tracking ends here, the run continues: no route to host"
+        "wandb's tracking ends here, the run continues: no route to host"
     ]
     assert recorder.calls[1:] == [
         (1, {"train/cost": 1, "train/grad_norm": 1, "train/learning_rate": 1}),
@@ -125,13 +125,13 @@ def test_a_tracker_that_fails_warns_once_is_closed_and_the_run_ends_well(tmp_pat
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("nothing", "expected one of tensorboard, wandb, trackio, mlflow"),
-        ("mlflow", "needs mlflow: pip install mlflow"),
+        ("mlflow", r"expected one of tensorboard, wandb; others take .*on_metrics"),
+        ("wandb", "needs wandb: pip install wandb"),
         ("tensorboard", r"pip install 'jaxlm\[tensorboard\]'"),
     ],
 )
 def test_unknown_and_missing_trackers_are_one_sentence(name, message, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     for module in ("tensorboardX", "tensorboardX.event_file_writer"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(JaxlmError, match=message), tracked(name, tmp_path, {}):
@@ -139,12 +139,12 @@ def test_unknown_and_missing_trackers_are_one_sentence(name, message, monkeypatc
 
 
 def test_a_tracker_whose_import_raises_anything_is_one_sentence(monkeypatch, tmp_path):
-    (tmp_path / "mlflow.py").write_text("raise RuntimeError('no GPU\\nfound')")
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('no GPU\\nfound')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with (
-        pytest.raises(JaxlmError, match="mlflow cannot be opened: no GPU found"),
-        tracked("mlflow", tmp_path, {}),
+        pytest.raises(JaxlmError, match="wandb cannot be opened: no GPU found"),
+        tracked("wandb", tmp_path, {}),
     ):
         pass
 

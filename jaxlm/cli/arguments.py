@@ -103,11 +103,21 @@ def command(*adders: Adder, epilog: str | None = None) -> Callable[[Action], Com
     return lambda action: Command(action, adders, epilog)
 
 
-def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **options: Any) -> Adder:
+def argument(
+    names: str,
+    metavar: str,
+    help: str,
+    *,
+    values: Sequence[str] = (),
+    rare: bool = False,
+    **options: Any,
+) -> Adder:
     """An argument of a verb.
 
     Args:
-        *names: Its name, or its flags.
+        names: Its name, or its flags with spaces between.
+        metavar: How help calls its value; a flag without a value has none.
+        help: Its line of help.
         values: What the shell completes.
         rare: Whether `--help-all` alone shows it.
         **options: As for argparse's `add_argument`.
@@ -115,27 +125,45 @@ def argument(*names: str, values: Sequence[str] = (), rare: bool = False, **opti
     Returns:
         What adds it to a parser, and to the usage if it must be given.
     """
+    if metavar:
+        options["metavar"] = metavar
 
     def add(parser: Parser) -> None:
-        shown = dict(options)
-        if rare and parser.brief:
-            shown["help"] = argparse.SUPPRESS
-        suggest(parser.add_argument(*names, **shown), values)
-        name = options.get("metavar", names[0])
-        if not names[0].startswith("-"):
-            usages = {"?": f"[{name}]", "*": f"[{name} ...]", "+": f"{name} [{name} ...]"}
-            parser.usage = f"{parser.usage} {usages.get(options.get('nargs', ''), name)}"
+        shown = argparse.SUPPRESS if rare and parser.brief else help
+        suggest(parser.add_argument(*names.split(), help=shown, **options), values)
+        if not names.startswith("-"):
+            usages = {
+                "?": f"[{metavar}]",
+                "*": f"[{metavar} ...]",
+                "+": f"{metavar} [{metavar} ...]",
+            }
+            parser.usage = f"{parser.usage} {usages.get(options.get('nargs', ''), metavar)}"
         elif options.get("required"):
-            parser.usage = f"{parser.usage} {names[0]} {name}"
+            parser.usage = f"{parser.usage} {names.split()[0]} {metavar}"
 
     return add
 
 
-def pathname(name: str, metavar: str, help: str, **options: Any) -> Adder:
+def choice(name: str, choices: Sequence[str], help: str, **options: Any) -> Adder:
+    """An argument that takes one of a few values.
+
+    Args:
+        name: Its flag.
+        choices: The values.
+        help: Its line of help.
+        **options: As for argparse's `add_argument`.
+
+    Returns:
+        What adds it to a parser.
+    """
+    return argument(name, "", help, choices=choices, **options)
+
+
+def pathname(names: str, metavar: str, help: str, **options: Any) -> Adder:
     """An argument that is a path.
 
     Args:
-        name: Its name or flag.
+        names: Its name, or its flags with spaces between.
         metavar: How help calls its value.
         help: Its line of help.
         **options: As for argparse's `add_argument`.
@@ -143,7 +171,7 @@ def pathname(name: str, metavar: str, help: str, **options: Any) -> Adder:
     Returns:
         What adds it to a parser.
     """
-    return argument(name, type=nonempty_path, metavar=metavar, help=help, **options)
+    return argument(names, metavar, help, type=nonempty_path, **options)
 
 
 def switch(name: str, help: str) -> Adder:
@@ -156,20 +184,7 @@ def switch(name: str, help: str) -> Adder:
     Returns:
         What adds it to a parser.
     """
-    return argument(name, action="store_true", help=help)
-
-
-def output(help: str, **options: Any) -> Adder:
-    """`-o`, the file or folder that a verb makes.
-
-    Args:
-        help: Its line of help.
-        **options: As for argparse's `add_argument`.
-
-    Returns:
-        What adds it to a parser.
-    """
-    return argument("-o", "--output", type=nonempty_path, metavar="FILE", help=help, **options)
+    return argument(name, "", help, action="store_true")
 
 
 def whole(low: int = 0) -> Callable[[str], int]:
@@ -207,16 +222,16 @@ def suggest(action: argparse.Action, values: Iterable[str]) -> None:
 RUN = pathname("run", "RUN", "the run's directory")
 CHECKPOINT = argument(
     "--checkpoint",
+    "WHICH",
+    "last (default), best or a step",
     default="last",
-    metavar="WHICH",
     values=("last", "best"),
-    help="last (default), best or a step",
 )
 MODEL = (RUN, CHECKPOINT)
-TOKENIZER = argument(
+TOKENIZER = choice(
     "--tokenizer",
-    choices=("none", "ptb"),
-    help="split at white space, or as in Penn Treebank's files (default: as the training text)",
+    ("none", "ptb"),
+    "split at white space, or as in Penn Treebank's files (default: as the training text)",
 )
 DATA_DIR = pathname(
     "--data-dir",

@@ -9,7 +9,6 @@ from jaxlm.cli.arguments import (
     Parser,
     argument,
     command,
-    output,
     pathname,
     whole,
 )
@@ -67,10 +66,8 @@ def prepare(args: argparse.Namespace) -> None:
 
 @command(
     pathname("text", "TEXT", "a corpus, as train's --corpus"),
-    argument(
-        "--order", type=whole(1), default=5, metavar="N", help="the most tokens of an n-gram (5)"
-    ),
-    output("the directory to make", required=True),
+    argument("--order", "N", "the most tokens of an n-gram (5)", type=whole(1), default=5),
+    pathname("-o --output", "FILE", "the directory to make", required=True),
     DATA_DIR,
     _add_prepared_fields,
 )
@@ -123,14 +120,14 @@ def import_(args: argparse.Namespace) -> None:
     *MODEL,
     argument(
         "--to",
+        "TARGET",
+        "safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx, "
+        "stablehlo, html (a page that runs the model), or arpa (of an n-gram model)",
         type=_target,
         choices=TARGETS,
         required=True,
-        metavar="TARGET",
-        help="safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx, "
-        "stablehlo, html (a page that runs the model), or arpa (of an n-gram model)",
     ),
-    output("the file or folder to make", required=True),
+    pathname("-o --output", "FILE", "the file or folder to make", required=True),
 )
 def export(args: argparse.Namespace) -> None:
     """Writes a run's model for another program."""

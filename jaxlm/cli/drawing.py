@@ -7,8 +7,8 @@ from jaxlm.cli.arguments import (
     DATA_DIR,
     MODEL,
     argument,
+    choice,
     command,
-    output,
     pathname,
     whole,
 )
@@ -24,18 +24,9 @@ from jaxlm.terminal import say, say_line, say_written
 @command(
     *MODEL,
     argument(
-        "--words",
-        type=whole(1),
-        default=400,
-        metavar="N",
-        help="most frequent words on the map (default 400)",
+        "--words", "N", "most frequent words on the map (default 400)", type=whole(1), default=400
     ),
-    argument(
-        "--method",
-        default="tsne",
-        choices=("tsne", "pca"),
-        help="how the map is drawn (default tsne)",
-    ),
+    choice("--method", ("tsne", "pca"), "how the map is drawn (default tsne)", default="tsne"),
 )
 def plot(args: argparse.Namespace) -> None:
     """Draws a run's learning curve, and a map of its embedding."""
@@ -63,13 +54,11 @@ def plot(args: argparse.Namespace) -> None:
 
 @command(
     pathname("runs", "RUN", "directories of runs and of sweeps", nargs="+"),
-    output("the file to write (default: report.html in the one directory)"),
+    pathname(
+        "-o --output", "FILE", "the file to write (default: report.html in the one directory)"
+    ),
     argument(
-        "--text",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="colour a text by its surprisal; repeatable",
+        "--text", "TEXT", "colour a text by its surprisal; repeatable", action="append", default=[]
     ),
     CHECKPOINT,
     DATA_DIR,

@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TextIO
 
 from jaxlm.errors import Diverged, JaxlmError
@@ -26,10 +25,6 @@ exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
 JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
 MOST_SHOWN = 1000  # characters of an error
 LEAST_MEMORY = 3 << 29  # bytes of address space: with less, JAX cannot start its threads
-_CLONE = Path(__file__).resolve().parents[2]
-_INSTALL = "pip install --force-reinstall jaxlm"
-if (_CLONE / "pyproject.toml").is_file():
-    _INSTALL = f"pip install -e {_CLONE}"
 _REMEDIES = {  # a pattern in an error's text -> what to do
     "MemoryError|RESOURCE_EXHAUSTED|failed to map segment|Cannot allocate memory": (
         "there is not enough memory: use a smaller model or batch_size, "
@@ -41,7 +36,10 @@ _REMEDIES = {  # a pattern in an error's text -> what to do
     "RecursionError": "an input is nested too deeply to be read",
     "OverflowError": "a number is too large",
     "Unicode": "a text or a name is not UTF-8",
-    "ImportError|ModuleNotFoundError": f"install jaxlm and its dependencies again ({_INSTALL})",
+    "ImportError|ModuleNotFoundError": (
+        "install jaxlm and its dependencies again (in a clone: pip install -e .; "
+        "otherwise: pip install --force-reinstall jaxlm)"
+    ),
     "OSError": "check the file or device",
 }
 # What a mistake of the user or the machine raises, beside JaxlmError. RecursionError and

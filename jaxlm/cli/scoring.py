@@ -19,8 +19,8 @@ from jaxlm.cli.arguments import (
     TOKENIZER,
     Adder,
     argument,
+    choice,
     command,
-    output,
     pathname,
     switch,
     whole,
@@ -48,13 +48,9 @@ from jaxlm.scoring.syntaxgym import read_suite
 from jaxlm.terminal import is_terminal, printable, say, say_line, say_written
 
 _SCORES = (
-    argument(
-        "--format",
-        choices=("tsv", "csv", "jsonl"),
-        help="of the table (default tsv; csv for --csv)",
-    ),
+    choice("--format", ("tsv", "csv", "jsonl"), "of the table (default tsv; csv for --csv)"),
     DATA_DIR,
-    output("write the table to a file, which appears whole at the end"),
+    pathname("-o --output", "FILE", "write the table to a file, which appears whole at the end"),
     add_protocol_flags,
 )
 _TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
@@ -63,10 +59,8 @@ _BOUNDARY = (
 )
 _WORDS = (
     TOKENIZER,
-    argument(
-        "--punctuation", choices=("word", "own"), help="attached to its word, or a word of its own"
-    ),
-    argument("--boundary", choices=("corrected", "published"), default="corrected", help=_BOUNDARY),
+    choice("--punctuation", ("word", "own"), "attached to its word, or a word of its own"),
+    choice("--boundary", ("corrected", "published"), _BOUNDARY, default="corrected"),
 )
 _NEEDS = {
     "column": "csv",
@@ -124,11 +118,8 @@ _Score = Callable[[LanguageModel, _Block, Any], Any]
 
 def _oov(*choices: str) -> Adder:
     remedies = " or ".join(_OOV[choice] for choice in choices)
-    return argument(
-        "--oov",
-        choices=("unk", *choices),
-        default="unk",
-        help=f"read unknown words as <unk>, or {remedies}",
+    return choice(
+        "--oov", ("unk", *choices), f"read unknown words as <unk>, or {remedies}", default="unk"
     )
 
 
@@ -136,22 +127,16 @@ def _oov(*choices: str) -> Adder:
     *MODEL,
     pathname("texts", "FILE", _TEXTS, nargs="*", default=[]),
     pathname("--csv", "FILE", "stimuli in CSV (-: standard input), a row a word"),
-    argument(
-        "--column", metavar="NAME", help="the column of sentences in --csv (default Sentence)"
-    ),
+    argument("--column", "NAME", "the column of sentences in --csv (default Sentence)"),
     argument(
         "--regions",
-        metavar="NAME",
-        help="a column of --csv with each sentence's regions, as in first:the bank|last:lends: "
+        "NAME",
+        "a column of --csv with each sentence's regions, as in first:the bank|last:lends: "
         "a row each",
     ),
-    argument(
-        "--region-names", metavar="NAME", help="a column with the regions' names, as in first|last"
-    ),
-    argument(
-        "--spans",
-        choices=("characters",),
-        help="a row for the characters from start to end (columns of --csv)",
+    argument("--region-names", "NAME", "a column with the regions' names, as in first|last"),
+    choice(
+        "--spans", ("characters",), "a row for the characters from start to end (columns of --csv)"
     ),
     switch("--predictors", "add length and log frequency in the training text"),
     pathname(
@@ -162,27 +147,13 @@ def _oov(*choices: str) -> Adder:
     switch("--mean", "of several runs: the mean of their numbers"),
     switch("--long", "of several runs: a row for each run, in place of columns"),
     *_WORDS,
-    argument(
-        "--unit",
-        choices=("bits", "nats"),
-        default="bits",
-        help="of surprisal and entropy (default bits)",
-    ),
-    argument(
-        "--context",
-        choices=("sentence", "stream"),
-        default="sentence",
-        help="stream: pass the state on",
-    ),
+    choice("--unit", ("bits", "nats"), "of surprisal and entropy (default bits)", default="bits"),
+    choice("--context", ("sentence", "stream"), "stream: pass the state on", default="sentence"),
     _oov("error", "nan"),
-    argument(
-        "--top-k", type=whole(1), metavar="K", help="add the K likeliest words in each word's place"
-    ),
+    argument("--top-k", "K", "add the K likeliest words in each word's place", type=whole(1)),
     switch("--eos", "also a row for the <eos> that ends each line"),
-    argument("--layout", choices=[*LAYOUTS], default="jaxlm", help="columns of another tool"),
-    argument(
-        "--adapt", type=float, metavar="RATE", help="after each sentence take a step of SGD on it"
-    ),
+    choice("--layout", [*LAYOUTS], "columns of another tool", default="jaxlm"),
+    argument("--adapt", "RATE", "after each sentence take a step of SGD on it", type=float),
     pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
     *_SCORES,
 )
@@ -258,7 +229,7 @@ def surprisal(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("text", "FILE", "text, a sentence a line (-: standard input)"),
     TOKENIZER,
-    output("the file to write (default: the text's name with .npz)"),
+    pathname("-o --output", "FILE", "the file to write (default: the text's name with .npz)"),
 )
 def states(args: argparse.Namespace) -> None:
     """Writes the state of every layer after each word."""

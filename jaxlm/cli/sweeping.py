@@ -5,7 +5,7 @@ import json
 from contextlib import ExitStack
 from functools import partial
 
-from jaxlm.cli.arguments import DATA_DIR, argument, command, pathname, switch, whole
+from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole
 from jaxlm.cli.config_flags import add_config_flags, changes, starting_config
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.training import PRESET_NAMES, START, new_run
@@ -37,48 +37,28 @@ _STORAGE = (
 @command(
     *START,
     argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=SPACE",
-        help="a field's SPACE (below); repeatable",
+        "--set", "FIELD=SPACE", "a field's SPACE (below); repeatable", action="append", default=[]
     ),
     pathname("--space", "FILE", "a file of FIELD = SPACE lines in TOML, or JSON", rare=True),
-    argument(
-        "--strategy",
-        choices=("grid", "random", "tpe"),
-        help="tpe is Optuna's choice, and prunes (default grid)",
+    choice(
+        "--strategy", ("grid", "random", "tpe"), "tpe is Optuna's choice, and prunes (default grid)"
     ),
-    argument(
+    choice(
         "--prune",
-        choices=("none", "median", "halving"),
-        help="end trials worse than the median, or all but the best quarter (default: median, with tpe)",
+        ("none", "median", "halving"),
+        "end trials worse than the median, or all but the best quarter (default: median, with tpe)",
     ),
-    argument("--trials", type=whole(1), metavar="N", help="how many points; a grid needs none"),
+    argument("--trials", "N", "how many points; a grid needs none", type=whole(1)),
+    argument("--seeds", "K", "seeds of each point, from --seed on (default 1)", type=whole(1)),
+    argument("--workers", "N", "processes (default: one a core for a long sweep)", type=whole(1)),
     argument(
-        "--seeds",
-        type=whole(1),
-        metavar="K",
-        help="seeds of each point, from --seed on (default 1)",
+        "--group", "M", "members in one program (default: by memory)", type=whole(1), rare=True
     ),
-    argument(
-        "--workers",
-        type=whole(1),
-        metavar="N",
-        help="processes (default: one a core for a long sweep)",
-    ),
-    argument(
-        "--group",
-        type=whole(1),
-        metavar="M",
-        rare=True,
-        help="members in one program (default: by memory)",
-    ),
-    argument("--storage", metavar="URL", rare=True, help=_STORAGE),
+    argument("--storage", "URL", _STORAGE, rare=True),
     pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)"),
     switch("--resume", "resume the sweep in --run-dir, or join its processes"),
     # What a sweep's own processes are started with: options of `supervisor.join` in JSON.
-    argument("--as-worker", dest="worker", type=json.loads, help=argparse.SUPPRESS),
+    argument("--as-worker", "", argparse.SUPPRESS, dest="worker", type=json.loads),
     DATA_DIR,
     partial(add_config_flags, often=()),
     epilog=f"{PRESET_NAMES}\n\n{_SPACES}",

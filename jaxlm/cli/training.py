@@ -34,9 +34,9 @@ PRESET_NAMES = textwrap.fill(
 START = (
     argument(
         "--preset",
-        metavar="NAME",
+        "NAME",
+        "the recipe to start from, see below (default small)",
         values=list(PRESETS),
-        help="the recipe to start from, see below (default small)",
     ),
     pathname("--config", "FILE", "start from a config.json instead"),
 )
@@ -49,42 +49,29 @@ _DATED = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` n
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
     pathname("--init", "RUN", "begin from another run's parameters and text"),
     switch("--report", "write RUN/report.html at the end"),
-    argument("--steps", type=whole(), metavar="N", help="stop after N windows in all"),
-    argument("--track", metavar="NAME", help="send the metrics to tensorboard or wandb too"),
+    argument("--steps", "N", "stop after N windows in all", type=whole()),
+    argument("--track", "NAME", "send the metrics to tensorboard or wandb too"),
     DATA_DIR,
     argument(
         "--devices",
+        "N",
+        "devices that share a batch's rows (default: most that divide)",
         type=whole(1),
-        metavar="N",
         rare=True,
-        help="devices that share a batch's rows (default: most that divide)",
     ),
     argument(
-        "--model-devices",
-        type=whole(1),
-        metavar="M",
-        default=1,
-        rare=True,
-        help="spread the vocabulary too (1)",
+        "--model-devices", "M", "spread the vocabulary too (1)", type=whole(1), default=1, rare=True
     ),
     argument(
         "--profile",
+        "N",
+        "trace N windows by JAX's profiler, into the run's directory",
         type=whole(1),
-        metavar="N",
         rare=True,
-        help="trace N windows by JAX's profiler, into the run's directory",
     ),
-    argument("--coordinator", metavar="HOST:PORT", rare=True, help="address of process 0"),
-    argument(
-        "--processes",
-        type=whole(1),
-        metavar="N",
-        rare=True,
-        help="number of processes (1: train alone)",
-    ),
-    argument(
-        "--process", type=whole(), metavar="I", rare=True, help="this process's index, from 0"
-    ),
+    argument("--coordinator", "HOST:PORT", "address of process 0", rare=True),
+    argument("--processes", "N", "number of processes (1: train alone)", type=whole(1), rare=True),
+    argument("--process", "I", "this process's index, from 0", type=whole(), rare=True),
     add_config_flags,
     epilog=PRESET_NAMES,
 )

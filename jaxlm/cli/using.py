@@ -17,6 +17,7 @@ from jaxlm.cli.arguments import (
     MODEL,
     TOKENIZER,
     argument,
+    choice,
     command,
     pathname,
     switch,
@@ -54,18 +55,19 @@ _SAMPLING = (  # the flags that `LanguageModel.generate` takes by their names
     "no_unk",
     "stop",
 )
-_HOW_MANY = argument("-k", type=whole(1), default=10, metavar="K", help="how many (default 10)")
+_TEXT = (
+    choice("--split", SPLITS, "which split (default test)"),
+    pathname("--text", "FILE", "a text file instead of a split"),
+)
+_HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole(1), default=10)
 
 
 @command(
     *MODEL,
-    argument("--split", choices=SPLITS, help="which split (default test)"),
-    pathname("--text", "FILE", "a text file instead of a split"),
+    *_TEXT,
     TOKENIZER,
     argument(
-        "--corpus",
-        metavar="TEXT",
-        help="a split of another corpus (as train's --corpus), in the run's words",
+        "--corpus", "TEXT", "a split of another corpus (as train's --corpus), in the run's words"
     ),
     DATA_DIR,
     JSON,
@@ -128,13 +130,10 @@ def evaluate(args: argparse.Namespace) -> None:
 @command(
     *MODEL,
     pathname("other", "RUN", "the other run"),
-    argument("--split", choices=SPLITS, help="which split (default test)"),
-    pathname("--text", "FILE", "a text file instead of a split"),
+    *_TEXT,
     DATA_DIR,
     JSON,
-    argument(
-        "--unfinished", action="store_true", help="also a run that was stopped before its end"
-    ),
+    switch("--unfinished", "also a run that was stopped before its end"),
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:
@@ -197,7 +196,7 @@ def _comparable(run: Path, other: Path, unfinished: bool) -> dict[str, str]:
 
 @command(
     *MODEL,
-    argument("text", nargs="?", metavar="TEXT", help="default: standard input"),
+    argument("text", "TEXT", "default: standard input", nargs="?"),
     TOKENIZER,
 )
 def perplexity(args: argparse.Namespace) -> None:
@@ -220,7 +219,7 @@ def perplexity(args: argparse.Namespace) -> None:
 
 @command(
     *MODEL,
-    argument("text", metavar="TEXT", help="the words so far"),
+    argument("text", "TEXT", "the words so far"),
     TOKENIZER,
     _HOW_MANY,
 )
@@ -234,7 +233,7 @@ def predict(args: argparse.Namespace) -> None:
 
 @command(
     *MODEL,
-    argument("word", metavar="WORD", help="one of the model's vocabulary"),
+    argument("word", "WORD", "one of the model's vocabulary"),
     _HOW_MANY,
 )
 def neighbors(args: argparse.Namespace) -> None:
@@ -246,76 +245,35 @@ def neighbors(args: argparse.Namespace) -> None:
 @command(
     *MODEL,
     argument(
-        "prompt",
-        nargs="?",
-        metavar="PROMPT",
-        help="words that come before (-: standard input; default: none)",
+        "prompt", "PROMPT", "words that come before (-: standard input; default: none)", nargs="?"
     ),
     pathname("--prompt-file", "FILE", "take the prompt from a file"),
-    argument("--words", type=int, metavar="N", help="most words of a text"),
+    argument("--words", "N", "most words of a text", type=int),
+    argument("--tokens", "N", "most tokens, in place of --words (default 100)", type=int),
+    argument("--samples", "N", "how many texts (default 1)", type=int, default=1),
     argument(
-        "--tokens", type=int, metavar="N", help="most tokens, in place of --words (default 100)"
-    ),
-    argument("--samples", type=int, default=1, metavar="N", help="how many texts (default 1)"),
-    argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="sample i depends on the seed and i alone (default 0)",
+        "--seed", "N", "sample i depends on the seed and i alone (default 0)", type=int, default=0
     ),
     argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="divides the logits; 0: the likeliest word",
+        "--temperature", "X", "divides the logits; 0: the likeliest word", type=float, default=1.0
     ),
-    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest words"),
+    argument("--top-k", "K", "draw from the K likeliest words", type=int),
     argument(
-        "--top-p",
-        type=float,
-        metavar="P",
-        help="draw from the likeliest words that together have probability P",
+        "--top-p", "P", "draw from the likeliest words that together have probability P", type=float
     ),
     argument(
-        "--min-p",
-        type=float,
-        metavar="P",
-        help="draw from words at least P times as probable as the likeliest",
+        "--min-p", "P", "draw from words at least P times as probable as the likeliest", type=float
     ),
-    argument(
-        "--repetition-penalty",
-        type=float,
-        metavar="X",
-        help="above 1 makes earlier words less likely",
-    ),
-    argument(
-        "--beam",
-        type=int,
-        metavar="K",
-        help="search for the most probable text, keeping K at each word",
-    ),
-    argument(
-        "--ban",
-        action="append",
-        default=[],
-        metavar="WORD",
-        help="a word never to draw; repeatable",
-    ),
+    argument("--repetition-penalty", "X", "above 1 makes earlier words less likely", type=float),
+    argument("--beam", "K", "search for the most probable text, keeping K at each word", type=int),
+    argument("--ban", "WORD", "a word never to draw; repeatable", action="append", default=[]),
     switch("--no-unk", "never draw <unk>"),
-    argument(
-        "--stop",
-        choices=("eos", "none"),
-        default="none",
-        help="end a text at its first <eos> (default none)",
+    choice(
+        "--stop", ("eos", "none"), "end a text at its first <eos> (default none)", default="none"
     ),
     switch("--detokenize", "join clitics and punctuation to their words"),
-    argument(
-        "--format",
-        choices=("text", "jsonl"),
-        default="text",
-        help="text, or each word with its nats as JSON",
+    choice(
+        "--format", ("text", "jsonl"), "text, or each word with its nats as JSON", default="text"
     ),
 )
 def generate(args: argparse.Namespace) -> None:

@@ -105,9 +105,8 @@ class Dynamic(Plain):
     )
     compatibility: str = choice(
         "none",
-        "krause repeats the quirks of the paper's code, krause-oldhyper its option oldhyper too, "
-        "lamb the Mogrifier's",
-        ("none", "krause", "krause-oldhyper", "lamb"),
+        "krause repeats the quirks of the paper's code, lamb those of the Mogrifier's",
+        ("none", "krause", "lamb"),
     )
 
     def check(self) -> None:
@@ -121,7 +120,7 @@ class Dynamic(Plain):
     @property
     def as_krause(self) -> bool:
         """Whether the tensors are PyTorch's."""
-        return self.compatibility.startswith("krause")
+        return self.compatibility == "krause"
 
     @property
     def grid(self) -> Grid:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,10 +1,9 @@
-"""Experiment trackers: metrics sent to TensorBoard, Weights & Biases, Trackio or MLflow."""
+"""Experiment trackers: metrics sent to TensorBoard or Weights & Biases, both optional."""
 
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +27,8 @@ class Tracker(NamedTuple):
 def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
     """Opens a run of a tracker; a later failure ends the tracking with a warning, never the run.
 
-    TensorBoard's files go into the run directory. The others name the run by it; where they send
-    metrics (a server, a folder, offline) is their own setting.
+    TensorBoard's files go into the run directory. Weights & Biases names the run by it; where it
+    sends metrics (a server, a folder, offline) is its own setting.
 
     Args:
         name: One of `TRACKERS`.
@@ -43,7 +42,10 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
         JaxlmError: The tracker is unknown, is not installed, or cannot be opened.
     """
     if name not in TRACKERS:
-        raise JaxlmError(f"unknown tracker {name!r}: expected one of {', '.join(TRACKERS)}")
+        raise JaxlmError(
+            f"unknown tracker {name!r}: expected one of {', '.join(TRACKERS)}; "
+            "others take metrics by train(on_metrics=...)"
+        )
     try:
         tracker = TRACKERS[name](Path(run_dir).absolute(), dict(config))
     except Exception as error:  # a tracker's code may raise anything, also where it is imported
@@ -51,7 +53,7 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
         if isinstance(error, ImportError):
             missing = (error.name or "").split(".")[0]
         if missing in (name, "tensorboardX"):
-            package = _PACKAGES.get(name, name)
+            package = _INSTALLED_AS[name]
             raise JaxlmError(f"--track {name} needs {name}: pip install {package}") from None
         raise JaxlmError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
     failed = False
@@ -111,24 +113,11 @@ def _tensorboard(run_dir: Path, config: dict[str, Any]) -> Tracker:
     return Tracker(log, lambda: writer and writer.close())
 
 
-def _wandb(run_dir: Path, config: dict[str, Any], name: str = "wandb") -> Tracker:
-    module: Any = import_module(name)  # Trackio has the same functions
-    module.init(project=PROJECT, name=run_dir.name, config=config)
-    return Tracker(lambda step, values: module.log(values, step=step), module.finish)
+def _wandb(run_dir: Path, config: dict[str, Any]) -> Tracker:
+    wandb: Any = import_module("wandb")
+    wandb.init(project=PROJECT, name=run_dir.name, config=config)
+    return Tracker(lambda step, values: wandb.log(values, step=step), wandb.finish)
 
 
-def _mlflow(run_dir: Path, config: dict[str, Any]) -> Tracker:
-    mlflow: Any = import_module("mlflow")
-    mlflow.set_experiment(PROJECT)
-    mlflow.start_run(run_name=run_dir.name)
-    mlflow.log_params(config)
-    return Tracker(lambda step, values: mlflow.log_metrics(values, step=step), mlflow.end_run)
-
-
-TRACKERS = {
-    "tensorboard": _tensorboard,
-    "wandb": _wandb,
-    "trackio": partial(_wandb, name="trackio"),
-    "mlflow": _mlflow,
-}
-_PACKAGES = {"tensorboard": "'jaxlm[tensorboard]'"}
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb}
+_INSTALLED_AS = {"tensorboard": "'jaxlm[tensorboard]'", "wandb": "wandb"}  # by pip

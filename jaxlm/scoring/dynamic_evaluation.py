@@ -121,10 +121,7 @@ class DynamicReader(Reader):
         if protocol.compatibility == "lamb":
             total = jnp.stack([tensor.sum() for tensor in tensors]).sum()
             return total / sum(tensor.size for tensor in tensors)
-        means = jnp.stack([tensor.mean() for tensor in tensors])
-        if protocol.compatibility == "krause-oldhyper":
-            return means.sum()  # that code divides lambda by the number of tensors
-        return means.mean()
+        return jnp.stack([tensor.mean() for tensor in tensors]).mean()
 
 
 def gradient_statistics(
@@ -166,10 +163,7 @@ def gradient_statistics(
         squares, carry = _add_squares(
             network, optimizer, squares, tokens, jnp.int32(count), carry, length=T
         )
-    # The option --oldhyper divides rate and epsilon by sqrt(windows): as if RMS were the root of
-    # the sum of squares.
-    divisor = 1 if protocol.compatibility == "krause-oldhyper" else windows
-    return jax.tree.map(lambda total: jnp.sqrt(total / divisor), squares)
+    return jax.tree.map(lambda total: jnp.sqrt(total / windows), squares)
 
 
 @partial(jax.jit, static_argnames="length")

@@ -200,7 +200,7 @@ def run(case: dict) -> dict:
                     told.append([float(value), float(n), lr])
             return told
 
-        result = {
+        return {
             "case": case,
             "train_cost_norm_rate": over(
                 train, B, T, (x, y, zero, final, cost), steps=case["steps"]
@@ -210,7 +210,6 @@ def run(case: dict) -> dict:
             "variables": [[v.name, list(v.shape)] for v in variables],
             "final_norms": {v.name: float(np.linalg.norm(session.run(v))) for v in variables},
         }
-    return result
 
 
 if __name__ == "__main__":
