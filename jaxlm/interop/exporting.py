@@ -264,7 +264,6 @@ def _reordered(rows: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([blocks[place] for place in gates])
 
 
-# Each gives a file's bytes, and notes.
 def to_arpa(model: LanguageModel) -> tuple[bytes, list[str]]:
     """An n-gram model as an ARPA file.
 
@@ -284,6 +283,7 @@ def to_arpa(model: LanguageModel) -> tuple[bytes, list[str]]:
     return file.getvalue(), []
 
 
+# Each gives a file's bytes, and notes.
 EXPORTERS = {
     "safetensors": to_safetensors,
     "onnx": to_onnx,
