@@ -15,9 +15,8 @@ ORIGINALS = [getattr(import_module(module), name) for module, name in DRAWN]
 
 
 def not_drawn(*arguments: object) -> Path:
-    """The path of the picture, which is the last argument."""
-    path = arguments[-1]
-    assert isinstance(path, Path)
+    """The path of the picture, the one argument that is a path."""
+    (path,) = (argument for argument in arguments if isinstance(argument, Path))
     return path
 
 
