@@ -11,6 +11,9 @@ Words in perplexity, characters in bits per character.
     python experiments/speedrun.py --show
     # The test perplexity with a neural cache as well
     python experiments/speedrun.py --cache 4000
+    # Keep the runs of each rung as a record, and check one from its directories alone
+    python experiments/speedrun.py --keep records
+    python experiments/speedrun.py --verify records/fast-115
 
 A rung is a preset, named by what it reaches on the test split, and a target on validation. A record
 is the command `jaxlm train --preset NAME`, begun with the text in the cache and with no compiled
@@ -44,6 +47,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
+from records import TENSORFLOW_STEPS, Rung, claims, verify
 
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
@@ -51,14 +55,7 @@ from jaxlm.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
 MEASURED = ("valid", "test", "cached_test", "seconds_in_all")
-TENSORFLOW_STEPS = 11_610
 TENSORFLOW_TEST = 118.4  # of `small`: its 15 epochs, and what they reach on the test split
-
-
-class Rung(NamedTuple):
-    target: float  # on validation, at which the clock stops
-    corpus: str = "ptb"
-    measure: str = "perplexity"
 
 
 # `fast-78` is the best within TensorFlow's time, `fast-72` and `char-medium` the best within three
@@ -114,15 +111,30 @@ def command(preset: str, seed: int) -> list[str]:
 
 
 def run(
-    preset: str, rung: Rung, seed: int, cache: int, tensorflow: Worker | None, logs: Path
+    preset: str,
+    rung: Rung,
+    seed: int,
+    cache: int,
+    tensorflow: Worker | None,
+    logs: Path,
+    keep: Path | None = None,
 ) -> Record:
     """Trains in a process of its own, and watches the file of metrics that it writes; then
     evaluates with a cache.
+
+    Args:
+        preset: the rung's name.
+        rung: its target, text and measure.
+        seed: of the run.
+        cache: words of a neural cache (0: none).
+        tensorflow: what measures the unit, where it is installed.
+        logs: the folder for the run's epochs.
+        keep: where the run directory stays (None: it is removed).
     """
     logs.mkdir(exist_ok=True)
     code = commit()  # (what it is as the run begins)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "run"
+        place = keep or Path(folder) / "run"
         valid = f"valid_{rung.measure}"
         environment = {
             **os.environ,
@@ -300,7 +312,17 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("speedrun.csv"), help="the history (speedrun.csv)"
     )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep each rung's runs as a record, DIR/PRESET"
+    )
+    parser.add_argument("--verify", type=Path, metavar="DIR", help="check a record, and end")
     args = parser.parse_args()
+    if args.verify:
+        wrong = verify(args.verify, RUNGS)
+        print("\n".join(wrong) or f"{args.verify} holds")
+        if wrong:
+            raise SystemExit(1)
+        return
     if args.show:
         for preset in args.presets:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
@@ -315,9 +337,15 @@ def main() -> None:
     for preset in dict.fromkeys(args.presets):
         for seed in range(args.seeds):
             logs = args.out.with_name(f"{args.out.stem}-logs")
-            records.append(run(preset, RUNGS[preset], seed, args.cache, tensorflow, logs))
+            keep = args.keep / preset / f"seed{seed}" if args.keep else None
+            rung = RUNGS[preset]
+            records.append(run(preset, rung, seed, args.cache, tensorflow, logs, keep))
             print(records[-1], flush=True)
             add(records[-1], args.out)
+        if args.keep and tensorflow:
+            of_rung = [record for record in records if record.preset == preset]
+            tree = claims(preset, RUNGS[preset], of_rung, tensorflow.seconds)
+            (args.keep / preset / "record.json").write_text(json.dumps(tree, indent=1) + "\n")
     print(table(records))
     print(args.out)
 

@@ -1,0 +1,295 @@
+"""A record of the speedrun as a directory, and its check from that directory alone.
+
+    DIR/record.json    what is claimed: seeds, seconds, results, mean and interval, the unit
+    DIR/seed0, ...     the run directory of each seed, as `jaxlm train` has left it
+
+`verify` believes nothing that it can compute. It refuses a record by sentences that begin with what
+is wrong, as in "another text: ...".
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any, NamedTuple, Protocol
+
+import jaxlm
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.windows import batch
+from jaxlm.errors import JaxlmError
+from jaxlm.runs.directory import drew_params, named, problems, saved_config, saved_record
+from jaxlm.runs.metrics import read_metrics, read_timing
+from jaxlm.runs.run import window_plan
+
+SEEDS = [0, 1, 2]
+# Student's t at 97.5% with as many degrees of freedom as the seeds have.
+QUANTILE = 4.302652729749464
+TENSORFLOW_STEPS = 11_610
+LEAST_STEPS = 16  # of TensorFlow's, by which the unit is measured
+START = 120.0  # seconds that a command may take beside its epochs: imports, text and compilation
+CLAIMS = ("preset", "target", "corpus", "measure", "seeds", "unit", "runs", "mean", "interval")
+OF_A_RUN = ("seconds", "epoch", "valid", "test")
+
+
+class Rung(NamedTuple):
+    """What a preset is trained on, and up to which result the clock runs."""
+
+    target: float  # on validation, at which the clock stops
+    corpus: str = "ptb"
+    measure: str = "perplexity"
+
+
+def summary(results: list[float]) -> tuple[float, list[float]]:
+    """The mean of three seeds' results, and the ends of its interval of 95%."""
+    centre = mean(results)
+    half = QUANTILE * stdev(results) / math.sqrt(len(results))
+    return centre, [centre - half, centre + half]
+
+
+def unit_seconds(unit: dict[str, Any]) -> float:
+    """The seconds of TensorFlow's whole training of `small`, by the median of its steps."""
+    return TENSORFLOW_STEPS * median(unit["step_seconds"])
+
+
+class Result(Protocol):
+    """What a record has of each run."""
+
+    seed: int
+    seconds: float | None
+    epoch: int | None
+    valid: float
+    test: float
+
+
+def claims(
+    preset: str, rung: Rung, results: Sequence[Result], step_seconds: Sequence[float]
+) -> dict[str, Any]:
+    """What a record claims, as `record.json` has it.
+
+    Args:
+        preset: the rung's name.
+        rung: its target, text and measure.
+        results: those of three seeds, in order.
+        step_seconds: what each measured step of TensorFlow took.
+    """
+    centre, interval = summary([result.test for result in results])
+    unit: dict[str, Any] = {"preset": "small", "step_seconds": [*step_seconds]}
+    return {
+        "preset": preset,
+        **rung._asdict(),
+        "seeds": [result.seed for result in results],
+        "unit": unit | {"seconds": unit_seconds(unit)},
+        "runs": [{name: getattr(result, name) for name in OF_A_RUN} for result in results],
+        "mean": centre,
+        "interval": interval,
+    }
+
+
+def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -> list[str]:
+    """What is wrong with a record.
+
+    Args:
+        folder: the record's directory.
+        rungs: the target, text and measure of each preset.
+        data_dir: the folder of Penn Treebank's files.
+
+    Returns:
+        A sentence for each thing that is wrong; none, where the record holds.
+    """
+    try:
+        record = json.loads((folder / "record.json").read_text())
+        found = list(_wrong_claims(record, folder, rungs))
+        if found:
+            return found
+        corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir)
+        for seed in SEEDS:
+            found += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
+        return [*found, *_wrong_sessions(folder)]
+    except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
+        return [f"unreadable: {error}"]
+
+
+def _wrong_claims(record: dict[str, Any], folder: Path, rungs: dict[str, Rung]) -> Iterator[str]:
+    """What record.json claims against the table of rungs and its own numbers."""
+    missing = [name for name in CLAIMS if name not in record]
+    if missing:
+        yield f"incomplete: record.json has no {', '.join(missing)}"
+        return
+    rung = rungs.get(record["preset"])
+    if rung is None:
+        yield f"another preset: {record['preset']} is no rung"
+        return
+    if record["corpus"] != rung.corpus:
+        yield f"another text: {record['corpus']} in place of {rung.corpus}"
+    if record["measure"] != rung.measure:
+        yield f"another measure: {record['measure']} in place of {rung.measure}"
+    if record["target"] != rung.target:
+        yield f"another target: {record['target']} in place of {rung.target}"
+    directories = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    seeds = [f"seed{seed}" for seed in SEEDS]
+    if record["seeds"] != SEEDS or len(record["runs"]) != len(SEEDS) or directories != seeds:
+        yield f"selected seeds: {directories}, claimed {record['seeds']}; a record has {SEEDS}"
+        return
+    missing = [name for name in OF_A_RUN for run in record["runs"] if name not in run]
+    if missing:
+        yield f"incomplete: a run of record.json has no {missing[0]}"
+        return
+    steps = record["unit"]["step_seconds"]
+    if record["unit"]["preset"] != "small" or len(steps) < LEAST_STEPS or min(steps) <= 0:
+        yield f"another unit: at least {LEAST_STEPS} steps of `small`, found {len(steps)}"
+    elif not math.isclose(record["unit"]["seconds"], unit_seconds(record["unit"]), rel_tol=1e-9):
+        yield (
+            f"another unit: {record['unit']['seconds']:,.0f} s claimed, "
+            f"its steps say {unit_seconds(record['unit']):,.0f}"
+        )
+    centre, interval = summary([run["test"] for run in record["runs"]])
+    if not math.isclose(record["mean"], centre, rel_tol=1e-9):
+        yield f"another mean: {record['mean']} claimed, the runs have {centre}"
+    elif not all(map(_close, record["interval"], interval)):
+        yield f"another interval: {record['interval']} claimed, the runs have {interval}"
+
+
+def _close(claimed: float, computed: float) -> bool:
+    return math.isclose(claimed, computed, rel_tol=1e-9)
+
+
+def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) -> Iterator[str]:
+    """What a run's directory has against what is claimed of it."""
+    run_dir = folder / f"seed{seed}"
+    claim = record["runs"][seed]
+    damaged = problems(run_dir)
+    if damaged:
+        yield f"an edited log or file: {damaged[0]}"
+        return
+    described = saved_record(run_dir)["corpus"]
+    for name, what in (("sha256", "text"), ("vocab_sha256", "vocabulary")):
+        if described.get(name) != named(corpus)[name]:
+            yield f"another {what}: its hash is not that of {record['corpus']}"
+    config = saved_config(run_dir)
+    expected = jaxlm.preset(record["preset"]).replace(
+        corpus=record["corpus"],
+        seed=seed,
+        vocab_size=len(corpus.vocab),
+        compute_dtype=config.model.compute_dtype,
+    )
+    changed = _changed(json.loads(expected.to_json()), json.loads(config.to_json()))
+    if changed:
+        yield f"another config: {', '.join(changed)}"
+        return
+    if not drew_params(run_dir):
+        yield "a warm start: its parameters were not drawn from the seed"
+    sessions = saved_record(run_dir)["sessions"]
+    if len(sessions) > 1:  # a resumed log has forgotten the test of a session that ended early
+        yield f"a test peeked at: it was trained in {len(sessions)} sessions, each with an end"
+    rows = read_metrics(run_dir)
+    yield from _wrong_log(rows, config, corpus)
+    yield from _wrong_start(rows, config, corpus)
+    yield from _wrong_time(record, claim, rows, run_dir, config)
+    yield from _wrong_results(record, claim, rows, run_dir, corpus)
+
+
+def _changed(expected: Any, actual: Any, name: str = "") -> list[str]:
+    """The fields in which two configs as JSON differ; what a preset is called is none."""
+    if isinstance(expected, dict) and isinstance(actual, dict):
+        return [
+            line
+            for key in sorted(expected.keys() | actual.keys() - {"sha256", "preset"})
+            if key not in ("sha256", "preset")
+            for line in _changed(expected.get(key), actual.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if expected == actual else [f"{name} {actual} in place of {expected}"]
+
+
+def _wrong_log(rows: list[dict], config: jaxlm.Config, corpus: Corpus) -> Iterator[str]:
+    """Whether each window was trained once, in order, and test was read at the end alone."""
+    plan = window_plan(config, len(batch(corpus.train, config.train.batch_size)))
+    windows = [row for row in rows if row["kind"] == "window"]
+    if [row["step"] for row in windows] != list(range(1, plan.total + 1)):
+        yield f"skipped windows: {len(windows):,} of {plan.total:,} are in the log"
+    if not all(math.isfinite(row["cost"]) for row in windows):
+        yield "skipped windows: a cost is not finite"
+    epochs = [row["epoch"] for row in rows if row["kind"] == "epoch"]
+    if epochs != list(range(1, config.train.epochs + 1)):
+        yield f"a missing validation: of the epochs {config.train.epochs}, {len(epochs)} have one"
+    kinds = [row["kind"] for row in rows]
+    tests = kinds.count("test")
+    if not tests:
+        yield "an unfinished run: test was not read"
+    elif "test" in kinds[:-tests]:
+        yield "a test peeked at: it was read before the run's end"
+
+
+def _wrong_start(rows: list[dict], config: jaxlm.Config, corpus: Corpus) -> Iterator[str]:
+    """Whether the first window's cost is that of parameters drawn from the seed."""
+    first = next((row["cost"] for row in rows if row["kind"] == "window"), math.nan)
+    with tempfile.TemporaryDirectory() as folder:
+        jaxlm.train(config, corpus, Path(folder) / "run", steps=1, quiet=True)
+        drawn = read_metrics(Path(folder) / "run")[0]["cost"]
+    if not math.isclose(first, drawn, rel_tol=1e-3):
+        yield f"a warm start: the first window cost {first}, drawn parameters cost {drawn}"
+
+
+def _wrong_time(
+    record: dict[str, Any],
+    claim: dict[str, Any],
+    rows: list[dict],
+    run_dir: Path,
+    config: jaxlm.Config,
+) -> Iterator[str]:
+    """Whether the claimed seconds hold the epochs up to the target, by the run's own log."""
+    name = f"valid_{record['measure']}"
+    reached = [
+        row["epoch"] for row in rows if row["kind"] == "epoch" and row[name] <= record["target"]
+    ]
+    if (reached or [None])[0] != claim["epoch"]:
+        yield f"another epoch: {claim['epoch']} claimed, the log has {(reached or ['none'])[0]}"
+        return
+    timing = read_timing(run_dir)
+    count = claim["epoch"] or config.train.epochs
+    if sorted(timing) != list(range(1, config.train.epochs + 1)):
+        yield "an edited time: its log lacks an epoch"
+        return
+    words = [timing[epoch]["seconds"] * timing[epoch]["words_per_second"] for epoch in timing]
+    if any(not math.isclose(a, b, rel_tol=0.02) for a, b in pairwise(words)):
+        yield "an edited time: seconds and words a second do not make an epoch's words"
+    least = sum(timing[epoch]["seconds"] for epoch in range(1, count + 1))
+    if claim["epoch"] and not least <= claim["seconds"] <= least + START:
+        yield f"another time: {claim['seconds']:.1f} s claimed, its epochs took {least:.1f}"
+
+
+def _wrong_results(
+    record: dict[str, Any],
+    claim: dict[str, Any],
+    rows: list[dict],
+    run_dir: Path,
+    corpus: Corpus,
+) -> Iterator[str]:
+    """Whether the results are those of the last parameters, evaluated again, to the last digit."""
+    measure = record["measure"]
+    epochs = [row[f"valid_{measure}"] for row in rows if row["kind"] == "epoch"]
+    tests = [row for row in rows if row["kind"] == "test"]
+    if not (epochs and tests):
+        return
+    last = [row[f"test_{measure}"] for row in tests if row["checkpoint"] == "last"]
+    if claim["test"] not in last:
+        yield f"chosen by test: {claim['test']} claimed, the last parameters have {last}"
+    if claim["valid"] != epochs[-1]:
+        yield f"another result: valid {claim['valid']} claimed, the log has {epochs[-1]}"
+    lm = jaxlm.load(run_dir)
+    for split in ("valid", "test"):
+        evaluated = getattr(lm.evaluate(split, corpus=corpus), measure)
+        if evaluated != claim[split]:
+            yield f"other parameters: {split} is {evaluated} by them, {claim[split]} claimed"
+
+
+def _wrong_sessions(folder: Path) -> Iterator[str]:
+    """Whether all seeds were trained by one version on one kind of machine."""
+    told = []
+    for seed in SEEDS:
+        for session in saved_record(folder / f"seed{seed}")["sessions"]:
+            told.append((session.get("versions"), session.get("platform")))
+    if any(one != told[0] for one in told):
+        yield "other machines or versions: the sessions of the seeds differ"

@@ -1,0 +1,221 @@
+"""experiments/records.py: a record of the speedrun holds by its own directories,
+and every cheat is refused by its name.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import jaxlm
+from jaxlm.config import config as configs
+from jaxlm.hashed_json import from_hashed_json, to_hashed_json
+from jaxlm.runs.metrics import read_metrics, read_timing
+
+ROOT = Path(__file__).resolve().parents[1]
+FIELDS = dict(corpus="embedded-tiny", hidden_sizes=[4], embedding_size=4, batch_size=400, epochs=2)
+CONFIG = jaxlm.preset("test").replace(**FIELDS)
+
+
+@pytest.fixture(scope="module")
+def records():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "experiments")
+        patch.setitem(configs.PRESETS, "tiny-rung", {"base": "test", **FIELDS})
+        import records  # pyright: ignore[reportMissingImports]
+
+        yield records
+
+
+def claimed(records, folder: Path) -> dict[str, Any]:
+    """A true record of the runs in a folder."""
+    results = []
+    for seed in records.SEEDS:
+        rows = read_metrics(folder / f"seed{seed}")
+        results.append(
+            SimpleNamespace(
+                seed=seed,
+                seconds=read_timing(folder / f"seed{seed}")[1]["seconds"] + 1,
+                epoch=1,
+                valid=[row for row in rows if row["kind"] == "epoch"][-1]["valid_perplexity"],
+                test=rows[-1]["test_perplexity"],
+            )
+        )
+    rung = records.Rung(1e9, "embedded-tiny")
+    return records.claims("tiny-rung", rung, results, [0.1] * 16)
+
+
+@pytest.fixture(scope="module")
+def record(records, tmp_path_factory) -> SimpleNamespace:
+    """A record that holds: three seeds of a tiny rung."""
+    folder = tmp_path_factory.mktemp("record") / "tiny"
+    for seed in records.SEEDS:
+        jaxlm.train(CONFIG.replace(seed=seed), run_dir=folder / f"seed{seed}", quiet=True)
+    (folder / "record.json").write_text(json.dumps(claimed(records, folder)))
+    rungs = {"tiny-rung": records.Rung(1e9, "embedded-tiny")}
+    assert records.verify(folder, rungs) == []
+    return SimpleNamespace(folder=folder, rungs=rungs)
+
+
+def edited(path: Path, change) -> None:
+    """Changes a file of JSON in place; one that carries its hash gets a new hash."""
+    text = path.read_text()
+    hashed = path.name == "config.json"
+    tree = from_hashed_json(text.encode()) if hashed else json.loads(text)
+    change(tree)
+    path.write_text(to_hashed_json(tree) if hashed else json.dumps(tree))
+
+
+def claims(**fields):
+    return lambda folder: edited(folder / "record.json", lambda tree: tree.update(fields))
+
+
+def claims_of_seed_1(**fields):
+    return lambda folder: edited(
+        folder / "record.json", lambda tree: tree["runs"][1].update(fields)
+    )
+
+
+def another_unit(folder: Path) -> None:
+    edited(folder / "record.json", lambda tree: tree["unit"].update(seconds=9e9))
+
+
+def few_steps(folder: Path) -> None:
+    edited(folder / "record.json", lambda tree: tree["unit"].update(step_seconds=[9.0]))
+
+
+def lucky_seed(folder: Path) -> None:
+    for seed in (3, 4):
+        shutil.copytree(folder / "seed1", folder / f"seed{seed}")
+
+
+def seed_twice(folder: Path) -> None:
+    shutil.rmtree(folder / "seed2")
+    shutil.copytree(folder / "seed1", folder / "seed2")
+
+
+def other_words(name: str):
+    return lambda folder: edited(
+        folder / "seed1/run.json", lambda tree: tree["corpus"].update({name: "0" * 64})
+    )
+
+
+def edited_log(folder: Path) -> None:
+    path = folder / "seed1/metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0].replace('"cost":', '"cost":1'), *lines[1:]]))
+
+
+def skipped_window(folder: Path) -> None:
+    path = folder / "seed1/metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+def given_parameters(folder: Path) -> None:
+    edited(folder / "seed1/run.json", lambda tree: tree.update(params="given"))
+
+
+def edited_time(folder: Path) -> None:
+    path = folder / "seed1/timing.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["seconds"] /= 2
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def no_time(folder: Path) -> None:
+    (folder / "seed1/timing.jsonl").unlink()
+
+
+def other_version(folder: Path) -> None:
+    edited(
+        folder / "seed1/run.json",
+        lambda tree: tree["sessions"][0]["versions"].update(jax="0.1"),
+    )
+
+
+def retrained(**changes):
+    """Another run in the place of seed 1's, with a record of its own results."""
+
+    def cheat(folder: Path) -> None:
+        shutil.rmtree(folder / "seed1")
+        options = {"steps": changes.pop("steps")} if "steps" in changes else {}
+        config = CONFIG.replace(seed=1, **changes)
+        jaxlm.train(config, run_dir=folder / "seed1", quiet=True, **options)
+
+    return cheat
+
+
+def warm_start(folder: Path) -> None:
+    """Parameters of a run before, and a run.json that denies it."""
+    params = jaxlm.load(folder / "seed0").params
+    shutil.rmtree(folder / "seed1")
+    jaxlm.train(CONFIG.replace(seed=1), run_dir=folder / "seed1", params=params, quiet=True)
+    drawn = json.loads((folder / "seed0/run.json").read_text())["params"]
+    edited(folder / "seed1/run.json", lambda tree: tree.update(params=drawn))
+
+
+def peeked(folder: Path) -> None:
+    """Test was read after the first epoch, and the run went on."""
+    shutil.rmtree(folder / "seed1")
+    config = CONFIG.replace(seed=1)
+    jaxlm.train(config, run_dir=folder / "seed1", steps=4, quiet=True)
+    jaxlm.train(config, run_dir=folder / "seed1", resume=True, quiet=True)
+
+
+def swapped_parameters(folder: Path) -> None:
+    for path in (folder / "seed1/checkpoints").iterdir():
+        shutil.rmtree(path)
+    for path in (folder / "seed0/checkpoints").iterdir():
+        shutil.copytree(path, folder / "seed1/checkpoints" / path.name)
+
+
+CHEATS = {
+    "another preset": ("another preset", claims(preset="small")),
+    "an easier target": ("another target", claims(target=2e9)),
+    "an easier text": ("another text", claims(corpus="embedded")),
+    "another measure": ("another measure", claims(measure="bits_per_character")),
+    "a lucky seed of five": ("selected seeds", lucky_seed),
+    "seeds of one's choice": ("selected seeds", claims(seeds=[0, 1, 4])),
+    "a seed twice": ("seed 2: another config: train.seed", seed_twice),
+    "another unit": ("another unit", another_unit),
+    "a unit of one step": ("another unit", few_steps),
+    "a better mean": ("another mean", claims(mean=1.0)),
+    "a narrower interval": ("another interval", claims(interval=[1.0, 1.0])),
+    "another text's hash": ("seed 1: another text", other_words("sha256")),
+    "a smaller vocabulary": ("seed 1: another vocabulary", other_words("vocab_sha256")),
+    "an edited log": ("seed 1: an edited log", edited_log),
+    "skipped windows": ("seed 1: an edited log", skipped_window),
+    "a shorter run": ("seed 1: skipped windows", retrained(steps=5)),
+    "another config": ("seed 1: another config", retrained(learning_rate=0.3)),
+    "given parameters": ("seed 1: a warm start", given_parameters),
+    "a warm start denied": ("seed 1: a warm start", warm_start),
+    "a test peeked at": ("seed 1: a test peeked at", peeked),
+    "an edited time": ("seed 1: an edited time", edited_time),
+    "no time": ("seed 1: an edited time", no_time),
+    "a better time": ("seed 1: another time", claims_of_seed_1(seconds=1e-9)),
+    "an earlier epoch": ("seed 1: another epoch", claims_of_seed_1(epoch=2)),
+    "a better validation": ("seed 1: another result", claims_of_seed_1(valid=1.0)),
+    "other parameters": ("seed 1: ", swapped_parameters),
+    "another version": ("other machines or versions", other_version),
+}
+
+
+@pytest.mark.parametrize(("named", "cheat"), CHEATS.values(), ids=CHEATS)
+def test_a_cheat_is_refused_by_its_name(records, record, tmp_path, named, cheat):
+    folder = Path(shutil.copytree(record.folder, tmp_path / "tiny"))
+    cheat(folder)
+    wrong = records.verify(folder, record.rungs)
+    assert any(line.startswith(named) for line in wrong), wrong
+
+
+def test_a_result_of_the_best_parameters_by_test_is_refused(records, record, tmp_path):
+    folder = Path(shutil.copytree(record.folder, tmp_path / "tiny"))
+    edited(folder / "record.json", lambda tree: tree["runs"][1].update(test=1.0))
+    tree = json.loads((folder / "record.json").read_text())
+    mean, interval = records.summary([run["test"] for run in tree["runs"]])
+    claims(mean=mean, interval=interval)(folder)
+    wrong = records.verify(folder, record.rungs)
+    assert wrong[0].startswith("seed 1: chosen by test") and "other parameters" in wrong[1]
