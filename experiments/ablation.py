@@ -72,6 +72,11 @@ def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, fl
     there already.
 
     Of a run that diverges, which is said, both are nan.
+
+    Args:
+        config: the run's config.
+        corpus: as `--corpus` takes it.
+        run_dir: the run's directory.
     """
     try:
         result = jaxlm.train(
@@ -102,7 +107,12 @@ def table(found: dict[str, Scores]) -> str:
 
 
 def plot(found: dict[str, Scores], path: Path) -> Path:
-    """The ladder as a picture: a dot a seed, a line through the means."""
+    """The ladder as a picture: a dot a seed, a line through the means.
+
+    Args:
+        found: {rung: (validation, test) of each seed}.
+        path: the picture's file.
+    """
     with figure(7, 4) as drawn:
         axes = drawn.subplots()
         for part, (name, colour) in enumerate((("valid", ORANGE), ("test", BLUE))):
@@ -124,7 +134,15 @@ def plot(found: dict[str, Scores], path: Path) -> Path:
 def tell(
     args: argparse.Namespace, train: Callable, table: Callable, plot: Callable, picture: Path
 ) -> None:
-    """Trains, prints the table, draws the plot, and puts the table into --markdown's page."""
+    """Trains, prints the table, draws the plot, and puts the table into --markdown's page.
+
+    Args:
+        args: the parsed arguments of `arguments`.
+        train: trains everything: args -> results.
+        table: results -> Markdown.
+        plot: results, file -> the picture's file.
+        picture: the picture's file.
+    """
     if args.markdown:  # raises before hours of training
         into_page(args.markdown, None)
     for path in sorted(args.run_dir.glob("*/config.json")):
@@ -143,7 +161,12 @@ def tell(
 
 
 def into_page(page: Path, text: str | None) -> None:
-    """Puts the table between the page's two marks; None only looks for them."""
+    """Puts the table between the page's two marks; None only looks for them.
+
+    Args:
+        page: a page of Markdown with both marks.
+        text: the table in Markdown, or None.
+    """
     try:
         before, rest = page.read_text().split(START)
         _, after = rest.split(END)
@@ -158,7 +181,15 @@ def into_page(page: Path, text: str | None) -> None:
 def arguments(
     description: str | None, name: str, epochs: int, width: int, dtype: str
 ) -> argparse.ArgumentParser:
-    """The parser of an experiment that keeps its runs in runs/NAME."""
+    """The parser of an experiment that keeps its runs in runs/NAME.
+
+    Args:
+        description: the experiment's help.
+        name: of the experiment.
+        epochs: the default of --epochs.
+        width: the default of --width.
+        dtype: the default of --compute-dtype.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -123,6 +123,12 @@ def devices(target: str) -> list[Any]:
 def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = None) -> Any:
     """A tree's arrays as their shapes on a target's first device, or where
     `jaxlm.distributed.mesh.place` puts them.
+
+    Args:
+        tree: arrays.
+        target: a name of `TARGETS`.
+        mesh: the devices that share the tree; None: one device has it.
+        spec: how every array is shared; None: each as `spec_of` has it.
     """
 
     def one(path: Any, leaf: Any) -> Any:
@@ -139,7 +145,14 @@ def described(tree: Any, target: str, mesh: Any = None, spec: jax.P | None = Non
 
 
 def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
-    """`train_windows` of a config, lowered for a target."""
+    """`train_windows` of a config, lowered for a target.
+
+    Args:
+        config: the run's config.
+        target: a name of `TARGETS`.
+        rows: devices that share the rows of a batch.
+        words: devices that share the words.
+    """
     counts = config.train
     height = 40 * config.train.longest
     if counts.batch_size % rows:
@@ -171,7 +184,12 @@ def training(config: Any, target: str, rows: int = 1, words: int = 1) -> Any:
 
 
 def compiled(lowered: Any, target: str) -> Any:
-    """The program, compiled for the target it is lowered for."""
+    """The program, compiled for the target it is lowered for.
+
+    Args:
+        lowered: what `training` returns.
+        target: a name of `TARGETS`.
+    """
     return lowered.compile(compiler_options=OPTIONS[TARGETS[target].platform])
 
 
@@ -211,6 +229,10 @@ def per_window(text: str, weight: Callable[[str, str], int]) -> int:
 
     That is its loop's body, with inner loops in full, and of branches the heaviest. A loop has the
     turns that XLA notes, or that its condition compares with.
+
+    Args:
+        text: the compiled program's text.
+        weight: the weight of an instruction: (opcode, line) -> number.
     """
     found, entry = computations(text)
 
@@ -256,12 +278,22 @@ def per_window(text: str, weight: Callable[[str, str], int]) -> int:
 
 
 def launched(opcode: str, line: str) -> int:
-    """One for a kernel."""
+    """One for a kernel.
+
+    Args:
+        opcode: an instruction's kind, such as `fusion`.
+        line: the instruction's line.
+    """
     return int(opcode not in FREE and not opcode.endswith("-done"))
 
 
 def sent(opcode: str, line: str) -> int:
-    """The bytes of a collective's result."""
+    """The bytes of a collective's result.
+
+    Args:
+        opcode: an instruction's kind, such as `fusion`.
+        line: the instruction's line, which names the shapes of its result.
+    """
     if opcode.removesuffix("-start") not in COLLECTIVES:
         return 0
     arrays = re.findall(r"(f32|bf16|s32|u32|pred)\[([\d,]*)\]", line.split(f" {opcode}(")[0])
@@ -279,6 +311,11 @@ def work(config: Any, rows: int = 1, words: int = 1) -> tuple[float, float]:
     least there is to do.
 
     Devices that share the words compute all layers, and all words that are drawn.
+
+    Args:
+        config: the run's config.
+        rows: devices that share the rows of a batch.
+        words: devices that share the words.
     """
     model = config.model
     tokens = config.train.longest * config.train.batch_size / rows
@@ -318,7 +355,14 @@ PROGRAMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, Any]:
-    """Compiles a program for a target, and tells what is known of it."""
+    """Compiles a program for a target, and tells what is known of it.
+
+    Args:
+        name: a program of `PROGRAMS`.
+        target: a name of `TARGETS`.
+        rows: devices that share the rows of a batch.
+        words: devices that share the words.
+    """
     preset, fields = PROGRAMS[name]
     config = jaxlm.preset(preset).replace(**fields)
     one = TARGETS[target]

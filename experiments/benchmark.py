@@ -98,6 +98,12 @@ class Worker:
         )
 
     def turn(self, windows: int, counted: bool = True) -> None:
+        """Runs a turn in the process. Raises SystemExit where the process has ended.
+
+        Args:
+            windows: windows of the turn.
+            counted: whether its seconds are kept.
+        """
         assert self._process.stdin and self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"windows": windows}) + "\n")
@@ -123,6 +129,11 @@ class Worker:
 def compare(contenders: Sequence[Contender], turns: int, windows: int) -> list[Row]:
     """Every contender takes a turn of `windows`, again and again; the first, which compiles, is not
     counted.
+
+    Args:
+        contenders: they take turns in this order.
+        turns: counted turns of each.
+        windows: windows of a turn.
 
     Returns:
         A row for each: medians in ms, and `times`, how much longer than the first contender it
@@ -159,7 +170,14 @@ def times(seconds: Sequence[float]) -> Row:
 
 
 def in_dtypes(label: str, maker: str, preset: str, **changes: Any) -> list[Contender]:
-    """A contender in each dtype."""
+    """A contender in each dtype.
+
+    Args:
+        label: a contender's name, before its dtype.
+        maker: the maker in peers.py.
+        preset: the preset that it trains.
+        changes: the config's other fields.
+    """
     return [
         Contender(f"{label} {dtype}", maker, preset, {**changes, "compute_dtype": dtype})
         for dtype in DTYPES
@@ -180,7 +198,12 @@ def steps(preset: str) -> list[Contender]:
 
 
 def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
-    """Of a section the groups whose members take turns."""
+    """Of a section the groups whose members take turns.
+
+    Args:
+        what: a section's name, of `SECTIONS`.
+        presets: names of presets.
+    """
     tied = {"tied": True, "embedding_size": 256, "hidden_sizes": (256, 256), "clip_norm": 1.0}
     tiny = {"vocab_size": 2000, "embedding_size": 32, "hidden_sizes": (32,)}
     shapes = {
@@ -220,6 +243,12 @@ def contenders(what: str, presets: Sequence[str]) -> list[list[Contender]]:
 def section(what: str, presets: Sequence[str], turns: int, windows: int) -> list[Row]:
     """The rows of a section; `ms` is of a window (in sweeps, one of each member), in evaluation of
     a whole pass.
+
+    Args:
+        what: a section's name, of `SECTIONS`.
+        presets: names of presets.
+        turns: counted turns of each contender.
+        windows: windows of a turn, at most.
     """
     return [
         row
@@ -233,7 +262,14 @@ def section(what: str, presets: Sequence[str], turns: int, windows: int) -> list
 
 
 def commits(names: Sequence[str], presets: Sequence[str], turns: int, windows: int) -> list[Row]:
-    """The step at two commits of the repository that this file lies in."""
+    """The step at two commits of the repository that this file lies in.
+
+    Args:
+        names: the two commits.
+        presets: names of presets.
+        turns: counted turns of each contender.
+        windows: windows of a turn.
+    """
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         places = {name: Path(folder) / f"{number}" for number, name in enumerate(names)}
@@ -308,6 +344,11 @@ def watched(
     has ended.
 
     A process that runs when this is closed is ended. Raises SystemExit where the command fails.
+
+    Args:
+        arguments: those of `jaxlm`.
+        environment: the process's whole environment.
+        pause: seconds.
     """
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -347,6 +388,12 @@ def growth(turns: int) -> list[Row]:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draws what `growth` has measured: milliseconds and memory over each size.
+
+    Args:
+        rows: those of `growth`.
+        path: the picture's file.
+    """
     with figure(12, 5) as drawn:
         for column, name in enumerate(GROWTH):
             for line, (key, label) in enumerate((("ms", "ms/step"), ("peak_mib", "peak MiB"))):
@@ -367,6 +414,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
 
 def table(what: str, rows: Sequence[Row]) -> str:
+    """A section in Markdown.
+
+    Args:
+        what: the section's name.
+        rows: its rows.
+    """
     lines = [
         f"| {what} | preset | ms (min-max) | words/s | times the first | GFLOP/s | peak MiB |",
         "|" + "---|" * 7,

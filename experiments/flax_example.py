@@ -34,7 +34,14 @@ MODEL = partial(jaxlm.LSTM, embedding_size=200, hidden_sizes=(256, 200), tied=Tr
 
 @jax.jit
 def train_step(state, carry, window, key):
-    """One update; minimised are the nats summed over the steps and averaged over the rows."""
+    """One update; minimised are the nats summed over the steps and averaged over the rows.
+
+    Args:
+        state: parameters and optimiser.
+        carry: the recurrent state before the window; None: zeros.
+        window: token ids, [B, T + 1]: the inputs, and the targets one later.
+        key: of the dropout.
+    """
 
     def cost(params):
         rngs = {"dropout": jax.random.fold_in(key, state.step)}
@@ -50,6 +57,12 @@ def train_step(state, carry, window, key):
 def train(model, params, ids, epochs=EPOCHS):
     """Yields the state and the mean nats after each window; the carry is passed on within an
     epoch.
+
+    Args:
+        model: the Flax module.
+        params: its first parameters.
+        ids: the text as token ids, [N].
+        epochs: passes over the text.
     """
     rows = ids[: len(ids) // ROWS * ROWS].reshape(ROWS, -1)
     starts = range(0, rows.shape[1] - STEPS, STEPS)
@@ -67,7 +80,13 @@ def train(model, params, ids, epochs=EPOCHS):
 
 
 def perplexity(model, params, ids):
-    """exp of the mean nats of all tokens but the first, read as one stream."""
+    """exp of the mean nats of all tokens but the first, read as one stream.
+
+    Args:
+        model: the Flax module.
+        params: its parameters.
+        ids: the text as token ids, [N].
+    """
     score = jax.jit(partial(LanguageModel(model).apply, {"params": params}, deterministic=True))
     carry = None
     total = 0.0

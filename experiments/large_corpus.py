@@ -29,7 +29,12 @@ WINDOWS = 64  # in a turn
 
 
 def write_text(path: Path, tokens: int) -> None:
-    """Text of at least so many tokens; a sentence a line."""
+    """Text of at least so many tokens; a sentence a line.
+
+    Args:
+        path: the file to write.
+        tokens: at least so many.
+    """
     source = embedded.Generator(embedded.Size.of("embedded"))
     words = np.array([*("\n", *source.words[1:])], object)
     stream = 10

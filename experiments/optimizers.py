@@ -81,7 +81,12 @@ def table(found: Scores) -> str:
 
 
 def plot(found: Scores, path: Path) -> Path:
-    """Validation over the rate, each as a multiple of its optimiser's best."""
+    """Validation over the rate, each as a multiple of its optimiser's best.
+
+    Args:
+        found: {optimiser: {rate: (validation, test)}}.
+        path: the picture's file.
+    """
     with figure(7, 4) as drawn:
         axes = drawn.subplots()
         for name, scores in found.items():

@@ -21,7 +21,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxlm import preset
 from jaxlm.cli.ending import exit_code
@@ -33,18 +36,23 @@ Take = Callable[
 ]  # of a row, and of the next call's: tokens, and the row they begin with
 MEMBERS = 8
 
+# The makers import jaxlm's modules themselves: `benchmark.py --commits` runs this file with another
+# version of jaxlm, which needs to have the modules of the maker that is timed alone.
+
 
 def jaxlm(config: Config, tokens: np.ndarray) -> Run:
-    import jax.numpy as jnp
+    """jaxlm's step, with the text on the device.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+    """
 
     on_device = jnp.asarray(tokens)
     return _trained(config, len(tokens), lambda *_: (on_device, 0))
 
 
 def _trained(config: Config, rows: int, take: Take) -> Run:
-    import jax
-    import jax.numpy as jnp
-
     from jaxlm.runs.trainer import new_state
     from jaxlm.training.step import train_windows
 
@@ -87,7 +95,12 @@ def _in_calls(config: Config, rows: int, take: Take, call: Callable[[Any, Any, i
 
 
 def in_turn(config: Config, tokens: np.ndarray) -> Run:
-    """The members of a sweep as runs of their own, one after the other."""
+    """The members of a sweep as runs of their own, one after the other.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+    """
     runs = [jaxlm(config, tokens) for _ in range(MEMBERS)]
 
     def run(windows: int) -> None:
@@ -102,10 +115,13 @@ def one_program(
 ) -> Run:
     """The members of a sweep in one program, one after the other, as a sweep on a CPU trains them;
     or, vmapped, with operations that they share, as on an accelerator.
-    """
-    import jax
-    import jax.numpy as jnp
 
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+        size: members.
+        vmapped: whether the members share operations.
+    """
     from jaxlm.runs.trainer import new_state
     from jaxlm.training import members
 
@@ -128,6 +144,11 @@ def one_program(
 def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Run:
     """Windows of the prepared corpus that the config names, read from its file; or all of it in
     memory.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+        in_memory: whether the whole text is in memory.
     """
     from jaxlm.data.corpora import load_corpus
     from jaxlm.runs.loop import feed
@@ -145,6 +166,10 @@ def from_file(config: Config, tokens: np.ndarray, in_memory: bool = False) -> Ru
 def processes(config: Config, tokens: np.ndarray) -> Run:
     """A process a core, pinned to it, with its share of the members in one program, as a long sweep
     on a CPU has it.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
     """
     from jaxlm.sweeps.supervisor import cores, pin
 
@@ -172,10 +197,12 @@ def processes(config: Config, tokens: np.ndarray) -> Run:
 def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
     """Passes over as many tokens as a split of Penn Treebank has, as training validates and
     tests.
-    """
-    import jax
-    import jax.numpy as jnp
 
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+        split: whose length counts, `valid` or `test`.
+    """
     from jaxlm.runs.trainer import new_state
     from jaxlm.scoring.stream import stream_nats
 
@@ -194,9 +221,13 @@ def evaluation(config: Config, tokens: np.ndarray, split: str) -> Run:
 
 
 def flax(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
-    """Plain Flax; or with the one line that `jaxlm.linen` changes."""
-    import jax
-    import jax.numpy as jnp
+    """Plain Flax; or with the one line that `jaxlm.linen` changes.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+        ours: whether the cell is `jaxlm.linen`'s.
+    """
     from flax import linen as nn
 
     from jaxlm.linen import LSTM
@@ -225,8 +256,13 @@ def flax(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
 
 
 def nnx(config: Config, tokens: np.ndarray, ours: bool = False) -> Run:
-    """Plain Flax NNX; or with the one line that `jaxlm.nnx` changes."""
-    import jax.numpy as jnp
+    """Plain Flax NNX; or with the one line that `jaxlm.nnx` changes.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+        ours: whether the cell is `jaxlm.nnx`'s.
+    """
     from flax import nnx
 
     from jaxlm.nnx import LSTM
@@ -271,7 +307,6 @@ def _flax_run(
 
     `apply` is (params, tokens [T, B], carries) -> (logits [T, B, V], carries).
     """
-    import jax
     import optax
 
     optimiser = optax.chain(
@@ -303,6 +338,12 @@ def _flax_run(
 
 
 def pytorch(config: Config, tokens: np.ndarray) -> Run:
+    """The step in PyTorch.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+    """
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
@@ -340,6 +381,12 @@ def pytorch(config: Config, tokens: np.ndarray) -> Run:
 
 
 def tensorflow(config: Config, tokens: np.ndarray) -> Run:
+    """The step in TensorFlow 1's graph mode.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+    """
     import tensorflow as tf  # pyright: ignore
 
     tf1 = tf.compat.v1
@@ -403,9 +450,11 @@ def tensorflow(config: Config, tokens: np.ndarray) -> Run:
 def floor(config: Config, tokens: np.ndarray) -> Run:
     """The arithmetic of a step's matrix products (3 for the softmax, 3 for each layer) as one large
     product.
+
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
     """
-    import jax
-    import jax.numpy as jnp
 
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     rows = round(flops(config) / (2 * 2048**2))
@@ -423,11 +472,11 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
 def products(config: Config, tokens: np.ndarray) -> Run:
     """The same matrix products at the shapes that they have in the step, each written over its last
     result.
-    """
-    import jax
-    import jax.numpy as jnp
-    from jax import lax
 
+    Args:
+        config: its sizes, kinds and precision.
+        tokens: the text, [N // B, B] token ids.
+    """
     from jaxlm.ops.product import product
     from jaxlm.ops.softmax import chunking
 
@@ -479,7 +528,12 @@ def products(config: Config, tokens: np.ndarray) -> Run:
 
 
 def words(config: Config, maker: str = "jaxlm") -> int:
-    """The predictions in one window (of all members), or in one pass over a split."""
+    """The predictions in one window (of all members), or in one pass over a split.
+
+    Args:
+        config: its sizes, kinds and precision.
+        maker: a name of `MAKERS`.
+    """
     window = config.train.batch_size * config.train.bptt_length
     return EVALUATED.get(maker, window * MEMBERS if maker in SWEPT else window)
 
@@ -487,6 +541,10 @@ def words(config: Config, maker: str = "jaxlm") -> int:
 def flops(config: Config, maker: str = "jaxlm") -> int:
     """Multiplications and additions in the matrix products of one window, or of one pass over a
     split.
+
+    Args:
+        config: its sizes, kinds and precision.
+        maker: a name of `MAKERS`.
     """
     widths = (config.model.embedding_size, *config.model.hidden_sizes)
     of_input = config.model.gates

@@ -5,6 +5,10 @@
 
 `verify` believes nothing that it can compute. It refuses a record by sentences that begin with what
 is wrong, as in "another text: ...".
+
+A run that was resumed is refused too. Each session reads the test split at its end, and a log that
+is resumed from an earlier step no longer says so: whether the test was looked at before the run's
+end cannot be told from such a directory.
 """
 
 import json

@@ -85,6 +85,10 @@ def main() -> None:
 def torch_model(torch, lm: LanguageModel):
     """The model's parameters as PyTorch modules: an embedding, one nn.LSTM a layer, and a linear
     layer.
+
+    Args:
+        torch: the module PyTorch.
+        lm: the model to copy.
     """
 
     def loaded(module, **arrays):
@@ -108,6 +112,13 @@ def torch_model(torch, lm: LanguageModel):
 
 
 def torch_logits(model, ids, states):
+    """The logits after each word, and the layers' states after the last.
+
+    Args:
+        model: what `torch_model` returns.
+        ids: token ids of one row, [T, 1].
+        states: the state of each layer.
+    """
     embedding, layers, linear = model
     x = embedding(ids)
     new = []
@@ -123,6 +134,12 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
 
     With `beam` each row is first sorted into its most probable words, which by default are all of
     them.
+
+    Args:
+        torch: the module PyTorch.
+        model: what `torch_model` returns.
+        sentences: token ids, a list a sentence.
+        beam: whether the words of each row are sorted first.
     """
     functional = torch.nn.functional
 
@@ -156,7 +173,13 @@ def neural_complexity_loop(torch, model, sentences, beam: bool) -> list[tuple[fl
 
 
 def word_language_model_loop(torch, model, words: int) -> list[int]:
-    """One word drawn after the other, as its `generate.py` does it."""
+    """One word drawn after the other, as its `generate.py` does it.
+
+    Args:
+        torch: the module PyTorch.
+        model: what `torch_model` returns.
+        words: how many to draw.
+    """
     word = torch.randint(len(model[0].weight), (1, 1))
     states = [None] * len(model[1])
     found = []

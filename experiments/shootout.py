@@ -97,7 +97,12 @@ def above_zero(text: str) -> float:
 
 
 def text_and_preset(given: str, preset: str) -> tuple[str, str]:
-    """The parts of TEXT[:PRESET]; a path may have colons of its own."""
+    """The parts of TEXT[:PRESET]; a path may have colons of its own.
+
+    Args:
+        given: TEXT[:PRESET].
+        preset: the one where none is given.
+    """
     place, _, own = given.rpartition(":")
     is_path = own not in PRESETS and (Path(given).exists() or set(own) & set("./"))
     if place and not is_path:
@@ -114,6 +119,11 @@ def parameters_of(config: jaxlm.Config) -> int:
 def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
     """The config with a cell, whose one width brings its parameters nearest to a number; JaxlmError
     beyond 2%.
+
+    Args:
+        config: the text's config.
+        cell: a kind of model.
+        parameters: the number to come near to.
     """
 
     def of(width: int) -> jaxlm.Config:
@@ -143,6 +153,10 @@ def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
 def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float]:
     """How long compilation, and an epoch with its validation, take on this machine: by the median
     of three calls.
+
+    Args:
+        config: the run's config.
+        corpus: the text.
     """
     model = config.model
     counts = config.train
@@ -233,18 +247,33 @@ def shared_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def keep(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
+    """Writes a value as JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        value: anything that JSON can hold.
+    """
     with output(path) as file:
         file.write(json.dumps(value).encode())
 
 
 def epochs_of_trial(cell: Cell, share: float) -> int:
+    """The epochs of each trial of the search.
+
+    Args:
+        cell: the cell to tune.
+        share: a trial's part of the run's epochs.
+    """
     return max(1, round(share * cell.config.train.epochs))
 
 
 def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     """What --set says; else a preset's rates from a quarter to four times, and dropout of embedding
     and layers.
+
+    Args:
+        args: the parsed arguments.
+        config: the cell's config.
     """
     if args.set:
         space = with_settings({}, args.set)
@@ -269,6 +298,12 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
     already.
 
     Where no trial was trained to its end, the preset's own: no values.
+
+    Args:
+        cell: the cell to tune.
+        space: {field: space}, as `jaxlm sweep --set` takes it.
+        trials: points to try.
+        share: a trial's part of the run's epochs.
     """
     config = cell.config
     folder = cell.folder / "tuning"
@@ -293,7 +328,13 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
 
 
 def run(cell: Cell, point: dict[str, Any], seed: int) -> None:
-    """Trains a seed, and keeps its row beside its run; what a run that diverges has not is nan."""
+    """Trains a seed, and keeps its row beside its run; what a run that diverges has not is nan.
+
+    Args:
+        cell: the cell to train.
+        point: {field: value} of its best point.
+        seed: of the run.
+    """
     config = cell.config.replace(**point, seed=seed)
     folder = cell.folder / f"seed{seed}"
     row = folder.with_suffix(".json")
@@ -350,7 +391,12 @@ def points_of(run_dir: Path) -> list[Row]:
 
 
 def write_rows(rows: list[Row], path: Path) -> None:
-    """Writes rows as CSV, whole or not at all; what a row has not is empty."""
+    """Writes rows as CSV, whole or not at all; what a row has not is empty.
+
+    Args:
+        rows: a line each.
+        path: the file of CSV.
+    """
     text = io.StringIO()
     lines = csv.DictWriter(
         text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n"
@@ -411,6 +457,10 @@ def table(rows: list[Row]) -> str:
 def plot(rows: list[Row], path: Path) -> Path:
     """A panel a text and budget: a dot a seed, a bar for each cell's mean and standard
     deviation.
+
+    Args:
+        rows: a seed each.
+        path: the picture's file.
     """
     panels = [*dict.fromkeys((row["text"], row["minutes"]) for row in rows)]
     cells = [*dict.fromkeys(row["cell"] for row in rows)]

@@ -106,7 +106,12 @@ def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
 
 
 def command(preset: str, seed: int) -> list[str]:
-    """The arguments of `jaxlm` that train a rung."""
+    """The arguments of `jaxlm` that train a rung.
+
+    Args:
+        preset: the rung's name.
+        seed: of the run.
+    """
     return ["train", "--preset", preset, "--corpus", RUNGS[preset].corpus, "--seed", str(seed)]
 
 
@@ -198,6 +203,12 @@ def evaluated(
     seconds of the command.
 
     None where the command fails, which is said: the hours of the run are not lost with it.
+
+    Args:
+        place: the run's directory.
+        cache: words of the neural cache.
+        measure: of the rung: `perplexity` or `bits_per_character`.
+        environment: the process's whole environment.
     """
     words = [
         "evaluate",
@@ -230,7 +241,12 @@ def _rows(path: Path, kind: str) -> list[dict]:
 
 
 def add(record: Record, path: Path) -> None:
-    """Adds a line to the history."""
+    """Adds a line to the history.
+
+    Args:
+        record: a run's record.
+        path: the history, a file of CSV.
+    """
     with open(path, "a", newline="") as file:
         csv.writer(file, lineterminator="\n").writerow(record)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 import jaxlm
+from jaxlm.data.corpora import load_corpus
+from jaxlm.data.corpus import Corpus
 from jaxlm.runs import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,9 +30,17 @@ def flags(**fields: object) -> tuple[str, ...]:
     return tuple(text for pair in texts for text in pair)
 
 
-TINY = flags(corpus="embedded-tiny", hidden_sizes=8, embedding_size=4, batch_size=20, epochs=1)
+TINY = flags(
+    corpus="embedded-tiny",
+    hidden_sizes=8,
+    embedding_size=4,
+    batch_size=20,
+    epochs=1,
+)
+# An unoptimised softmax over all 500 words would be most of an epoch.
 FIELDS = dict(
     corpus="embedded-tiny",
+    vocab_size=100,
     embedding_size=8,
     hidden_sizes=(8, 6),
     batch_size=50,
@@ -46,6 +56,11 @@ FLAGS = flags(**FIELDS)
 CONFIG = jaxlm.preset("small").replace(**FIELDS)
 WINDOWS = 39  # in an epoch
 MAIN = "from jaxlm.__main__ import main; main()"
+
+
+def load_text() -> Corpus:
+    """The text of `CONFIG`, with the words that its model knows."""
+    return load_corpus(CONFIG.data.corpus, max_vocab=CONFIG.model.vocab_size)
 
 
 def start(*arguments: str | Path, code: str = MAIN, **options) -> subprocess.Popen:

@@ -15,8 +15,8 @@ from jaxlm.cli.verbs import VERBS
 FOLDER = ROOT / "experiments/cluster"
 # As `jaxlm` on the tasks' path: a small sweep, by flags that replace those of the file.
 SMALL = """#!/bin/sh
-case " $* " in *" --resume "*) more=;; *) more="--strategy random --trials 4 --epochs 1 --batch-size 20
---corpus embedded-tiny --hidden-sizes 8 --embedding-size 4";; esac
+case " $* " in *" --resume "*) more=;; *) more="--strategy random --trials 4 --epochs 1
+--batch-size 20 --corpus embedded-tiny --hidden-sizes 8 --embedding-size 4";; esac
 dir=$3; case " $* " in *" --resume "*) set -- sweep --run-dir "$dir" --resume --workers 1;; esac
 echo "$@" $more >> "$TOLD"
 exec {python} -m jaxlm "$@" $more

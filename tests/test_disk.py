@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import CONFIG, assert_same, kept, training, wait_for, windows
+from processes import CONFIG, assert_same, kept, load_text, training, wait_for, windows
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -18,7 +18,7 @@ from jaxlm.runs import checkpoint
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus("embedded-tiny")
+    return load_text()
 
 
 @pytest.fixture(scope="module")

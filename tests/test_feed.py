@@ -118,7 +118,7 @@ def test_a_file_that_is_shortened_in_use_is_refused_and_the_reader_ends(ids):
 def mapped(tmp_path_factory) -> Corpus:
     """The generated corpus with its ids in files, and equal in all else."""
     folder = tmp_path_factory.mktemp("mapped")
-    corpus = load_corpus("embedded-tiny")
+    corpus = processes.load_text()
     for split in SPLITS:
         getattr(corpus, split).astype("<u2").tofile(folder / split)
     return replace(corpus, **{split: np.memmap(folder / split, "<u2", "r") for split in SPLITS})
@@ -128,7 +128,7 @@ CONFIG = processes.CONFIG.replace(epochs=2, checkpoint_every=20)
 
 
 def test_a_mapped_corpus_trains_to_the_same_bytes_resumed_or_not(mapped, tmp_path):
-    jaxlm.train(CONFIG, load_corpus("embedded-tiny"), tmp_path / "memory", quiet=True)
+    jaxlm.train(CONFIG, processes.load_text(), tmp_path / "memory", quiet=True)
     reference = kept(tmp_path / "memory")
     jaxlm.train(CONFIG, mapped, tmp_path / "mapped", quiet=True)
     assert_same(tmp_path / "mapped", reference)
@@ -182,7 +182,8 @@ def test_the_command_prepares_and_names_the_next_command(text, tmp_path, capsys)
 
 def test_a_run_takes_the_options_that_its_corpus_was_prepared_with(text, tmp_path):
     corpus = prepare(text, tmp_path / "out", lowercase=True, min_count=2)
-    result = jaxlm.train(CONFIG.replace(corpus=str(tmp_path / "out")), steps=1, quiet=True)
+    config = CONFIG.replace(corpus=str(tmp_path / "out"), vocab_size=10_000)
+    result = jaxlm.train(config, steps=1, quiet=True)
     assert result.config.data.lowercase and result.config.data.min_count == 2
     assert result.config.model.vocab_size == len(corpus.vocab)
 
@@ -191,13 +192,11 @@ def test_a_run_takes_the_options_that_its_corpus_was_prepared_with(text, tmp_pat
 def test_a_prepared_corpus_is_trained_stopped_and_resumed_as_its_text_is(text, tmp_path):
     flags = [flag for flag in processes.FLAGS if flag not in ("--corpus", "embedded-tiny")]
     runs = {}
-    code, said = end(start("prepare", text, tmp_path / "my corpus", "--vocab-size", "150"))
+    code, said = end(start("prepare", text, tmp_path / "my corpus", "--vocab-size", "100"))
     assert code == 0 and f"jaxlm train --corpus '{tmp_path / 'my corpus'}'\n" in said, said
     for name, corpus in (("text", text), ("prepared", tmp_path / "my corpus")):
         runs[name] = tmp_path / name
-        process = start(
-            "train", "--run-dir", runs[name], "--vocab-size", "150", "--corpus", corpus, *flags
-        )
+        process = start("train", "--run-dir", runs[name], "--corpus", corpus, *flags)
         if name == "prepared":
             assert processes.wait_for(
                 lambda: processes.windows(runs["prepared"]) > WINDOWS + 5, process

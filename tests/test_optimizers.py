@@ -1,4 +1,7 @@
-"""optimizers/: SGD with momentum by hand; AdamW against optax's Adam and a decay written by hand. (Muon: test_muon.py.)"""
+"""optimizers/: SGD with momentum by hand; AdamW against optax's Adam and a decay by hand.
+
+Muon has a file of its own, test_muon.py.
+"""
 
 from typing import Any
 

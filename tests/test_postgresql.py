@@ -1,4 +1,4 @@
-"""Sweeps that share a real PostgreSQL: no trial lost when workers are killed and the server stops."""
+"""Sweeps that share a real PostgreSQL: no trial is lost when workers die and the server stops."""
 
 import os
 import shutil

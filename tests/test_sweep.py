@@ -27,7 +27,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from processes import wait_for
+from processes import flags, wait_for
 from rich.console import Console
 from test_parallel import on_devices
 
@@ -51,26 +51,27 @@ from jaxlm.sweeps.worker import Worker, group_size
 from jaxlm.training import members
 
 TINY = jaxlm.preset("small").replace(
-    hidden_sizes=(8,), embedding_size=4, batch_size=50, epochs=2, corpus="embedded-tiny"
+    corpus="embedded-tiny",
+    vocab_size=100,
+    hidden_sizes=(8,),
+    embedding_size=4,
+    batch_size=50,
+    epochs=2,
 )
-FLAGS = [
-    "--corpus",
-    "embedded-tiny",
-    "--hidden-sizes",
-    "8",
-    "--embedding-size",
-    "4",
-    "--batch-size",
-    "50",
-    "--epochs",
-    "2",
-]
+FLAGS = flags(
+    corpus="embedded-tiny",
+    vocab_size=100,
+    hidden_sizes=8,
+    embedding_size=4,
+    batch_size=50,
+    epochs=2,
+)
 ALONE: dict[str, Any] = {"size": None, "vmap": None, "workers": 1}  # how a process works on a sweep
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus("embedded-tiny")
+    return load_corpus(TINY.data.corpus, max_vocab=TINY.model.vocab_size)
 
 
 def windows_of(config, corpus, count: int):
@@ -258,7 +259,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
         np.std([trial.valid_perplexity for trial in point.members], ddof=1)
     )
     best = found.best
-    assert best in point.members and best.run_dir is not None
+    assert best is not None and best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
     said = capsys.readouterr().out
     assert found.command(best) in said and shlex.quote(f"--data-dir={tmp_path / 'my ptb'}") in said
@@ -410,14 +411,15 @@ def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypa
 
 
 def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
+    config = TINY.replace(vocab_size=10_000, epochs=1)  # all words: some are rarer than 3
     for field, values in {"learning_rate": [1.0], "min_count": [1, 3]}.items():
-        jaxlm.sweep(TINY.replace(epochs=1), {field: values}, run_dir=tmp_path / field, workers=1)
+        jaxlm.sweep(config, {field: values}, run_dir=tmp_path / field, workers=1)
         assert ("their perplexities do not compare" in capsys.readouterr().out) == (
             field == "min_count"
         )
     both = {"tokens": ["words", "characters"], "min_count": [1, 3]}
     jaxlm.sweep(
-        TINY.replace(epochs=1),
+        config,
         both,
         strategy="random",
         trials=1,
@@ -997,7 +999,7 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
 
 @pytest.mark.parametrize("vmapped", [False, True])
 def test_an_empty_slot_costs_no_window_where_members_follow_one_another(monkeypatch, vmapped):
-    group = MemberGroup(3, vmapped)
+    group: Any = MemberGroup(3, vmapped)
     run = SimpleNamespace(step=0, plan=WindowPlan(45, 20, 1), config=TINY)
     group.runs = [run, None, run]
     group._members = (None, None)
@@ -1008,13 +1010,13 @@ def test_an_empty_slot_costs_no_window_where_members_follow_one_another(monkeypa
         return states, None
 
     monkeypatch.setattr(members, "train_members", train_members)
-    group.train(np.zeros((45, 2), np.int32), 0, 2, 0)
+    group.train(jnp.zeros((45, 2), jnp.int32), 0, 2, 0)
     assert asked == ([2, 2, 2] if vmapped else [2, 0, 2])
 
 
 def test_workers_share_the_memory_for_groups(monkeypatch):
     large = jaxlm.preset("zaremba-large")
-    plan = Plan(large, read_space({"seed": [1]}, large), "random", 12, 1, False, {})
+    plan = Plan(large, read_space({"seed": [1]}, large), "random", 12, 1, "none", {})
     room = 1 << 30
     monkeypatch.setattr("jaxlm.runs.ram.available", lambda: room)
     while group_size(large, plan, 1) < 4:

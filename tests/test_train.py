@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,13 +18,14 @@ import pytest
 from processes import MILESTONES, WINDOWS, assert_same, kept
 
 import jaxlm
-from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
 from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import checkpoint, ram, state_arrays
+from jaxlm.runs import run as run_module
 from jaxlm.runs.directory import saved_record
-from jaxlm.runs.metrics import MetricsLog, read_metrics
+from jaxlm.runs.group import SingleGroup
+from jaxlm.runs.metrics import MetricsLog, read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.status import status
 from jaxlm.runs.trainer import new_state
@@ -34,7 +36,7 @@ CONFIG = processes.CONFIG.replace(checkpoint_every=20)
 
 @pytest.fixture(scope="module")
 def corpus():
-    return load_corpus("embedded-tiny")
+    return processes.load_text()
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,22 @@ def train(corpus, tmp_path):
         return jaxlm.train(config, given, folder, quiet=True, resume=folder.exists(), **options)
 
     return call
+
+
+def test_no_epoch_s_time_holds_a_validation(train, monkeypatch):
+    seconds = [0.0]
+    validate = SingleGroup.validate
+
+    def long_validation(group):
+        seconds[0] += 1000
+        return validate(group)
+
+    monkeypatch.setattr(SingleGroup, "validate", long_validation)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    result = train(CONFIG.replace(epochs=2, checkpoint_every=0))
+    assert result.run_dir
+    timing = read_timing(result.run_dir)
+    assert {epoch: row["seconds"] for epoch, row in timing.items()} == {1: 0, 2: 0}
 
 
 def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch):
