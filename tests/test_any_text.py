@@ -210,7 +210,7 @@ def test_a_prepared_text_tells_how_its_letters_are_composed(tmp_path):
     it.
     """
     path = file(tmp_path, TEXTS["emoji"])
-    options = {"tokens": "characters", "normalize": "nfc"}
+    options: dict[str, Any] = {"tokens": "characters", "normalize": "nfc"}
     composed = jaxlm.load_corpus(path, **options)
     assert jaxlm.prepare(path, tmp_path / "out", **options).sha256 == composed.sha256
     options["normalize"] = "none"

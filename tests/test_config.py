@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -469,7 +470,7 @@ def test_a_recipe_is_a_pytree_before_anything_else_is_imported():
 
 
 def test_a_changed_recipe_bears_what_is_changed_and_no_published_number():
-    published_of = SimpleNamespace(corpus={"name": "ptb"})
+    published_of: Any = SimpleNamespace(corpus={"name": "ptb"})
     small = preset("zaremba-small")
     # Seeds, the corpus, what is saved and the precision are of a run, not of its recipe.
     same = small.replace(seed=3, corpus="x", keep_last=9, vocab_size=500, compute_dtype="bfloat16")

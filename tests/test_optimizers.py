@@ -51,11 +51,11 @@ def test_adamw_decays_matrices_and_no_bias(model):
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_accumulates_gradients_with_nesterovs_momentum_and_without(nesterov):
     rule = BASE.replace(clip_norm=None, momentum=0.75, nesterov=nesterov, learning_rate=2.0)
-    ours = rule.optimizer.transformation(rule.model, RATE)
+    ours: Any = rule.optimizer.transformation(rule.model, RATE)
     params = {"bias": jnp.zeros(3)}
     state = ours.init(params)
     momentum = np.zeros(3)
-    for gradient in (np.float32([1, -2, 3]), np.float32([0.5, 1, -1])):
+    for gradient in np.array([[1, -2, 3], [0.5, 1, -1]], np.float32):
         grads = {"bias": jnp.asarray(gradient)}
         updates, state = ours.update(grads, state, params, grad_norm=jnp.ones(()))
         momentum = gradient + 0.75 * momentum

@@ -460,7 +460,7 @@ def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
 def test_each_window_draws_dropout_anew():
     reader = language_model(dropout=True).reader_of(protocol_of("mc", samples=2))
     window, carries = reader.start()
-    tokens = Tokens(IDS[:4], IDS[1:5], np.ones(4, bool))
+    tokens = Tokens(jnp.asarray(IDS[:4]), jnp.asarray(IDS[1:5]), jnp.ones(4, bool))
     first, after = reader.read((window, carries), tokens, Detail())
     second, _ = reader.read((window + 1, carries), tokens, Detail())
     assert after[0] == window + 1 and np.abs(first.nats - second.nats).max() > 1e-3

@@ -17,6 +17,7 @@ import jaxlm
 from jaxlm.errors import JaxlmError
 from jaxlm.sweeps.space import (
     Plan,
+    decoded,
     grid_point,
     grid_size,
     make_plan,
@@ -317,7 +318,7 @@ def test_any_text_is_a_space_or_one_sentence(name, text):
         assert len(str(error)) < 600
     else:
         for number in {0, size // 2, size - 1}:
-            TINY.replace(**{name: jaxlm.sweeps.space.decoded(grid_point(read, number))[name]})
+            TINY.replace(**{name: decoded(grid_point(read, number))[name]})
 
 
 @settings(max_examples=200)
