@@ -47,7 +47,6 @@ def jaxlm(config: Config, tokens: np.ndarray) -> Run:
         config: its sizes, kinds and precision.
         tokens: the text, [N // B, B] token ids.
     """
-
     on_device = jnp.asarray(tokens)
     return _trained(config, len(tokens), lambda *_: (on_device, 0))
 
@@ -455,7 +454,6 @@ def floor(config: Config, tokens: np.ndarray) -> Run:
         config: its sizes, kinds and precision.
         tokens: the text, [N // B, B] token ids.
     """
-
     product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
     rows = round(flops(config) / (2 * 2048**2))
     dtype = config.model.compute_dtype
