@@ -42,6 +42,7 @@ from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import ram
 from jaxlm.runs.group import MemberGroup
+from jaxlm.runs.loop import Observer, _end_call
 from jaxlm.runs.metrics import read_timing
 from jaxlm.runs.trainer import new_state, with_corpus
 from jaxlm.sweeps import supervisor
@@ -1012,6 +1013,22 @@ def test_an_empty_slot_costs_no_window_where_members_follow_one_another(monkeypa
     monkeypatch.setattr(members, "train_members", train_members)
     group.train(jnp.zeros((45, 2), jnp.int32), 0, 2, 0)
     assert asked == ([2, 2, 2] if vmapped else [2, 0, 2])
+
+
+def test_the_end_of_an_epoch_tells_whether_a_signal_asks_to_stop():
+    """Else a worker that stops would begin new trials."""
+    run = SimpleNamespace(index=0, step=4, finished=False, edge_after=lambda step: 4)
+    run.end_epoch = run.save = run.start_clock = lambda *_: None
+    group: Any = SimpleNamespace(runs=[run], validate=lambda: [2.0], state=lambda slot: None)
+    told = []
+
+    class Listening(Observer):
+        def epoch_ended(self, group, stopping):
+            told.append(stopping)
+
+    for signal_number in (None, 15):
+        _end_call(group, Listening(), signal_number)
+    assert told == [False, True]
 
 
 def test_workers_share_the_memory_for_groups(monkeypatch):
