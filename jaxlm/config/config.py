@@ -37,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = json.loads(
 MAY_CHANGE = {
     "train.epochs",
     "train.windows_per_call",
+    "train.baseline_order",
     "train.checkpoint_every",
     "train.keep_last",
     "train.keep_every",

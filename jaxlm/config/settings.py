@@ -51,6 +51,12 @@ class TrainConfig(Section):
         "seed of random lengths; apart from seed, so that members of a sweep read the same windows",
         high=2**32 - 1,
     )
+    baseline_order: int = count(
+        5,
+        "order of the n-gram model whose test stands beside the run's, where the text has at most "
+        "4 million tokens (0: none)",
+        high=12,
+    )
     epochs: int = count(15, "passes over the training split", "epochs")
     seed: int = count(0, "seed of the initial parameters and of dropout", high=2**32 - 1)
     windows_per_call: int = count(

@@ -16,6 +16,7 @@ from jaxlm.runs import ram
 from jaxlm.scoring.ngram_model import NgramModel
 
 MOST_ORDER = 12
+MOST_BASELINE_TOKENS = 4_000_000
 
 
 def ngram(
@@ -56,6 +57,22 @@ def ngram(
     if out is not None:
         folder.save(out, ngrams)
     return NgramModel.of(ngrams)
+
+
+def baseline(corpus: Corpus, order: int) -> float | None:
+    """The perplexity of test under an n-gram model of train.
+
+    Args:
+        corpus: The corpus.
+        order: The most tokens of an n-gram; 0 for none.
+
+    Returns:
+        The perplexity; None without an order, or where the text is too long to take seconds.
+    """
+    if order == 0 or len(corpus.train) > MOST_BASELINE_TOKENS:
+        return None
+    model = ngram(corpus, order)
+    return model.evaluate("test", corpus=corpus).perplexity
 
 
 def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:

@@ -29,6 +29,7 @@ from jaxlm.runs.group import Group, SingleGroup
 from jaxlm.runs.lock import lock
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.ngram_models import baseline
 from jaxlm.runs.profile import Profiler
 from jaxlm.runs.run import Run, floors
 from jaxlm.runs.state_arrays import new_state
@@ -407,11 +408,11 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
         valid = measure_text(epoch.valid_perplexity, tokens)
         rows.append((f"epoch {epoch.epoch}", f"train {epoch.train_measure(tokens)}  valid {valid}"))
     for which, perplexity in tests.items():
-        value = perplexity_text(perplexity)
-        if measure_name(tokens) != "perplexity":
-            bits = measure_text(perplexity, tokens)
-            value = f"{bits} {measure_name(tokens)} (perplexity {value})"
-        rows.append((f"test, {which} checkpoint", value))
+        rows.append((f"test, {which} checkpoint", _measure(perplexity, tokens)))
+    order = run.config.train.baseline_order
+    counted = baseline(run.corpus, order)
+    if counted is not None:
+        rows.append((f"test, {order}-gram model", _measure(counted, tokens)))
     comparable = run.comparable("test", tests["last"])
     measures = {name.removeprefix("test_"): value for name, value in comparable.items()}
     rows.append(("comparable with any tokens", comparable_text(measures)))
@@ -427,3 +428,11 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     return rows
+
+
+def _measure(perplexity: float, tokens: str) -> str:
+    """A perplexity as text; of characters and bytes behind bits a token."""
+    value = perplexity_text(perplexity)
+    if measure_name(tokens) == "perplexity":
+        return value
+    return f"{measure_text(perplexity, tokens)} {measure_name(tokens)} (perplexity {value})"
