@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import jaxlm
+from jaxlm.config.protocols import Interpolation
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS, UNK
 from jaxlm.errors import DataError, JaxlmError
@@ -21,6 +22,7 @@ from jaxlm.ngrams import arpa
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.kneser_ney import estimate
 from jaxlm.runs.ngram_models import ngram
+from jaxlm.scoring.interpolation import likeliest_weight
 from jaxlm.scoring.ngram_model import NgramModel
 
 RECORDED = json.loads(Path(__file__).with_name("golden").joinpath("kenlm.json").read_text())
@@ -226,3 +228,37 @@ def test_an_arpa_file_goes_out_and_in(folder, tmp_path):
     np.testing.assert_allclose(copy.surprisal(line).surprisal, expected, rtol=1e-4)
     again = jaxlm.load(tmp_path / "copy")
     np.testing.assert_allclose(again.surprisal(line).surprisal, expected, rtol=1e-4)
+
+
+def test_a_weight_by_expectation_maximisation_is_the_likeliest():
+    nats = np.random.default_rng(0).exponential(3, (2, 400))
+    p = np.exp(-nats)
+    best = likeliest_weight(nats[0], nats[1])
+    weights = np.linspace(0, 1, 101)
+    totals = [np.log((1 - weight) * p[0] + weight * p[1]).sum() for weight in (best, *weights)]
+    assert totals[0] == pytest.approx(max(totals), rel=1e-6)
+
+
+def test_interpolation_is_never_worse_on_valid_than_the_better_model(folder, tiny_run):
+    run, _ = tiny_run
+    model = jaxlm.load(run.run_dir)
+    corpus = load_corpus("embedded-tiny")
+    tuned = model.tune(Interpolation(with_=str(folder)), corpus=corpus)
+    alone = [tried for protocol, tried in tuned.tried if protocol.weight in (0, 1)]
+    assert len(alone) == 2 and tuned.valid <= min(alone)
+    assert 0 < tuned.protocol.weight < 1
+    words = ["the farmer lends the book"]
+    scores = [jaxlm.load(path).surprisal(words).surprisal for path in (run.run_dir, folder)]
+    weight = tuned.protocol.weight
+    expected = -np.log2((1 - weight) * 2 ** -scores[0] + weight * 2 ** -scores[1])
+    mixed = model.surprisal(words, protocol=tuned.protocol).surprisal
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4)
+
+
+def test_interpolation_needs_an_n_gram_model_of_the_same_vocabulary(folder, tiny_run, tmp_path):
+    model = jaxlm.load(tiny_run[0].run_dir)
+    with pytest.raises(JaxlmError, match="make one with `jaxlm ngram`"):
+        model.surprisal(["the"], protocol="interpolation")
+    ngram(load_corpus("embedded-tiny", max_vocab=50), 2, tmp_path / "other")
+    with pytest.raises(JaxlmError, match=r"the vocabulary of .* is not the run's"):
+        model.surprisal(["the"], protocol=Interpolation(with_=str(tmp_path / "other")))

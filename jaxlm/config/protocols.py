@@ -20,6 +20,7 @@ from jaxlm.fields import (
     number,
     setting_text,
     specs,
+    text,
 )
 from jaxlm.kinds import Kinds
 
@@ -70,6 +71,18 @@ class Cache(Plain):
     cache_chunk: int = count(
         5000, "tokens that pointer.py reads at a time (--compatibility awd-lstm)", "tokens", low=1
     )
+
+
+@PROTOCOLS.kind("interpolation")
+class Interpolation(Plain):
+    """The network interpolated with an n-gram model of the same tokens (`jaxlm ngram`)."""
+
+    # Tuning adds the weight that expectation maximisation finds on valid.
+    grid: ClassVar[Grid] = {"weight": (0.0, 1.0)}
+    weight: float = number(
+        0.2, "weight of the n-gram model; the network has the rest", low=0, high=1
+    )
+    with_: str = text("", "the directory of the n-gram model")
 
 
 @PROTOCOLS.kind("dynamic")

@@ -17,6 +17,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.protocols import (
     Cache,
     Dynamic,
+    Interpolation,
     MCDropout,
     Plain,
     Temperature,
@@ -35,6 +36,7 @@ from jaxlm.scoring import generation
 from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring, DynamicReader, gradient_statistics
 from jaxlm.scoring.evaluation import Evaluation, Tuned, check_converged, read_and_counted
 from jaxlm.scoring.generation import Text
+from jaxlm.scoring.interpolation import InterpolationReader, likeliest_weight
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.minimal_pairs import MinimalPairs, Pair, read_pairs, score_pairs
 from jaxlm.scoring.neural_cache import CacheReader
@@ -70,12 +72,12 @@ from jaxlm.scoring.surprisal import (
     surprisals,
 )
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
-from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
+from jaxlm.scoring.token_scores import NATS_ALONE, Detail, Network, Scoring, TokenScores
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 from jaxlm.units import comparable, perplexity
 
 # Protocols whose state depends on no setting: one pass scores a whole grid.
-READ_ONCE = Cache, Temperature
+READ_ONCE = Cache, Interpolation, Temperature
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -191,6 +193,8 @@ class LanguageModel:
         config = self.config
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
+        if isinstance(protocol, Interpolation):
+            return InterpolationReader.of(network, protocol, config.model, self.vocab)
         if isinstance(protocol, MCDropout):
             return MCReader.of(network, protocol, config.train.bptt_length)
         if not isinstance(protocol, Dynamic):
@@ -380,6 +384,8 @@ class LanguageModel:
         protocol = protocol_of(protocol)
         if grid is None:
             grid = protocol.grid
+        if isinstance(protocol, Interpolation) and grid == protocol.grid:
+            grid = {"weight": (*grid["weight"], self._likeliest_weight(protocol, source))}
         grid = {name: np.ravel(values).tolist() for name, values in grid.items()}
         if not grid or not all(grid.values()):
             kind = protocol.kind_name
@@ -418,6 +424,15 @@ class LanguageModel:
         tried = sorted(zip(protocols, perplexities, strict=True), key=rank)
         best, lowest = tried[0]
         return Tuned(best, lowest, tried, self._evaluated(source.test, test, best, source))
+
+    def _likeliest_weight(self, protocol: Interpolation, source: Corpus) -> float:
+        """The weight of the n-gram model that makes the valid split likeliest."""
+        ids, _ = read_and_counted(source.valid, f"{source.name} valid", protocol)
+        nats = []
+        for weight in protocol.grid["weight"]:
+            reader = self.reader_of(protocol_of(protocol, weight=weight))
+            nats.append(OneStream(reader, NATS_ALONE)([ids]).nats)
+        return likeliest_weight(*nats)
 
     def read(
         self,

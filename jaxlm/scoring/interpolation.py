@@ -1,0 +1,117 @@
+"""A network interpolated with an n-gram model (Jelinek and Mercer 1980).
+
+    p(w) = (1 - weight) p_network(w) + weight p_ngram(w)
+
+The weight that makes a text likeliest is found by expectation maximisation from the nats of both.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.config.protocols import Interpolation
+from jaxlm.data.vocab import Vocab
+from jaxlm.errors import JaxlmError
+from jaxlm.models.recurrent import Recurrent
+from jaxlm.ngrams import folder
+from jaxlm.scoring.ngram_network import NgramNetwork
+from jaxlm.scoring.reading import Reader
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, score_logits
+
+_ROUNDS = 100  # of expectation maximisation
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class InterpolationReader(Reader):
+    """Reads a text by a network and an n-gram model; its state is the carry and the context.
+
+    Attributes:
+        network: The network.
+        ngram: The n-gram model, of the same vocabulary.
+        protocol: The weight of the n-gram model.
+    """
+
+    network: Network
+    ngram: NgramNetwork
+    protocol: Interpolation
+
+    @classmethod
+    def of(
+        cls, network: Network, protocol: Interpolation, model: Recurrent, vocab: Vocab
+    ) -> "InterpolationReader":
+        """The reader of a protocol, whose n-gram model is loaded.
+
+        Args:
+            network: The network.
+            protocol: Names the n-gram model's directory.
+            model: The model section of the network's config.
+            vocab: The network's vocabulary.
+
+        Raises:
+            JaxlmError: There is no n-gram model, or its vocabulary is another.
+        """
+        if not protocol.with_ or not folder.is_ngram_folder(protocol.with_):
+            raise JaxlmError(
+                f"interpolation needs an n-gram model, and {protocol.with_ or 'none'!r} is none: "
+                "make one with `jaxlm ngram`, and name its directory with --with"
+            )
+        ngrams = folder.load(protocol.with_)
+        if ngrams.vocab.sha256 != vocab.sha256:
+            raise JaxlmError(
+                f"the vocabulary of {protocol.with_} is not the run's: make the n-gram model of "
+                "the run's own corpus, with the run's --vocab-size and --tokens"
+            )
+        return cls(network, NgramNetwork(ngrams.model, model), protocol)
+
+    def start_all(self, texts: int) -> Any:
+        """The carry and the context of B texts, as `Reader.start_all`."""
+        return self.network.carry(texts), self.ngram.carry(texts)
+
+    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+        """Reads one segment of B texts, as `Reader.read_all`."""
+        features, contexts, after = self._features(state, tokens)
+        own = jax.nn.log_softmax(self.network.logits(features))
+        mixed = self._mixed(own, self.ngram.logits(contexts))
+        rows = mixed.reshape(-1, mixed.shape[-1])
+        begins = self.network.begins
+        scores = score_logits(rows, tokens.targets.reshape(-1), detail, begins)
+        shape = tokens.targets.shape
+        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), scores), after
+
+    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
+        """The nats of one segment of B texts, as `Reader.nats_of_all`."""
+        features, contexts, after = self._features(state, tokens)
+        own = -self.network.token_nats(features, tokens.targets)
+        return -self._mixed(own, -self.ngram.token_nats(contexts, tokens.targets)), after
+
+    def _features(self, state: Any, tokens: Tokens) -> tuple[jax.Array, jax.Array, Any]:
+        carry, context = state
+        features, carry = self.network.features(tokens.inputs, carry)
+        contexts, context = self.ngram.features(tokens.inputs, context)
+        return features, contexts, (carry, context)
+
+    def _mixed(self, own: jax.Array, counted: jax.Array) -> jax.Array:
+        """The logarithm of the interpolated probability of two log probabilities."""
+        weight = self.protocol.weight
+        return jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(weight) + counted)
+
+
+def likeliest_weight(network_nats: np.ndarray, ngram_nats: np.ndarray) -> float:
+    """The weight of the n-gram model that makes a text likeliest.
+
+    Args:
+        network_nats: -log p of each token under the network `[N]`.
+        ngram_nats: The same under the n-gram model.
+
+    Returns:
+        A number from 0 to 1, by expectation maximisation from one half.
+    """
+    odds = np.exp(network_nats.astype(float) - ngram_nats)  # of the n-gram model
+    weight = 0.5
+    for _ in range(_ROUNDS):
+        weight = float(np.mean(weight * odds / (weight * odds + 1 - weight)))
+    return weight
