@@ -12,8 +12,9 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 import jaxlm
-from jaxlm.config.config import FIXED, KINDS
+from jaxlm.config.config import KINDS
 from jaxlm.config.protocols import PROTOCOLS
+from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.fields import Spec, setting_text, specs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +85,7 @@ def fields_page() -> str:
             own = set(specs(kind)) - shared
             if own:
                 parts.append(field_table(kind, own))
-    for section, kind in FIXED.items():
+    for section, kind in {"train": TrainConfig, "data": DataConfig}.items():
         parts += [f"## {section.capitalize()}", first_line(kind)]
         parts.append(field_table(kind, set(specs(kind))))
     return "\n\n".join(parts)

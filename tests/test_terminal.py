@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.terminal import printable, say
+from jaxlm.terminal import printable, say, scrubbed
 
 UNSAFE = "\x1b\x00\n\r\t\x7f\x9b\u2028\u2029\u202e\u2066\u2069\ud800\udcff"
 ANY_TEXT = st.text(st.characters() | st.sampled_from(UNSAFE))
@@ -104,3 +104,10 @@ say_written({path!r}, "written")
     assert (done.stderr == b"written\n") == (shown_by == "stderr")
     if shown_by == "stderr":
         assert (tmp_path / "out").read_bytes() == b"0123456789"
+
+
+def test_a_drivers_error_shows_no_password_however_it_is_quoted():
+    url = "postgresql://me:p%40ss@host/db?sslpassword=other"
+    error = f"cannot log in to {url} as me with 'p@ss' (p%40ss), or 'other'"
+    shown = "cannot log in to postgresql://me:***@host/db?sslpassword=*** as me with '***' (***)"
+    assert scrubbed(error, url) == f"{shown}, or '***'"
