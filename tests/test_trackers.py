@@ -173,13 +173,13 @@ def test_tensorboard_has_every_window_and_result_at_its_step(tmp_path):
         kept = log.sync()
     with (
         tracked("tensorboard", tmp_path, {}) as send,
-        opened(tmp_path, kept=kept, on_metrics=send) as log,
+        opened(tmp_path, prefix=kept, on_metrics=send) as log,
     ):
         log.windows(3, 2, [4], [4], [0.5])
         kept = log.sync()
     with (
         tracked("tensorboard", tmp_path, {}) as send,
-        opened(tmp_path, kept=kept, on_metrics=send) as log,
+        opened(tmp_path, prefix=kept, on_metrics=send) as log,
     ):
         log.result("test", checkpoint="last", test_perplexity=9.0)  # a finished run, tested again
     seen = events(tmp_path)
