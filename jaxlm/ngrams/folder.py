@@ -7,6 +7,7 @@ used, and nothing in a file is executed.
 """
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Ngrams:
 
 def is_ngram_folder(path: str | Path) -> bool:
     """Whether a directory holds an n-gram model."""
-    return Path(path, RECORD).is_file()
+    return os.path.isfile(Path(path, RECORD))  # False too for a name that no file can have
 
 
 def save(path: str | Path, ngrams: Ngrams) -> None:
