@@ -105,13 +105,13 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
     """
     try:
         record = json.loads((folder / "record.json").read_text())
-        found = list(_wrong_claims(record, folder, rungs))
-        if found:
-            return found
+        wrong = list(_wrong_claims(record, folder, rungs))
+        if wrong:
+            return wrong
         corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir)
         for seed in SEEDS:
-            found += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
-        return [*found, *_wrong_sessions(folder)]
+            wrong += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
+        return [*wrong, *_wrong_sessions(folder)]
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
 
@@ -169,9 +169,9 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
         yield f"an edited log or file: {damaged[0]}"
         return
     described = saved_record(run_dir)["corpus"]
-    for name, what in (("sha256", "text"), ("vocab_sha256", "vocabulary")):
-        if described.get(name) != named(corpus)[name]:
-            yield f"another {what}: its hash is not that of {record['corpus']}"
+    for name, described_by in (("text", "sha256"), ("vocabulary", "vocab_sha256")):
+        if described.get(described_by) != named(corpus)[described_by]:
+            yield f"another {name}: its hash is not that of {record['corpus']}"
     config = saved_config(run_dir)
     expected = jaxlm.preset(record["preset"]).replace(
         corpus=record["corpus"],
@@ -186,7 +186,7 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
     if not drew_params(run_dir):
         yield "a warm start: its parameters were not drawn from the seed"
     sessions = saved_record(run_dir)["sessions"]
-    if len(sessions) > 1:  # a resumed log has forgotten the test of a session that ended early
+    if len(sessions) > 1:
         yield f"a test peeked at: it was trained in {len(sessions)} sessions, each with an end"
     rows = read_metrics(run_dir)
     yield from _wrong_log(rows, config, corpus)
@@ -196,15 +196,16 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
 
 
 def _changed(expected: Any, actual: Any, name: str = "") -> list[str]:
-    """The fields in which two configs as JSON differ; what a preset is called is none."""
+    """The fields in which two configs as JSON differ; the preset's name is no field."""
     if isinstance(expected, dict) and isinstance(actual, dict):
-        return [
-            line
-            for key in sorted(expected.keys() | actual.keys() - {"sha256", "preset"})
-            if key not in ("sha256", "preset")
-            for line in _changed(expected.get(key), actual.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if expected == actual else [f"{name} {actual} in place of {expected}"]
+        lines = []
+        for key in sorted((expected.keys() | actual.keys()) - {"sha256", "preset"}):
+            path = f"{name}.{key}".strip(".")
+            lines += _changed(expected.get(key), actual.get(key), path)
+        return lines
+    if expected == actual:
+        return []
+    return [f"{name} {actual} in place of {expected}"]
 
 
 def _wrong_log(rows: list[dict], config: jaxlm.Config, corpus: Corpus) -> Iterator[str]:
@@ -291,9 +292,9 @@ def _wrong_results(
 
 def _wrong_sessions(folder: Path) -> Iterator[str]:
     """Whether all seeds were trained by one version on one kind of machine."""
-    told = []
+    machines = []
     for seed in SEEDS:
         for session in saved_record(folder / f"seed{seed}")["sessions"]:
-            told.append((session.get("versions"), session.get("platform")))
-    if any(one != told[0] for one in told):
+            machines.append((session.get("versions"), session.get("platform")))
+    if any(machine != machines[0] for machine in machines):
         yield "other machines or versions: the sessions of the seeds differ"

@@ -30,13 +30,7 @@ def flags(**fields: object) -> tuple[str, ...]:
     return tuple(text for pair in texts for text in pair)
 
 
-TINY = flags(
-    corpus="embedded-tiny",
-    hidden_sizes=8,
-    embedding_size=4,
-    batch_size=20,
-    epochs=1,
-)
+TINY = flags(corpus="embedded-tiny", hidden_sizes=8, embedding_size=4, batch_size=20, epochs=1)
 # An unoptimised softmax over all 500 words would be most of an epoch.
 FIELDS = dict(
     corpus="embedded-tiny",

@@ -273,7 +273,17 @@ def test_the_scripts_run(server, script, given, tmp_path):
 
 
 def test_the_script_that_sweeps_runs(server, tmp_path):
-    flags = [*TINY, "--clip-norm", "1", "--workers", "1", "--run-dir", tmp_path / "run"]
+    flags = [
+        *TINY,
+        "--vocab-size",
+        "100",
+        "--clip-norm",
+        "1",
+        "--workers",
+        "1",
+        "--run-dir",
+        tmp_path / "run",
+    ]
     out = run_script(server, "ptb_sweep.py", *flags)
     assert len(list((tmp_path / "run").glob("trials/*/config.json"))) == 4
     assert "best first" in out and "jaxlm train --preset small" in out

@@ -350,7 +350,7 @@ def test_checkpoints_kept_by_words_are_folders_in_it(tmp_path, monkeypatch):
         wanted = jaxlm.load(run, step).params
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
     export_model(run, "hub", tmp_path / "early", "15")
-    assert "| embedded-tiny test |" in (out / "README.md").read_text()
+    assert "| embedded-tiny+max_vocab=100 test |" in (out / "README.md").read_text()
     assert "None were measured for these parameters" in (tmp_path / "early/README.md").read_text()
     monkeypatch.setattr(export_hub, "_revision", lambda words: "/" if words == 45_000 else "chck")
     with pytest.raises(ValueError, match="name of an entry"):

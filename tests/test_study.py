@@ -33,7 +33,12 @@ from jaxlm.sweeps.worker import Worker
 from jaxlm.terminal import scrubbed, without_password
 
 TINY = jaxlm.preset("small").replace(
-    hidden_sizes=(8,), embedding_size=4, batch_size=20, epochs=2, corpus="embedded-tiny"
+    corpus="embedded-tiny",
+    vocab_size=100,
+    hidden_sizes=(8,),
+    embedding_size=4,
+    batch_size=20,
+    epochs=2,
 )
 PLAN = make_plan(TINY, {"learning_rate": [0.5, 1.0, 2.0]}, "grid", None, 1, None, {"name": "x"})
 NAN = float("nan")
