@@ -377,8 +377,8 @@ def test_a_run_of_any_config_has_its_usual_place_in_runs(calls):
 
 def test_a_verb_is_one_function_and_a_row(monkeypatch):
     @command(
-        argument("number", type=whole(1)),
-        argument("--by", type=whole(1), default=2),
+        argument("number", type=whole(1), metavar="N", help="a number"),
+        argument("--by", type=whole(1), default=2, metavar="N", help="times how many"),
     )
     def times_it(args):
         say(args.number * args.by)
