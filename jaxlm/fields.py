@@ -182,7 +182,8 @@ class Section:
     kind_name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, value in _plain_values(self).items():
+        # Numbers of a traced recipe are arrays, which are neither read nor changed here.
+        for name, value in _plain_values(self, keep_arrays=True).items():
             object.__setattr__(self, name, value)
         _check_relations(self)
 
@@ -191,7 +192,7 @@ class Section:
 
 
 def checked(section: Any) -> Any:
-    """Checks the fields of a dataclass that is no `Section`.
+    """Checks the fields of a dataclass, and makes scalars of arrays plain.
 
     Args:
         section: A dataclass whose fields are declared by the functions above.
@@ -228,11 +229,13 @@ def checked_value(name: str, value: Any, kind: type, **limits: Any) -> Any:
     return _checked_value(name, Spec(kind, "", **limits), value)
 
 
-def _plain_values(section: Any) -> dict[str, Any]:
+def _plain_values(section: Any, keep_arrays: bool = False) -> dict[str, Any]:
     """The values that plain Python writes in another way, by field. Raises JaxlmError."""
     plain = {}
     for name, spec in specs(type(section)).items():
         given = getattr(section, name)
+        if keep_arrays and spec.type is float and hasattr(given, "shape"):
+            continue
         value = _checked_value(name.rstrip("_"), spec, given)
         if value is not given:
             plain[name] = value

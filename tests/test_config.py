@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -578,3 +579,10 @@ def test_what_a_field_needs_and_excludes_is_held(kind, name, spec):
         both = given | {other: allowed_value(every[other])}
         with pytest.raises(JaxlmError, match=f"{name} and {other} exclude each other"):
             kind(**both)
+
+
+def test_a_traced_section_keeps_its_arrays_and_a_config_makes_them_plain():
+    model = jax.tree.map(jax.numpy.float32, preset("zaremba-small").model)
+    changed = replace(model, compute_dtype="bfloat16")
+    assert changed.init_scale is model.init_scale
+    assert type(Config(model=changed).model.init_scale) is float

@@ -11,7 +11,7 @@ import jax
 import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, checked_value, either, nearest, setting_text, shown, specs
+from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
 from jaxlm.kinds import Kinds
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import MODELS, Recurrent
@@ -99,6 +99,8 @@ class Config:
             section = getattr(self, slot)
             if type(section) not in kinds.values():
                 object.__setattr__(self, slot, _kind_named(slot, slot, section)())
+            elif any(hasattr(value, "shape") for value in vars(section).values()):
+                object.__setattr__(self, slot, checked(section))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             raise JaxlmError(
                 f"nonmonotone {self.optimizer.averages_after} of the optimizer and the schedule "

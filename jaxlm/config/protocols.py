@@ -44,14 +44,6 @@ class Plain(Section):
         """Checks nothing, since recordings of codes have other values: `protocol_of` checks."""
 
 
-@PROTOCOLS.kind("temperature")
-class Temperature(Plain):
-    """The softmax at another temperature: p^(1 / temperature), normalised (arXiv:1706.04599)."""
-
-    grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
-    temperature: float = number(1.0, "divides the logits", low=1e-6)
-
-
 @PROTOCOLS.kind("cache")
 class Cache(Plain):
     """Neural cache: recent words after similar features are likelier (arXiv:1612.04426)."""
@@ -141,6 +133,14 @@ class Dynamic(Plain):
         if self.rule == "sgd":
             return self.SGD_GRID
         return self.RMS_GRID
+
+
+@PROTOCOLS.kind("temperature")
+class Temperature(Plain):
+    """The softmax at another temperature: p^(1 / temperature), normalised (arXiv:1706.04599)."""
+
+    grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
+    temperature: float = number(1.0, "divides the logits", low=1e-6)
 
 
 @PROTOCOLS.kind("mc")
