@@ -46,6 +46,7 @@ _NAMES = {  # the public names that each module defines
         "MinLSTM",
     ),
     "jaxlm.models.mogrifier": ("Mogrifier",),
+    "jaxlm.models.rlstm": ("RLSTM",),
     "jaxlm.models.stack": ("init_params",),
     "jaxlm.models.xlstm": (
         "MLSTM",

@@ -26,6 +26,7 @@ from jaxlm.models.lstm import LSTM as LSTM
 from jaxlm.models.mingru import MinGRU as MinGRU
 from jaxlm.models.mingru import MinLSTM as MinLSTM
 from jaxlm.models.mogrifier import Mogrifier as Mogrifier
+from jaxlm.models.rlstm import RLSTM as RLSTM
 from jaxlm.models.stack import init_params as init_params
 from jaxlm.models.xlstm import MLSTM as MLSTM
 from jaxlm.models.xlstm import SLSTM as SLSTM

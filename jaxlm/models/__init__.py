@@ -3,4 +3,4 @@
 Each file listed here adds its kinds to the table MODELS, in the order of help.
 """
 
-from jaxlm.models import lstm, gru, mingru, mogrifier, hawk, hgrn2, xlstm, gated_deltanet  # noqa: F401, I001
+from jaxlm.models import lstm, gru, mingru, mogrifier, rlstm, hawk, hgrn2, xlstm, gated_deltanet  # noqa: F401, I001

@@ -75,14 +75,7 @@ class Mogrifier(Recurrent):
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         super().check()
-        widths = (self.embedding_size, *self.hidden_sizes)
-        if self.rank > min(widths):
-            name = "embedding_size" if self.embedding_size == min(widths) else "hidden_sizes"
-            found = f"rank is {self.rank}, and {name} has {min(widths)}"
-            raise JaxlmError(
-                f"rank must be at most the width of what a round gates: {found}; rank 0 is full "
-                "matrices"
-            )
+        check_rank(self, self.rank)
 
     def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
         """A layer's fresh parameters."""
@@ -91,14 +84,10 @@ class Mogrifier(Recurrent):
         size = self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
         bias = sum(torch_biases(key, scale, size) if self.torch_init else (), bias)
-        rounds = [
-            _init_round(one, scale, self.rank, *((inputs, width) if place % 2 else (width, inputs)))
-            for place, one in enumerate(keys)
-        ]
         found = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,
-            "rounds": rounds,
+            "rounds": _init_rounds(keys, scale, self.rank, inputs, width),
         }
         if self.layer_norm:
             ones = jnp.ones(size)
@@ -124,7 +113,7 @@ class Mogrifier(Recurrent):
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         limits = Limits(
             self.cell_clip,
-            _scaled(noise.kept, self.keep_state),
+            scale_of_mask(noise.kept, self.keep_state),
             self.update_scale(noise.updated),
             length,
         )
@@ -134,7 +123,55 @@ class Mogrifier(Recurrent):
         self, updated: Bool[Array, "B H"] | None
     ) -> Float[Array, "B H"] | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
-        return _scaled(updated, self.keep_update)
+        return scale_of_mask(updated, self.keep_update)
+
+
+def check_rank(model: Recurrent, rank: int) -> None:
+    """Checks the rank of the matrices of rounds.
+
+    Args:
+        model: The model.
+        rank: The rank; 0 for full matrices.
+
+    Raises:
+        JaxlmError: The rank is larger than what a round gates is wide.
+    """
+    widths = (model.embedding_size, *model.hidden_sizes)
+    if rank > min(widths):
+        name = "embedding_size" if model.embedding_size == min(widths) else "hidden_sizes"
+        raise JaxlmError(
+            f"rank must be at most the width of what a round gates: rank is {rank}, and {name} has "
+            f"{min(widths)}; rank 0 is full matrices"
+        )
+
+
+def init_rounds(
+    key: PRNGKeyArray, scale: Scalar | float, rounds: int, rank: int, inputs: int, width: int
+) -> list[Params]:
+    """Fresh weights of the rounds of a layer.
+
+    Args:
+        key: The key of all rounds.
+        scale: Half the width of their distribution, were their matrices full.
+        rounds: How many there are.
+        rank: Rank of their matrices; 0 for full ones.
+        inputs: E.
+        width: H.
+    """
+    return _init_rounds(
+        list(jax.random.split(key, rounds)) if rounds else [], scale, rank, inputs, width
+    )
+
+
+def _init_rounds(
+    keys: list[PRNGKeyArray], scale: Scalar | float, rank: int, inputs: int, width: int
+) -> list[Params]:
+    """The rounds of a layer, one a key: even ones gate the input, odd ones the state."""
+    rounds = []
+    for place, key in enumerate(keys):
+        shape = (inputs, width) if place % 2 else (width, inputs)
+        rounds.append(_init_round(key, scale, rank, *shape))
+    return rounds
 
 
 def _init_round(
@@ -150,10 +187,15 @@ def _init_round(
     return {"left": left, "right": right, "bias": jnp.zeros(outputs)}
 
 
-def _scaled(
+def scale_of_mask(
     kept: Bool[Array, "B H"] | None, keep: Scalar | float | None
 ) -> Float[Array, "B H"] | None:
-    """What a mask multiplies by: 1 / keep where a unit is kept, else 0."""
+    """What a mask multiplies by: 1 / keep where a unit is kept, else 0; None: nothing.
+
+    Args:
+        kept: The mask.
+        keep: The probability that a unit is kept.
+    """
     if kept is None or keep is None:
         return None
     return jnp.where(kept, 1 / keep, 0)

@@ -4,6 +4,7 @@ A kind is one file beside this one. Letters: `T` steps, `B` batch, `E` input wid
 width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -39,11 +40,13 @@ class Recurrent(Section):
 
     Attributes:
         gates: Matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon.
+        kernel_gates: The same of kernels that have another number of them, by name.
         head_units: The fewest units of a head; 2 where it is normalised.
         drops_output_words: Whether a word that is dropped as an input is no output either.
     """
 
     gates: ClassVar[int]
+    kernel_gates: ClassVar[Mapping[str, int]] = {}
     head_units: ClassVar[int] = 1
     drops_output_words: ClassVar[bool] = False
     vocab_size: int = count(

@@ -128,15 +128,7 @@ def _cell(
     h = state.h
     if limits.state is not None:
         h = h * limits.state
-    for place, biases in enumerate(others["rounds"]):
-        scores = x if place % 2 else h
-        for name in ("full",) if "full" in biases else ("left", "right"):
-            scores = linear(f"{place} {name}", scores)
-        gate = 2 * sigmoid(scores + biases[name])
-        if place % 2:
-            h = h * gate
-        else:
-            x = x * gate
+    x, h = after_rounds(linear, x, h, others["rounds"])
     if others["rounds"]:
         x = _from_input(linear, x, others)
     z = linear("state", h)
@@ -164,6 +156,51 @@ def _cell(
     return LSTMState(c, h), h
 
 
+def after_rounds(
+    linear: LinearMap, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
+) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
+    """Input and state, after they have gated each other in turns.
+
+    Args:
+        linear: Multiplies by a matrix of `split_rounds`.
+        x: The input.
+        h: The state.
+        rounds: The biases of `split_rounds`.
+
+    Returns:
+        The gated input and state.
+    """
+    for place, biases in enumerate(rounds):
+        scores = x if place % 2 else h
+        for name in ("full",) if "full" in biases else ("left", "right"):
+            scores = linear(f"{place} {name}", scores)
+        gate = 2 * sigmoid(scores + biases[name])
+        if place % 2:
+            h = h * gate
+        else:
+            x = x * gate
+    return x, h
+
+
+def split_rounds(rounds: list[Weights]) -> tuple[Matrices, list[Weights]]:
+    """The matrices of rounds by name, and their biases.
+
+    The bias of a round has the name of the matrix whose product it is added to.
+
+    Args:
+        rounds: Of each round `bias`, and `full`, or `left` and `right`.
+    """
+    matrices = {}
+    biases = []
+    for place, weights_of_round in enumerate(rounds):
+        for name, matrix in weights_of_round.items():
+            if name != "bias":
+                matrices[f"{place} {name}"] = matrix
+        last = "full" if "full" in weights_of_round else "right"
+        biases.append({last: weights_of_round["bias"]})
+    return matrices, biases
+
+
 def _from_input(linear: LinearMap, x: Array, others: Weights) -> Array:
     """The input's part of the gates, with the bias, of x [*rows, E]."""
     z = linear("input", x)
@@ -173,17 +210,8 @@ def _from_input(linear: LinearMap, x: Array, others: Weights) -> Array:
 
 
 def _split_matrices(weights: Weights, inputs: int) -> tuple[Matrices, Weights]:
-    """The matrices by name, and all other weights.
-
-    The bias of a round has the name of the matrix whose product it is added to.
-    """
+    """The matrices by name, and all other weights."""
     of_input, of_state = jnp.split(weights["kernel"], [inputs])
-    matrices = {"input": of_input, "state": of_state}
-    rounds = []
-    for place, weights_of_round in enumerate(weights["rounds"]):
-        for name, matrix in weights_of_round.items():
-            if name != "bias":
-                matrices[f"{place} {name}"] = matrix
-        last = "full" if "full" in weights_of_round else "right"
-        rounds.append({last: weights_of_round["bias"]})
+    of_rounds, rounds = split_rounds(weights["rounds"])
+    matrices = {"input": of_input, "state": of_state, **of_rounds}
     return matrices, {"bias": weights["bias"], "rounds": rounds, "norms": weights.get("norms")}

@@ -64,16 +64,19 @@ class Muon(Adaptive):
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
         """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
 
-        def orthogonal(kernel: jax.Array) -> jax.Array:
+        def orthogonal(path: Any, kernel: jax.Array) -> jax.Array:
+            count = model.kernel_gates.get(path[-1].key, model.gates)
             gates = orthogonalized(
-                jnp.stack(jnp.split(kernel, model.gates, 1)),
+                jnp.stack(jnp.split(kernel, count, 1)),
                 self.newton_schulz_steps,
                 model.compute_dtype,
                 self.newton_schulz_rule,
             )
             return jnp.concatenate(list(gates), 1)
 
-        return optax.stateless(lambda updates, _: jax.tree.map(orthogonal, updates))
+        return optax.stateless(
+            lambda updates, _: jax.tree_util.tree_map_with_path(orthogonal, updates)
+        )
 
 
 def _label(path: Any, leaf: jax.Array) -> str:

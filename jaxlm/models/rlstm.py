@@ -1,0 +1,95 @@
+"""The RLSTM (Melis 2022, arXiv:2211.01848), with or without the Mogrifier's rounds.
+
+A layer's parameters are those of `ops/rlstm.py`.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlm.fields import count, number
+from jaxlm.models.lstm import LSTM
+from jaxlm.models.mogrifier import check_rank, init_rounds, scale_of_mask
+from jaxlm.models.recurrent import (
+    MODELS,
+    CellNoise,
+    Params,
+    Recurrent,
+    state_dropout,
+    torch_biases,
+    uniform,
+    weight_drop,
+)
+from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.rlstm import rlstm
+from jaxlm.ops.scans import Length, Units
+
+
+@MODELS.kind("rlstm")
+class RLSTM(Recurrent):
+    """LSTM whose forget gate reads the update and whose output gate the cell (arXiv:2211.01848)."""
+
+    gates: ClassVar[int] = 3
+    kernel_gates: ClassVar[Mapping[str, int]] = {
+        "kernel": 2,
+        "update_kernel": 1,
+        "cell_kernel": 1,
+    }
+    rounds: int = count(
+        0,
+        "how often input and state gate each other, the input first (0: not)",
+        "rounds",
+        high=100,  # tracing more takes minutes
+    )
+    rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
+    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
+    longest_memory: float | None = number(
+        None,
+        "T_max of chrono initialisation: forget gates' biases begin at ln U(1, T_max - 1) (none: at "
+        "forget_bias; arXiv:1804.11188)",
+        "steps",
+        above=2,
+    )
+    keep_recurrent_weights: float | None = weight_drop()
+    keep_state: float | None = state_dropout()
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+        super().check()
+        check_rank(self, self.rank)
+
+    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+        """A layer's fresh parameters, as `Recurrent.init_layer` says."""
+        keys = jax.random.split(key, 6)
+        scale = self.layer_scale(width)
+        bias = jnp.zeros(4 * width)
+        if self.torch_init:
+            bias = sum(torch_biases(key, scale, 4 * width), bias)
+        forget = jnp.full(width, self.forget_bias)
+        if self.longest_memory is not None:
+            forget = jnp.log(1 + jax.random.uniform(keys[5], (width,)) * (self.longest_memory - 2))
+        return {
+            "kernel": uniform(keys[0], scale, inputs, 2 * width),
+            "recurrent_kernel": uniform(keys[1], scale, width, 3 * width),
+            "update_kernel": uniform(keys[2], scale, width, width),
+            "cell_kernel": uniform(keys[3], scale, width, width),
+            "bias": bias.at[2 * width : 3 * width].add(forget),
+            "rounds": init_rounds(keys[4], scale, self.rounds, self.rank, inputs, width),
+        }
+
+    zero_state = LSTM.zero_state
+
+    def apply_layer(
+        self,
+        params: Params,
+        x: Float[Array, "T B E"],
+        state: LSTMState,
+        noise: CellNoise,
+        length: Length,
+    ) -> tuple[Units, LSTMState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
+        scale = scale_of_mask(noise.kept, self.keep_state)
+        return rlstm(x, params, state, 1.0 if scale is None else scale, length)

@@ -1,0 +1,83 @@
+"""The RLSTM: its equations in float64 by a loop of NumPy, its fast twin, its initialisation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.ops.lstm import LSTMState
+from jaxlm.ops.rlstm import rlstm, rlstm_reference
+
+T, B, E, H = 6, 3, 5, 4
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def written_out(x, p: dict[str, Any], c, h, scale) -> tuple[np.ndarray, np.ndarray]:
+    """The thesis's equations, one step after the other: every h, and the last c."""
+    W_i, W_j = np.split(p["kernel"], 2, 1)
+    U_i, U_j, U_f = np.split(p["recurrent_kernel"], 3, 1)
+    b_i, b_j, b_f, b_o = np.split(p["bias"], 4)
+    outputs = []
+    for x_t in x:
+        s = h * scale
+        for place, weights in enumerate(p["rounds"]):
+            if place % 2 == 0:
+                x_t = 2 * sigmoid(s @ weights["full"] + weights["bias"]) * x_t
+            else:
+                s = 2 * sigmoid(x_t @ weights["full"] + weights["bias"]) * s
+        i = sigmoid(x_t @ W_i + s @ U_i + b_i)
+        j = np.tanh(x_t @ W_j + s @ U_j + b_j)
+        f = sigmoid((i * j) @ p["update_kernel"] + s @ U_f + b_f)
+        c = f * c + np.minimum(i, 1 - f) * j
+        h = sigmoid((c * scale) @ p["cell_kernel"] + b_o) * np.tanh(c)
+        outputs.append(h)
+    return np.stack(outputs), c
+
+
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_layer_follows_the_equations(rounds):
+    rng = np.random.default_rng(rounds)
+    model = jaxlm.RLSTM(rounds=rounds, init_scale=0.9)
+    params = jax.tree.map(np.float64, model.init_layer(jax.random.key(1), E, H))
+    x, c, h = rng.normal(size=(T, B, E)), rng.normal(size=(B, H)), rng.normal(size=(B, H))
+    scale = rng.integers(0, 2, (B, H)) * 1.5
+    expected, last = written_out(x, params, c, h, scale)
+    with jax.enable_x64(True):
+        for op in (rlstm, rlstm_reference):
+            y, state = op(jnp.asarray(x), params, LSTMState(jnp.asarray(c), jnp.asarray(h)), scale)
+            np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(state.c, last, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_fast_twin_has_the_gradients_of_the_plain_one(rounds):
+    model = jaxlm.RLSTM(rounds=rounds, init_scale=0.5)
+    params = model.init_layer(jax.random.key(1), E, H)
+    x = jax.random.normal(jax.random.key(2), (T, B, E))
+    state = LSTMState(jnp.ones((B, H)) / 2, jnp.ones((B, H)) / 3)
+
+    def loss(op):
+        def of(params, x, state):
+            y, last = op(x, params, state, 1.0, 4)
+            return (y[:4] ** 2).sum() + (last.c * last.h).sum()
+
+        return jax.grad(of, (0, 1, 2))(params, x, state)
+
+    pairs = zip(*map(jax.tree.leaves, map(loss, (rlstm, rlstm_reference))), strict=True)
+    for fast, plain in pairs:
+        np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_chrono_initialisation_spreads_the_time_scales():
+    model = jaxlm.RLSTM(longest_memory=100.0)
+    params = model.init_layer(jax.random.key(0), 8, 2000)
+    forget = np.asarray(params["bias"][4000:6000])
+    assert forget.min() >= 0 and forget.max() <= np.log(99)
+    assert np.mean(np.exp(forget)) == pytest.approx(50, abs=3)
+    assert not np.any(params["bias"][:4000]) and not np.any(params["bias"][6000:])
