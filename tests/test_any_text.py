@@ -199,7 +199,7 @@ def test_a_small_text_has_as_many_pieces_as_it_allows(tmp_path, german):
     count = len(corpus.vocab)
     assert 256 < count < 8000
     assert f"subwords: {count:,} pieces, the most that this text allows" in corpus.notes[-1]
-    again = reload_corpus(DataConfig(str(german), **corpus.options), corpus.vocab)
+    again = reload_corpus(german, corpus.vocab, **corpus.options)
     assert again.sha256 == corpus.sha256 and again.options["pieces"] is None
     with pytest.raises(DataError, match=f"at most {count}"):
         jaxlm.load_corpus(german, tokens="subwords", pieces=count + 1)
@@ -296,7 +296,7 @@ def test_subwords_of_a_run_are_not_found_anew(tmp_path):
     given: dict[str, Any] = {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))}
     corpus = jaxlm.load_corpus("embedded-tiny", **given)
     Path(given["tokenizer_file"]).unlink()
-    again = reload_corpus(DataConfig("embedded-tiny", **given), corpus.vocab)
+    again = reload_corpus("embedded-tiny", corpus.vocab, **given)
     assert (again.sha256, again.name) == (corpus.sha256, corpus.name)
 
 
@@ -348,7 +348,7 @@ def test_a_text_in_a_given_vocabulary_is_found_again(tmp_path, monkeypatch):
     given = jaxlm.load_corpus(file(tmp_path, "abcd\n" * 99, "a"), tokens="characters").vocab
     data = DataConfig(str(file(tmp_path, "abc\n" * 98 + "abd\n" * 2, "b")), tokens="characters")
     corpus = jaxlm.load_corpus(data.corpus, vocab=given, max_vocab=len(given), **data.options)
-    again = reload_corpus(data, given)
+    again = reload_corpus(data.corpus, given, **data.options)
     assert (again.sha256, again.name, again.vocab) == (corpus.sha256, corpus.name, given)
     assert len(list((tmp_path / "cache/texts").glob("*-b"))) == 1
 
@@ -389,13 +389,13 @@ def test_subwords_are_read_from_the_cache_again(tmp_path, german, given, monkeyp
     data = DataConfig(str(german), tokens="subwords", pieces=300, tokenizer_file=str(model or ""))
     corpus = jaxlm.load_corpus(data.corpus, max_vocab=10_000, **data.options)
     again = [
-        reload_corpus(data, corpus.vocab),
+        reload_corpus(data.corpus, corpus.vocab, **data.options),
         jaxlm.load_corpus(german, vocab=corpus.vocab, **data.options),
     ]
     assert len(list((tmp_path / "cache/texts").glob("*-text"))) == 1
     if model:
         model.unlink()
-        again.append(reload_corpus(data, corpus.vocab))
+        again.append(reload_corpus(data.corpus, corpus.vocab, **data.options))
     for found in again:
         assert isinstance(found.train, np.memmap) and found.options == data.options
         assert (found.sha256, found.name, found.spec) == (corpus.sha256, corpus.name, corpus.spec)

@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jaxlm.config.settings import DataConfig
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder
@@ -85,22 +84,27 @@ def load_corpus(
         return replace(corpus, notes=(note,))
 
 
-def reload_corpus(data: DataConfig, vocab: Vocab, data_dir: str | Path | None = None) -> Corpus:
+def reload_corpus(
+    spec: str | Path,
+    vocab: Vocab,
+    *,
+    data_dir: str | Path | None = None,
+    **options: Any,
+) -> Corpus:
     """Opens the corpus of a run, with the run's vocabulary; compare its hash.
 
     Args:
-        data: The run's section.
+        spec: The run's corpus, as `load_corpus` takes it.
         vocab: The vocabulary of the run's checkpoints, which may not be the text's own.
         data_dir: Where to look for Penn Treebank first.
+        **options: The run's options of the text, as `load_corpus` takes them.
 
     Raises:
         DataError: The text cannot be used (`load_corpus`).
     """
     # A prepared folder has its own vocabulary, and its hash tells whether it is the run's.
-    given = None if is_prepared(data.corpus) else vocab
-    return load_corpus(
-        data.corpus, data_dir=data_dir, max_vocab=len(vocab), vocab=given, **data.options
-    )
+    given = None if is_prepared(spec) else vocab
+    return load_corpus(spec, data_dir=data_dir, max_vocab=len(vocab), vocab=given, **options)
 
 
 def prepare(
@@ -141,7 +145,7 @@ def prepare(
                 tempfile.TemporaryFile(dir=parent.path) as scratch,
             ):
                 parent.clean(out.name)
-                _write(parent, out.name, Encoder(source, None, scratch))
+                _write(parent, out.name, Encoder(source, scratch))
         with Folder.open(out) as folder:
             header = read_header(folder)
     prepared = {"text": header["text"], "max_vocab": header["max_vocab"], **header["options"]}
@@ -176,30 +180,30 @@ def _load(
                 f"{spec} is prepared with a vocabulary of its own: load its text with another one"
             )
         return corpus
-    source = find_source(spec, options, data_dir, download)
+    source = replace(find_source(spec, options, data_dir, download), vocab=vocab)
     notes = ()
     try:
         with Folder.open(cache_dir() / "texts", create=True) as cache:
-            corpus = _from_cache(cache, source, vocab)
+            corpus = _from_cache(cache, source)
     except OSError as error:
         _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="jaxlm-"))
         scratch = _TEMPORARY[-1].name
         notes = (f"ids are in a temporary folder: {cache_dir()} cannot be used ({reason(error)})",)
         with explained(DataError, f"{scratch} cannot be written"), Folder.open(scratch) as cache:
-            corpus = _from_cache(cache, source, vocab)
+            corpus = _from_cache(cache, source)
     return replace(corpus, spec=source.spec or corpus.spec, notes=(*corpus.notes, *notes))
 
 
-def _from_cache(cache: Folder, source: Source, vocab: Vocab | None) -> Corpus:
+def _from_cache(cache: Folder, source: Source) -> Corpus:
     """The corpus of a source, which is encoded unless the cache has it. Raises OSError."""
     options = source.options
-    given = vocab.sha256 if vocab else _tokenizer_state(options)
+    given = source.vocab.sha256 if source.vocab else _tokenizer_state(options)
     asked = _digest(source.state, options.options, options.max_vocab, given)
     with suppress(OSError, DataError):  # there is no such link, or its folder is damaged
         return load_prepared(cache.path / os.readlink(cache.path / asked))
     cache.clean()
     with tempfile.TemporaryFile(dir=cache.path) as scratch:
-        encoder = Encoder(source, vocab, scratch)
+        encoder = Encoder(source, scratch)
         bound = options.max_vocab if encoder.limited else None
         text = (source.name, source.title, encoder.text.sha256)
         address = _digest(text, options.options, bound, encoder.vocab.sha256)

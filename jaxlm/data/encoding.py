@@ -21,9 +21,9 @@ import numpy as np
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.options import TextOptions, as_read
 from jaxlm.data.sources import Part, Source
-from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, stamp
+from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, unchanged
 from jaxlm.data.tokens import DEFAULT_PIECES, UNK, Words
-from jaxlm.data.vocab import Vocab, frequent
+from jaxlm.data.vocab import frequent
 from jaxlm.errors import DataError
 from jaxlm.terminal import is_terminal
 
@@ -76,30 +76,36 @@ def number_units(source: Source, kind: Words, scratch: BinaryIO) -> NumberedText
             was read.
         OSError: The scratch file cannot be written.
     """
-    stamps = [stamp(path) for path in source.files]
-    numbered, lines = _number(source, source.parts, kind, scratch)
-    if "all" in source.parts:
-        first, *others = source.parts["all"]
-        assert isinstance(first, FilePart)  # generated text has its splits
-        path = first.path
-        if lines < 3 and not others and os.path.getsize(path) >= LEAST_BYTES:
-            scratch.seek(0)
-            scratch.truncate()
-            numbered, _ = _number(source, by_bytes(path), kind, scratch)
-            noun = "line" if lines == 1 else "lines"
-            note = f"{path} has {lines} {noun}, and is split 90/5/5 by bytes"
-            numbered = replace(numbered, notes=(note,))
-        else:
-            title = f"{path} with {len(others)} more" if others else str(path)
-            numbered = _split_by_lines(numbered, title, lines, kind.newline)
-    elif len(source.files) > len(SPLITS):
+    with unchanged(source.files):
+        numbered, lines = _number(source, source.parts, kind, scratch)
+        if "all" in source.parts:
+            numbered = _split_whole(numbered, lines, source, kind, scratch)
+    if "all" not in source.parts and len(source.files) > len(SPLITS):
         held_out = " and ".join(f"{len(source.parts[split])} for {split}" for split in SPLITS[1:])
         note = f"{len(source.files):,} texts are split by texts: {held_out}"
         numbered = replace(numbered, notes=(note,))
-    for path, before in zip(source.files, stamps, strict=True):
-        if stamp(path) != before:
-            raise DataError(f"{path} changed while it was read: start the same command again")
     return numbered
+
+
+def _split_whole(
+    numbered: NumberedText,
+    lines: int,
+    source: Source,
+    kind: Words,
+    scratch: BinaryIO,
+) -> NumberedText:
+    """Splits a text without splits by its lines; a single file of a line or two by its bytes."""
+    first, *others = source.parts["all"]
+    assert isinstance(first, FilePart)  # generated text has its splits
+    path = first.path
+    if lines >= 3 or others or os.path.getsize(path) < LEAST_BYTES:
+        title = f"{path} with {len(others)} more" if others else str(path)
+        return _split_by_lines(numbered, title, lines, kind.newline)
+    scratch.seek(0)
+    scratch.truncate()
+    numbered, _ = _number(source, by_bytes(path), kind, scratch)
+    noun = "line" if lines == 1 else "lines"
+    return replace(numbered, notes=(f"{path} has {lines} {noun}, and is split 90/5/5 by bytes",))
 
 
 def _number(
@@ -208,12 +214,11 @@ class Encoder:
         sizes: The tokens of each split.
     """
 
-    def __init__(self, source: Source, vocab: Vocab | None, scratch: BinaryIO) -> None:
-        """Reads the text, and makes the vocabulary from train unless one is given.
+    def __init__(self, source: Source, scratch: BinaryIO) -> None:
+        """Reads the text, and makes the vocabulary from train unless the source gives one.
 
         Args:
-            source: The text, with its options.
-            vocab: A vocabulary in place of the text's own.
+            source: The text.
             scratch: An empty file, which must stay open.
 
         Raises:
@@ -221,7 +226,8 @@ class Encoder:
             OSError: The scratch file cannot be written.
         """
         options = source.options
-        text = number_units(source, vocab.tokens if vocab else options.kind, scratch)
+        kind = source.vocab.tokens if source.vocab else options.kind
+        text = number_units(source, kind, scratch)
         self.source = source
         self.text = text
         totals = {split: np.zeros(len(text.units), np.int64) for split in SPLITS}
@@ -233,7 +239,7 @@ class Encoder:
             # Other units are in valid or test alone. Only test may end with a newline.
             if total or unit == "\n":
                 counts[unit] = total
-        self.vocab = vocab or options.build(counts)
+        self.vocab = source.vocab or options.build(counts)
         kind = self.vocab.tokens
         self.limited = False
         if options.max_vocab is not None and not kind.names:

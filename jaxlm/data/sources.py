@@ -52,7 +52,7 @@ class GeneratedSplit(NamedTuple):
 Part = FilePart | GeneratedSplit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A text that can be encoded.
 
@@ -65,6 +65,7 @@ class Source:
         parts: What is read, in order, for each split; or for "all", to be split by lines.
         options: How the text is read.
         size: The bytes of the text, or about so many.
+        vocab: The vocabulary to encode with; None: one is made of train.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Source:
     parts: Mapping[str, Sequence[Part]]
     options: TextOptions
     size: int
+    vocab: Vocab | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -87,7 +89,10 @@ class Source:
 
 
 def find_source(
-    spec: str | Path, options: TextOptions, data_dir: str | Path | None, download: bool
+    spec: str | Path,
+    options: TextOptions,
+    data_dir: str | Path | None,
+    download: bool,
 ) -> Source:
     """Finds the text that an argument of `load_corpus` names.
 
@@ -134,7 +139,10 @@ def find_source(
 
 
 def _penn_treebank(
-    spec: str, options: TextOptions, data_dir: str | Path | None, download: bool
+    spec: str,
+    options: TextOptions,
+    data_dir: str | Path | None,
+    download: bool,
 ) -> Source:
     """Penn Treebank, wherever it lies: its hashes identify it."""
     paths = find_known_text(PENN_TREEBANK, data_dir, download)
@@ -178,7 +186,7 @@ def _shakespeare(options: TextOptions, data_dir: str | Path | None, download: bo
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _GeneratedText(Source):
     """The generated corpus, whose floor is known."""
 

@@ -65,6 +65,20 @@ def stamp(path: Path) -> Stamp:
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+@contextmanager
+def unchanged(paths: Sequence[Path]) -> Iterator[None]:
+    """Checks that some files stay as they are while the block reads them.
+
+    Raises:
+        DataError: A file has changed meanwhile, or cannot be opened.
+    """
+    stamps = [stamp(path) for path in paths]
+    yield
+    for path, before in zip(paths, stamps, strict=True):
+        if stamp(path) != before:
+            raise DataError(f"{path} changed while it was read: start the same command again")
+
+
 def read_string(path: str | Path, errors: str = "strict") -> str:
     """Reads a UTF-8 file whole.
 

@@ -211,10 +211,14 @@ def resume(
         record = {"corpus": _described(corpus), "params": "unknown"}
         notes.append(f"{error}; a new one is written, and what it said of earlier sessions is lost")
     if saved is None:
-        changed = _changes(saved_config(run), record["corpus"], config, corpus)
+        began = saved_config(run)
+        trained_on = record["corpus"]
     else:
         read_prefix(run, saved.manifest.metrics)
-        changed = _changes(saved.config, saved.manifest.corpus, config, corpus)
+        began = saved.config
+        trained_on = saved.manifest.corpus
+    changed = _changes(began, trained_on, config, corpus)
+    if saved:
         changed += _changes_since(saved, config, corpus)
     if changed:
         remedy = "resume it with its own, or choose another --run-dir"

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
+from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
@@ -119,9 +120,9 @@ def train(
     if resume:
         if folder is None:
             raise JaxlmError("resume continues a run in its directory: give run_dir")
-        config, vocab = _resumed(config, folder)
+        vocab = _own_vocab(config.data, folder)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    config, rates, notes = precision.resolved(config)
+    config, rates, notes = precision.resolved(config, folder if resume else None)
     if devices_note:
         notes.insert(0, devices_note)
     sharing = 1 if mesh is None else mesh.size
@@ -189,17 +190,14 @@ def with_corpus(
         JaxlmError: The corpus cannot be used, or has more words or fewer tokens than the config
             allows.
     """
-    if not isinstance(corpus, Corpus):
-        if corpus is not None:
-            config = config.replace(corpus=str(corpus))
-        data = config.data
-        if vocab:
-            corpus = reload_corpus(data, vocab, data_dir)
-        else:
-            corpus = load_corpus(
-                data.corpus, data_dir=data_dir, max_vocab=config.model.vocab_size, **data.options
-            )
     most = config.model.vocab_size
+    if not isinstance(corpus, Corpus):
+        spec = config.data.corpus if corpus is None else str(corpus)
+        options = config.data.options
+        if vocab:
+            corpus = reload_corpus(spec, vocab, data_dir=data_dir, **options)
+        else:
+            corpus = load_corpus(spec, data_dir=data_dir, max_vocab=most, **options)
     if len(corpus.vocab) > most and not corpus.vocab.tokens.names:
         raise JaxlmError(
             f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: raise it, or "
@@ -218,26 +216,22 @@ def with_corpus(
     return config, corpus
 
 
-def _resumed(config: Config, run_dir: Path) -> tuple[Config, Vocab | None]:
-    """A resumed run's config and vocabulary, as far as they were chosen when it began.
+def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:
+    """A resumed run's vocabulary, if it may differ from the one that the text gives.
 
-    The config has the run's dtype in place of `auto`. The vocabulary may differ from the one that
-    the text gives if the run has subwords, or began from given parameters; else it is None.
+    So it may if the run has subwords, or began from given parameters.
 
     Raises RunDirError for an imported model.
     """
-    if config.data.corpus == UNKNOWN:
+    if data.corpus == UNKNOWN:
         raise RunDirError(
             f"{run_dir} holds an imported model, which has no run to resume: train it further in "
             f"another directory, with --init {run_dir} --corpus TEXT --run-dir NEW"
         )
-    vocab = None
-    with suppress(RunDirError, CheckpointError):
-        if config.model.compute_dtype == "auto":
-            config = config.replace(compute_dtype=directory.saved_dtype(run_dir))
-        if config.data.tokens == "subwords" or not directory.drew_params(run_dir):
-            vocab = directory.saved_vocab(run_dir)
-    return config, vocab
+    if data.tokens == "subwords" or not directory.drew_params(run_dir):
+        with suppress(CheckpointError):
+            return directory.saved_vocab(run_dir)
+    return None
 
 
 def _spread(mesh: Mesh | None) -> tuple[int, int]:

@@ -485,12 +485,11 @@ class LanguageModel:
             DataError: It cannot be read, or is not the training corpus.
         """
         data_dir = data_dir or self.data_dir
+        data = self.config.data
         if not isinstance(corpus, Corpus | None):
-            return load_corpus(
-                corpus, data_dir=data_dir, vocab=self.vocab, **self.config.data.options
-            )
+            return load_corpus(corpus, data_dir=data_dir, vocab=self.vocab, **data.options)
         if corpus is None:
-            corpus = reload_corpus(self.config.data, self.vocab, data_dir)
+            corpus = reload_corpus(data.corpus, self.vocab, data_dir=data_dir, **data.options)
         if corpus.sha256 != self.corpus["sha256"]:
             trained = f"{self.corpus['name']} (sha256 {self.corpus['sha256']})"
             raise DataError(

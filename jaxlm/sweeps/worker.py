@@ -192,11 +192,9 @@ class Worker(Observer):
         held = claim.dirs[record.seed]
         key = (config.data, config.model.vocab_size)
         resume = held.folder.exists("config.json")
-        if resume and config.model.compute_dtype == "auto":
-            config = config.replace(compute_dtype=directory.saved_dtype(held.folder))
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        config, rates, _ = precision.resolved(config)
+        config, rates, _ = precision.resolved(config, held.folder if resume else None)
         setup = directory.Setup(rates=rates)
         member = Member(
             config, corpus, held, claim.held, resume=resume, kept=self.kept, setup=setup
