@@ -62,7 +62,8 @@ from jaxlm.report.figure import PALETTE, figure, save
 from jaxlm.runs.lock import lock
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
-from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.runs.state_arrays import new_state
+from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.sweeps.space import read_space, with_settings
 from jaxlm.sweeps.storage import import_optuna

@@ -10,7 +10,6 @@ from typing import Any
 _NAMES = {  # the public names that each module defines
     "jaxlm.config.config": (
         "Config",
-        "Recipe",
         "preset",
     ),
     "jaxlm.config.protocols": (
@@ -19,6 +18,7 @@ _NAMES = {  # the public names that each module defines
         "MCDropout",
         "Temperature",
     ),
+    "jaxlm.config.recipe": ("Recipe",),
     "jaxlm.config.settings": (
         "DataConfig",
         "TrainConfig",

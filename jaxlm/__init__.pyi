@@ -1,12 +1,12 @@
 """What type checkers read in place of `__init__.py`, which imports the same names on first use."""
 
 from jaxlm.config.config import Config as Config
-from jaxlm.config.config import Recipe as Recipe
 from jaxlm.config.config import preset as preset
 from jaxlm.config.protocols import Cache as Cache
 from jaxlm.config.protocols import Dynamic as Dynamic
 from jaxlm.config.protocols import MCDropout as MCDropout
 from jaxlm.config.protocols import Temperature as Temperature
+from jaxlm.config.recipe import Recipe as Recipe
 from jaxlm.config.settings import DataConfig as DataConfig
 from jaxlm.config.settings import TrainConfig as TrainConfig
 from jaxlm.data.corpora import load_corpus as load_corpus

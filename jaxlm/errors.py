@@ -23,3 +23,11 @@ class OutOfMemory(JaxlmError):
 
 class Diverged(JaxlmError):
     """A cost or a gradient that is not finite."""
+
+
+def reason(error: Exception) -> str:
+    """An error in the words that end a sentence: without its number and its file's name."""
+    text = str(getattr(error, "strerror", None) or error)
+    if not text and isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return text or type(error).__name__

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxlm.errors import JaxlmError
+from jaxlm.errors import JaxlmError, reason
 
 # The names of unfinished files and folders.
 _UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)
@@ -467,14 +467,6 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
     """
     with vacant(path) as (parent, name), parent.new_folder(name) as folder:
         yield folder
-
-
-def reason(error: Exception) -> str:
-    """An error in the words that end a sentence: without its number and its file's name."""
-    text = str(getattr(error, "strerror", None) or error)
-    if not text and isinstance(error, MemoryError):
-        return "there is not enough memory"
-    return text or type(error).__name__
 
 
 def kind(status: os.stat_result) -> str:

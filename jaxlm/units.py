@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
+
 
 class TextSize(NamedTuple):
     """How much text there is, in several units."""

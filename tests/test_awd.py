@@ -14,7 +14,7 @@ import pytest
 from recordings import recorded, summary
 
 import jaxlm
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import batch
 from jaxlm.models.noise import Noise
 from jaxlm.scoring.stream import stream_nats

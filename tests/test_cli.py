@@ -19,8 +19,8 @@ from processes import TINY
 
 import jaxlm
 from jaxlm.cli import main
+from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.tables import json_text
-from jaxlm.cli.training import new_run, newest_unfinished
 from jaxlm.config.config import KINDS, preset
 from jaxlm.data import embedded
 from jaxlm.data.known_texts import PENN_TREEBANK
@@ -286,7 +286,7 @@ def test_runs_that_begin_in_one_second_have_directories_of_their_own(tmp_path, m
         )
     assert [*Path("runs").iterdir()] == [third]
     Path("none").symlink_to("missing")
-    monkeypatch.setattr("jaxlm.cli.training.RUNS", Path("none"))
+    monkeypatch.setattr("jaxlm.cli.dated_runs.RUNS", Path("none"))
     refused(capsys, ["train"], "no run can begin in none: ")
 
 

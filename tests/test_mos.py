@@ -15,7 +15,7 @@ from recordings import recorded, summary
 from test_awd import gates, switched, torch_layers
 
 import jaxlm
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import RandomLengths, batch
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise

@@ -12,7 +12,7 @@ import pytest
 from recipes import MODELS
 
 import jaxlm
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import WindowPlan
 from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack

@@ -44,7 +44,8 @@ from jaxlm.runs import ram
 from jaxlm.runs.group import MemberGroup
 from jaxlm.runs.loop import Observer, _end_call
 from jaxlm.runs.metrics import read_timing
-from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.runs.state_arrays import new_state
+from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps import supervisor
 from jaxlm.sweeps.space import Plan, read_space
 from jaxlm.sweeps.study import NAME

@@ -1,6 +1,7 @@
 """Flags of the config, one for every field of every kind. Help shows those of the kinds chosen."""
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import files
-from jaxlm.cli.arguments import LARGEST, Parser, suggest
-from jaxlm.config.config import KINDS, SECTIONS, Config, all_kinds, preset
+from jaxlm.cli.arguments import LARGEST, Parser, argument, pathname, suggest
+from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, either, setting_text, specs
@@ -36,6 +37,18 @@ _EXPECTED = {
     float: "a number",
     tuple: "whole numbers with commas between, as in 256,128",
 }
+PRESET_NAMES = textwrap.fill(
+    f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False
+)
+START = (
+    argument(
+        "--preset",
+        "NAME",
+        "the recipe to start from, see below (default small)",
+        values=list(PRESETS),
+    ),
+    pathname("--config", "FILE", "start from a config.json instead"),
+)
 
 
 def add_field(

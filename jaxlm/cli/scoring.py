@@ -38,7 +38,7 @@ from jaxlm.cli.tables import (
 from jaxlm.cli.using import say_unknown
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
-from jaxlm.errors import DataError, JaxlmError, RunDirError
+from jaxlm.errors import DataError, JaxlmError, RunDirError, reason
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
@@ -313,10 +313,10 @@ def _check_flags(args: argparse.Namespace) -> None:
     for name, other in _NEEDS.items():
         if name in given and other not in given:
             raise JaxlmError(f"{given[name]} needs --{other}: give both")
-    for name, (reason, others) in _EXCLUDES.items():
+    for name, (why, others) in _EXCLUDES.items():
         excluded = [given[other] for other in others if other in given]
         if name in given and excluded:
-            raise JaxlmError(f"{given[name]} {reason}: leave {', '.join(excluded)} out")
+            raise JaxlmError(f"{given[name]} {why}: leave {', '.join(excluded)} out")
     for name in ("mean", "long"):
         if name in given and not args.runs:
             raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")
@@ -480,4 +480,4 @@ def _output(path: Path) -> Iterator[BinaryIO]:
         with files.output(path) as file:
             yield file
     except OSError as error:  # A MemoryError in here is of the scoring.
-        raise JaxlmError(f"{path} cannot be written: {files.reason(error)}") from None
+        raise JaxlmError(f"{path} cannot be written: {reason(error)}") from None

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from functools import partial
 
 from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole
-from jaxlm.cli.config_flags import add_config_flags, changes, starting_config
+from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
+from jaxlm.cli.dated_runs import new_run
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.cli.training import PRESET_NAMES, START, new_run
 from jaxlm.errors import JaxlmError
 from jaxlm.sweeps import space as spaces
 from jaxlm.sweeps import supervisor

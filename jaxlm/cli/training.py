@@ -1,46 +1,27 @@
 """The verbs that train: `jaxlm train` and `reproduce`."""
 
 import argparse
-import re
-import textwrap
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxlm.cli.arguments import DATA_DIR, RUN, argument, command, pathname, switch, whole
-from jaxlm.cli.config_flags import add_config_flags, changes, starting_config
+from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
+from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.opening import check_run, open_model
-from jaxlm.config.config import PRESETS, Config, changed_kinds, preset
+from jaxlm.config.config import Config, changed_kinds
 from jaxlm.distributed import hosts
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, explained
+from jaxlm.errors import JaxlmError
 from jaxlm.report.trackers import tracked
 from jaxlm.runs import reproduction, trainer
 from jaxlm.runs.directory import saved_config
 from jaxlm.runs.loading import init_config, init_corpus
-from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.terminal import say, say_line
-
-RUNS = Path("runs")
-PRESET_NAMES = textwrap.fill(
-    f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False
-)
-START = (
-    argument(
-        "--preset",
-        "NAME",
-        "the recipe to start from, see below (default small)",
-        values=list(PRESETS),
-    ),
-    pathname("--config", "FILE", "start from a config.json instead"),
-)
-_DATED = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them
 
 
 @command(
@@ -99,7 +80,7 @@ def train(args: argparse.Namespace) -> int:
             params = model.params
         else:
             config = start.replace(**given)
-            _say_what_changes(start, given, args.config)
+            _say_what_changes(start, given, config.data.tokens, args.config)
     with ExitStack() as stack:
         if run_dir is None:
             run_dir = stack.enter_context(new_run(config.preset))
@@ -154,89 +135,6 @@ def reproduce(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextmanager
-def new_run(label: str) -> Iterator[Path]:
-    """A new directory in the usual place, which goes again if it is left empty.
-
-    It is numbered where another began in the same second.
-
-    Args:
-        label: How its name begins; letters that a name should not have become hyphens.
-
-    Yields:
-        The directory.
-
-    Raises:
-        RunDirError: It cannot be made.
-    """
-    label = re.sub(r"[^\w.-]", "-", label)  # In a config that others wrote it may be any text.
-    first = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = first
-    number = 1
-    remedy = "fix that, or choose another place with --run-dir"
-    with (
-        explained(RunDirError, f"no run can begin in {RUNS}", remedy),
-        Folder.open(RUNS, create=True) as runs,
-    ):
-        while not _made(run_dir):
-            number += 1
-            run_dir = first.with_name(f"{first.name}-{number}")
-        runs.sync()
-    try:
-        yield run_dir
-    finally:
-        with suppress(OSError):  # A run began in it.
-            run_dir.rmdir()
-
-
-def newest_unfinished(name: str | None) -> Path:
-    """Finds the run that `train --resume` resumes without --run-dir, and says so.
-
-    Args:
-        name: A preset, whose runs alone count.
-
-    Returns:
-        The newest run in the usual place that has not finished.
-
-    Raises:
-        JaxlmError: There is none, or no such preset.
-    """
-    if name:
-        preset(name)  # It raises where there is no such preset.
-    runs = []
-    for path in RUNS.glob("*/config.json"):
-        dated = _DATED.fullmatch(path.parent.name)
-        if dated and name in (None, dated[1]):
-            runs.append((dated[2], int(dated[3] or 1), path.parent))
-    runs.sort()
-    for *_, run in reversed(runs):
-        rows = []
-        with suppress(JaxlmError):
-            rows = read_metrics(run)
-        if not any(row["kind"] == "test" for row in rows):
-            say_line(f"resuming {run}")
-            return run
-    kind = f"dated run of {name}" if name else "dated run"
-    if runs:
-        raise JaxlmError(
-            f"every {kind} in {RUNS}/ has finished, the newest is {runs[-1][-1]}: "
-            "name it with --run-dir to resume it with more --epochs or --steps"
-        )
-    raise JaxlmError(
-        f"there is no {kind} in {RUNS}/ to resume: "
-        "name one with --run-dir, or start one without --resume"
-    )
-
-
-def _made(folder: Path) -> bool:
-    """Makes a directory; False where something of its name is there already."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
 def _resumed_config(run_dir: Path, name: str | None) -> Config:
     """The config of a run. Raises JaxlmError where --preset names another recipe than the run's."""
     config = saved_config(run_dir)
@@ -247,9 +145,14 @@ def _resumed_config(run_dir: Path, name: str | None) -> Config:
     return config
 
 
-def _say_what_changes(start: Config, given: Mapping[str, Any], file: Path | None) -> None:
+def _say_what_changes(
+    start: Config,
+    given: Mapping[str, Any],
+    tokens: str,
+    file: Path | None,
+) -> None:
     """Says what flags change beyond their own field, and that the file's vocab_size stays."""
-    limited = file is not None and start.replace(**given).data.tokens in ("words", "characters")
+    limited = file is not None and tokens in ("words", "characters")
     other_text = not given.keys().isdisjoint(("corpus", "tokens"))
     if limited and other_text and "vocab_size" not in given:
         size = start.model.vocab_size

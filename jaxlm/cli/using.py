@@ -27,7 +27,7 @@ from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
 from jaxlm.cli.opening import check_run, open_model
 from jaxlm.cli.tables import json_text
 from jaxlm.config.protocols import Plain, described
-from jaxlm.data.corpus import MOST_UNKNOWN, unknown_text, unknown_warning
+from jaxlm.data.corpus import unknown_text, unknown_warning
 from jaxlm.data.text import SPLITS
 from jaxlm.data.tokens import EOS, normalize_newlines
 from jaxlm.errors import DataError, JaxlmError
@@ -37,7 +37,7 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
 from jaxlm.terminal import is_terminal, printable, say, say_line
-from jaxlm.units import comparable_text, perplexity_text
+from jaxlm.units import MOST_UNKNOWN, comparable_text, perplexity_text
 
 MOST_NAMED = 10  # unknown words that a note names
 MOST_SHOWN = 40  # characters of each

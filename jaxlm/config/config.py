@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import jax
 
 import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
+from jaxlm.config.recipe import Recipe
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
@@ -54,22 +55,6 @@ _NO_PRESET_CHANGE = (MAY_CHANGE - {"train.epochs"}) | {
     "model.compute_dtype",
     "model.matmul_precision",
 }
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Recipe:
-    """The pytree that a step takes, whose numbers may be traced.
-
-    Attributes:
-        model: A kind of `MODELS`.
-        optimizer: A kind of `OPTIMIZERS`.
-        schedule: A kind of `SCHEDULES`.
-    """
-
-    model: Recurrent = field(default_factory=LSTM)
-    optimizer: Optimizer = field(default_factory=SGD)
-    schedule: Schedule = field(default_factory=Piecewise)
 
 
 @dataclass(frozen=True)

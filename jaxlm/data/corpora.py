@@ -29,9 +29,9 @@ from jaxlm.data.sources import NAMES, UNKNOWN, Source, find_source
 from jaxlm.data.text import Stamp, stamp
 from jaxlm.data.tokens import DEFAULT_PIECES
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, reason
 from jaxlm.fields import checked, checked_value
-from jaxlm.files import Folder, explained, reason
+from jaxlm.files import Folder, explained
 
 __all__ = ["NAMES", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
 

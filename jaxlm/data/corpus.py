@@ -9,8 +9,7 @@ import numpy as np
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK, Vocab, check_ids
 from jaxlm.errors import DataError
-
-MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
+from jaxlm.units import MOST_UNKNOWN
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,9 +19,9 @@ from jaxlm.data.text import SPLITS, FilePart, Stamp, find_splits, stamp
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.errors import DataError
 
-PENN = ("auto", "ptb", "ptb-char")  # Penn Treebank; auto: or else the generated corpus
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
-NAMES = (*PENN, *EMBEDDED, "shakespeare")  # of all texts that are no path
+# All texts that are no path; auto is Penn Treebank, or else the generated corpus.
+NAMES = ("auto", "ptb", "ptb-char", *EMBEDDED, "shakespeare")
 UNKNOWN = "unknown"  # the corpus of an imported model
 _WORDS_AT_ONCE = 1 << 17  # of the generated corpus
 
@@ -107,10 +107,9 @@ def find_source(
         NotFound: Penn Treebank is in none of its places, and cannot be downloaded.
         DataError: There is no such text, or it cannot be read.
     """
-    if spec in PENN:
-        return _penn_treebank(str(spec), options, data_dir, download)
-    if spec == "shakespeare":
-        return _shakespeare(options, data_dir, download)
+    if spec in _KNOWN:
+        text, make = _KNOWN[str(spec)]
+        return make(str(spec), find_known_text(text, data_dir, download), options)
     if spec in EMBEDDED:
         return _generated(str(spec), options)
     if spec == UNKNOWN:
@@ -138,14 +137,8 @@ def find_source(
     )
 
 
-def _penn_treebank(
-    spec: str,
-    options: TextOptions,
-    data_dir: str | Path | None,
-    download: bool,
-) -> Source:
+def _penn_treebank(spec: str, paths: Mapping[str, Path], options: TextOptions) -> Source:
     """Penn Treebank, wherever it lies: its hashes identify it."""
-    paths = find_known_text(PENN_TREEBANK, data_dir, download)
     name = "ptb"
     title = "Penn Treebank (Mikolov's files)"
     start = 0
@@ -169,21 +162,30 @@ def _penn_treebank(
     )
 
 
-def _shakespeare(options: TextOptions, data_dir: str | Path | None, download: bool) -> Source:
+def _shakespeare(spec: str, paths: Mapping[str, Path], options: TextOptions) -> Source:
     """Tiny Shakespeare as nanoGPT splits it: 90% for train, and the rest for valid and test."""
-    path = find_known_text(SHAKESPEARE, data_dir, download)["input"]
+    path = paths["input"]
     size = os.path.getsize(path)  # in characters too: the text is ASCII
     border = size * 9 // 10
     held_out = [FilePart(path, border)]
     return Source(
-        name="shakespeare",
+        name=spec,
         title="tiny Shakespeare (nanoGPT's split; test is valid)",
-        spec="shakespeare",
-        state=[["shakespeare", *SHAKESPEARE.sha256.values()]],
+        spec=spec,
+        state=[[spec, *SHAKESPEARE.sha256.values()]],
         parts={"train": [FilePart(path, 0, border)], "valid": held_out, "test": held_out},
         options=options,
         size=size,
     )
+
+
+# The texts of a published hash, and what makes a source of each.
+_KNOWN = {
+    "auto": (PENN_TREEBANK, _penn_treebank),
+    "ptb": (PENN_TREEBANK, _penn_treebank),
+    "ptb-char": (PENN_TREEBANK, _penn_treebank),
+    "shakespeare": (SHAKESPEARE, _shakespeare),
+}
 
 
 @dataclass(frozen=True, kw_only=True)

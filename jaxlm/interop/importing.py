@@ -15,8 +15,8 @@ from jaxlm.config.config import Config
 from jaxlm.data.text import decode, read_errors, read_string
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader, reason
+from jaxlm.errors import DataError, JaxlmError, reason
+from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader
 from jaxlm.hashed_json import strict_json
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch

@@ -19,7 +19,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from jaxlm.config.config import PRESETS, Config
-from jaxlm.data.corpus import MOST_UNKNOWN
 from jaxlm.fields import setting_text
 from jaxlm.hashed_json import finite
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
@@ -33,7 +32,7 @@ from jaxlm.report.sweep_plots import (
 from jaxlm.report.sweep_results import Trial, value_text
 from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.terminal import printable
-from jaxlm.units import mean_and_deviation, measure_name, measured, spread
+from jaxlm.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, spread
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours

@@ -25,8 +25,8 @@ from typing import Any
 
 from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, reason
+from jaxlm.errors import CheckpointError, RunDirError, reason
+from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import ram, state_arrays
 from jaxlm.runs.metrics import Prefix

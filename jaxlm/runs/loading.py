@@ -188,8 +188,8 @@ def init_config(
         JaxlmError: A field of the model contradicts the parameters, or cannot be set.
     """
     section = start.model if own_model else model.config.model
-    config = start.replace(model=section, data=model.config.data)
-    config = config.replace(vocab_size=len(model.vocab)).replace(**changes)
+    config = start.replace(model=section, data=model.config.data, vocab_size=len(model.vocab))
+    config = config.replace(**changes)
     fixed = {*(f"model.{name}" for name in FIXED), *(f"data.{name}" for name in TOKEN_FIELDS)}
     contradicted = [
         line for line in differences(model.config, config) if line.split(":")[0] in fixed

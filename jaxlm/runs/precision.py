@@ -52,22 +52,28 @@ def resolved(
     if dtype == "auto" and resumed is not None:
         with suppress(RunDirError, CheckpointError):  # of which resuming the run will tell
             dtype = directory.saved_dtype(resumed)
-    if dtype == "float32":
-        return config.replace(compute_dtype=dtype), None, []
-    rates = measured_rates(config)
+    rates = None
+    notes = []
+    if dtype != "float32":
+        rates = measured_rates(config)
+        dtype, notes = _chosen(dtype, rates)
+    return config.replace(compute_dtype=dtype), rates, notes
+
+
+def _chosen(dtype: str, rates: dict[str, float]) -> tuple[str, list[str]]:
+    """The dtype in place of `auto`, and what the user should know of the rates."""
     plain = rates["float32"]
     narrow = rates["bfloat16"]
     speed = f"{narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in float32"
-    notes = []
     if dtype == "auto":
         dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
-        notes = [f"compute_dtype auto: {dtype}; this model's products run here at {speed}"]
-    elif narrow < plain:
-        notes = [
+        return dtype, [f"compute_dtype auto: {dtype}; this model's products run here at {speed}"]
+    if narrow < plain:
+        return dtype, [
             "compute_dtype bfloat16 is slower than float32: this model's products run here at "
             f"{speed}"
         ]
-    return config.replace(compute_dtype=dtype), rates, notes
+    return dtype, []
 
 
 def measured_rates(config: Config) -> dict[str, float]:

@@ -13,7 +13,8 @@ from jaxlm.errors import JaxlmError
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, Manifest
 from jaxlm.runs.metrics import read_metrics, read_prefix
-from jaxlm.runs.trainer import train, with_corpus
+from jaxlm.runs.trainer import train
+from jaxlm.runs.training_corpus import with_corpus
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
-from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
+from jaxlm.data.corpora import UNKNOWN
+from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
-from jaxlm.data.windows import check_fits
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
-from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
+from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.fields import checked_value, shown
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
@@ -34,6 +34,7 @@ from jaxlm.runs.ngram_models import baseline
 from jaxlm.runs.profile import Profiler
 from jaxlm.runs.run import Run, floors
 from jaxlm.runs.state_arrays import new_state
+from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState
@@ -166,54 +167,6 @@ def train(
             hosts.together(partial(run.save, group.state()))
         stopped_by = _fit(run, group, progress, profile)
         return _finish(run, group, shared, progress, stopped_by, data_dir)
-
-
-def with_corpus(
-    config: Config,
-    corpus: str | Path | Corpus | None,
-    data_dir: str | Path | None = None,
-    vocab: Vocab | None = None,
-) -> tuple[Config, Corpus]:
-    """Loads the corpus of a config.
-
-    Args:
-        config: The run's config.
-        corpus: A Corpus, or what `--corpus` takes; None: the config's own.
-        data_dir: The folder of Penn Treebank's files.
-        vocab: A resumed run's vocabulary, where it may be another than its text gives.
-
-    Returns:
-        The config with the corpus's vocabulary size, and with the place where it was found; the
-        corpus.
-
-    Raises:
-        JaxlmError: The corpus cannot be used, or has more words or fewer tokens than the config
-            allows.
-    """
-    most = config.model.vocab_size
-    if not isinstance(corpus, Corpus):
-        spec = config.data.corpus if corpus is None else str(corpus)
-        options = config.data.options
-        if vocab:
-            corpus = reload_corpus(spec, vocab, data_dir=data_dir, **options)
-        else:
-            corpus = load_corpus(spec, data_dir=data_dir, max_vocab=most, **options)
-    if len(corpus.vocab) > most and not corpus.vocab.tokens.names:
-        raise JaxlmError(
-            f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: raise it, or "
-            f"load the corpus with max_vocab={most}"
-        )
-    counts = config.train
-    for split, epochs in (("train", counts.epochs), ("valid", 0)):
-        tokens = len(getattr(corpus, split))
-        check_fits(split, tokens, counts.batch_size, counts.bptt_length, epochs)
-    if len(corpus.test) < 2:
-        raise DataError(
-            f"the test split has {len(corpus.test)} tokens, and a test reads at least 2: "
-            "use more text"
-        )
-    config = config.replace(vocab_size=len(corpus.vocab), corpus=corpus.spec, **corpus.options)
-    return config, corpus
 
 
 def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:

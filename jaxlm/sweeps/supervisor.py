@@ -30,7 +30,7 @@ from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory, precision, ram, signals
 from jaxlm.runs.lock import ELSEWHERE, locks_work
 from jaxlm.runs.state_arrays import shapes_of_state
-from jaxlm.runs.trainer import with_corpus
+from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
 from jaxlm.sweeps.storage import is_database
 from jaxlm.sweeps.study import CLAIM, JOURNAL, Study, read_plan

@@ -26,8 +26,8 @@ from jaxlm.runs import directory, precision, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
-from jaxlm.runs.state_arrays import shapes_of_state
-from jaxlm.runs.trainer import new_state, with_corpus
+from jaxlm.runs.state_arrays import new_state, shapes_of_state
+from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.space import Plan
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say

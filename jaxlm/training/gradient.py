@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.models.recurrent import Params

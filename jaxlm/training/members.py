@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Scalar
 
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import MEMBER, place
 from jaxlm.training.step import Metrics, TrainState, traced, train_windows

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import constrain_sharding
 from jaxlm.errors import JaxlmError

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Scalar
 
-from jaxlm.config.config import Recipe
+from jaxlm.config.recipe import Recipe
 from jaxlm.models.recurrent import Params
 from jaxlm.optimizers.optimizer import Optimizer
 from jaxlm.schedules import Plateau
