@@ -153,8 +153,9 @@ def calls(tmp_path_factory):
         )
         monkeypatch.setattr("jaxlm.data.corpora.prepare", stub(corpus))
         monkeypatch.setattr(
-            "jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x"))
+            "jaxlm.data.corpora.load_corpus", stub(SimpleNamespace(sha256="x", name="x", notes=()))
         )
+        monkeypatch.setattr("jaxlm.cli.converting.make_ngram", stub(lm))
         monkeypatch.setattr("jaxlm.sweeps.supervisor.sweep", stub(sweep))
         monkeypatch.setattr("jaxlm.sweeps.supervisor.saved_options", lambda *_: (Config(), {}, {}))
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b")))

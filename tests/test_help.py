@@ -91,7 +91,7 @@ def test_help_shows_what_must_be_given_and_the_fields_used_most():
 
 
 def test_every_verb_that_makes_a_file_takes_it_as_o():
-    makers = {"surprisal", "states", "minimal-pairs", "syntaxgym", "export", "report"}
+    makers = {"surprisal", "states", "minimal-pairs", "syntaxgym", "export", "report", "ngram"}
     assert {
         name for name in VERBS if re.search("-o( FILE)?, --output FILE", run([name, "--help"])[1])
     } == makers

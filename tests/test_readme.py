@@ -186,7 +186,9 @@ def parses(words: list[str], monkeypatch) -> None:
     """
     parsed = []
     monkeypatch.setattr(
-        cli, "_run", lambda parser, arguments: parsed.append(parser.parse_args(arguments)) or 0
+        cli,
+        "_run",
+        lambda verb, given: parsed.append((verb.name, verb.parser(given).parse_args(given))) or 0,
     )
     script = next(
         (place for place, word in enumerate(words) if word.startswith("experiments/")), None
@@ -211,10 +213,10 @@ def parses(words: list[str], monkeypatch) -> None:
     ):  # (CONTRIBUTING.md's, see below)
         in_process(["jaxlm", *words[words.index("jaxlm") + 1 :]])
         assert parsed
-    for args in parsed:
-        if args.verb.name in ("train", "sweep"):
+    for verb, args in parsed:
+        if verb in ("train", "sweep"):
             config = preset(args.preset or "small").replace(**changes(args))
-            if args.verb.name == "sweep" and args.set:
+            if verb == "sweep" and args.set:
                 read_space(dict(setting.split("=", 1) for setting in args.set), config)
 
 

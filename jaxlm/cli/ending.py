@@ -21,8 +21,7 @@ DIVERGED = 3
 SIGNALLED = 128  # plus the signal's number
 EXIT_CODES = """\
 exit codes: 0 done; 1 a mistake or a damaged file; 2 arguments do not parse;
-3 the run diverged; 128 + N ended by signal N (the first saves a run)
-JAXLM_TRACEBACK=1 in the environment shows where an error came from."""
+3 diverged; 128 + N by signal N. JAXLM_TRACEBACK=1 shows where errors come from."""
 MOST_SHOWN = 1000  # characters of an error
 LEAST_MEMORY = 3 << 29  # bytes of address space: with less, JAX cannot start its threads
 _REMEDIES = {  # a pattern in an error's text -> what to do

@@ -133,7 +133,7 @@ def _lines(contents: Mapping[str, Any], width: int, *, defaults: bool) -> Iterat
         lines = [f"  {line}" for line in _table(rows, width - 2)]
         yield ""
         if title == "fields at their defaults" and lines and not defaults:
-            yield f"{len(rows)} fields at their defaults: --all shows them"
+            yield f"{len(rows)} fields at their defaults (--all)"
         else:
             yield title if lines else f"{title}: none"
             yield from lines
