@@ -60,7 +60,7 @@ _BOUNDARY = (
 _WORDS = (
     TOKENIZER,
     choice("--punctuation", ("word", "own"), "attached to its word, or a word of its own"),
-    choice("--boundary", ("corrected", "published"), _BOUNDARY, default="corrected"),
+    choice("--boundary", ("corrected", "published"), _BOUNDARY, default="corrected", rare=True),
 )
 _NEEDS = {
     "column": "csv",
@@ -136,7 +136,10 @@ def _oov(*choices: str) -> Adder:
     ),
     argument("--region-names", "NAME", "a column with the regions' names, as in first|last"),
     choice(
-        "--spans", ("characters",), "a row for the characters from start to end (columns of --csv)"
+        "--spans",
+        ("characters",),
+        "a row for the characters from start to end (columns of --csv)",
+        rare=True,
     ),
     switch("--predictors", "add length and log frequency in the training text"),
     pathname(
@@ -153,8 +156,10 @@ def _oov(*choices: str) -> Adder:
     argument("--top-k", "K", "add the K likeliest words in each word's place", type=whole(1)),
     switch("--eos", "also a row for the <eos> that ends each line"),
     choice("--layout", [*LAYOUTS], "columns of another tool", default="jaxlm"),
-    argument("--adapt", "RATE", "after each sentence take a step of SGD on it", type=float),
-    pathname("--save-adapted", "DIR", "keep the adapted model as a run"),
+    argument(
+        "--adapt", "RATE", "after each sentence take a step of SGD on it", type=float, rare=True
+    ),
+    pathname("--save-adapted", "DIR", "keep the adapted model as a run", rare=True),
     *_SCORES,
 )
 def surprisal(args: argparse.Namespace) -> None:
