@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxlm.config.protocols import MCDropout
@@ -65,7 +66,7 @@ class MCReader(Reader):
             )
         factor = protocol.dropout_factor
         for name, keep in dropped.items():
-            if factor * (1 - keep) >= 1:
+            if np.float32(factor * (1 - keep)) >= 1:  # as the masks are drawn
                 raise JaxlmError(
                     f"dropout_factor {factor:g} drops every unit of {name}, which is {keep:g}: "
                     f"set it below {1 / (1 - keep):g}"
