@@ -108,7 +108,11 @@ def reload_corpus(
 
 
 def prepare(
-    text: str | Path, out: str | Path, *, max_vocab: int | None = None, **options: Any
+    text: str | Path,
+    out: str | Path,
+    *,
+    max_vocab: int | None = None,
+    **options: Any,
 ) -> Corpus:
     """Makes a folder from a text; a finished folder is verified.
 

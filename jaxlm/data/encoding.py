@@ -109,7 +109,10 @@ def _split_whole(
 
 
 def _number(
-    source: Source, parts: Mapping[str, Sequence[Part]], kind: Words, scratch: BinaryIO
+    source: Source,
+    parts: Mapping[str, Sequence[Part]],
+    kind: Words,
+    scratch: BinaryIO,
 ) -> tuple[NumberedText, int]:
     """Numbers the units of all parts, and counts their lines; Raises as `number_units`."""
     number_of: defaultdict[str, int] = defaultdict()
@@ -150,7 +153,11 @@ def _number(
     return NumberedText(units, scratch, spans, digest.hexdigest()), lines + (not ended)
 
 
-def _units(part: Part, options: TextOptions, kind: Words) -> Iterator[tuple[list[str], int]]:
+def _units(
+    part: Part,
+    options: TextOptions,
+    kind: Words,
+) -> Iterator[tuple[list[str], int]]:
     """Yields the units of a part, a block at a time, and the size of the block in bytes."""
     before = "\n" if part.joined else ""  # the end of the text before
     for block, size in part.blocks(kind.errors):
@@ -165,7 +172,12 @@ def _no_word(split: str, part: Part) -> DataError:
     return empty(f"the {split} split of {getattr(part, 'path', 'the text')}")
 
 
-def _split_by_lines(text: NumberedText, title: str, lines: int, newline: str) -> NumberedText:
+def _split_by_lines(
+    text: NumberedText,
+    title: str,
+    lines: int,
+    newline: str,
+) -> NumberedText:
     """Splits the span "all" into train, then 5% of its lines for valid, then 5% for test.
 
     Args:

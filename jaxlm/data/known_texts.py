@@ -78,7 +78,9 @@ class NotFound(DataError):
 
 
 def find_known_text(
-    text: KnownText, data_dir: str | Path | None, download: bool
+    text: KnownText,
+    data_dir: str | Path | None,
+    download: bool,
 ) -> dict[str, Path]:
     """Finds a text, or downloads it.
 

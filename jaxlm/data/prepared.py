@@ -150,7 +150,10 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
 
 
 def _check_options(
-    path: str | Path, header: dict[str, Any], vocab: Vocab, options: TextOptions
+    path: str | Path,
+    header: dict[str, Any],
+    vocab: Vocab,
+    options: TextOptions,
 ) -> None:
     """Raises DataError where a folder was prepared with other options than those asked for."""
     defaults = DataConfig().options

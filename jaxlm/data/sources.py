@@ -137,7 +137,11 @@ def find_source(
     )
 
 
-def _penn_treebank(spec: str, paths: Mapping[str, Path], options: TextOptions) -> Source:
+def _penn_treebank(
+    spec: str,
+    paths: Mapping[str, Path],
+    options: TextOptions,
+) -> Source:
     """Penn Treebank, wherever it lies: its hashes identify it."""
     name = "ptb"
     title = "Penn Treebank (Mikolov's files)"
@@ -162,7 +166,11 @@ def _penn_treebank(spec: str, paths: Mapping[str, Path], options: TextOptions) -
     )
 
 
-def _shakespeare(spec: str, paths: Mapping[str, Path], options: TextOptions) -> Source:
+def _shakespeare(
+    spec: str,
+    paths: Mapping[str, Path],
+    options: TextOptions,
+) -> Source:
     """Tiny Shakespeare as nanoGPT splits it: 90% for train, and the rest for valid and test."""
     path = paths["input"]
     size = os.path.getsize(path)  # in characters too: the text is ASCII

@@ -96,7 +96,10 @@ def read_string(path: str | Path, errors: str = "strict") -> str:
 
 
 def read_blocks(
-    path: str | Path, start: int = 0, stop: int | None = None, errors: str = "strict"
+    path: str | Path,
+    start: int = 0,
+    stop: int | None = None,
+    errors: str = "strict",
 ) -> Iterator[tuple[str, int]]:
     """Yields a UTF-8 file in pieces of about `BLOCK` bytes, cut before white space.
 
@@ -142,7 +145,12 @@ def read_blocks(
             yield decode(rest, path, place, errors), len(rest)
 
 
-def decode(data: bytes, path: str | Path, start: int = 0, errors: str = "strict") -> str:
+def decode(
+    data: bytes,
+    path: str | Path,
+    start: int = 0,
+    errors: str = "strict",
+) -> str:
     """Decodes a part of a UTF-8 file, without a byte order mark at the file's beginning.
 
     Args:

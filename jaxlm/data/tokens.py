@@ -249,7 +249,12 @@ class Subwords(_Exact):
         return made
 
     @classmethod
-    def train(cls, counts: Mapping[str, int], pieces: int | None, algorithm: str) -> "Subwords":
+    def train(
+        cls,
+        counts: Mapping[str, int],
+        pieces: int | None,
+        algorithm: str,
+    ) -> "Subwords":
         """Trains a SentencePiece model (Kudo and Richardson 2018, arXiv:1808.06226).
 
         Bytes stand for rare characters, so that nothing is unknown.

@@ -144,7 +144,11 @@ class Vocab:
         return "".join(self.tokens.pieces(self.decode(ids)))
 
     def text_size(
-        self, ids: np.ndarray, rows: int = 1, window: int = 1, tokens: Sequence[str] = ()
+        self,
+        ids: np.ndarray,
+        rows: int = 1,
+        window: int = 1,
+        tokens: Sequence[str] = (),
     ) -> TextSize:
         """Measures the text that a model predicts.
 

@@ -181,7 +181,13 @@ class WindowPlan:
         epoch, index = self.locate(step)
         return epoch * (self.rows - 1) + self.row(index, epoch)
 
-    def windows(self, step: int, count: int, size: int, first_row: int = 0) -> Windows:
+    def windows(
+        self,
+        step: int,
+        count: int,
+        size: int,
+        first_row: int = 0,
+    ) -> Windows:
         """Returns where the windows from a step on lie, all of one epoch.
 
         Args:
@@ -257,7 +263,13 @@ def num_windows(length: int, bptt_length: int) -> int:
     return (length - 1) // bptt_length
 
 
-def check_fits(split: str, tokens: int, batch_size: int, bptt_length: int, epochs: int = 0) -> None:
+def check_fits(
+    split: str,
+    tokens: int,
+    batch_size: int,
+    bptt_length: int,
+    epochs: int = 0,
+) -> None:
     """Checks that a split has a window, and all epochs no more windows than a run can count.
 
     Args:

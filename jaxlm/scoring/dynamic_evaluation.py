@@ -79,7 +79,12 @@ class DynamicReader(Reader):
         """As `Reader.start`."""
         return self.network.params, self.network.carry()
 
-    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """As `Reader.read`."""
         params, carry = state
         network = self.network._replace(params=params)
@@ -125,7 +130,10 @@ class DynamicReader(Reader):
 
 
 def gradient_statistics(
-    network: Network, ids: np.ndarray, protocol: Dynamic, optimizer: Optimizer | None = None
+    network: Network,
+    ids: np.ndarray,
+    protocol: Dynamic,
+    optimizer: Optimizer | None = None,
 ) -> Params:
     """RMS, for which the training text is read once, without learning from it.
 

@@ -68,7 +68,11 @@ def check_converged(protocol: Plain, text: str, nats: float, count: int) -> None
         raise Diverged(f"dynamic evaluation diverged on {text}: {rate}")
 
 
-def read_and_counted(ids: np.ndarray, text: str, protocol: Plain) -> tuple[np.ndarray, int]:
+def read_and_counted(
+    ids: np.ndarray,
+    text: str,
+    protocol: Plain,
+) -> tuple[np.ndarray, int]:
     """The tokens that a protocol reads of a stream, and by how many its nats are divided.
 
     Args:

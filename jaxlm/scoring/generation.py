@@ -148,7 +148,10 @@ def _drawn(
 
 
 def first_words(
-    chunks: Iterable[Chunk], boundaries: Boundaries, last: int, words: int
+    chunks: Iterable[Chunk],
+    boundaries: Boundaries,
+    last: int,
+    words: int,
 ) -> Iterator[Chunk]:
     """Texts whose tokens are pieces of words, each cut before the word after the first so many.
 
@@ -174,7 +177,12 @@ def first_words(
             return
 
 
-def begin(network: Network, sampling: Sampling, ids: np.ndarray, samples: int) -> Position:
+def begin(
+    network: Network,
+    sampling: Sampling,
+    ids: np.ndarray,
+    samples: int,
+) -> Position:
     """The position of some samples after a prompt, whose last id is still to be read.
 
     Args:
@@ -223,7 +231,12 @@ def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
     return np.asarray(_next_word(network, ids[-1:], carry_after(network, ids[:-1]))[0])
 
 
-def next_words(network: Network, vocab: Vocab, ids: np.ndarray, k: int) -> list[tuple[str, float]]:
+def next_words(
+    network: Network,
+    vocab: Vocab,
+    ids: np.ndarray,
+    k: int,
+) -> list[tuple[str, float]]:
     """The most probable words after a text, with their probabilities.
 
     Args:
@@ -250,7 +263,11 @@ class _Beginning(NamedTuple):
 
 
 def _next_words_of_pieces(
-    network: Network, vocab: Vocab, boundaries: Boundaries, ids: np.ndarray, k: int
+    network: Network,
+    vocab: Vocab,
+    boundaries: Boundaries,
+    ids: np.ndarray,
+    k: int,
 ) -> list[tuple[str, float]]:
     """`next_words` by a search, the likeliest first, among the pieces of all words.
 
@@ -290,7 +307,11 @@ def _next_word(network, token, carry):
     return jax.nn.softmax(logits[0]), carry
 
 
-def next_logits(network: Network, token: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
+def next_logits(
+    network: Network,
+    token: jax.Array,
+    carry: Carry,
+) -> tuple[jax.Array, Carry]:
     """Reads one token of each text.
 
     Args:

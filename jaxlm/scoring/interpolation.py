@@ -41,7 +41,11 @@ class InterpolationReader(Reader):
 
     @classmethod
     def of(
-        cls, network: Network, protocol: Interpolation, model: Recurrent, vocab: Vocab
+        cls,
+        network: Network,
+        protocol: Interpolation,
+        model: Recurrent,
+        vocab: Vocab,
     ) -> "InterpolationReader":
         """The reader of a protocol, whose n-gram model is loaded.
 
@@ -71,7 +75,12 @@ class InterpolationReader(Reader):
         """The carry and the context of B texts, as `Reader.start_all`."""
         return self.network.carry(texts), self.ngram.carry(texts)
 
-    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read_all(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """Reads one segment of B texts, as `Reader.read_all`."""
         features, contexts, after = self._features(state, tokens)
         own = jax.nn.log_softmax(self.network.logits(features))

@@ -224,7 +224,13 @@ class LanguageModel:
             )
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
-    def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
+    def scorer(
+        self,
+        context: str = "sentence",
+        *,
+        full: bool = True,
+        **options: Any,
+    ) -> Scoring:
         """A scoring of sentences: each by itself, or one after the other with the state passed on.
 
         Args:
@@ -285,7 +291,11 @@ class LanguageModel:
     # Whole texts.
 
     def perplexity(
-        self, text: str, *, tokenizer: str | None = None, from_eos: bool = False
+        self,
+        text: str,
+        *,
+        tokenizer: str | None = None,
+        from_eos: bool = False,
     ) -> float:
         """The perplexity of every word of a text but the first.
 
@@ -666,7 +676,11 @@ class LanguageModel:
             first += len(lines)
 
     def states(
-        self, words: Sentence, *, tokenizer: str | None = None, where: str = "the sentence"
+        self,
+        words: Sentence,
+        *,
+        tokenizer: str | None = None,
+        where: str = "the sentence",
     ) -> dict[str, np.ndarray]:
         """The state of every layer after each of N words of a sentence; `<eos>` is read first.
 
@@ -721,7 +735,11 @@ class LanguageModel:
         return score_pairs(scoring, self.sentence_reader(how), given, oov, eos)
 
     def syntaxgym(
-        self, suite: str | Path | Suite, *, oov: str = "unk", **options: Any
+        self,
+        suite: str | Path | Suite,
+        *,
+        oov: str = "unk",
+        **options: Any,
     ) -> SuiteResult:
         """Results of a SyntaxGym test suite.
 
@@ -741,7 +759,11 @@ class LanguageModel:
     # Words and text.
 
     def predict(
-        self, text: str, k: int = 10, *, tokenizer: str | None = None
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        tokenizer: str | None = None,
     ) -> list[tuple[str, float]]:
         """The most probable next words after a text, with their probabilities.
 
@@ -913,7 +935,11 @@ class LanguageModel:
         return words * generation.LONGEST_WORD, boundaries
 
     def _begun(
-        self, prompt: Sentence, stop: str, ban: Iterable[str] = (), **options: Any
+        self,
+        prompt: Sentence,
+        stop: str,
+        ban: Iterable[str] = (),
+        **options: Any,
     ) -> tuple[Sampling, np.ndarray, int]:
         """How to sample, the ids of `<eos>` and the prompt, the id that ends a text (-1: none)."""
         checked_value("stop", stop, str, choices=("eos", "none"))

@@ -80,7 +80,12 @@ class MCReader(Reader):
         carries = jax.tree.map(lambda leaf: jnp.stack([leaf] * samples), self.network.carry())
         return jnp.int32(0), carries
 
-    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """As `Reader.read`."""
         window, carries = state
         inputs, targets, _ = tokens

@@ -162,7 +162,11 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
 
 
 def score_pairs(
-    scoring: Scoring, read: SentenceReader, pairs: Iterable[Pair], oov: str, eos: bool
+    scoring: Scoring,
+    read: SentenceReader,
+    pairs: Iterable[Pair],
+    oov: str,
+    eos: bool,
 ) -> MinimalPairs:
     """Scores pairs, each sentence by itself, and counts.
 
@@ -203,7 +207,12 @@ def score_pairs(
     return MinimalPairs(rows, _accuracy("all", "", results, oov), results)
 
 
-def _accuracy(uid: str, term: str, results: Sequence[PairResult], oov: str) -> Accuracy:
+def _accuracy(
+    uid: str,
+    term: str,
+    results: Sequence[PairResult],
+    oov: str,
+) -> Accuracy:
     counted = [result for result in results if not (result.alike and oov == "filter")]
     correct = sum(result.correct for result in counted)
     pairs = len(counted)

@@ -71,7 +71,10 @@ class CacheReader(Reader):
         return CacheState(self.network.carry(), keys, jnp.zeros(W, jnp.int32), jnp.int32(0))
 
     def read(
-        self, state: CacheState, tokens: Tokens, detail: Detail
+        self,
+        state: CacheState,
+        tokens: Tokens,
+        detail: Detail,
     ) -> tuple[TokenScores, CacheState]:
         """As `Reader.read`."""
         inputs, targets, counted = tokens

@@ -52,7 +52,12 @@ class NgramNetwork:
         """The contexts of B rows before the first token, int32 `[B, C]`: all beginnings."""
         return jnp.full((rows, self._width), self.ngram.begin, jnp.int32)
 
-    def features(self, tokens: jax.Array, carry: jax.Array, *_: Any) -> tuple[jax.Array, jax.Array]:
+    def features(
+        self,
+        tokens: jax.Array,
+        carry: jax.Array,
+        *_: Any,
+    ) -> tuple[jax.Array, jax.Array]:
         """The context after each token.
 
         Args:
@@ -80,7 +85,12 @@ class NgramNetwork:
         shape = jax.ShapeDtypeStruct((*features.shape[:-1], self.ngram.vocab_size), jnp.float32)
         return jax.pure_callback(self._host_logits, shape, features, vmap_method="expand_dims")
 
-    def token_nats(self, features: jax.Array, targets: jax.Array, *_: Any) -> jax.Array:
+    def token_nats(
+        self,
+        features: jax.Array,
+        targets: jax.Array,
+        *_: Any,
+    ) -> jax.Array:
         """-log p of targets `[T, B]` after contexts `[T, B, C]`, float32.
 
         Args:

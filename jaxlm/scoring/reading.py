@@ -74,7 +74,12 @@ class Reader:
         """The state before the first token: a pytree of arrays of fixed shapes."""
         raise NotImplementedError
 
-    def read(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """Reads one segment of one text.
 
         Args:
@@ -93,7 +98,12 @@ class Reader:
             lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start()
         )
 
-    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read_all(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """Reads one segment of B texts.
 
         Args:
@@ -134,7 +144,12 @@ class ModelReader(Reader):
         """As `Reader.start_all`."""
         return self.network.carry(texts)
 
-    def read_all(self, state: Carry, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Carry]:
+    def read_all(
+        self,
+        state: Carry,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Carry]:
         """As `Reader.read_all`."""
         features, state = self.network.features(tokens.inputs, state)
         temperature = getattr(self.protocol, "temperature", None)
@@ -168,7 +183,12 @@ class GridReader(Reader):
         """As `Reader.start_all`."""
         return self.reader.start_all(texts)
 
-    def read_all(self, state: Any, tokens: Tokens, detail: Detail) -> tuple[TokenScores, Any]:
+    def read_all(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
         """As `Reader.read_all`."""
 
         def read(*settings):
@@ -218,7 +238,11 @@ class OneStream:
         return TokenScores.joined(scores).rows((slice(scored, N), 0))
 
 
-def each_sentence(reader: Reader, detail: Detail, sentences: Sequence[np.ndarray]) -> TokenScores:
+def each_sentence(
+    reader: Reader,
+    detail: Detail,
+    sentences: Sequence[np.ndarray],
+) -> TokenScores:
     """Reads each sentence from the first state, sentences of about one length side by side.
 
     With `functools.partial` it is a `Scoring`.
@@ -272,7 +296,11 @@ def read_and_predicted(ids: np.ndarray) -> np.ndarray:
 
 
 def _read_segments(
-    reader: Reader, state: Any, tokens: np.ndarray, T: int, detail: Detail
+    reader: Reader,
+    state: Any,
+    tokens: np.ndarray,
+    T: int,
+    detail: Detail,
 ) -> tuple[list[TokenScores], Any]:
     """Reads whole segments of tokens [3, N, B]: the scores of each call, and the state after."""
     done = 0

@@ -116,7 +116,11 @@ def _cut_between_words(text: str, place: int, sentence: Encoded) -> _Cut | None:
 
 
 def _cut_in_pieces(
-    lm: LanguageModel, text: str, place: int, sentence: Encoded, unit: float
+    lm: LanguageModel,
+    text: str,
+    place: int,
+    sentence: Encoded,
+    unit: float,
 ) -> _Cut:
     """A place of a line, whose tokens are no words: they may be cut.
 
@@ -145,7 +149,9 @@ def _as_read(lm: LanguageModel, text: str) -> str:
 
 
 def predictors(
-    lm: LanguageModel, table: Surprisals | WordSurprisals, counts: Mapping[str, int] | None
+    lm: LanguageModel,
+    table: Surprisals | WordSurprisals,
+    counts: Mapping[str, int] | None,
 ) -> dict[str, list[Any]]:
     """Two columns for a table of a model: `length`, in characters, and `log_frequency`.
 

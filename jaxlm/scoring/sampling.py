@@ -56,7 +56,11 @@ class Sampling:
 
 
 def sampling_of(
-    vocab: Vocab, *, ban: Iterable[str] = (), no_unk: bool = False, **numbers: Any
+    vocab: Vocab,
+    *,
+    ban: Iterable[str] = (),
+    no_unk: bool = False,
+    **numbers: Any,
 ) -> Sampling:
     """Checked numbers of sampling.
 
@@ -95,7 +99,10 @@ def sampling_of(
 
 
 def draw(
-    sampling: Sampling, logits: jax.Array, seen: jax.Array | None, uniform: jax.Array
+    sampling: Sampling,
+    logits: jax.Array,
+    seen: jax.Array | None,
+    uniform: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws one word for each sample.
 
@@ -129,7 +136,11 @@ def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
 
 
-def adjusted(sampling: Sampling, logits: jax.Array, seen: jax.Array | None) -> jax.Array:
+def adjusted(
+    sampling: Sampling,
+    logits: jax.Array,
+    seen: jax.Array | None,
+) -> jax.Array:
     """Logits after the penalty and the ban.
 
     Args:

@@ -181,7 +181,11 @@ class SentenceReader:
         return replace(encoded, words=tuple(shown), starts=starts)
 
     def _in_pieces(
-        self, sentence: Sentence, oov: str, where: str, boundaries: Boundaries
+        self,
+        sentence: Sentence,
+        oov: str,
+        where: str,
+        boundaries: Boundaries,
     ) -> Encoded:
         if isinstance(sentence, str):
             tokens = self.vocab.tokenize(self.cased(sentence).rstrip())
@@ -255,7 +259,11 @@ def _cut(word: str, texts: list[str]) -> list[str]:
     return texts
 
 
-def in_regions(sentence: Encoded, regions: Sequence[Region], where: str) -> list[int]:
+def in_regions(
+    sentence: Encoded,
+    regions: Sequence[Region],
+    where: str,
+) -> list[int]:
     """Where regions begin in a sentence.
 
     Args:
@@ -291,7 +299,9 @@ def _plain(text: str) -> str:
 
 
 def word_nats(
-    scores: TokenScores, sentences: Sequence[Encoded], lengths: Sequence[int]
+    scores: TokenScores,
+    sentences: Sequence[Encoded],
+    lengths: Sequence[int],
 ) -> np.ndarray:
     """The nats of every token that was predicted, which sum to the nats of their words.
 
@@ -314,7 +324,9 @@ def word_nats(
 
 
 def sentence_nats(
-    scoring: Scoring, sentences: Sequence[Encoded], eos: bool = False
+    scoring: Scoring,
+    sentences: Sequence[Encoded],
+    eos: bool = False,
 ) -> list[np.ndarray]:
     """`word_nats` of the tokens [n] of each sentence.
 
@@ -330,7 +342,12 @@ def sentence_nats(
 
 
 def encode(
-    vocab: Vocab, tokens: Sequence[str], oov: str, where: str, lowercase: bool, blank: bool
+    vocab: Vocab,
+    tokens: Sequence[str],
+    oov: str,
+    where: str,
+    lowercase: bool,
+    blank: bool,
 ) -> Encoded:
     """The sentence of some tokens.
 

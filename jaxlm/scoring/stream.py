@@ -26,7 +26,11 @@ BLOCK = 1 << 16
 
 
 def eval_step(
-    model: Recurrent, params: Params, inputs: jax.Array, targets: jax.Array, carry: Carry
+    model: Recurrent,
+    params: Params,
+    inputs: jax.Array,
+    targets: jax.Array,
+    carry: Carry,
 ) -> tuple[jax.Array, Carry]:
     """Evaluates one window, in float32 and without noise.
 

@@ -283,7 +283,10 @@ class RegionSurprisals(WordSurprisals):
 
 
 def by_word(
-    table: Surprisals, sentences: Sequence[Encoded], first: int, eos: bool
+    table: Surprisals,
+    sentences: Sequence[Encoded],
+    first: int,
+    eos: bool,
 ) -> WordSurprisals:
     """The table of sentences' tokens, summed over words.
 

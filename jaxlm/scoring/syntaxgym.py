@@ -57,7 +57,11 @@ OPERATORS: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
 }
 
 
-def holds(formula: str, surprisals: Mapping[Region, float], where: str = "the formula") -> bool:
+def holds(
+    formula: str,
+    surprisals: Mapping[Region, float],
+    where: str = "the formula",
+) -> bool:
     """Whether a formula holds of an item's surprisals.
 
     Precedence climbing over OPERATORS reads and evaluates at once; a value is a float or a bool.
@@ -218,7 +222,12 @@ def read_suite(path: str | Path) -> Suite:
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
-def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) -> SuiteResult:
+def score_suite(
+    scoring: Scoring,
+    read: SentenceReader,
+    suite: Suite,
+    oov: str,
+) -> SuiteResult:
     """Scores a suite, each sentence by itself.
 
     Args:
@@ -258,7 +267,11 @@ def score_suite(scoring: Scoring, read: SentenceReader, suite: Suite, oov: str) 
     return SuiteResult(suite, results)
 
 
-def _objects(tree: dict[str, Any], name: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(
+    tree: dict[str, Any],
+    name: str,
+    where: str,
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place in errors, object) of each object in a list, which is not empty. Raises DataError."""
     values = tree.get(name)
     if not isinstance(values, list) or not values:

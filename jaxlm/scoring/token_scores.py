@@ -87,7 +87,10 @@ class Network(NamedTuple):
         return heads.logits(self.model, self.params, features, noise and noise.latents)
 
     def token_nats(
-        self, features: jax.Array, targets: jax.Array, noise: Noise | None = None
+        self,
+        features: jax.Array,
+        targets: jax.Array,
+        noise: Noise | None = None,
     ) -> jax.Array:
         """The nats of each target, never holding logits [T, B, V].
 
@@ -174,7 +177,11 @@ def nats_alone(nats: jax.Array) -> TokenScores:
 
 
 def own_scores(
-    network: Network, features: jax.Array, tokens: Tokens, detail: Detail, temperature: Any = None
+    network: Network,
+    features: jax.Array,
+    tokens: Tokens,
+    detail: Detail,
+    temperature: Any = None,
 ) -> TokenScores:
     """The scores of tokens by the model's own softmax.
 
@@ -194,7 +201,10 @@ def own_scores(
     N = tokens.targets.size
 
     def in_chunks(
-        on_cpu: bool, network: Network, temperature: Any, *columns: jax.Array
+        on_cpu: bool,
+        network: Network,
+        temperature: Any,
+        *columns: jax.Array,
     ) -> TokenScores:
         R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
@@ -227,7 +237,10 @@ def merged(array: jax.Array) -> jax.Array:
 
 
 def score_logits(
-    logits: jax.Array, targets: jax.Array, detail: Detail, begins: jax.Array | None = None
+    logits: jax.Array,
+    targets: jax.Array,
+    detail: Detail,
+    begins: jax.Array | None = None,
 ) -> TokenScores:
     """The scores of tokens, given logits, which need not be normalised.
 
@@ -245,7 +258,10 @@ def score_logits(
     total = odds.sum(1)
 
     def scores(
-        logits: jax.Array, odds: jax.Array, total: jax.Array, picked: jax.Array
+        logits: jax.Array,
+        odds: jax.Array,
+        total: jax.Array,
+        picked: jax.Array,
     ) -> TokenScores:
         log_total = jnp.log(total)
         entropy = rank = boundary = jnp.zeros(len(targets))
