@@ -449,7 +449,7 @@ def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, capsys):
     assert (
         main(["generate", str(tmp_path / "run"), "Der Hund", "--words", "20", "--seed", "3"]) == 0
     )
-    assert capsys.readouterr().out == str(text) + "\n" * (not str(text).endswith("\n"))
+    assert capsys.readouterr().out == "Der Hund" + str(text) + "\n" * (not str(text).endswith("\n"))
     assert (
         main(["info", str(tmp_path / "run")]) == 0 and options["tokens"] in capsys.readouterr().out
     )
