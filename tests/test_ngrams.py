@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -243,7 +244,7 @@ def test_interpolation_is_never_worse_on_valid_than_the_better_model(folder, tin
     run, _ = tiny_run
     model = jaxlm.load(run.run_dir)
     corpus = load_corpus("embedded-tiny")
-    tuned = model.tune(Interpolation(with_=str(folder)), corpus=corpus)
+    tuned: Any = model.tune(Interpolation(with_=str(folder)), corpus=corpus)
     alone = [tried for protocol, tried in tuned.tried if protocol.weight in (0, 1)]
     assert len(alone) == 2 and tuned.valid <= min(alone)
     assert 0 < tuned.protocol.weight < 1
