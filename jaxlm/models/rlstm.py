@@ -48,8 +48,8 @@ class RLSTM(Recurrent):
     forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
     longest_memory: float | None = number(
         None,
-        "T_max of chrono initialisation: forget gates' biases begin at ln U(1, T_max - 1) (none: at "
-        "forget_bias; arXiv:1804.11188)",
+        "T_max of chrono initialisation: forget gates' biases begin at ln U(1, T_max - 1) "
+        "(none: at forget_bias; arXiv:1804.11188)",
         "steps",
         above=2,
     )

@@ -95,8 +95,7 @@ class BackoffModel:
         return scores
 
     def context_after(self, context: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The ids that later tokens are read after: the last order - 1, back to the sentence's
-        beginning.
+        """The ids that later tokens are read after: order - 1, or from the sentence's beginning on.
 
         Args:
             context: Ids before the tokens.

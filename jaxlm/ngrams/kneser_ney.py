@@ -1,10 +1,10 @@
-"""Interpolated modified Kneser-Ney smoothing (Chen and Goodman 1999, "An empirical study of
-smoothing techniques").
+"""Interpolated modified Kneser-Ney smoothing of n-gram models.
 
-As KenLM's `lmplz` estimates it (Heafield et al. 2013, aclanthology.org/P13-2121): an n-gram below
-the highest order counts the distinct tokens before it, unless it begins a sentence; three discounts
-an order come from the counts of counts; the lowest order is interpolated with the uniform
-distribution over the vocabulary.
+Chen and Goodman 1999, "An empirical study of smoothing techniques". As KenLM's `lmplz` estimates it
+(Heafield et al. 2013, aclanthology.org/P13-2121): an n-gram below the highest order counts the
+distinct tokens before it, unless it begins a sentence; three discounts an order come from the
+counts of counts; the lowest order is interpolated with the uniform distribution over the
+vocabulary.
 
 Letters: `N` tokens, `V` vocabulary, `G` n-grams of one order.
 """

@@ -1,5 +1,4 @@
-"""An n-gram model in the place of a network: its carry is the last tokens, its features the
-context.
+"""An n-gram model in the place of a network: the carry is the last tokens, features the context.
 
 So `ModelReader`, generation and prediction run it as they run a recurrent model. The tables stay in
 the host's memory, where NumPy searches them.

@@ -76,6 +76,7 @@ def open_storage(where: str) -> Any:
                 if attempt == TRIES or not CREATING.search(str(error)):
                     raise
             time.sleep(1)
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
