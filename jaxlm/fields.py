@@ -73,7 +73,12 @@ class Spec:
         )
 
 
-def number(default: float | None, help: str, unit: str = "", **options: Any) -> Any:
+def number(
+    default: float | None,
+    help: str,
+    unit: str = "",
+    **options: Any,
+) -> Any:
     """Declares a traced number.
 
     Args:
@@ -102,7 +107,11 @@ def probability(help: str, **options: Any) -> Any:
 
 
 def count(
-    default: int | tuple[int, ...] | None, help: str, unit: str = "", low: int = 0, **options: Any
+    default: int | tuple[int, ...] | None,
+    help: str,
+    unit: str = "",
+    low: int = 0,
+    **options: Any,
 ) -> Any:
     """Declares a static whole number, or a tuple of whole numbers.
 
@@ -121,7 +130,11 @@ def count(
     return _declared(default, Spec(kind, help, unit, low, **options))
 
 
-def flag(default: bool, help: str, **options: Any) -> Any:
+def flag(
+    default: bool,
+    help: str,
+    **options: Any,
+) -> Any:
     """Declares a static switch.
 
     Args:
@@ -135,7 +148,11 @@ def flag(default: bool, help: str, **options: Any) -> Any:
     return _declared(default, Spec(bool, help, **options))
 
 
-def choice(default: str, help: str, choices: Sequence[str]) -> Any:
+def choice(
+    default: str,
+    help: str,
+    choices: Sequence[str],
+) -> Any:
     """Declares a static name, one of several.
 
     Args:
@@ -211,7 +228,12 @@ def checked(section: Any) -> Any:
     return section
 
 
-def checked_value(name: str, value: Any, kind: type, **limits: Any) -> Any:
+def checked_value(
+    name: str,
+    value: Any,
+    kind: type,
+    **limits: Any,
+) -> Any:
     """Checks an argument that is no field.
 
     Args:
@@ -274,7 +296,11 @@ def _check_relations(section: Any) -> None:
         section.check()
 
 
-def _checked_value(name: str, spec: Spec, value: Any) -> Any:
+def _checked_value(
+    name: str,
+    spec: Spec,
+    value: Any,
+) -> Any:
     """A value as plain Python has it. Raises JaxlmError where the spec does not allow it."""
     value = _plain(value)
     if spec.type is tuple:
@@ -289,7 +315,12 @@ def _checked_value(name: str, spec: Spec, value: Any) -> Any:
     return _scalar(name, spec, spec.type, value)
 
 
-def _scalar(name: str, spec: Spec, kind: type, value: Any) -> Any:
+def _scalar(
+    name: str,
+    spec: Spec,
+    kind: type,
+    value: Any,
+) -> Any:
     """A value of one of the plain types. Raises JaxlmError where the spec does not allow it."""
     is_kind = isinstance(value, _ACCEPTED.get(kind, kind))
     if not is_kind or isinstance(value, bool) != (kind is bool):

@@ -85,7 +85,11 @@ class Folder:
         self.path = path
 
     @staticmethod
-    def open(path: "str | Path | Folder", create: bool = False, follow: bool = True) -> "Folder":
+    def open(
+        path: "str | Path | Folder",
+        create: bool = False,
+        follow: bool = True,
+    ) -> "Folder":
         """Holds the directory at a path.
 
         Args:
@@ -344,7 +348,11 @@ class Folder:
 
 
 @contextmanager
-def explained(error_type: type[JaxlmError], what: str, remedy: str = "") -> Iterator[None]:
+def explained(
+    error_type: type[JaxlmError],
+    what: str,
+    remedy: str = "",
+) -> Iterator[None]:
     """Turns an error about files into one sentence: what failed, the file, why, and what to do.
 
     Args:
@@ -518,7 +526,11 @@ def _open(
         return descriptor
 
 
-def _bounded(file: BinaryIO, path: Path, most: int) -> bytes:
+def _bounded(
+    file: BinaryIO,
+    path: Path,
+    most: int,
+) -> bytes:
     """The bytes of an open file or pipe; OSError for more than `most`.
 
     Bytes that a living writer adds meanwhile are left for the next reader.

@@ -22,7 +22,11 @@ _OPEN = 1e4
 
 
 def LSTM(
-    features: int, *, dtype: Any = None, param_dtype: Any = jnp.float32, **options: Any
+    features: int,
+    *,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    **options: Any,
 ) -> nn.RNN:
     """`nn.RNN(nn.OptimizedLSTMCell(features), **options)`, faster.
 
@@ -241,11 +245,18 @@ def _carry_after(
 ) -> stack.Carry:
     """The carry after the steps that count, without a gradient: each row is read alone."""
 
-    def of_row(tree: Any, row: jax.Array, axis: int) -> Any:
+    def of_row(
+        tree: Any,
+        row: jax.Array,
+        axis: int,
+    ) -> Any:
         return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, row, 1, axis), tree)
 
     def after_row(
-        params: Params, carry: stack.Carry, row: jax.Array, length: jax.Array
+        params: Params,
+        carry: stack.Carry,
+        row: jax.Array,
+        length: jax.Array,
     ) -> stack.Carry:
         axes = {"embedding": 1, "outputs": 1, "states": 0, "updates": 0, "carry": 0}
         masks = {name: of_row(getattr(noise, name), row, axis) for name, axis in axes.items()}

@@ -67,7 +67,10 @@ class JaxLM(TemplateLM):
         return self._lm.vocab.eos
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        **_: Any,
     ) -> list[int]:
         """Encodes a text.
 
@@ -139,7 +142,12 @@ class JaxLM(TemplateLM):
         """
         return [self._generated(place, *request.args) for place, request in enumerate(requests)]
 
-    def _generated(self, place: int, context: str, options: dict[str, Any]) -> str:
+    def _generated(
+        self,
+        place: int,
+        context: str,
+        options: dict[str, Any],
+    ) -> str:
         stops = options.get("until") or []
         if isinstance(stops, str):
             stops = [stops]

@@ -23,7 +23,11 @@ class Schedule(Section):
     depends_on_total: ClassVar[bool] = False
 
     def factor(
-        self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
+        self,
+        step: Number,
+        epoch: Number,
+        total: Number,
+        lowered: Number | None = None,
     ) -> jax.Array:
         """The factor on the rate.
 
@@ -61,7 +65,11 @@ class Piecewise(Schedule):
     )
 
     def factor(
-        self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
+        self,
+        step: Number,
+        epoch: Number,
+        total: Number,
+        lowered: Number | None = None,
     ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         decays = epoch + self.schedule_offset - self.hold
@@ -84,7 +92,11 @@ class Cosine(Schedule):
     final: float = number(0.01, "factor on the rate at the end", low=0, high=1)
 
     def factor(
-        self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
+        self,
+        step: Number,
+        epoch: Number,
+        total: Number,
+        lowered: Number | None = None,
     ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
@@ -102,7 +114,11 @@ class Linear(Schedule):
     final: float = number(0.0, "factor on the rate at the end", low=0, high=1)
 
     def factor(
-        self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
+        self,
+        step: Number,
+        epoch: Number,
+        total: Number,
+        lowered: Number | None = None,
     ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
@@ -124,13 +140,21 @@ class Plateau(Schedule):
     )
 
     def factor(
-        self, step: Number, epoch: Number, total: Number, lowered: Number | None = None
+        self,
+        step: Number,
+        epoch: Number,
+        total: Number,
+        lowered: Number | None = None,
     ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
 
 
-def _warm_up(warmup: Number, step: Number, total: Number) -> tuple[jax.Array, jax.Array]:
+def _warm_up(
+    warmup: Number,
+    step: Number,
+    total: Number,
+) -> tuple[jax.Array, jax.Array]:
     """The share of the full rate, and the progress from the warm-up's end to the run's end."""
     risen = jnp.minimum((step + 1) / jnp.maximum(warmup * total, 1.0), 1.0)
     progress = (step - warmup * total) / jnp.maximum((1 - warmup) * total, 1.0)

@@ -21,7 +21,12 @@ _PASSWORDS = (
 )
 
 
-def printable(text: str, *, keep_newlines: bool = False, encoding: str | None = None) -> str:
+def printable(
+    text: str,
+    *,
+    keep_newlines: bool = False,
+    encoding: str | None = None,
+) -> str:
     r"""Text that a terminal shows and does not obey: `\x1b` in place of an escape character.
 
     >>> print(printable("\x1b[2J and \n"))

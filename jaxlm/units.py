@@ -119,7 +119,9 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
 
 
 def spread(
-    mean: float, deviation: float = math.nan, shown: Callable[[float], str] = perplexity_text
+    mean: float,
+    deviation: float = math.nan,
+    shown: Callable[[float], str] = perplexity_text,
 ) -> str:
     """Mean ± standard deviation as text.
 

@@ -144,7 +144,12 @@ def argument(
     return add
 
 
-def choice(name: str, choices: Sequence[str], help: str, **options: Any) -> Adder:
+def choice(
+    name: str,
+    choices: Sequence[str],
+    help: str,
+    **options: Any,
+) -> Adder:
     """An argument that takes one of a few values.
 
     Args:
@@ -159,7 +164,12 @@ def choice(name: str, choices: Sequence[str], help: str, **options: Any) -> Adde
     return argument(name, "", help, choices=choices, **options)
 
 
-def pathname(names: str, metavar: str, help: str, **options: Any) -> Adder:
+def pathname(
+    names: str,
+    metavar: str,
+    help: str,
+    **options: Any,
+) -> Adder:
     """An argument that is a path.
 
     Args:

@@ -52,7 +52,13 @@ START = (
 
 
 def add_field(
-    group: Any, name: str, spec: Spec, default: Any, *, shown: bool = True, metavar: str = ""
+    group: Any,
+    name: str,
+    spec: Spec,
+    default: Any,
+    *,
+    shown: bool = True,
+    metavar: str = "",
 ) -> None:
     """Adds the flag of a field; its help names the unit, the limits and the default.
 

@@ -116,7 +116,12 @@ def _parameters(path: Path) -> int | None:
     return None
 
 
-def _lines(contents: Mapping[str, Any], width: int, *, defaults: bool) -> Iterator[str]:
+def _lines(
+    contents: Mapping[str, Any],
+    width: int,
+    *,
+    defaults: bool,
+) -> Iterator[str]:
     """The tables, those that a user looks for first; no line is longer than `width`."""
     trained = (
         f"{max((row['step'] for row in contents['checkpoints']), default=0):,} windows trained"

@@ -28,7 +28,11 @@ def check_run(run: Path) -> None:
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
 
 
-def open_model(run: Path, checkpoint: str, data_dir: Path | None = None) -> LanguageModel:
+def open_model(
+    run: Path,
+    checkpoint: str,
+    data_dir: Path | None = None,
+) -> LanguageModel:
     """Loads the model of a run.
 
     Args:

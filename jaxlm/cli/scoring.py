@@ -363,7 +363,11 @@ def _score_function(
         spans = list(zip(stimuli.numbers("start"), stimuli.numbers("end"), strict=True))
         span_options = {name: options[name] for name in ("oov", "unit", "tokenizer")}
 
-        def score_spans(lm: LanguageModel, block: _Block, _: Any) -> Any:
+        def score_spans(
+            lm: LanguageModel,
+            block: _Block,
+            _: Any,
+        ) -> Any:
             return span_surprisal(lm, block.lines, spans, block.where, **span_options)
 
         return score_spans
@@ -373,7 +377,11 @@ def _score_function(
         options = {**options, "regions": regions}
     by_words = stimuli is not None or args.punctuation or kinds != {"words"}
 
-    def score(lm: LanguageModel, block: _Block, scoring: Any) -> Any:
+    def score(
+        lm: LanguageModel,
+        block: _Block,
+        scoring: Any,
+    ) -> Any:
         method = lm.word_surprisal if by_words and not by_tokens else lm.surprisal
         return method(block.lines, where=block.where, first=block.first, scoring=scoring, **options)
 
@@ -381,7 +389,12 @@ def _score_function(
 
 
 @contextmanager
-def _keeping(run_dir: Path, lm: LanguageModel, scorer: Any, note: str) -> Iterator[None]:
+def _keeping(
+    run_dir: Path,
+    lm: LanguageModel,
+    scorer: Any,
+    note: str,
+) -> Iterator[None]:
     """Opens the folder of --save-adapted before hours of scoring, and fills it afterwards."""
     with ExitStack() as stack:
         with files.explained(RunDirError, f"cannot make the run {run_dir}"):
@@ -394,7 +407,9 @@ def _keeping(run_dir: Path, lm: LanguageModel, scorer: Any, note: str) -> Iterat
 
 
 def _stimulus_columns(
-    stimuli: StimulusTable, columns: Columns, without: Sequence[str | None]
+    stimuli: StimulusTable,
+    columns: Columns,
+    without: Sequence[str | None],
 ) -> Columns:
     """The other columns of the stimuli, except some, a row for each row of the result.
 
@@ -452,7 +467,11 @@ def _blocks(texts: Sequence[Path]) -> Iterator[_Block]:
             count += len(lines)
 
 
-def _line_name(name: str, before: int, sentence: int) -> str:
+def _line_name(
+    name: str,
+    before: int,
+    sentence: int,
+) -> str:
     """What names a line in an error, by its number among the lines of all files."""
     return f"{name}, line {sentence - before}"
 

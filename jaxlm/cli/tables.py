@@ -26,7 +26,12 @@ _SHARED = (
 )  # the columns that are the same for all runs
 
 
-def table_text(columns: Columns, header: bool, format: str, clean: Callable[[str], str]) -> str:
+def table_text(
+    columns: Columns,
+    header: bool,
+    format: str,
+    clean: Callable[[str], str],
+) -> str:
     """A table as lines of text.
 
     Numbers have six decimals; what is not a number is NaN, in JSON null. A character that separates

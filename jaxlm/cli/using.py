@@ -178,7 +178,11 @@ def compare(args: argparse.Namespace) -> None:
     )
 
 
-def _comparable(run: Path, other: Path, unfinished: bool) -> dict[str, str]:
+def _comparable(
+    run: Path,
+    other: Path,
+    unfinished: bool,
+) -> dict[str, str]:
     """{run: how far it has come}. Raises JaxlmError where a run is unfinished."""
     for path in (run, other):
         check_run(path)
@@ -312,7 +316,11 @@ def generate(args: argparse.Namespace) -> None:
         _print_text(pieces, exact=lm.vocab.kind != "words")
 
 
-def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> Iterator[str]:
+def wrapped(
+    pieces: Iterable[str],
+    width: int,
+    encoding: str | None = None,
+) -> Iterator[str]:
     """Breaks lines where the space before a piece stands.
 
     Args:
@@ -340,7 +348,10 @@ def wrapped(pieces: Iterable[str], width: int, encoding: str | None = None) -> I
 
 
 def say_unknown(
-    unknown: Counter[str], total: int, what: str = "words are", whose: str = ""
+    unknown: Counter[str],
+    total: int,
+    what: str = "words are",
+    whose: str = "",
 ) -> None:
     """Says on standard error how many tokens are outside the vocabulary; many are a warning.
 
@@ -362,7 +373,9 @@ def say_unknown(
 
 
 def _check_no_split_beside_text(
-    text: Path | None, split: str | None, corpus: str | None = None
+    text: Path | None,
+    split: str | None,
+    corpus: str | None = None,
 ) -> None:
     """Raises JaxlmError where a text is given beside a split or a corpus."""
     if text and (split or corpus):
@@ -406,7 +419,11 @@ def _print_text(pieces: Iterable[str], *, exact: bool) -> None:
     say(end=end)
 
 
-def _say_unknown_in(lm: LanguageModel, text: str, tokenizer: str | None = None) -> None:
+def _say_unknown_in(
+    lm: LanguageModel,
+    text: str,
+    tokenizer: str | None = None,
+) -> None:
     if lm.vocab.unknown_id < 0:  # An unknown token is an error.
         return
     tokens = lm.tokens(text, tokenizer)

@@ -394,7 +394,11 @@ def conflicts(saved: Config, given: Config) -> list[str]:
     return [line for line in differences(saved, given) if line.split(":")[0] not in may_change]
 
 
-def _chosen_kind(slot: str, choice: Any, section: Any) -> tuple[type, dict[str, Any]]:
+def _chosen_kind(
+    slot: str,
+    choice: Any,
+    section: Any,
+) -> tuple[type, dict[str, Any]]:
     """A chosen kind (a section of it, or its name) and the values that it begins with."""
     if type(choice) in SECTIONS[slot].values():
         return type(choice), dict(vars(choice))
@@ -404,7 +408,11 @@ def _chosen_kind(slot: str, choice: Any, section: Any) -> tuple[type, dict[str, 
     return kind, carried_over(section, kind)[0]
 
 
-def _kind_named(label: str, slot: str, name: Any) -> type:
+def _kind_named(
+    label: str,
+    slot: str,
+    name: Any,
+) -> type:
     """The kind of a name. Where there is none, raises JaxlmError about what the label names."""
     if slot not in KINDS:
         raise JaxlmError(f"{label} takes a section of the config; it is {shown(name)}")

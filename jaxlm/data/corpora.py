@@ -228,7 +228,11 @@ def _from_cache(cache: Folder, source: Source) -> Corpus:
     return corpus
 
 
-def _write(parent: Folder, name: str, encoder: Encoder) -> None:
+def _write(
+    parent: Folder,
+    name: str,
+    encoder: Encoder,
+) -> None:
     """Makes a folder of a text that is encoded, unless another process has made it just now."""
     try:
         with parent.new_folder(name) as folder:

@@ -84,7 +84,11 @@ def _share(weights: np.ndarray) -> np.ndarray:
     return shares
 
 
-def _draw(cumulative: np.ndarray, row: np.ndarray, raw: np.ndarray) -> np.ndarray:
+def _draw(
+    cumulative: np.ndarray,
+    row: np.ndarray,
+    raw: np.ndarray,
+) -> np.ndarray:
     """Draws one flat index for each `row` [n] of concatenated rows.
 
     The top BITS of `raw`, uint64 [n], decide.
@@ -206,7 +210,11 @@ class Generator:
         return np.concatenate(blocks)[:length]
 
 
-def _word_weights(spec: Size, index: int, size: int) -> np.ndarray:
+def _word_weights(
+    spec: Size,
+    index: int,
+    size: int,
+) -> np.ndarray:
     """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
     rank = np.arange(size)
     topic = np.arange(spec.topics)[:, None]

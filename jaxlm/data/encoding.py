@@ -60,7 +60,11 @@ class NumberedText:
             start += size
 
 
-def number_units(source: Source, kind: Words, scratch: BinaryIO) -> NumberedText:
+def number_units(
+    source: Source,
+    kind: Words,
+    scratch: BinaryIO,
+) -> NumberedText:
     """Reads a text once and numbers its units.
 
     Args:

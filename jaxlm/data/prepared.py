@@ -59,7 +59,11 @@ def is_prepared(path: str | Path) -> bool:
     return os.path.lexists(os.path.join(path, HEADER))
 
 
-def write(folder: Folder, encoder: Encoder, stamps: list[Stamp]) -> None:
+def write(
+    folder: Folder,
+    encoder: Encoder,
+    stamps: list[Stamp],
+) -> None:
     """Writes a corpus into an empty folder.
 
     Args:
@@ -209,7 +213,11 @@ def _wrong_values(header: dict[str, Any]) -> set[str]:
     return {name for name, right in is_right.items() if not right}
 
 
-def _map_ids(folder: Folder, header: dict[str, Any], name: str) -> np.ndarray:
+def _map_ids(
+    folder: Folder,
+    header: dict[str, Any],
+    name: str,
+) -> np.ndarray:
     """The ids of a file, memory-mapped, once one pass over it has verified all of them."""
     path = folder.path / name
     size, sha256 = header["files"][name]

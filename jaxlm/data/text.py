@@ -175,7 +175,11 @@ def decode(
     return text.removeprefix("\ufeff")
 
 
-def check_no_zero_byte(data: bytes, path: str | Path, start: int = 0) -> None:
+def check_no_zero_byte(
+    data: bytes,
+    path: str | Path,
+    start: int = 0,
+) -> None:
     """Checks that a part of a file holds no zero byte, as binary files do.
 
     Args:

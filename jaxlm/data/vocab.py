@@ -311,7 +311,11 @@ class Vocab:
         return cls(tuple(words), kind)
 
 
-def check_ids(ids: np.ndarray, words: int, where: str) -> None:
+def check_ids(
+    ids: np.ndarray,
+    words: int,
+    where: str,
+) -> None:
     """Checks that ids are those of a vocabulary.
 
     Args:
@@ -330,7 +334,11 @@ def check_ids(ids: np.ndarray, words: int, where: str) -> None:
         )
 
 
-def frequent(counts: Mapping[str, int], min_count: int, kind: Words) -> list[str]:
+def frequent(
+    counts: Mapping[str, int],
+    min_count: int,
+    kind: Words,
+) -> list[str]:
     """Selects the words that occur often enough for a vocabulary, in any order.
 
     The newline is always one of them, and among words so is `<unk>`, which stands for the others.

@@ -96,7 +96,11 @@ class _Epoch(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _random_epoch(random: RandomLengths, rows: int, epoch: int) -> _Epoch:
+def _random_epoch(
+    random: RandomLengths,
+    rows: int,
+    epoch: int,
+) -> _Epoch:
     drawn = random.draw(rows, epoch)
     starts = np.concatenate([[0], np.cumsum(drawn)])
     last = rows - 1  # the token that is only ever a target
@@ -296,7 +300,11 @@ def check_fits(
         )
 
 
-def _read(path: Path, rows: np.ndarray, offsets: list[int]) -> None:
+def _read(
+    path: Path,
+    rows: np.ndarray,
+    offsets: list[int],
+) -> None:
     """Fills each row from its offset in a file. Raises DataError where there are fewer bytes."""
     try:
         with open(path, "rb", buffering=0) as file:

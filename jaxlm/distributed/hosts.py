@@ -27,7 +27,9 @@ HEARTBEAT = 30  # seconds without a heartbeat, after which a process counts as d
 
 
 def join_processes(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
 ) -> bool:
     """Joins the other processes, if any are named. Call it before JAX is first used.
 

@@ -28,7 +28,9 @@ Tree = TypeVar("Tree")
 
 
 def make_mesh(
-    batch_size: int, devices: int | None = None, model_devices: int = 1
+    batch_size: int,
+    devices: int | None = None,
+    model_devices: int = 1,
 ) -> tuple[Mesh | None, str | None]:
     """The mesh of `devices` x `model_devices` devices. Every process contributes equally many.
 
@@ -117,7 +119,11 @@ def spec_of(path: tuple[Any, ...]) -> P:
     return P()
 
 
-def place(mesh: Mesh | None, tree: Tree, spec: P | None = None) -> Tree:
+def place(
+    mesh: Mesh | None,
+    tree: Tree,
+    spec: P | None = None,
+) -> Tree:
     """Puts a tree, whole in each process, onto a mesh.
 
     Words, with parameters of zero, are added until the vocabulary divides over the mesh.
@@ -163,7 +169,11 @@ def constrain_sharding(mesh: Mesh | None, tree: Tree) -> Tree:
     )
 
 
-def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
+def fetch(
+    mesh: Mesh | None,
+    tree: Tree,
+    vocab_size: int,
+) -> Tree:
     """The inverse of `place`. Every process must call it.
 
     Args:
@@ -189,7 +199,9 @@ def fetch(mesh: Mesh | None, tree: Tree, vocab_size: int) -> Tree:
 
 
 def put_rows(
-    mesh: Mesh | None, shape: tuple[int, int], read: Callable[[slice], np.ndarray]
+    mesh: Mesh | None,
+    shape: tuple[int, int],
+    read: Callable[[slice], np.ndarray],
 ) -> jax.Array:
     """Puts tokens onto a mesh. A device gets its own rows, or all where they do not divide over it.
 

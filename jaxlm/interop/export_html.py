@@ -106,7 +106,12 @@ class _Weights:
         return b"".join(self._parts)
 
 
-def _layer(kind: str, params: Params, width: int, weights: _Weights) -> dict[str, Any]:
+def _layer(
+    kind: str,
+    params: Params,
+    width: int,
+    weights: _Weights,
+) -> dict[str, Any]:
     """Where a layer's arrays lie, by the names that `cells.js` reads."""
     if kind != "mogrifier":
         return {name: _array(value, weights) for name, value in params.items()}
@@ -133,7 +138,11 @@ def _array(value: Any, weights: _Weights) -> dict[str, int]:
     return weights.vector(array)
 
 
-def _head(head: Params, words: int, weights: _Weights) -> dict[str, Any]:
+def _head(
+    head: Params,
+    words: int,
+    weights: _Weights,
+) -> dict[str, Any]:
     """Where the head's arrays lie; without a kernel it reads the embedding."""
     arrays = {name: np.asarray(value) for name, value in head.items()}
     arrays["bias"] = arrays["bias"][:words]

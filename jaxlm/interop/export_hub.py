@@ -48,7 +48,12 @@ _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
 _CONTROL = (2, 3)  # types of SentencePiece's pieces that no text spells: unknown, control
 
 
-def export_hub(model: LanguageModel, out: Path, run: Path | None, which: str) -> None:
+def export_hub(
+    model: LanguageModel,
+    out: Path,
+    run: Path | None,
+    which: str,
+) -> None:
     """Writes a folder, and within it one for each checkpoint that the run kept by words.
 
     Args:
@@ -90,7 +95,11 @@ def _check_newline(vocab: Vocab) -> None:
         )
 
 
-def _fill(folder: Folder, model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> None:
+def _fill(
+    folder: Folder,
+    model: LanguageModel,
+    metrics: Sequence[dict[str, Any]],
+) -> None:
     """Writes the files of one model."""
     config = model.config.model
     params = {**model.params, "embedding": {"weight": model.params["embedding"]}}
@@ -226,7 +235,11 @@ def tokenizer_files(model: LanguageModel) -> dict[str, bytes]:
     return contents
 
 
-def _tokenizer(model: LanguageModel, names: list[str], special: dict[str, int]) -> dict[str, Any]:
+def _tokenizer(
+    model: LanguageModel,
+    names: list[str],
+    special: dict[str, int],
+) -> dict[str, Any]:
     """tokenizer.json, of the names of all tokens and the ids of the special ones."""
     vocab = model.vocab
     data = model.config.data

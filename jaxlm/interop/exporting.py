@@ -295,7 +295,10 @@ TARGETS = (*EXPORTERS, "hub")
 
 
 def export_model(
-    run: str | Path | LanguageModel, target: str, out: str | Path, which: str = "last"
+    run: str | Path | LanguageModel,
+    target: str,
+    out: str | Path,
+    which: str = "last",
 ) -> list[str]:
     """Writes a model for another program, whole or not at all.
 

@@ -35,7 +35,11 @@ class ForeignModel:
     run: Config | None = None
 
     @staticmethod
-    def of_lstm(params: Params, notes: list[str], *files: Path) -> "ForeignModel":
+    def of_lstm(
+        params: Params,
+        notes: list[str],
+        *files: Path,
+    ) -> "ForeignModel":
         """Makes the model of an LSTM's parameter tree, which gives its sizes.
 
         Args:
@@ -103,7 +107,11 @@ def by_role(
     return roles, by_layer
 
 
-def as_float32(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def as_float32(
+    name: str,
+    array: np.ndarray,
+    shape: tuple[int, ...],
+) -> np.ndarray:
     """Converts a tensor.
 
     Args:

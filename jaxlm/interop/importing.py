@@ -36,7 +36,9 @@ SUMS = "SHA256SUMS"  # of the others, as the program sha256sum writes it
 
 
 def import_model(
-    file: str | Path, vocab: str | Path | None = None, run_dir: str | Path | None = None
+    file: str | Path,
+    vocab: str | Path | None = None,
+    run_dir: str | Path | None = None,
 ) -> LanguageModel:
     """Makes a language model of another program ready to use.
 
@@ -184,7 +186,11 @@ def _sha256(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def model_vocabulary(path: str | Path, size: int, tensorflow: bool = False) -> Vocab:
+def model_vocabulary(
+    path: str | Path,
+    size: int,
+    tensorflow: bool = False,
+) -> Vocab:
     """Reads the vocabulary of an imported model.
 
     Args:

@@ -64,26 +64,48 @@ class Tree(nn.Module):
 # whose h is the output.
 
 
-def lstm(model, layer, x, h, c):
+def lstm(
+    model,
+    layer,
+    x,
+    h,
+    c,
+):
     """Gates i, j, f, o."""
     i, j, f, o = (torch.cat([x, h], -1) @ layer.kernel + layer.bias).chunk(4, -1)
     c = c * torch.sigmoid(f + model["forget_bias"]) + torch.sigmoid(i) * torch.tanh(j)
     return torch.tanh(c) * torch.sigmoid(o), c
 
 
-def gru(model, layer, x, h):
+def gru(
+    model,
+    layer,
+    x,
+    h,
+):
     """PyTorch's own cell."""
     bias = F.pad(layer.recurrent_bias, (2 * h.shape[-1], 0))
     return (torch.gru_cell(x, h, layer.kernel.T, layer.recurrent_kernel.T, layer.bias, bias),)
 
 
-def mingru(model, layer, x, h):
+def mingru(
+    model,
+    layer,
+    x,
+    h,
+):
     """Gates z, n, of the input alone."""
     z, n = (x @ layer.kernel + layer.bias).chunk(2, -1)
     return (torch.sigmoid(-z) * h + torch.sigmoid(z) * n,)
 
 
-def mogrifier(model, layer, x, h, c):
+def mogrifier(
+    model,
+    layer,
+    x,
+    h,
+    c,
+):
     """Rounds in which x and h gate each other; then an LSTM without forget bias."""
     if model["rounds"]:
         for place, weights in enumerate(layer.rounds):
@@ -147,7 +169,14 @@ class JaxlmModel(PreTrainedModel):
         """The embedding, for transformers."""
         return self.embedding
 
-    def forward(self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, **_):
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        state=None,
+        inputs_embeds=None,
+        **_,
+    ):
         """Runs the layers.
 
         Args:
@@ -247,14 +276,26 @@ class JaxlmForCausalLM(JaxlmModel, GenerationMixin):
     # What `generate` asks for. The state, of all tokens but the last, stands in place of a cache of
     # keys and values.
 
-    def prepare_inputs_for_generation(self, input_ids, state=None, attention_mask=None, **rest):
+    def prepare_inputs_for_generation(
+        self,
+        input_ids,
+        state=None,
+        attention_mask=None,
+        **rest,
+    ):
         """The arguments of the next call: the last token alone, once there is a state."""
         if state is not None:
             input_ids = input_ids[:, -1:]
             attention_mask = None
         return {**rest, "input_ids": input_ids, "attention_mask": attention_mask, "state": state}
 
-    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **rest):
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs,
+        model_kwargs,
+        *args,
+        **rest,
+    ):
         updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **rest)
         if model_kwargs.get("use_cache", True):
             updated["state"] = outputs.state
@@ -279,7 +320,13 @@ class JaxlmForSequenceClassification(JaxlmModel):
         self.score = nn.Linear(config.jaxlm["model"]["hidden_sizes"][-1], config.num_labels)
 
     def forward(
-        self, input_ids=None, attention_mask=None, state=None, inputs_embeds=None, labels=None, **_
+        self,
+        input_ids=None,
+        attention_mask=None,
+        state=None,
+        inputs_embeds=None,
+        labels=None,
+        **_,
     ):
         """Classifies texts.
 

@@ -207,7 +207,11 @@ def _load_zip(file: BinaryIO, size: int) -> tuple[Tensors, int]:
         with archive.open(info) as unpacked:
             return unpacked.read(info.file_size + 1)  # a number: no more is ever unpacked
 
-    def load(key: str, dtype: np.dtype, count: int) -> np.ndarray:
+    def load(
+        key: str,
+        dtype: np.dtype,
+        count: int,
+    ) -> np.ndarray:
         if not count:
             return np.empty(0, dtype)
         return np.frombuffer(read(f"data/{key}"), dtype, count)
@@ -429,7 +433,11 @@ def _role(name: str) -> str | None:
     return None
 
 
-def _lstm(tensors: Tensors, layer: dict[str, str], inputs: int) -> dict[str, np.ndarray]:
+def _lstm(
+    tensors: Tensors,
+    layer: dict[str, str],
+    inputs: int,
+) -> dict[str, np.ndarray]:
     """jaxlm's kernel and bias of a layer, {part: name}.
 
     Raises:

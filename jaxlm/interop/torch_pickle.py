@@ -203,7 +203,13 @@ def _with_entries(target: Any, items: list[Any]) -> Any:
     return target
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> np.ndarray:
+def _tensor(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    *rest: Any,
+) -> np.ndarray:
     """Stands for _rebuild_tensor and _rebuild_tensor_v2, whose rest is (grad, hooks, metadata).
 
     It checks here that the tensor stays within its storage: NumPy's own check overflows, and

@@ -54,7 +54,12 @@ class GatedDeltaNet(Recurrent):
     head_units: ClassVar[int] = 2
     heads: int = head_count()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
         """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         scale = self.layer_scale(inputs)
@@ -71,7 +76,12 @@ class GatedDeltaNet(Recurrent):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> DeltaState:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> DeltaState:
         """A layer's carry before the first token."""
         D = width // self.heads
         return DeltaState(

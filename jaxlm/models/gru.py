@@ -35,7 +35,12 @@ class GRU(Recurrent):
     gates: ClassVar[int] = 3
     keep_recurrent_weights: float | None = weight_drop()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)

@@ -51,7 +51,12 @@ class Hawk(Recurrent):
     gates: ClassVar[int] = 1
     heads: int = head_count()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Params:
         """A layer's fresh parameters.
 
         The decay spreads a over 0.9 to 0.999 at r = 1/8, as in recurrentgemma; in the paper the
@@ -82,7 +87,12 @@ class Hawk(Recurrent):
             "decay": jnp.log(squares**-0.5 - 1),
         }
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> dict[str, Array]:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
         return {
             "h": jnp.zeros((rows, width), dtype),
@@ -100,7 +110,9 @@ class Hawk(Recurrent):
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
 
         def linear(
-            a: Float[Array, "T B _"], W: Float[Array, "_ H"], b: Float[Array, " H"]
+            a: Float[Array, "T B _"],
+            W: Float[Array, "_ H"],
+            b: Float[Array, " H"],
         ) -> Float[Array, "T B H"]:
             return product(a, W, x.dtype) + b
 

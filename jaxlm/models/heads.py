@@ -20,7 +20,11 @@ from jaxlm.ops.product import product
 from jaxlm.ops.sampled_softmax import Drawn
 
 
-def init_head(model: Recurrent, kernel_key: PRNGKeyArray, bias_key: PRNGKeyArray) -> Params:
+def init_head(
+    model: Recurrent,
+    kernel_key: PRNGKeyArray,
+    bias_key: PRNGKeyArray,
+) -> Params:
     """Fresh parameters of the head.
 
     All are uniform in +-init_scale, as in TensorFlow's tutorial, but for a mixture's `latent_bias`,
@@ -115,7 +119,10 @@ def token_nats(
 
 
 def logits(
-    model: Recurrent, params: Params, features: Float[Array, "*rows H"], kept: Mask = None
+    model: Recurrent,
+    params: Params,
+    features: Float[Array, "*rows H"],
+    kept: Mask = None,
 ) -> Float[Array, "*rows V"]:
     """Logits; of a mixture, log p.
 
@@ -136,7 +143,10 @@ def logits(
 
 
 def _read(
-    model: Recurrent, params: Params, x: Float[Array, "*rows H"], kept: Mask
+    model: Recurrent,
+    params: Params,
+    x: Float[Array, "*rows H"],
+    kept: Mask,
 ) -> tuple[Any, tuple[Float[Array, "..."], ...], dict[str, Any]]:
     """The op, `softmax` or `mixture`; its arguments before the targets; and its options."""
     head = params["softmax"]

@@ -39,11 +39,21 @@ class HGRN2(Recurrent):
         0.0, "least share of the state that each step keeps", low=0, below=1
     )
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
         """A layer's fresh parameters."""
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> Float[Array, "B N D D"]:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> Float[Array, "B N D D"]:
         """S, gates by values, of N heads with D = H / N units."""
         return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
 

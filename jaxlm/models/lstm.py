@@ -35,7 +35,12 @@ class LSTM(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
         """A layer's fresh parameters."""
         scale = self.layer_scale(width)
         bias = sum(
@@ -43,7 +48,12 @@ class LSTM(Recurrent):
         )
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> LSTMState:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> LSTMState:
         """A layer's carry before the first token."""
         return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
 

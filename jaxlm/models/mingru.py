@@ -32,7 +32,12 @@ class MinGRU(Recurrent):
 
     gates: ClassVar[int] = 2
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Layer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
         """A layer's fresh parameters."""
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width

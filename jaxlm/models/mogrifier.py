@@ -77,7 +77,12 @@ class Mogrifier(Recurrent):
         super().check()
         check_rank(self, self.rank)
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Params:
         """A layer's fresh parameters."""
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale = self.layer_scale(width)
@@ -146,7 +151,12 @@ def check_rank(model: Recurrent, rank: int) -> None:
 
 
 def init_rounds(
-    key: PRNGKeyArray, scale: Scalar | float, rounds: int, rank: int, inputs: int, width: int
+    key: PRNGKeyArray,
+    scale: Scalar | float,
+    rounds: int,
+    rank: int,
+    inputs: int,
+    width: int,
 ) -> list[Params]:
     """Fresh weights of the rounds of a layer.
 
@@ -164,7 +174,11 @@ def init_rounds(
 
 
 def _init_rounds(
-    keys: list[PRNGKeyArray], scale: Scalar | float, rank: int, inputs: int, width: int
+    keys: list[PRNGKeyArray],
+    scale: Scalar | float,
+    rank: int,
+    inputs: int,
+    width: int,
 ) -> list[Params]:
     """The rounds of a layer, one a key: even ones gate the input, odd ones the state."""
     rounds = []
@@ -175,7 +189,11 @@ def _init_rounds(
 
 
 def _init_round(
-    key: PRNGKeyArray, scale: Scalar | float, rank: int, inputs: int, outputs: int
+    key: PRNGKeyArray,
+    scale: Scalar | float,
+    rank: int,
+    inputs: int,
+    outputs: int,
 ) -> Params:
     """One round's weights; a product of two matrices varies as much as the full one would."""
     if not rank:

@@ -57,7 +57,11 @@ def is_random(model: Recurrent) -> bool:
     return bool(model.growing) or model.keep_carry is not None or model.sampled_words > 0
 
 
-def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
+def growing(
+    model: Recurrent,
+    step: Scalar,
+    total: Scalar | int,
+) -> Recurrent:
     """The model with the dropout that `dropout_ramp` gives (Morerio et al. 2017, arXiv:1703.06229).
 
     Args:
@@ -77,7 +81,11 @@ def growing(model: Recurrent, step: Scalar, total: Scalar | int) -> Recurrent:
     return replace(model, **keeps)
 
 
-def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) -> Scalar | bool:
+def sums_all_words(
+    model: Recurrent,
+    step: Scalar | int,
+    total: Scalar | int,
+) -> Scalar | bool:
     """Whether a window's softmax sums all words, not a sample of them.
 
     Args:
@@ -94,7 +102,12 @@ def sums_all_words(model: Recurrent, step: Scalar | int, total: Scalar | int) ->
     return samples_all | (step >= model.sampled_share * total)
 
 
-def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int) -> Noise:
+def draw_noise(
+    model: Recurrent,
+    key: PRNGKeyArray | None,
+    steps: int,
+    rows: int,
+) -> Noise:
     """Draws what is random in one window.
 
     Args:
@@ -119,18 +132,31 @@ def draw_noise(model: Recurrent, key: PRNGKeyArray | None, steps: int, rows: int
     def folded(*places: int) -> PRNGKeyArray:
         return reduce(jax.random.fold_in, places, key)
 
-    def units(keep: Keep, width: int, *places: int, steps: int = steps) -> Mask:
+    def units(
+        keep: Keep,
+        width: int,
+        *places: int,
+        steps: int = steps,
+    ) -> Mask:
         if keep is None:
             return None
         return draw_mask(folded(*places), keep, (steps, rows, width))
 
-    def for_all_steps(keep: Keep, width: int, *places: int) -> Mask:
+    def for_all_steps(
+        keep: Keep,
+        width: int,
+        *places: int,
+    ) -> Mask:
         mask = units(keep, width, *places, steps=1)
         if mask is None:
             return None
         return mask[0]
 
-    def for_all_rows(keep: Keep, shape: tuple[int, int], *places: int) -> Mask:
+    def for_all_rows(
+        keep: Keep,
+        shape: tuple[int, int],
+        *places: int,
+    ) -> Mask:
         if keep is None:
             return None
         return jax.random.bernoulli(folded(*places), keep, shape)
@@ -176,7 +202,11 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
     return model.keep_output
 
 
-def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
+def drop_weights(
+    model: Recurrent,
+    kept: Mask,
+    layer: Params,
+) -> Params:
     """Applies weight drop to a layer's recurrent kernel.
 
     Args:
@@ -198,7 +228,10 @@ def drop_weights(model: Recurrent, kept: Mask, layer: Params) -> Params:
 
 
 def drop_words(
-    model: Recurrent, noise: Noise, x: Float[Array, "T B E"], tokens: Int[Array, "T B"]
+    model: Recurrent,
+    noise: Noise,
+    x: Float[Array, "T B E"],
+    tokens: Int[Array, "T B"],
 ) -> Float[Array, "T B E"]:
     """Drops words as inputs (arXiv:1512.05287).
 
@@ -235,7 +268,11 @@ def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
     )
 
 
-def drop_rows(model: Recurrent, noise: Noise, params: Params) -> Params:
+def drop_rows(
+    model: Recurrent,
+    noise: Noise,
+    params: Params,
+) -> Params:
     """Drops words as outputs, where the model does.
 
     Args:

@@ -171,7 +171,12 @@ class Recurrent(Section):
         ("highest", "high", "default"),
     )
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Params:
         """A layer's fresh parameters.
 
         Args:
@@ -185,7 +190,12 @@ class Recurrent(Section):
         """
         raise NotImplementedError
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> State:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> State:
         """A layer's carry before the first token.
 
         Args:
@@ -311,7 +321,11 @@ def state_dropout() -> Any:
     return probability("the gates read a unit of h, drawn once a window (none: no dropout)")
 
 
-def uniform(key: PRNGKeyArray, scale: Scalar | float, *shape: int) -> Float[Array, " ..."]:
+def uniform(
+    key: PRNGKeyArray,
+    scale: Scalar | float,
+    *shape: int,
+) -> Float[Array, " ..."]:
     """Draws initial values.
 
     Args:
@@ -326,7 +340,9 @@ def uniform(key: PRNGKeyArray, scale: Scalar | float, *shape: int) -> Float[Arra
 
 
 def torch_biases(
-    key: PRNGKeyArray, scale: Scalar | float, size: int
+    key: PRNGKeyArray,
+    scale: Scalar | float,
+    size: int,
 ) -> tuple[Float[Array, " {size}"], Float[Array, " {size}"]]:
     """Draws the two biases that PyTorch's recurrent layers begin with.
 

@@ -61,7 +61,12 @@ class RLSTM(Recurrent):
         super().check()
         check_rank(self, self.rank)
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> Params:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Params:
         """A layer's fresh parameters, as `Recurrent.init_layer` says."""
         keys = jax.random.split(key, 6)
         scale = self.layer_scale(width)

@@ -56,7 +56,11 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     }
 
 
-def zero_carry(model: Recurrent, batch_size: int, dtype: Any = jnp.float32) -> Carry:
+def zero_carry(
+    model: Recurrent,
+    batch_size: int,
+    dtype: Any = jnp.float32,
+) -> Carry:
     """The carry before the first token.
 
     Args:
@@ -113,7 +117,12 @@ def read(
 
 
 def features(
-    model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
+    model: Recurrent,
+    params: Params,
+    noise: Noise,
+    x: Embedded,
+    carry: Carry,
+    length: Length = None,
 ) -> tuple[Units, Carry]:
     """What the head reads: the last layer's outputs, or with `skip` the sum of all layers'.
 
@@ -135,7 +144,12 @@ def features(
 
 
 def last_outputs(
-    model: Recurrent, params: Params, noise: Noise, x: Embedded, carry: Carry, length: Length = None
+    model: Recurrent,
+    params: Params,
+    noise: Noise,
+    x: Embedded,
+    carry: Carry,
+    length: Length = None,
 ) -> tuple[Units, Units, Carry]:
     """What the head reads, also before dropout falls on it.
 

@@ -74,7 +74,12 @@ class SLSTM(Recurrent):
     head_units: ClassVar[int] = 2
     heads: int = head_count()
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> SLSTMLayer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> SLSTMLayer:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
@@ -88,7 +93,12 @@ class SLSTM(Recurrent):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> SLSTMState:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> SLSTMState:
         """A layer's carry before the first token."""
         return SLSTMState(*jnp.zeros((4, rows, width), dtype))
 
@@ -115,7 +125,11 @@ class SLSTM(Recurrent):
 
 
 def _slstm_cell(
-    heads: int, linear: LinearMap, state: SLSTMState, projected: Float[Array, "B 4*H"], _: None
+    heads: int,
+    linear: LinearMap,
+    state: SLSTMState,
+    projected: Float[Array, "B 4*H"],
+    _: None,
 ) -> tuple[SLSTMState, Float[Array, "B H"]]:
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
@@ -163,7 +177,12 @@ class MLSTM(Recurrent):
         optional=True,
     )
 
-    def init_layer(self, key: PRNGKeyArray, inputs: int, width: int) -> MLSTMLayer:
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> MLSTMLayer:
         """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         scale = self.layer_scale(inputs)
@@ -178,7 +197,12 @@ class MLSTM(Recurrent):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, rows: int, width: int, dtype: Any) -> MLSTMState:
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> MLSTMState:
         """A layer's carry before the first token."""
         shape = (rows, self.heads)
         D = width // self.heads

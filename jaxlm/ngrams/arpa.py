@@ -26,7 +26,11 @@ _LN_10 = math.log(10)
 _HEAD = b"\\data\\"
 
 
-def write(file: BinaryIO, model: BackoffModel, names: Sequence[str]) -> None:
+def write(
+    file: BinaryIO,
+    model: BackoffModel,
+    names: Sequence[str],
+) -> None:
     """Writes a model as an ARPA file.
 
     Args:
@@ -211,7 +215,11 @@ class _Parser:
         return Table(np.arange(len(words)), values[:, 0].copy(), values[:, 1].copy())
 
     def _table(
-        self, order: int, size: int, words: dict[str, int], tables: Sequence[Table]
+        self,
+        order: int,
+        size: int,
+        words: dict[str, int],
+        tables: Sequence[Table],
     ) -> Table:
         """The table of an order above one."""
         blocks: list[tuple[np.ndarray, np.ndarray]] = []
@@ -240,7 +248,12 @@ class _Parser:
             raise self._error(f"one of the {order}-grams is there twice")
         return Table(keys, numbers[places, 0], numbers[places, 1])
 
-    def _keys(self, grams: np.ndarray, tables: Sequence[Table], begin: int) -> np.ndarray:
+    def _keys(
+        self,
+        grams: np.ndarray,
+        tables: Sequence[Table],
+        begin: int,
+    ) -> np.ndarray:
         """The keys `[G]` of n-grams, ids `[G, n]`."""
         places = grams[:, 0]
         for column, table in zip(grams.T[1:-1], tables[1:], strict=True):

@@ -29,7 +29,12 @@ class Table(NamedTuple):
     log_probability: np.ndarray
     log_backoff: np.ndarray
 
-    def places(self, before: np.ndarray, tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    def places(
+        self,
+        before: np.ndarray,
+        tokens: np.ndarray,
+        vocab_size: int,
+    ) -> np.ndarray:
         """The places of n-grams, ABSENT where there is none.
 
         Args:

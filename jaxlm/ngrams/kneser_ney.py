@@ -37,7 +37,11 @@ class _Grams(NamedTuple):
     places: np.ndarray
 
 
-def memory_needed(tokens: int, order: int, vocab_size: int) -> int:
+def memory_needed(
+    tokens: int,
+    order: int,
+    vocab_size: int,
+) -> int:
     """The most bytes that `estimate` takes for a text without repeated n-grams.
 
     Args:
@@ -105,7 +109,11 @@ def estimate(
     return BackoffModel(vocab_size, end, tuple(tables))
 
 
-def _with_beginnings(tokens: np.ndarray, vocab_size: int, end: int | None) -> np.ndarray:
+def _with_beginnings(
+    tokens: np.ndarray,
+    vocab_size: int,
+    end: int | None,
+) -> np.ndarray:
     """The text with the id V before each sentence. The end of the text opens no sentence."""
     starts = [0]
     if end is not None:
@@ -113,7 +121,11 @@ def _with_beginnings(tokens: np.ndarray, vocab_size: int, end: int | None) -> np
     return np.insert(tokens.astype(np.int64), starts, vocab_size)
 
 
-def _grams_of_orders(stream: np.ndarray, vocab_size: int, order: int) -> list[_Grams]:
+def _grams_of_orders(
+    stream: np.ndarray,
+    vocab_size: int,
+    order: int,
+) -> list[_Grams]:
     """The n-grams of every order; none has the beginning of a sentence in a place but its first."""
     counts = np.bincount(stream, minlength=vocab_size + 1)
     grams = [_Grams(np.arange(vocab_size + 1), counts, np.zeros(0, np.int64), stream)]
@@ -131,7 +143,10 @@ def _grams_of_orders(stream: np.ndarray, vocab_size: int, order: int) -> list[_G
 
 
 def _adjusted_counts(
-    grams: _Grams, longer: _Grams | None, level: int, vocab_size: int
+    grams: _Grams,
+    longer: _Grams | None,
+    level: int,
+    vocab_size: int,
 ) -> np.ndarray:
     """Kneser-Ney's counts `[G]`: of distinct tokens before an n-gram, or of occurrences.
 

@@ -10,7 +10,11 @@ def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
-def activated(z: Float[Array, "*shape"], gates: int, candidate: int) -> Float[Array, "*shape"]:
+def activated(
+    z: Float[Array, "*shape"],
+    gates: int,
+    candidate: int,
+) -> Float[Array, "*shape"]:
     """Applies a cell's activations by one tanh over all gates.
 
     XLA does not vectorise an operation that reads gates which lie beside each other and takes a

@@ -36,7 +36,10 @@ def batch_devices() -> int:
 
 
 def check_array(
-    name: str, array: jax.Array, shape: tuple[int, ...], integers: bool = False
+    name: str,
+    array: jax.Array,
+    shape: tuple[int, ...],
+    integers: bool = False,
 ) -> None:
     """Checks an argument of an op.
 

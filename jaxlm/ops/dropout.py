@@ -9,7 +9,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 
 def draw_mask(
-    key: PRNGKeyArray, keep: Scalar | float, shape: tuple[int, int, int]
+    key: PRNGKeyArray,
+    keep: Scalar | float,
+    shape: tuple[int, int, int],
 ) -> Bool[Array, "T B D"]:
     """Draws which units are kept.
 
@@ -30,7 +32,9 @@ def draw_mask(
 
 
 def apply_mask(
-    x: Float[Array, "*shape"], kept: Bool[Array, "..."] | None, keep: Scalar | float | None
+    x: Float[Array, "*shape"],
+    kept: Bool[Array, "..."] | None,
+    keep: Scalar | float | None,
 ) -> Float[Array, "*shape"]:
     """Drops units.
 

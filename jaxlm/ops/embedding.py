@@ -19,7 +19,11 @@ class Rows(NamedTuple):
     values: Float[Array, "T B E"]
 
 
-def add_rows(table: Float[Array, "V E"], ids: Int[Array, "T B"], rows: Rows) -> Float[Array, "V E"]:
+def add_rows(
+    table: Float[Array, "V E"],
+    ids: Int[Array, "T B"],
+    rows: Rows,
+) -> Float[Array, "V E"]:
     """Adds rows to a table.
 
     Args:

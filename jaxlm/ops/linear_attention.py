@@ -138,7 +138,10 @@ def _between(later: Summed, earlier: Summed) -> Float[Array, "..."]:
 
 
 def _scores(
-    q: Float[Array, "B N t D"], k: Float[Array, "B N t D"], decay: Summed, dtype: Any
+    q: Float[Array, "B N t D"],
+    k: Float[Array, "B N t D"],
+    decay: Summed,
+    dtype: Any,
 ) -> Float[Array, "B N t t"]:
     """How much of what step s writes step t reads."""
     steps = np.arange(q.shape[2])

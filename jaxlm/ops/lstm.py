@@ -119,7 +119,16 @@ def lstm(
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
 
 
-def _forward(x, kernel, bias, state, forget_bias, length, kept, keep):
+def _forward(
+    x,
+    kernel,
+    bias,
+    state,
+    forget_bias,
+    length,
+    kept,
+    keep,
+):
     H = state.h.shape[-1]
     gate_bias = bias.at[2 * H : 3 * H].add(forget_bias)
 
@@ -189,7 +198,12 @@ _lstm = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0])
 _lstm.defvjp(_forward, _backward)
 
 
-def _check_shapes(x, kernel, bias, state):
+def _check_shapes(
+    x,
+    kernel,
+    bias,
+    state,
+):
     if x.ndim != 3 or state.h.ndim != 2:
         raise ValueError(
             "x should be [T, B, E] and state.h [B, H]; "

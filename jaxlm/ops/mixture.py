@@ -39,7 +39,11 @@ Epsilon = Scalar | float | None
 
 
 def log_probs(
-    latents: Latent, choice: Choice, kernel: Kernel, bias: Bias, epsilon: Epsilon = None
+    latents: Latent,
+    choice: Choice,
+    kernel: Kernel,
+    bias: Bias,
+    epsilon: Epsilon = None,
 ) -> Float[Array, "*rows V"]:
     """log p of every word for a few rows, one expert after the other.
 
@@ -123,7 +127,15 @@ def token_nats(
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
-def _token_nats(on_cpu, latents, choice, kernel, bias, targets, epsilon):
+def _token_nats(
+    on_cpu,
+    latents,
+    choice,
+    kernel,
+    bias,
+    targets,
+    epsilon,
+):
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape, choice.shape[-1])
 
@@ -166,7 +178,16 @@ def summed_nats(
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
 
 
-def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights, epsilon):
+def _nats_and_gradients(
+    on_cpu,
+    latents,
+    choice,
+    kernel,
+    bias,
+    targets,
+    weights,
+    epsilon,
+):
     """The loss and, in the same pass over the chunks, its gradients."""
     narrow = kernel.astype(latents.dtype)
     inputs, layer = with_bias(on_cpu, latents, kernel, bias)
@@ -199,7 +220,12 @@ def _nats_and_gradients(on_cpu, latents, choice, kernel, bias, targets, weights,
 _summed_nats = softmax.with_gradients(partial(by_platform, _nats_and_gradients))
 
 
-def _experts(layer, x, choice, targets):
+def _experts(
+    layer,
+    x,
+    choice,
+    targets,
+):
     """For each expert [*rows, K]: odds of all words, their sum, log(prior_k p_k(target))."""
     logits = product(x, layer, x.dtype)
     targets = jnp.broadcast_to(targets[..., None], choice.shape)

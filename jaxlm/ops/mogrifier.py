@@ -117,7 +117,11 @@ def mogrifier(
 
 
 def _cell(
-    input_gate: str, linear: LinearMap, state: LSTMState, x: Array, rest: tuple[Weights, Limits]
+    input_gate: str,
+    linear: LinearMap,
+    state: LSTMState,
+    x: Array,
+    rest: tuple[Weights, Limits],
 ) -> tuple[LSTMState, Array]:
     """One step: the new carry and the output.
 
@@ -157,7 +161,10 @@ def _cell(
 
 
 def after_rounds(
-    linear: LinearMap, x: Float[Array, "B E"], h: Float[Array, "B H"], rounds: list[Weights]
+    linear: LinearMap,
+    x: Float[Array, "B E"],
+    h: Float[Array, "B H"],
+    rounds: list[Weights],
 ) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
     """Input and state, after they have gated each other in turns.
 
@@ -201,7 +208,11 @@ def split_rounds(rounds: list[Weights]) -> tuple[Matrices, list[Weights]]:
     return matrices, biases
 
 
-def _from_input(linear: LinearMap, x: Array, others: Weights) -> Array:
+def _from_input(
+    linear: LinearMap,
+    x: Array,
+    others: Weights,
+) -> Array:
     """The input's part of the gates, with the bias, of x [*rows, E]."""
     z = linear("input", x)
     if others["norms"] is not None:

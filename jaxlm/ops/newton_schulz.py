@@ -46,7 +46,10 @@ def polar_express(steps: int) -> list[Quintic]:
 
 
 def orthogonalized(
-    matrices: Float[Array, "G M N"], steps: int, dtype: Any = jnp.float32, rule: str = "jordan"
+    matrices: Float[Array, "G M N"],
+    steps: int,
+    dtype: Any = jnp.float32,
+    rule: str = "jordan",
 ) -> Float[Array, "G M N"]:
     """The nearest semi-orthogonal matrix of each, roughly: singular values of about 0.7 to 1.2.
 

@@ -21,7 +21,10 @@ from jaxtyping import Array, Float
 
 
 def product(
-    a: Float[Array, "*rows K"], b: Float[Array, "_ _"], dtype: Any, transposed: bool = False
+    a: Float[Array, "*rows K"],
+    b: Float[Array, "_ _"],
+    dtype: Any,
+    transposed: bool = False,
 ) -> Float[Array, "*rows N"]:
     """a @ b, multiplied in one dtype and summed in float32 or wider, as its gradients are.
 
@@ -38,7 +41,9 @@ def product(
 
 
 def product_over_rows(
-    a: Float[Array, "*rows K"], b: Float[Array, "*rows N"], dtype: Any
+    a: Float[Array, "*rows K"],
+    b: Float[Array, "*rows N"],
+    dtype: Any,
 ) -> Float[Array, "K N"]:
     """The gradient of a matrix between a and b: the sum over rows of their outer products.
 
@@ -57,7 +62,9 @@ def product_over_rows(
 
 
 def columns_times_rows(
-    columns: Float[Array, "K *rows"], rows: Float[Array, "*rows N"], dtype: Any
+    columns: Float[Array, "K *rows"],
+    rows: Float[Array, "*rows N"],
+    dtype: Any,
 ) -> Float[Array, "K N"]:
     """`product_over_rows` of a first factor that lies transposed.
 
@@ -76,7 +83,10 @@ def columns_times_rows(
 
 
 def contraction(
-    spec: str, dtype: Any, a: Float[Array, "..."], b: Float[Array, "..."]
+    spec: str,
+    dtype: Any,
+    a: Float[Array, "..."],
+    b: Float[Array, "..."],
 ) -> Float[Array, "..."]:
     """An einsum of two factors, multiplied in one dtype and summed in float32 or wider.
 
@@ -94,7 +104,12 @@ def contraction(
     return _contraction(spec, dtype, a, b)
 
 
-def _dot(dtype, a, b, summed):
+def _dot(
+    dtype,
+    a,
+    b,
+    summed,
+):
     """The product of a and b, summed over the axes (of a, of b)."""
     return lax.dot_general(a.astype(dtype), b.astype(dtype), (summed, ((), ())), **_digits(dtype))
 
@@ -111,15 +126,30 @@ def _digits(dtype: Any) -> dict[str, Any]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(dtype, transposed, a, b):
+def _product(
+    dtype,
+    transposed,
+    a,
+    b,
+):
     return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
 
 
-def _forward(dtype, transposed, a, b):
+def _forward(
+    dtype,
+    transposed,
+    a,
+    b,
+):
     return _product(dtype, transposed, a, b), (a, b)
 
 
-def _backward(dtype, transposed, factors, dz):
+def _backward(
+    dtype,
+    transposed,
+    factors,
+    dz,
+):
     a, b = factors
     db = product_over_rows(dz, a, dtype) if transposed else product_over_rows(a, dz, dtype)
     return product(dz, b, dtype, not transposed).astype(a.dtype), db.astype(b.dtype)
@@ -129,15 +159,30 @@ _product.defvjp(_forward, _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _contraction(spec, dtype, a, b):
+def _contraction(
+    spec,
+    dtype,
+    a,
+    b,
+):
     return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
 
 
-def _contraction_forward(spec, dtype, a, b):
+def _contraction_forward(
+    spec,
+    dtype,
+    a,
+    b,
+):
     return _contraction(spec, dtype, a, b), (a, b)
 
 
-def _contraction_backward(spec, dtype, factors, dz):
+def _contraction_backward(
+    spec,
+    dtype,
+    factors,
+    dz,
+):
     a, b = factors
     of_a, of_b, of_z = re.split(",|->", spec)
     da = contraction(f"{of_z},{of_b}->{of_a}", dtype, dz, b)

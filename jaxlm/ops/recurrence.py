@@ -23,7 +23,12 @@ Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 
 
 def recurrence_reference(
-    cell: LinearCell, x: Inputs, matrices: Matrices, others: Any, state: Any, length: Length = None
+    cell: LinearCell,
+    x: Inputs,
+    matrices: Matrices,
+    others: Any,
+    state: Any,
+    length: Length = None,
 ) -> tuple[Units, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX.
 
@@ -74,11 +79,27 @@ def recurrence(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(cell, dtype, x, matrices, others, state, length):
+def _run(
+    cell,
+    dtype,
+    x,
+    matrices,
+    others,
+    state,
+    length,
+):
     return _scan(cell, dtype, matrices, None, x, others, state, length)[0]
 
 
-def _forward(cell, dtype, x, matrices, others, state, length):
+def _forward(
+    cell,
+    dtype,
+    x,
+    matrices,
+    others,
+    state,
+    length,
+):
     # Zeros are added to each product at each step: their gradient is that of the product.
     wide = jnp.promote_types(dtype, jnp.float32)
     zeros = {
@@ -90,7 +111,12 @@ def _forward(cell, dtype, x, matrices, others, state, length):
     return outputs, (back, operands, matrices)
 
 
-def _backward(cell, dtype, saved, cotangents):
+def _backward(
+    cell,
+    dtype,
+    saved,
+    cotangents,
+):
     back, operands, matrices = saved
     of_products, dx, *rest = back(cotangents)
     dmatrices = {
@@ -103,7 +129,16 @@ def _backward(cell, dtype, saved, cotangents):
 _run.defvjp(_forward, _backward)
 
 
-def _scan(cell, dtype, matrices, added, x, others, state, length):
+def _scan(
+    cell,
+    dtype,
+    matrices,
+    added,
+    x,
+    others,
+    state,
+    length,
+):
     """((outputs, new carry), the operand [T, B, in] of each product at each step).
 
     `added` [T, B, out] is added to the products, by the names of their matrices; None: nothing.

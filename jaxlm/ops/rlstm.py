@@ -84,7 +84,10 @@ def rlstm(
 
 
 def _cell(
-    linear: LinearMap, state: LSTMState, x: Array, rest: tuple[Weights, Any]
+    linear: LinearMap,
+    state: LSTMState,
+    x: Array,
+    rest: tuple[Weights, Any],
 ) -> tuple[LSTMState, Array]:
     """One step: the new carry and the output. Without rounds, x is its products [B, 2H]."""
     others, scale = rest

@@ -70,7 +70,11 @@ def inclusion(vocabulary: int, count: int) -> Float[np.ndarray, "{vocabulary}"]:
     return np.where(rank < certain, 1.0, (count - certain) * falling / rest[certain])
 
 
-def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
+def draw_words(
+    offset: Scalar,
+    vocabulary: int,
+    count: int,
+) -> Drawn:
     """Draws words by systematic sampling (Madow 1949): one offset decides them all.
 
     Args:
@@ -91,7 +95,12 @@ def draw_words(offset: Scalar, vocabulary: int, count: int) -> Drawn:
 
 
 def summed_nats_reference(
-    x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row, drawn: Drawn
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
+    drawn: Drawn,
 ) -> Scalar:
     """`summed_nats` written plainly, with all logits; differentiated by JAX.
 
@@ -141,7 +150,15 @@ def summed_nats(
     return _summed_nats(x, kernel, bias, targets, weights, drawn, jnp.asarray(exact))
 
 
-def _forward(x, kernel, bias, targets, weights, drawn, exact):
+def _forward(
+    x,
+    kernel,
+    bias,
+    targets,
+    weights,
+    drawn,
+    exact,
+):
     arguments = (x, kernel, bias, targets, weights)
     nats, gradients = lax.cond(
         exact, lambda: softmax.nats_and_gradients(*arguments), lambda: _estimate(*arguments, drawn)
@@ -152,7 +169,14 @@ def _forward(x, kernel, bias, targets, weights, drawn, exact):
 _summed_nats = softmax.with_gradients(_forward)
 
 
-def _estimate(x, kernel, bias, targets, weights, drawn):
+def _estimate(
+    x,
+    kernel,
+    bias,
+    targets,
+    weights,
+    drawn,
+):
     """The estimate and its gradients."""
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
     few = table[drawn.ids].T
@@ -171,7 +195,16 @@ def _estimate(x, kernel, bias, targets, weights, drawn):
     return nats, (dx.astype(x.dtype), dkernel.T, dbias, None, None)
 
 
-def _chunks(on_cpu, x, few, few_bias, targets, weights, ids, hit):
+def _chunks(
+    on_cpu,
+    x,
+    few,
+    few_bias,
+    targets,
+    weights,
+    ids,
+    hit,
+):
     """The nats; their gradients for the drawn words' kernel and bias, x, and targets' logits."""
     narrow = few.astype(x.dtype)
     inputs, layer = with_bias(on_cpu, x, few, few_bias)

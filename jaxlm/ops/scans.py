@@ -53,7 +53,11 @@ def scan(
         (_, carry), outputs = scan(bounded, (jnp.int32(0), carry), steps, reverse=reverse)
         return carry, outputs
 
-    def unrolled(on_cpu, carry, steps):
+    def unrolled(
+        on_cpu,
+        carry,
+        steps,
+    ):
         return lax.scan(cell, carry, steps, reverse=reverse, unroll=1 if on_cpu else UNROLLED)
 
     return by_platform(unrolled, carry, steps)
@@ -72,7 +76,11 @@ def last_step(outputs: Any, length: Length) -> Any:
     return jax.tree.map(lambda leaf: leaf[-1 if length is None else length - 1], outputs)
 
 
-def linear_recurrence_reference(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
+def linear_recurrence_reference(
+    a: Units,
+    b: Units,
+    h: Float[Array, "B H"],
+) -> Units:
     """`linear_recurrence` written plainly: one step after the other.
 
     Args:
@@ -91,7 +99,11 @@ def linear_recurrence_reference(a: Units, b: Units, h: Float[Array, "B H"]) -> U
     return lax.scan(step, h, (a, b))[1]
 
 
-def linear_recurrence(a: Units, b: Units, h: Float[Array, "B H"]) -> Units:
+def linear_recurrence(
+    a: Units,
+    b: Units,
+    h: Float[Array, "B H"],
+) -> Units:
     """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps.
 
     After arXiv:2410.01201.

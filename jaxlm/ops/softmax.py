@@ -47,7 +47,12 @@ def _narrow_rows() -> int:
 NARROW_ROWS = _narrow_rows()
 
 
-def token_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
+def token_nats_reference(
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+) -> Row:
     """`token_nats` written plainly: all logits at once.
 
     Its weighted sum, differentiated by JAX, is `summed_nats`.
@@ -65,7 +70,12 @@ def token_nats_reference(x: Features, kernel: Kernel, bias: Bias, targets: Targe
     return -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
 
 
-def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row:
+def token_nats(
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+) -> Row:
     """-log p of each target in nats, for evaluation.
 
     Args:
@@ -90,7 +100,13 @@ def token_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets) -> Row
     return by_platform(_token_nats, x, kernel, bias, targets)
 
 
-def _token_nats(on_cpu, x, kernel, bias, targets):
+def _token_nats(
+    on_cpu,
+    x,
+    kernel,
+    bias,
+    targets,
+):
     inputs, layer = with_bias(on_cpu, x, kernel, bias)
     cut, join = chunking(on_cpu, targets.shape, kernel.shape)
 
@@ -102,7 +118,13 @@ def _token_nats(on_cpu, x, kernel, bias, targets):
     return join(lax.scan(chunk, None, (cut(inputs), cut(targets)))[1])
 
 
-def summed_nats(x: Features, kernel: Kernel, bias: Bias, targets: Targets, weights: Row) -> Scalar:
+def summed_nats(
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
+    targets: Targets,
+    weights: Row,
+) -> Scalar:
     """The sum of weights * -log p of the targets, in nats: the loss, with gradients.
 
     With x in bfloat16 the products multiply bfloat16 and sum in float32; logarithms, loss and the
@@ -154,7 +176,14 @@ def with_gradients(forward: Callable[..., tuple[Scalar, Any]]) -> Callable[..., 
     return loss
 
 
-def _nats_and_gradients(on_cpu, x, kernel, bias, targets, weights):
+def _nats_and_gradients(
+    on_cpu,
+    x,
+    kernel,
+    bias,
+    targets,
+    weights,
+):
     """The loss and, in the same pass over the chunks, its gradients."""
     narrow = kernel.astype(x.dtype)
     inputs, layer = with_bias(on_cpu, x, kernel, bias)
@@ -202,7 +231,10 @@ def odds_and_pick(
 
 
 def gradients_from_odds(
-    odds: Float[Array, "*rows V"], scale: Row, narrow: Kernel, columns: Float[Array, "inputs *rows"]
+    odds: Float[Array, "*rows V"],
+    scale: Row,
+    narrow: Kernel,
+    columns: Float[Array, "inputs *rows"],
 ) -> tuple[Features, Float[Array, "inputs V"]]:
     """The gradients of a layer whose logits have the gradient odds * scale.
 
@@ -238,7 +270,10 @@ def is_target(targets: Targets, logits: Float[Array, "... V"]) -> Float[Array, "
 
 
 def with_bias(
-    on_cpu: bool, x: Features, kernel: Kernel, bias: Bias
+    on_cpu: bool,
+    x: Features,
+    kernel: Kernel,
+    bias: Bias,
 ) -> tuple[Float[Array, "*rows inputs"], Float[Array, "inputs V"]]:
     """Makes the bias one more input, of one: adding it by itself is a pass over the logits.
 
@@ -269,7 +304,10 @@ def with_bias(
 
 
 def chunking(
-    on_cpu: bool, shape: tuple[int, ...], kernel_shape: tuple[int, ...], logits: int = 1
+    on_cpu: bool,
+    shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    logits: int = 1,
 ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
     """Cuts steps into few, equal chunks.
 
@@ -321,7 +359,11 @@ def chunking(
 
 
 def check_shapes(
-    x: Array, kernel: Array, bias: Array, targets: Array, weights: Array | None = None
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    targets: Array,
+    weights: Array | None = None,
 ) -> None:
     """Checks the arguments of a loss.
 

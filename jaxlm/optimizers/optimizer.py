@@ -170,7 +170,12 @@ def clip_by_given_norm(
         A transformation whose `update` takes `grad_norm`.
     """
 
-    def update(updates, state, params=None, **extra):
+    def update(
+        updates,
+        state,
+        params=None,
+        **extra,
+    ):
         norm = extra["grad_norm"] + added
 
         def clip(gradient: jax.Array) -> jax.Array:

@@ -80,7 +80,12 @@ def _by_lagging_rate(rate: jax.Array | float) -> optax.GradientTransformationExt
     def init(params: Any) -> Lag:
         return Lag(jnp.float32(0), jnp.bool_(False))
 
-    def update(updates: Any, state: Any, params: Any = None, **given: Any) -> tuple[Any, Any]:
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        **given: Any,
+    ) -> tuple[Any, Any]:
         moved = jnp.where(state.averaging, state.rate, rate)
         after = Lag(jnp.asarray(rate, jnp.float32), state.averaging | given["averaging"])
         return jax.tree.map(lambda g: -moved.astype(g.dtype) * g, updates), after

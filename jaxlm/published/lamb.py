@@ -40,7 +40,11 @@ class LambAdam(AdamW):
     def adam(self) -> optax.GradientTransformation:
         """Adam's direction, with epsilon added before the bias correction."""
 
-        def update(updates, state, params=None):
+        def update(
+            updates,
+            state,
+            params=None,
+        ):
             corrected = jnp.sqrt(1 - self.beta2 ** (state.count + 1))
             return optax.scale_by_adam(self.beta1, self.beta2, self.epsilon / corrected).update(
                 updates, state, params

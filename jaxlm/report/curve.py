@@ -85,7 +85,10 @@ def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 
 def learning_curve(
-    rows: Sequence[Row], bptt_length: int, path: Path, tokens: str = "words"
+    rows: Sequence[Row],
+    bptt_length: int,
+    path: Path,
+    tokens: str = "words",
 ) -> Path:
     """Draws the perplexities and the learning rate of a run.
 
@@ -127,7 +130,9 @@ def learning_curve(
 
 
 def draw_perplexities(
-    axes: Any, runs: Sequence[Results], levels: Sequence[tuple[str, float]] = ()
+    axes: Any,
+    runs: Sequence[Results],
+    levels: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Draws each run's training (dashed, triangles), validation (solid, circles), test (a diamond).
 
@@ -166,7 +171,11 @@ def draw_perplexities(
     epoch_axis(axes, runs)
 
 
-def _draw_run(axes: Any, run: Results, colour: str | None) -> list[np.ndarray]:
+def _draw_run(
+    axes: Any,
+    run: Results,
+    colour: str | None,
+) -> list[np.ndarray]:
     """Draws a run in its colour, or in one for each split if it is alone; the values drawn."""
     colours = PALETTE[:3] if colour is None else (colour,) * 3
     epochs = np.array([row["epoch"] for row in run.epochs], float)
@@ -207,7 +216,11 @@ def _draw_run(axes: Any, run: Results, colour: str | None) -> list[np.ndarray]:
     return [train, valid, test]
 
 
-def draw_windows(axes: Any, runs: Sequence[Results], name: str) -> None:
+def draw_windows(
+    axes: Any,
+    runs: Sequence[Results],
+    name: str,
+) -> None:
     """Draws one of the windows' series on a log scale.
 
     Args:

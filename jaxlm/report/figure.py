@@ -156,7 +156,11 @@ def _without_namespace(name: str) -> str:
     return name.rpartition("}")[2]
 
 
-def _annotate(artist: ElementTree.Element, titles: list[str], keys: list[str]) -> None:
+def _annotate(
+    artist: ElementTree.Element,
+    titles: list[str],
+    keys: list[str],
+) -> None:
     """Gives an artist, or its marks in the order in which they were drawn, titles and keys."""
     shapes = [shape for shape in artist.iter() if shape.tag.endswith("use")]
     for shape, key in zip([artist] if len(keys) == 1 else shapes, keys, strict=False):
@@ -180,7 +184,11 @@ def drawable(perplexities: Sequence[float] | np.ndarray) -> np.ndarray:
     return np.where((values >= 1) & (values < 1e30), values, np.nan)
 
 
-def log_axis(axes: Any, which: str, most: int = 5) -> None:
+def log_axis(
+    axes: Any,
+    which: str,
+    most: int = 5,
+) -> None:
     """Makes an axis a log scale, with plain numbers at its ticks.
 
     Args:
@@ -199,7 +207,11 @@ def log_axis(axes: Any, which: str, most: int = 5) -> None:
     getattr(axes, f"set_{which}lim")(limits)
 
 
-def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
+def log_ticks(
+    low: float,
+    high: float,
+    most: int = 5,
+) -> list[float]:
     """Round numbers for the ticks of a log scale, as many as there is room for.
 
     >>> log_ticks(0.9, 6), log_ticks(1e-5, 20)

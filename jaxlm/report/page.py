@@ -321,7 +321,11 @@ def rounded(value: float | None, digits: int = 4) -> str:
     return f"{value:.3g}"
 
 
-def number_text(measure: str, mean: float, deviation: float = math.nan) -> str:
+def number_text(
+    measure: str,
+    mean: float,
+    deviation: float = math.nan,
+) -> str:
     """A result in a table.
 
     Args:
@@ -338,7 +342,10 @@ def number_text(measure: str, mean: float, deviation: float = math.nan) -> str:
 
 
 def _picture(
-    name: str, draw: Callable[[Any], object], width: float = 5.6, height: float = 3.6
+    name: str,
+    draw: Callable[[Any], object],
+    width: float = 5.6,
+    height: float = 3.6,
 ) -> str:
     """One plot as SVG; `draw` is given its axes."""
     with figure(width, height) as drawn:

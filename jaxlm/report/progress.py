@@ -121,7 +121,13 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, text: str, *, loud: bool = False, wrap: bool = True) -> None:
+    def say(
+        self,
+        text: str,
+        *,
+        loud: bool = False,
+        wrap: bool = True,
+    ) -> None:
         """Prints a text above the bar.
 
         Args:
@@ -138,7 +144,13 @@ class Progress:
             Text(text, overflow="fold"), style=style, soft_wrap=not (self._live and wrap)
         )
 
-    def advance(self, so_far: EpochResult, windows: int, of: int, in_all: int) -> None:
+    def advance(
+        self,
+        so_far: EpochResult,
+        windows: int,
+        of: int,
+        in_all: int,
+    ) -> None:
         """Moves the bar.
 
         Args:

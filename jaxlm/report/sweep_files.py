@@ -23,7 +23,11 @@ TABLE = "sweep.csv"
 MOST_BYTES = 256 << 20  # of sweep.json
 
 
-def write_sweep(sweep: Sweep, path: Path, corpus: Mapping[str, str]) -> list[Path]:
+def write_sweep(
+    sweep: Sweep,
+    path: Path,
+    corpus: Mapping[str, str],
+) -> list[Path]:
     """Writes sweep.csv, sweep.json and, once two trials are done, the pictures.
 
     Args:

@@ -83,7 +83,11 @@ def parallel_plot(trials: Trials, path: Path) -> Path:
         return save(drawn, path)
 
 
-def draw_slice(axes: Any, trials: Trials, field: str) -> None:
+def draw_slice(
+    axes: Any,
+    trials: Trials,
+    field: str,
+) -> None:
     """Draws validation perplexity against one field.
 
     Args:
@@ -184,7 +188,11 @@ def _colour(rank: int, count: int) -> str:
     return (PALETTE[0], PALETTE[7], PALE)[3 * rank // count]
 
 
-def _draw_scale(axes: Any, place: int, scale: Scale) -> np.ndarray:
+def _draw_scale(
+    axes: Any,
+    place: int,
+    scale: Scale,
+) -> np.ndarray:
     """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
     axes.axvline(place, color=PALE, linewidth=1)
     x = np.log(scale.places) if scale.log else scale.places

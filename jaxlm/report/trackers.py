@@ -24,7 +24,11 @@ class Tracker(NamedTuple):
 
 
 @contextmanager
-def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterator[OnMetrics]:
+def tracked(
+    name: str,
+    run_dir: str | Path,
+    config: Mapping[str, Any],
+) -> Iterator[OnMetrics]:
     """Opens a run of a tracker; a later failure ends the tracking with a warning, never the run.
 
     TensorBoard's files go into the run directory. Weights & Biases names the run by it; where it
@@ -70,7 +74,11 @@ def tracked(name: str, run_dir: str | Path, config: Mapping[str, Any]) -> Iterat
         _quietly(name, tracker.close)  # also after a failure
 
 
-def _quietly(name: str, call: Callable[..., object], *arguments: object) -> bool:
+def _quietly(
+    name: str,
+    call: Callable[..., object],
+    *arguments: object,
+) -> bool:
     """Whether a call of a tracker succeeds; if not, a warning says why."""
     try:
         call(*arguments)

@@ -43,7 +43,12 @@ class WordMap:
         return legend
 
 
-def embedding_map(embedding: np.ndarray, words: Sequence[str], path: Path, **options: Any) -> Path:
+def embedding_map(
+    embedding: np.ndarray,
+    words: Sequence[str],
+    path: Path,
+    **options: Any,
+) -> Path:
     """Draws a map into a picture.
 
     Args:
@@ -119,7 +124,10 @@ def map_words(
 
 
 def _nearest(
-    unit: np.ndarray, words: Sequence[str], place: int, count: int
+    unit: np.ndarray,
+    words: Sequence[str],
+    place: int,
+    count: int,
 ) -> list[tuple[str, float]]:
     """The words with the nearest unit vectors to one of them, with their cosines."""
     cosine = unit @ unit[place]
@@ -156,7 +164,11 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
         yield drawn
 
 
-def moved_apart(places: np.ndarray, sizes: np.ndarray, area: np.ndarray) -> np.ndarray:
+def moved_apart(
+    places: np.ndarray,
+    sizes: np.ndarray,
+    area: np.ndarray,
+) -> np.ndarray:
     """Moves boxes apart, in at most 200 rounds.
 
     Args:

@@ -84,7 +84,13 @@ class Unreadable(CheckpointError):
     """A checkpoint that cannot be read now, for want of memory or permission; it may be intact."""
 
 
-def save(run: Folder, state: Any, config: Config, vocab: Vocab, manifest: Manifest) -> None:
+def save(
+    run: Folder,
+    state: Any,
+    config: Config,
+    vocab: Vocab,
+    manifest: Manifest,
+) -> None:
     """Writes one checkpoint durably, then removes the older ones that the config does not keep.
 
     Args:
@@ -345,7 +351,11 @@ def _well_formed(manifest: Manifest) -> bool:
     )
 
 
-def _verified(folder: Folder, manifest: Manifest, name: str) -> bytes:
+def _verified(
+    folder: Folder,
+    manifest: Manifest,
+    name: str,
+) -> bytes:
     """The bytes of a file. Raises CheckpointError where they are not those that were saved."""
     with _sound(folder.path / name):
         data = folder.read(name, MOST_BYTES[name])
@@ -354,7 +364,10 @@ def _verified(folder: Folder, manifest: Manifest, name: str) -> bytes:
 
 
 def _verified_state(
-    folder: Folder, manifest: Manifest, template: Any, part: Callable[[Any], Any]
+    folder: Folder,
+    manifest: Manifest,
+    template: Any,
+    part: Callable[[Any], Any],
 ) -> Any:
     """A part of the state, decoded from the very bytes that are hashed."""
     path = folder.path / STATE
@@ -378,7 +391,11 @@ def _verified_state(
             _check_hash(manifest, STATE, digest.hexdigest())
 
 
-def _check_hash(manifest: Manifest, name: str, actual: str) -> None:
+def _check_hash(
+    manifest: Manifest,
+    name: str,
+    actual: str,
+) -> None:
     expected = manifest.files.get(name)
     if actual != expected:
         raise ValueError(f"expected sha256 {expected}, found {actual}")

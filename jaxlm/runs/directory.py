@@ -78,7 +78,12 @@ def check(run: str | Path | Folder, resume: bool) -> None:
         raise RunDirError(f"{where} is not empty (it holds {', '.join(other[:4])}): {remedy}")
 
 
-def begin(run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()) -> None:
+def begin(
+    run: Folder,
+    config: Config,
+    corpus: Corpus,
+    setup: Setup = Setup(),
+) -> None:
     """Writes a new run's config and surroundings into an empty directory.
 
     Args:
@@ -103,7 +108,12 @@ def begin(run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()) -
         _write(run, {"corpus": _described(corpus), "params": params}, config, setup)
 
 
-def _write(run: Folder, record: dict[str, Any], config: Config, setup: Setup) -> None:
+def _write(
+    run: Folder,
+    record: dict[str, Any],
+    config: Config,
+    setup: Setup,
+) -> None:
     """Writes run.json, with a new session; then config.json, at first the only copy."""
     sessions = [*record.get("sessions", []), session(setup.devices)]
     record = {**record, "rates": setup.rates or record.get("rates"), "sessions": sessions}
@@ -175,7 +185,10 @@ def drew_params(run: str | Path | Folder) -> bool:
 
 
 def resume(
-    run: Folder, config: Config, corpus: Corpus, setup: Setup = Setup()
+    run: Folder,
+    config: Config,
+    corpus: Corpus,
+    setup: Setup = Setup(),
 ) -> tuple[Checkpoint | None, list[str]]:
     """Finds the checkpoint from which a run is resumed, and records the new session.
 
@@ -245,7 +258,10 @@ def resume(
 
 
 def _changes(
-    saved: Config, saved_corpus: Mapping[str, Any], config: Config, corpus: Corpus
+    saved: Config,
+    saved_corpus: Mapping[str, Any],
+    config: Config,
+    corpus: Corpus,
 ) -> list[str]:
     """`name: old -> new` of each field and hash whose change would train something else."""
     now = named(corpus)
@@ -253,7 +269,11 @@ def _changes(
     return conflicts(saved, config) + [f"corpus {line}" for line in different(before, now)]
 
 
-def _changes_since(saved: Checkpoint, config: Config, corpus: Corpus) -> list[str]:
+def _changes_since(
+    saved: Checkpoint,
+    config: Config,
+    corpus: Corpus,
+) -> list[str]:
     """What contradicts a checkpoint: fewer epochs than are begun, and another vocabulary."""
     changed = []
     manifest = saved.manifest

@@ -30,7 +30,12 @@ class SingleGroup:
         mesh: The devices (None: one device).
     """
 
-    def __init__(self, run: Run, state: TrainState, mesh: Mesh | None):
+    def __init__(
+        self,
+        run: Run,
+        state: TrainState,
+        mesh: Mesh | None,
+    ):
         """Places the run's state on the mesh."""
         self.runs: list[Run | None] = [run]
         self.mesh = mesh
@@ -39,7 +44,13 @@ class SingleGroup:
         self._state = place(mesh, state)
         run.remember(jax.device_get(state.validations))
 
-    def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
+    def train(
+        self,
+        tokens: jax.Array,
+        first_row: int,
+        count: int,
+        ahead: int,
+    ) -> Metrics:
         """Begins to train windows of each run.
 
         Args:
@@ -84,7 +95,11 @@ class SingleGroup:
         return fetch(self.mesh, self._state, self._recipe.model.vocab_size)
 
     def nats(
-        self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+        self,
+        slot: int,
+        ids: np.ndarray,
+        batch_size: int = 1,
+        bptt_length: int = 1,
     ) -> tuple[float, int]:
         """Evaluates a run's parameters.
 
@@ -121,7 +136,12 @@ class MemberGroup:
         self.mesh = members_mesh(size)
         self._vmapped = vmapped
 
-    def add(self, slot: int, run: Run, state: TrainState) -> None:
+    def add(
+        self,
+        slot: int,
+        run: Run,
+        state: TrainState,
+    ) -> None:
         """Puts a run into a free slot.
 
         Args:
@@ -142,7 +162,13 @@ class MemberGroup:
         """One of the runs, which are all at the same window of their epochs."""
         return next(run for run in self.runs if run is not None)
 
-    def train(self, tokens: jax.Array, first_row: int, count: int, ahead: int) -> Metrics:
+    def train(
+        self,
+        tokens: jax.Array,
+        first_row: int,
+        count: int,
+        ahead: int,
+    ) -> Metrics:
         """As `SingleGroup.train`. An empty slot reads another slot's windows, to no effect."""
         any_run = self._any_run
         counts = any_run.config.train
@@ -201,7 +227,11 @@ class MemberGroup:
         return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
 
     def nats(
-        self, slot: int, ids: np.ndarray, batch_size: int = 1, bptt_length: int = 1
+        self,
+        slot: int,
+        ids: np.ndarray,
+        batch_size: int = 1,
+        bptt_length: int = 1,
     ) -> tuple[float, int]:
         """As `SingleGroup.nats`."""
         recipe = jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])

@@ -32,7 +32,9 @@ FIXED = {  # fields of the model that the parameters fix
 
 
 def load(
-    run_dir: str | Path, which: str = "last", data_dir: str | Path | None = None
+    run_dir: str | Path,
+    which: str = "last",
+    data_dir: str | Path | None = None,
 ) -> LanguageModel:
     """The model of a run's checkpoint, or an n-gram model.
 
@@ -128,7 +130,13 @@ def tune_protocol(
     return model_of(run, which).tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
 
 
-def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str = UNKNOWN) -> Corpus:
+def unread_corpus(
+    name: str,
+    sha256: str,
+    vocab: Vocab,
+    *notes: str,
+    spec: str = UNKNOWN,
+) -> Corpus:
     """The corpus of a model whose text is not read.
 
     Args:
@@ -145,7 +153,10 @@ def unread_corpus(name: str, sha256: str, vocab: Vocab, *notes: str, spec: str =
 
 
 def keep_model(
-    run_dir: str | Path | Folder, config: Config, params: Params, corpus: Corpus
+    run_dir: str | Path | Folder,
+    config: Config,
+    params: Params,
+    corpus: Corpus,
 ) -> None:
     """Makes a run whose only checkpoint is of step 0; its directory appears whole or not at all.
 
@@ -173,7 +184,10 @@ def keep_model(
 
 
 def init_config(
-    model: LanguageModel, start: Config, changes: Mapping[str, Any], own_model: bool = False
+    model: LanguageModel,
+    start: Config,
+    changes: Mapping[str, Any],
+    own_model: bool = False,
 ) -> Config:
     """The config of a run that begins from a model's parameters, by default on the model's text.
 
@@ -203,7 +217,10 @@ def init_config(
 
 
 def init_corpus(
-    model: LanguageModel, config: Config, source: str, data_dir: str | Path | None = None
+    model: LanguageModel,
+    config: Config,
+    source: str,
+    data_dir: str | Path | None = None,
 ) -> Corpus:
     """The config's text, encoded with a model's vocabulary.
 

@@ -38,7 +38,12 @@ class Observer:
     def doing(self, what: str) -> None:
         """Called before what takes time between windows: "validating" or "saving"."""
 
-    def diverged(self, group: Group, slot: int, problem: str) -> None:
+    def diverged(
+        self,
+        group: Group,
+        slot: int,
+        problem: str,
+    ) -> None:
         """Called for a window that was not finite: ends the run, or raises.
 
         Args:
@@ -103,7 +108,12 @@ def _next_call(group: Group, ahead: int) -> tuple[int, bool]:
     return count, count == edge
 
 
-def _train(group: Group, take: Take, count: int, ahead: int) -> Metrics:
+def _train(
+    group: Group,
+    take: Take,
+    count: int,
+    ahead: int,
+) -> Metrics:
     """Begins a call of `count` windows, after `ahead` that are not logged yet."""
     run = _unfinished(group)[0]
     step = run.step + ahead
@@ -115,7 +125,12 @@ def _train(group: Group, take: Take, count: int, ahead: int) -> Metrics:
     return group.train(tokens, first_row, count, ahead)
 
 
-def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None:
+def _log(
+    group: Group,
+    observer: Observer,
+    metrics: Metrics,
+    count: int,
+) -> None:
     """Logs a call's windows, and ends each run with a window that was not finite."""
     columns = jax.tree.map(np.atleast_2d, jax.device_get(metrics))  # [M, W], also of a run alone
     for slot, run in enumerate(group.runs):
@@ -126,7 +141,11 @@ def _log(group: Group, observer: Observer, metrics: Metrics, count: int) -> None
     observer.trained(group)
 
 
-def _end_call(group: Group, observer: Observer, signal: int | None) -> None:
+def _end_call(
+    group: Group,
+    observer: Observer,
+    signal: int | None,
+) -> None:
     """Validates, logs and saves where an epoch or a call's edge asks for it."""
     runs = {slot: run for slot, run in enumerate(group.runs) if run is not None}
     ended = any(run.index == 0 for run in runs.values())
@@ -153,7 +172,9 @@ def _unfinished(group: Group) -> list[Run]:
 
 @contextmanager
 def feed(
-    ids: Integer[np.ndarray, " N"], counts: TrainConfig, mesh: Mesh | None = None
+    ids: Integer[np.ndarray, " N"],
+    counts: TrainConfig,
+    mesh: Mesh | None = None,
 ) -> Iterator[Take]:
     """Reads a text's tokens for the windows, ahead of their use.
 

@@ -136,7 +136,11 @@ class MetricsLog:
             self._file.truncate(len(lines))
 
     def windows(
-        self, first_step: int, epoch: int, *series: ArrayLike, steps: ArrayLike | None = None
+        self,
+        first_step: int,
+        epoch: int,
+        *series: ArrayLike,
+        steps: ArrayLike | None = None,
     ) -> None:
         """Writes a line for each of n windows of an epoch.
 

@@ -109,7 +109,11 @@ def largest_product(config: Config) -> tuple[int, int, int]:
     return min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])
 
 
-def _measured(M: int, K: int, N: int) -> dict[str, float]:
+def _measured(
+    M: int,
+    K: int,
+    N: int,
+) -> dict[str, float]:
     """Times a product in each dtype by turns; the best turn counts."""
 
     def seconds(dtype: str, count: int) -> float:
@@ -133,7 +137,11 @@ def _measured(M: int, K: int, N: int) -> dict[str, float]:
 
 
 @jax.jit
-def _multiply(count: Scalar, a: Float[Array, "M K"], b: Float[Array, "K N"]) -> Array:
+def _multiply(
+    count: Scalar,
+    a: Float[Array, "M K"],
+    b: Float[Array, "K N"],
+) -> Array:
     """The product, and the product that makes the gradient of `a`, `count` times."""
     dtype = str(a.dtype)
 

@@ -43,7 +43,12 @@ def of_device() -> int | None:
     return None
 
 
-def check(needed: int, what: str, remedy: str, free: int | None = None) -> None:
+def check(
+    needed: int,
+    what: str,
+    remedy: str,
+    free: int | None = None,
+) -> None:
     """Refuses what there is no memory for.
 
     Args:

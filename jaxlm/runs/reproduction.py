@@ -84,7 +84,9 @@ def reproduce(
 
 
 def _same_corpus(
-    saved: Checkpoint, run_dir: Path, data_dir: str | Path | None
+    saved: Checkpoint,
+    run_dir: Path,
+    data_dir: str | Path | None,
 ) -> tuple[Config, Corpus]:
     """The run's config and corpus. Raises JaxlmError where the corpus is another one now."""
     # The vocabulary has the pieces of a tokenizer's file, which is not needed again.
@@ -117,7 +119,11 @@ def _devices(record: dict[str, Any]) -> tuple[int, int]:
     return 1, 1
 
 
-def _differences(run_dir: Path, old: Manifest, again: Path) -> list[str]:
+def _differences(
+    run_dir: Path,
+    old: Manifest,
+    again: Path,
+) -> list[str]:
     """A sentence for each result of a run's last checkpoint that differs from its repetition's."""
     new = checkpoint.load(again, part=state_arrays.nothing).manifest
     sentences = []

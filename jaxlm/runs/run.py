@@ -289,7 +289,12 @@ class Run:
         if before and after and after.averaging > before.averaging:
             self.averages_from = self.step
 
-    def perplexity(self, nats: float, predictions: int, rows: int = 1) -> float:
+    def perplexity(
+        self,
+        nats: float,
+        predictions: int,
+        rows: int = 1,
+    ) -> float:
         """A perplexity, with predictions counted as the recipe counts them.
 
         Args:
@@ -335,7 +340,13 @@ class Run:
             nats = math.log(value) * self.config.optimizer.counted(size.tokens, rows)
         return {f"{split}_{name}": number for name, number in comparable(nats, size).items()}
 
-    def log_test(self, which: str, step: int, nats: float, predictions: int) -> float:
+    def log_test(
+        self,
+        which: str,
+        step: int,
+        nats: float,
+        predictions: int,
+    ) -> float:
         """Logs the test of a checkpoint.
 
         Args:

@@ -58,7 +58,11 @@ def noted(together: float = 0.1) -> Iterator[Stop]:
         os.close(reader)
 
 
-def _listen(reader: int, stop: Stop, together: float) -> None:
+def _listen(
+    reader: int,
+    stop: Stop,
+    together: float,
+) -> None:
     since = 0.0
     while number := os.read(reader, 1):
         if number[0] in SIGNALS:

@@ -35,7 +35,11 @@ DTYPES = {
 }
 
 
-def new_state(config: Config, params: Params | None = None, devices: int = 1) -> TrainState:
+def new_state(
+    config: Config,
+    params: Params | None = None,
+    devices: int = 1,
+) -> TrainState:
     """The state before the first step, on one device.
 
     Args:
@@ -96,7 +100,10 @@ def nothing(_: TrainState) -> tuple[()]:
 
 
 def decoded(
-    read: Callable[[int], bytes], template: Any, path: Path, part: Callable[[Any], Any] = whole
+    read: Callable[[int], bytes],
+    template: Any,
+    path: Path,
+    part: Callable[[Any], Any] = whole,
 ) -> Any:
     """A state, or a part of it, from a safetensors file; its other arrays take no memory.
 
@@ -164,7 +171,11 @@ def _read_header(read: Callable[[int], bytes], template: Any) -> dict[str, Any]:
     return header
 
 
-def _check_arrays(header: dict[str, Any], template: Any, path: Path) -> None:
+def _check_arrays(
+    header: dict[str, Any],
+    template: Any,
+    path: Path,
+) -> None:
     """Raises CheckpointError where the arrays of a file are not those of a template."""
     stored = flat(jax.eval_shape(_without_keys, template))
     expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in stored.items()}

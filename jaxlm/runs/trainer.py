@@ -206,7 +206,11 @@ def _saved_state(run: Run, shared: Path) -> TrainState | None:
     return saved.state
 
 
-def _progress(run: Run, quiet: bool, notes: list[str]) -> Progress:
+def _progress(
+    run: Run,
+    quiet: bool,
+    notes: list[str],
+) -> Progress:
     """The progress of a run, after it has told what the run is."""
     corpus = run.corpus
     counts = run.config.train
@@ -247,7 +251,12 @@ class _Reporter(Observer):
     def doing(self, what: str) -> None:
         self._progress.doing(what)
 
-    def diverged(self, group: Group, slot: int, problem: str) -> None:
+    def diverged(
+        self,
+        group: Group,
+        slot: int,
+        problem: str,
+    ) -> None:
         raise Diverged(
             f"{problem}: stopped before its update; try a lower learning_rate or clip_norm, or "
             "resume from the last checkpoint without such windows (--resume --on-nonfinite skip)"
@@ -263,7 +272,12 @@ class _Reporter(Observer):
             )
 
 
-def _fit(run: Run, group: SingleGroup, progress: Progress, profile: int | None) -> int | None:
+def _fit(
+    run: Run,
+    group: SingleGroup,
+    progress: Progress,
+    profile: int | None,
+) -> int | None:
     """Trains a run, and traces so many of its windows. Returns the signal that has stopped it."""
     progress.doing("compiling")
     traced = profile if run.kept else None
@@ -325,7 +339,12 @@ def _finish(
     return replace(result, test_perplexity=tests["last"])
 
 
-def _test(run: Run, group: SingleGroup, shared: Path, progress: Progress) -> dict[str, float]:
+def _test(
+    run: Run,
+    group: SingleGroup,
+    shared: Path,
+    progress: Progress,
+) -> dict[str, float]:
     """The test perplexities of the last and, if it is another, of the best checkpoint, logged."""
     progress.doing("testing")
     tested = {"last": (run.step, *group.nats(0, run.corpus.test))}

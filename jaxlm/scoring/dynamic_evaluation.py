@@ -108,7 +108,13 @@ class DynamicReader(Reader):
             times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
         mean = self._mean(self.rms)
 
-        def step(p, p0, g, times, rms):
+        def step(
+            p,
+            p0,
+            g,
+            times,
+            rms,
+        ):
             back = jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
             return p + back - times * rate * g / (rms + protocol.epsilon)
 
@@ -175,7 +181,16 @@ def gradient_statistics(
 
 
 @partial(jax.jit, static_argnames="length")
-def _add_squares(network, optimizer, squares, tokens, count, carry, *, length):
+def _add_squares(
+    network,
+    optimizer,
+    squares,
+    tokens,
+    count,
+    carry,
+    *,
+    length,
+):
     """Adds the squared gradients of windows of tokens [C * length + 1, B].
 
     The first `count` predictions of a row count.
@@ -254,7 +269,13 @@ class AdaptiveScoring:
         JaxlmError: The rate is not above 0.
     """
 
-    def __init__(self, network: Network, rate: float, stream: bool, detail: Detail):
+    def __init__(
+        self,
+        network: Network,
+        rate: float,
+        stream: bool,
+        detail: Detail,
+    ):
         rate = checked_value("the rate of adaptation", rate, float, above=0)
         self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
         self._adapt = partial(_adapt, network, rate, detail=detail)
@@ -288,7 +309,15 @@ class AdaptiveScoring:
 
 
 @partial(jax.jit, static_argnames="detail", donate_argnames="learnt")
-def _adapt(network, rate, learnt, tokens, carry, *, detail):
+def _adapt(
+    network,
+    rate,
+    learnt,
+    tokens,
+    carry,
+    *,
+    detail,
+):
     """Scores one sentence, then takes one step on it.
 
     Also returns the new carry, and whether the gradient was finite.

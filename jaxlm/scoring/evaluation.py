@@ -51,7 +51,12 @@ class Tuned(NamedTuple):
     test: Evaluation
 
 
-def check_converged(protocol: Plain, text: str, nats: float, count: int) -> None:
+def check_converged(
+    protocol: Plain,
+    text: str,
+    nats: float,
+    count: int,
+) -> None:
     """Checks that dynamic evaluation did not diverge.
 
     Args:

@@ -78,7 +78,11 @@ class Position(NamedTuple):
     seen: jax.Array | None
 
 
-def texts_of(vocab: Vocab, ids: np.ndarray, log_probs: np.ndarray) -> list[Text]:
+def texts_of(
+    vocab: Vocab,
+    ids: np.ndarray,
+    log_probs: np.ndarray,
+) -> list[Text]:
     """The text of each sample.
 
     Args:
@@ -212,7 +216,11 @@ def carry_after(network: Network, ids: np.ndarray) -> Carry:
 
 
 @jax.jit
-def _read(network, tokens, count):
+def _read(
+    network,
+    tokens,
+    count,
+):
     """The carry after the first `count` of tokens [n]."""
 
     def step(place, carry):
@@ -301,7 +309,11 @@ def _next_words_of_pieces(
 
 
 @jax.jit
-def _next_word(network, token, carry):
+def _next_word(
+    network,
+    token,
+    carry,
+):
     """The probabilities [V] of the token after `token` [1], and the carry after it."""
     logits, carry = next_logits(network, token, carry)
     return jax.nn.softmax(logits[0]), carry
@@ -327,7 +339,14 @@ def next_logits(
 
 
 @jax.jit
-def advance(network, sampling, position, key, count, end):
+def advance(
+    network,
+    sampling,
+    position,
+    key,
+    count,
+    end,
+):
     """Draws tokens for each of S samples.
 
     Args:
@@ -411,7 +430,13 @@ def beam_search(
 
 
 @jax.jit
-def _extended(network, banned, position, totals, end):
+def _extended(
+    network,
+    banned,
+    position,
+    totals,
+    end,
+):
     """One token more of the B likeliest texts, which have log-probabilities `totals` [B] so far.
 
     Returns their new position and totals; of which text each is the continuation [B]; the tokens

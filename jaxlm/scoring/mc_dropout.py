@@ -45,7 +45,11 @@ class MCReader(Reader):
     segment: int = field(metadata={"static": True})
 
     @staticmethod
-    def of(network: Network, protocol: MCDropout, bptt_length: int) -> "MCReader":
+    def of(
+        network: Network,
+        protocol: MCDropout,
+        bptt_length: int,
+    ) -> "MCReader":
         """The reader of a model by a protocol.
 
         Args:

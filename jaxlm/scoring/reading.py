@@ -316,7 +316,13 @@ def _read_segments(
 
 
 @partial(jax.jit, static_argnames="detail")
-def _read(reader, state, tokens, *, detail):
+def _read(
+    reader,
+    state,
+    tokens,
+    *,
+    detail,
+):
     """Tokens [3, C, T, B] of C segments -> scores [C * T, B, ...] and the state after them."""
 
     def read_segment(state, segment):

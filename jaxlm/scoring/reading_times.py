@@ -106,7 +106,11 @@ def span_surprisal(
     return WordSurprisals(*columns)
 
 
-def _cut_between_words(text: str, place: int, sentence: Encoded) -> _Cut | None:
+def _cut_between_words(
+    text: str,
+    place: int,
+    sentence: Encoded,
+) -> _Cut | None:
     """A place of a line of words; None where it cuts a word."""
     words = [word.span() for word in re.finditer(r"\S+", text)]
     if any(start < place < end for start, end in words):

@@ -151,7 +151,12 @@ class SentenceReader:
         """Where pieces make up words; None where every token is a word."""
         return Boundaries.of(self.vocab, self.punctuation)
 
-    def __call__(self, sentence: Sentence, oov: str, where: str) -> Encoded:
+    def __call__(
+        self,
+        sentence: Sentence,
+        oov: str,
+        where: str,
+    ) -> Encoded:
         """Reads one sentence.
 
         Args:
@@ -166,7 +171,12 @@ class SentenceReader:
             return self._in_words(sentence, oov, where)
         return self._in_pieces(sentence, oov, where, self.boundaries)
 
-    def _in_words(self, sentence: Sentence, oov: str, where: str) -> Encoded:
+    def _in_words(
+        self,
+        sentence: Sentence,
+        oov: str,
+        where: str,
+    ) -> Encoded:
         if isinstance(sentence, str):
             shown = sentence.split()
             pieces = self.split(sentence)

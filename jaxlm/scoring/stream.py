@@ -154,7 +154,15 @@ def reader_nats(reader: Reader, ids: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("length", "members"))
-def _nats_per_window(reader, tokens, predictions, state, *, length, members):
+def _nats_per_window(
+    reader,
+    tokens,
+    predictions,
+    state,
+    *,
+    length,
+    members,
+):
     """The state, and the summed nats of each window of `length` rows of tokens [W * length + 1, B].
 
     The first `predictions` rows count. Without a state it begins with the first.

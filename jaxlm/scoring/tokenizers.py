@@ -131,7 +131,12 @@ class PTBTokenizer:
             before += self._whole(word[start:end])
         return [*before, *reversed(after)]
 
-    def _stands(self, word: str, start: int, end: int) -> bool:
+    def _stands(
+        self,
+        word: str,
+        start: int,
+        end: int,
+    ) -> bool:
         """Whether a part of a word stays as it is: `inc.`, `'s`, `n't`, or a number such as .5."""
         if not 0 < end - start <= self._longest:
             return False

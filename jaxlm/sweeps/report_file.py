@@ -106,7 +106,11 @@ def _is_sweep(path: Path) -> bool:
     return (path / "trials").exists() or (path / RESULTS).exists()
 
 
-def _sweep_record(path: Path, name: str, view: "_Viewer") -> SweepRecord:
+def _sweep_record(
+    path: Path,
+    name: str,
+    view: "_Viewer",
+) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
     sweep, corpus = read_sweep(path)
     trials = sweep.trials

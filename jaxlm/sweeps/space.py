@@ -261,7 +261,9 @@ def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_flags(
-    space: Mapping[str, Any], given: Mapping[str, Any], config: Config
+    space: Mapping[str, Any],
+    given: Mapping[str, Any],
+    config: Config,
 ) -> dict[str, Any]:
     """Adds flags to a space, where its kinds would not take them over from the config.
 
@@ -340,7 +342,11 @@ def grid_point(space: Space, number: int) -> dict[str, Any]:
     return point
 
 
-def random_point(space: Space, seed: int, number: int) -> dict[str, Any]:
+def random_point(
+    space: Space,
+    seed: int,
+    number: int,
+) -> dict[str, Any]:
     """A random point, which depends on nothing but the arguments.
 
     Args:
@@ -371,7 +377,11 @@ def _is_float(name: str) -> bool:
     return spec_of_field(name).type is float
 
 
-def _check(name: str, space: Space, config: Config) -> None:
+def _check(
+    name: str,
+    space: Space,
+    config: Config,
+) -> None:
     """Raises JaxlmError unless the config takes each value, alone or with others of the space."""
     for value in extremes(space[name]):
         errors = []
@@ -457,7 +467,11 @@ def _distribution(name: str, given: Any) -> Any:
     return distributions.CategoricalDistribution(values)
 
 
-def _refuse_widths(name: str, widths: Sequence[Any], models: Sequence[str]) -> None:
+def _refuse_widths(
+    name: str,
+    widths: Sequence[Any],
+    models: Sequence[str],
+) -> None:
     """Refuses numbers that may be the widths of one model's layers, or of models of one layer."""
     if len(widths) > 9:
         raise JaxlmError(
@@ -470,7 +484,12 @@ def _refuse_widths(name: str, widths: Sequence[Any], models: Sequence[str]) -> N
     )
 
 
-def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
+def _range(
+    name: str,
+    low: Any,
+    high: Any,
+    step: Any,
+) -> list[Any]:
     if not (step > 0 and 0 <= (high - low) // step < MOST_VALUES):
         raise JaxlmError(
             f"{name} needs range:LOW:HIGH:STEP of 1 to {MOST_VALUES:,} values, with a STEP above 0"
@@ -485,7 +504,11 @@ def _range(name: str, low: Any, high: Any, step: Any) -> list[Any]:
     return values
 
 
-def _number(name: str, kind: type, text: str) -> Any:
+def _number(
+    name: str,
+    kind: type,
+    text: str,
+) -> Any:
     if kind not in (int, float):
         raise JaxlmError(f"{name} is no number: it takes a list of values")
     number = _from_text(kind, text.strip())
@@ -510,7 +533,11 @@ def _from_text(kind: type, text: str) -> Any:
     return text
 
 
-def _encoded(name: str, kind: type, value: Any) -> Any:
+def _encoded(
+    name: str,
+    kind: type,
+    value: Any,
+) -> Any:
     """A value as a study keeps it.
 
     Layer widths become a text as 256x128. The text none becomes None, since TOML has no null. A

@@ -63,7 +63,12 @@ class Study:
         shared: Whether other directories may share the study, in a database.
     """
 
-    def __init__(self, plan: Plan, folder: Path, where: str):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        where: str,
+    ):
         """Opens the study, or begins it.
 
         Args:
@@ -427,7 +432,12 @@ def read_plan(where: str) -> Plan:
         return Plan.from_json(attributes["plan"])
 
 
-def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> None:
+def check_below(
+    root: Path,
+    path: Path,
+    remedy: str,
+    create: bool = False,
+) -> None:
     """Checks that all directories from one down to another are directories, and no links.
 
     Args:
@@ -445,7 +455,12 @@ def check_below(root: Path, path: Path, remedy: str, create: bool = False) -> No
             folder = stack.enter_context(folder.folder(name, create))
 
 
-def member_dir(folder: Path, number: int, seed: int | None = None, seeds: int = 1) -> Path:
+def member_dir(
+    folder: Path,
+    number: int,
+    seed: int | None = None,
+    seeds: int = 1,
+) -> Path:
     """The directory of a trial, or of one of its members.
 
     Args:

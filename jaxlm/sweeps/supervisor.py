@@ -160,7 +160,11 @@ def sweep(
         return session.finish()
 
 
-def _check_fits_memory(corpus: Corpus, space: Mapping[str, Any], workers: int | None) -> None:
+def _check_fits_memory(
+    corpus: Corpus,
+    space: Mapping[str, Any],
+    workers: int | None,
+) -> None:
     """Raises JaxlmError for what a corpus that is given as an object cannot have."""
     if (workers or 1) > 1:
         raise JaxlmError(
@@ -180,7 +184,11 @@ def _fitting(draft: Plan) -> Config:
     return draft.config
 
 
-def _complete(draft: Plan, loaded: Config, text: Corpus) -> Plan:
+def _complete(
+    draft: Plan,
+    loaded: Config,
+    text: Corpus,
+) -> Plan:
     """The plan with how its text is read, as paths that are the same from anywhere."""
     reading = {}
     if "corpus" not in draft.space:  # else it would be of one text alone
@@ -243,7 +251,12 @@ class _Session:
             self.next_look = time.monotonic() + LONGEST_POLL
             self.look()
 
-    def start_workers(self, where: str, data_dir: str | Path | None, how: dict[str, Any]) -> None:
+    def start_workers(
+        self,
+        where: str,
+        data_dir: str | Path | None,
+        how: dict[str, Any],
+    ) -> None:
         """Starts worker processes, and waits until they have ended."""
         how = {**how, "parent": os.getpid()}
         # -P: no code of the current folder is imported.
@@ -291,7 +304,11 @@ class _Session:
 
 
 def join(
-    run_dir: Path, data_dir: str | Path | None, parent: int, quiet: bool, **how: Any
+    run_dir: Path,
+    data_dir: str | Path | None,
+    parent: int,
+    quiet: bool,
+    **how: Any,
 ) -> int | None:
     """Works on a sweep that another process began.
 
@@ -321,7 +338,9 @@ def join(
 
 
 def saved_options(
-    run_dir: Path, space: Mapping[str, Any], options: Mapping[str, Any]
+    run_dir: Path,
+    space: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> tuple[Config, Mapping[str, Any], dict[str, Any]]:
     """What resumes the sweep in a directory.
 
@@ -343,7 +362,11 @@ def saved_options(
     return plan.config, space or plan.space, {**saved, **options}
 
 
-def _where(folder: Path, storage: str | None, resume: bool) -> str:
+def _where(
+    folder: Path,
+    storage: str | None,
+    resume: bool,
+) -> str:
     """The URL or path of the study. Raises RunDirError if none can begin or be resumed there."""
     if resume and os.path.lexists(folder / JOURNAL):
         if storage is not None:
@@ -379,7 +402,12 @@ def _where(folder: Path, storage: str | None, resume: bool) -> str:
     return database or str(folder / JOURNAL)
 
 
-def useful_workers(config: Config, plan: Plan, tokens: int, free: int) -> int:
+def useful_workers(
+    config: Config,
+    plan: Plan,
+    tokens: int,
+    free: int,
+) -> int:
     """How many processes train a sweep's members fastest.
 
     Small matrix products do not fill many cores (docs/performance.md), but a process must first
@@ -412,7 +440,11 @@ def cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def pin(process: int, number: int, workers: int) -> None:
+def pin(
+    process: int,
+    number: int,
+    workers: int,
+) -> None:
     """Pins a process to its share of the cores, if there is one for each of the workers.
 
     Args:
@@ -482,7 +514,11 @@ def supervise(
     return failure
 
 
-def _reason(code: int, file: IO[bytes], log: Path) -> str:
+def _reason(
+    code: int,
+    file: IO[bytes],
+    log: Path,
+) -> str:
     """Why a worker failed: its own sentence, or how it ended and where its standard error is."""
     file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_READ))
     written = file.read()

@@ -234,7 +234,12 @@ class Worker(Observer):
         """Shows the other workers of a shared database that this directory lives."""
         self.study.beat()
 
-    def diverged(self, group: Group, slot: int, problem: str) -> None:
+    def diverged(
+        self,
+        group: Group,
+        slot: int,
+        problem: str,
+    ) -> None:
         """Ends a member whose window was not finite."""
         self._note(self._free(group, slot), status="diverged", note=problem)
 
@@ -275,7 +280,12 @@ class Worker(Observer):
                 self._waiting.remove(member)
                 self._note(member, status="pruned", note=f"its other seeds were {reason}")
 
-    def _finish(self, member: Member, group: Group, slot: int) -> None:
+    def _finish(
+        self,
+        member: Member,
+        group: Group,
+        slot: int,
+    ) -> None:
         value = member.log_test("last", member.step, *group.nats(slot, member.corpus.test))
         self._note(member, status="done", test_perplexity=self._compared(member, "test", value))
 
@@ -293,7 +303,12 @@ class Worker(Observer):
         self.study.note(member.claim, replace(member.record, valid_perplexities=epochs, **changes))
         self.study.end(member.claim)
 
-    def _compared(self, run: Run, split: str, value: float) -> float:
+    def _compared(
+        self,
+        run: Run,
+        split: str,
+        value: float,
+    ) -> float:
         """A perplexity, per character where the trials' tokens differ."""
         if self.study.plan.space.keys().isdisjoint(TOKEN_FIELDS):
             return value
@@ -301,7 +316,11 @@ class Worker(Observer):
         return perplexity(math.log(2) * bits, 1)
 
 
-def group_size(config: Config, plan: Plan, workers: int) -> int:
+def group_size(
+    config: Config,
+    plan: Plan,
+    workers: int,
+) -> int:
     """How many members of a shape are useful in a group, and fit into half of the free memory.
 
     There are as many on each device: an empty slot costs less than an idle device.

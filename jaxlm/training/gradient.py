@@ -146,7 +146,9 @@ def _squares(
 
 
 def _of_small_batches(
-    of_part: Callable[[Part], Gradient], whole: Part, small_batch: int
+    of_part: Callable[[Part], Gradient],
+    whole: Part,
+    small_batch: int,
 ) -> Gradient:
     """The mean cost of the small batches, their carries as one, and the mean of their gradients.
 
@@ -187,7 +189,11 @@ def _apart(grads: Params) -> tuple[Params, Params]:
     return rows, others
 
 
-def apply_updates(params: Params, updates: Any, tokens: Int[Array, "T B"]) -> Params:
+def apply_updates(
+    params: Params,
+    updates: Any,
+    tokens: Int[Array, "T B"],
+) -> Params:
     """The parameters plus their updates.
 
     Args:

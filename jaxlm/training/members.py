@@ -22,7 +22,12 @@ from jaxlm.training.step import Metrics, TrainState, traced, train_windows
 Members = tuple[Recipe, TrainState]  # every leaf with an axis M before its own
 
 
-def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> Members:
+def stacked(
+    recipe: Recipe,
+    state: TrainState,
+    size: int,
+    mesh: Mesh | None,
+) -> Members:
     """Equal members, spread over the devices of a mesh.
 
     Args:
@@ -38,7 +43,12 @@ def stacked(recipe: Recipe, state: TrainState, size: int, mesh: Mesh | None) -> 
 
 
 @partial(jax.jit, donate_argnums=0)
-def with_member(members: Members, slot: Scalar | int, recipe: Recipe, state: TrainState) -> Members:
+def with_member(
+    members: Members,
+    slot: Scalar | int,
+    recipe: Recipe,
+    state: TrainState,
+) -> Members:
     """The members with another one in a slot.
 
     Args:
@@ -112,7 +122,10 @@ def train_members(
     """
 
     def train_one(
-        recipe: Recipe, state: TrainState, windows: Windows, count: Scalar | int
+        recipe: Recipe,
+        state: TrainState,
+        windows: Windows,
+        count: Scalar | int,
     ) -> tuple[TrainState, Metrics]:
         return train_windows(
             recipe,
@@ -125,7 +138,13 @@ def train_members(
             small_batch=small_batch,
         )
 
-    def all_of_a_device(recipes, states, tokens, windows, counts):
+    def all_of_a_device(
+        recipes,
+        states,
+        tokens,
+        windows,
+        counts,
+    ):
         if vmapped:
             return jax.vmap(train_one, in_axes=(0, 0, 0, None))(recipes, states, windows, counts[0])
         return lax.map(lambda member: train_one(*member), (recipes, states, windows, counts))

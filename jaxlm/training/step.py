@@ -150,7 +150,10 @@ def init_state(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def fresh_state(
-    recipe: Recipe, seed: Scalar | np.uint32, batch_size: int, patience: int
+    recipe: Recipe,
+    seed: Scalar | np.uint32,
+    batch_size: int,
+    patience: int,
 ) -> TrainState:
     """`init_state` as one program, traced once for the state, its shapes and other seeds.
 
@@ -164,7 +167,10 @@ def fresh_state(
 
 
 def train_step(
-    recipe: Recipe, state: TrainState, window: Window, noise: Noise | None = None
+    recipe: Recipe,
+    state: TrainState,
+    window: Window,
+    noise: Noise | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update on one window. Gradients stop at the window's edge; the carry is passed on.
 
@@ -234,7 +240,10 @@ def train_step(
 
 
 def read_window(
-    tokens: Int[Array, "R B"], windows: Windows, bptt_length: int, small_batch: int = 0
+    tokens: Int[Array, "R B"],
+    windows: Windows,
+    bptt_length: int,
+    small_batch: int = 0,
 ) -> Window:
     """The window that one entry of `windows` names.
 

@@ -64,7 +64,11 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
     return Validations(_never(), jnp.int32(0), switch, lowered)
 
 
-def validated(recipe: Recipe, record: Validations, loss: Scalar) -> Validations:
+def validated(
+    recipe: Recipe,
+    record: Validations,
+    loss: Scalar,
+) -> Validations:
     """The record after one more validation.
 
     The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a
@@ -105,7 +109,12 @@ def decided(record: Validations | None) -> tuple[Bool[Array, ""], Float[Array, "
     return averaging, factor
 
 
-def _switched(optimizer: Optimizer, old: Switch, loss: Scalar, stale: Scalar) -> Switch:
+def _switched(
+    optimizer: Optimizer,
+    old: Switch,
+    loss: Scalar,
+    stale: Scalar,
+) -> Switch:
     """Whether averaging has started, after one more validation.
 
     It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et
@@ -140,7 +149,10 @@ class Average(NamedTuple):
 
 
 def averaged(
-    optimizer: Optimizer, average: Average | None, params: Params, started: Bool[Array, ""]
+    optimizer: Optimizer,
+    average: Average | None,
+    params: Params,
+    started: Bool[Array, ""],
 ) -> Average | None:
     """The average after one more update.
 

@@ -15,7 +15,11 @@ from jinja2 import Environment, StrictUndefined
 _SCRIPTS = ("cells.js", "model.js", "tokens.js", "ui.js")
 
 
-def page(config: dict[str, Any], weights: bytes, text: str) -> str:
+def page(
+    config: dict[str, Any],
+    weights: bytes,
+    text: str,
+) -> str:
     """The page of a model.
 
     Args:
