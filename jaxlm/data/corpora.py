@@ -3,8 +3,8 @@
 Every text is a source (`sources`), which is encoded once (`encoding`) into a folder (`prepared`),
 and a corpus is such a folder opened. The user names the folder, or it lies in the user's cache:
 
-    texts/NAME-HASH     a folder, addressed by the hash of the text, the options and the vocabulary
-    texts/.HASH         a link to one, addressed by what was asked for: a text that is not read yet
+    texts/HASH-NAME     a folder, addressed by the hash of the text, the options and the vocabulary
+    texts/HASH          a link to one, addressed by what was asked for: a text that is not read yet
 
 So a text is read once for each state of its files, and kept once for each vocabulary.
 """
