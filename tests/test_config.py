@@ -341,7 +341,7 @@ def test_what_another_kind_takes_over_is_said():
         (dict(model="grv"), f"model must be {MODEL_NAMES}; it is 'grv'"),
         (
             dict(model="gru", forget_bias=1.0),
-            "forget_bias is a field of the model lstm, mogrifier or lamb-mogrifier, "
+            "forget_bias is a field of the model lstm, mogrifier, rlstm or lamb-mogrifier, "
             "and the model is gru, "
             "whose fields are vocab_size, .*compute_dtype",
         ),

@@ -219,7 +219,7 @@ def test_what_a_target_cannot_express_is_refused(tmp_path, target):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "arpa"])
 def test_nothing_is_written_over_and_nothing_half(tmp_path, monkeypatch, target):
     for needing, module in PACKAGES:
         if needing == target:

@@ -281,9 +281,9 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
         ),
         (
             dict(model="mingru", keep_recurrent_weights=0.5),
-            "keep_recurrent_weights .* lstm, gru, mogrifier .* is mingru",
+            "keep_recurrent_weights .* lstm, gru, mogrifier, rlstm .* is mingru",
         ),
-        (dict(model="gru", keep_state=0.5), "keep_state is .* lstm, mogrifier .* is gru"),
+        (dict(model="gru", keep_state=0.5), "keep_state is .* lstm, mogrifier, rlstm .* is gru"),
     ],
 )
 def test_what_means_nothing_is_refused_by_both_fields(fields, says):

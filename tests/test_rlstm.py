@@ -50,7 +50,12 @@ def test_a_layer_follows_the_equations(rounds):
     expected, last = written_out(x, params, c, h, scale)
     with jax.enable_x64(True):
         for op in (rlstm, rlstm_reference):
-            y, state = op(jnp.asarray(x), params, LSTMState(jnp.asarray(c), jnp.asarray(h)), scale)
+            y, state = op(
+                jnp.asarray(x),
+                params,
+                LSTMState(jnp.asarray(c), jnp.asarray(h)),
+                jnp.asarray(scale),
+            )
             np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-13)
             np.testing.assert_allclose(state.c, last, rtol=1e-12, atol=1e-13)
 

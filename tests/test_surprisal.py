@@ -366,7 +366,7 @@ def test_text_that_cannot_be_read_is_refused_with_its_line(tmp_path, data, messa
         ({"unit": "hartleys"}, "unit must be bits or nats"),
         ({"tokenizer": "bpe"}, "tokenizer must be none or ptb; it is 'bpe'"),
         ({"top_k": -1}, "top_k must be at least 0 and at most .*; it is -1"),
-        ({"block": 0}, "block must be at least 1; it is 0"),
+        ({"block": 0}, "block must be at least 1 and at most .*; it is 0"),
     ],
 )
 def test_arguments_that_are_none_of_the_choices(options, message):

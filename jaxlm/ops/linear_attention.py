@@ -28,7 +28,7 @@ Values = Float[Array, "T B N F"]
 # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D].
 Decay = Float[Array, "T B N _"]
 KeyValues = Float[Array, "B N D F"]
-Summed = tuple[Float[Array, "B N t _"], ...]  # of decays, by `_summed`
+Summed = tuple[Float[Array, "B N _ _"], ...]  # of decays, by `_summed`
 
 # The most steps of a chunk, with a decay for each head and for each key unit.
 CHUNK = 64
