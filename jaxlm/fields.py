@@ -190,19 +190,15 @@ def specs(kind: type) -> dict[str, Spec]:
 
 
 class Section:
-    """Base of frozen dataclasses that check their fields when they are made.
+    """Base of frozen dataclasses whose fields a `Config` checks.
+
+    A section by itself is not checked: tests hold recordings of other codes, in float64 too.
 
     Attributes:
         kind_name: The name in the table of its kinds; empty where there is no such table.
     """
 
     kind_name: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        # Numbers of a traced recipe are arrays, which are neither read nor changed here.
-        for name, value in _plain_values(self, keep_arrays=True).items():
-            object.__setattr__(self, name, value)
-        _check_relations(self)
 
     def check(self) -> None:
         """Raises JaxlmError where fields contradict each other in a way that `Spec` cannot say."""
@@ -251,13 +247,11 @@ def checked_value(
     return _checked_value(name, Spec(kind, "", **limits), value)
 
 
-def _plain_values(section: Any, keep_arrays: bool = False) -> dict[str, Any]:
+def _plain_values(section: Any) -> dict[str, Any]:
     """The values that plain Python writes in another way, by field. Raises JaxlmError."""
     plain = {}
     for name, spec in specs(type(section)).items():
         given = getattr(section, name)
-        if keep_arrays and spec.type is float and hasattr(given, "shape"):
-            continue
         value = _checked_value(name.rstrip("_"), spec, given)
         if value is not given:
             plain[name] = value

@@ -31,7 +31,7 @@ from jaxlm.config.config import (
 )
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, checked_value, either, specs
+from jaxlm.fields import checked, checked_value, either, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.report.page import published
 from jaxlm.schedules import Piecewise
@@ -499,23 +499,25 @@ def test_a_changed_recipe_bears_what_is_changed_and_no_published_number():
         assert preset(name).title == name
 
 
-def test_a_change_leaves_other_sections_as_they_are_and_checks_its_own_once(monkeypatch):
+def test_a_change_leaves_other_sections_as_they_are():
     config = preset("zaremba-small")
-    made = []
-    monkeypatch.setattr(Section, "__post_init__", lambda section: made.append(type(section)))
     changed = config.replace(hidden_sizes=(10, 10), keep_output=0.5, learning_rate=2.0)
-    assert made == [type(config.model), type(config.optimizer)]
     for slot in ("schedule", "train", "data"):
         assert getattr(changed, slot) is getattr(config, slot)
 
 
-@pytest.mark.parametrize("kind", [Config, jaxlm.LSTM, jaxlm.SGD, jaxlm.TrainConfig])
-def test_a_section_is_checked_where_it_is_made(kind):
-    name = {Config: "preset", jaxlm.LSTM: "init_scale", jaxlm.SGD: "learning_rate"}.get(
-        kind, "epochs"
-    )
+@pytest.mark.parametrize(
+    ("slot", "section", "name"),
+    [
+        ("model", jaxlm.LSTM(init_scale=-1.0), "init_scale"),
+        ("optimizer", jaxlm.SGD(learning_rate=-1.0), "learning_rate"),
+        ("train", jaxlm.TrainConfig(epochs=-1), "epochs"),
+        ("preset", -1, "preset"),
+    ],
+)
+def test_a_config_checks_each_section(slot, section, name):
     with pytest.raises(JaxlmError, match=f"{name} "):
-        kind(**{name: -1})
+        Config(**{slot: section})
 
 
 def test_a_step_refuses_a_whole_config_by_a_sentence():
@@ -565,7 +567,7 @@ def test_what_a_field_needs_and_excludes_is_held(kind, name, spec):
     given = {name: allowed_value(spec)}
     if spec.needs:
         with pytest.raises(JaxlmError, match=f"{name} needs"):
-            kind(**given)
+            checked(kind(**given))
     if name == "projection":
         given["tied"] = True
     if name == "dropout_start":
@@ -573,12 +575,12 @@ def test_what_a_field_needs_and_excludes_is_held(kind, name, spec):
     for other in spec.needs:
         if other == "projection":
             continue  # needs a field of its own
-        section = kind(**given | {other: allowed_value(every[other])})
+        section = checked(kind(**given | {other: allowed_value(every[other])}))
         assert getattr(section, name) == given[name]
     for other in spec.excludes:
         both = given | {other: allowed_value(every[other])}
         with pytest.raises(JaxlmError, match=f"{name} and {other} exclude each other"):
-            kind(**both)
+            checked(kind(**both))
 
 
 def test_a_traced_section_keeps_its_arrays_and_a_config_makes_them_plain():

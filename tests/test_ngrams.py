@@ -26,7 +26,9 @@ from jaxlm.runs.ngram_models import ngram
 from jaxlm.scoring.interpolation import likeliest_weight
 from jaxlm.scoring.ngram_model import NgramModel
 
-RECORDED = json.loads(Path(__file__).with_name("golden").joinpath("kenlm.json").read_text())
+RECORDED = json.loads(
+    Path(__file__).with_name("golden").joinpath("published/kenlm.json").read_text()
+)
 
 
 def training_lines(case: dict) -> list[str]:

@@ -84,7 +84,7 @@ class Config:
             section = getattr(self, slot)
             if type(section) not in kinds.values():
                 object.__setattr__(self, slot, _kind_named(slot, slot, section)())
-            elif any(hasattr(value, "shape") for value in vars(section).values()):
+            else:
                 object.__setattr__(self, slot, checked(section))
         if self.optimizer.averages_after and isinstance(self.schedule, Plateau):
             raise JaxlmError(

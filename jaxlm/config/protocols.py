@@ -40,9 +40,6 @@ class Plain(Section):
 
     grid: ClassVar[Grid] = {}
 
-    def __post_init__(self) -> None:
-        """Checks nothing, since recordings of codes have other values: `protocol_of` checks."""
-
 
 @PROTOCOLS.kind("cache")
 class Cache(Plain):
