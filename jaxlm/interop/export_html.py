@@ -1,7 +1,7 @@
 """A model as one page of HTML that runs it: no server, no request.
 
-The page's scripts lie in `report/live/`. A matrix is int8 with a scale for each output, vectors are
-float32. `cells.js` has the same cells as `jaxlm.models`, one function a kind.
+The page's scripts lie in `report/live/`. A matrix is int8 with a scale for 32 inputs each, vectors
+are float32. `cells.js` has the same cells as `jaxlm.models`, one function a kind.
 """
 
 import json
@@ -26,6 +26,7 @@ from jaxlm.scoring.language_model import LanguageModel
 KINDS = (LSTM, GRU, MinGRU, MinLSTM, Mogrifier)
 _WITH_CELL = (LSTM, Mogrifier)
 _MOST_ROUNDED = 127  # of int8
+_BLOCK = 32  # inputs of an output that share a scale; cells.js has the same number
 
 
 def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
@@ -89,10 +90,12 @@ class _Weights:
         return offset
 
     def matrix(self, array: Any) -> dict[str, int]:
-        """Adds a matrix [outputs, inputs], rounded to int8 with a scale for each output."""
+        """Adds a matrix [outputs, inputs], rounded to int8 with a scale for 32 inputs each."""
         values = np.asarray(array, np.float32)
-        scales = np.maximum(np.abs(values).max(1), 1e-30) / _MOST_ROUNDED
-        rounded = np.rint(values / scales[:, None]).astype(np.int8)
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % _BLOCK)))
+        blocks = padded.reshape(len(values), -1, _BLOCK)
+        scales = np.maximum(np.abs(blocks).max(2, keepdims=True), 1e-30) / _MOST_ROUNDED
+        rounded = np.rint(blocks / scales).astype(np.int8)
         offset = self._add(scales.astype("<f4").tobytes() + rounded.tobytes())
         return {"offset": offset, "rows": len(values), "columns": values.shape[1]}
 

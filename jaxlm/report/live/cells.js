@@ -1,6 +1,8 @@
 // One step of each kind of layer: (parameters, input, state) -> {output, state, gates}.
 // Each repeats the Python kind of the same name in jaxlm/models. Vectors are Float32Arrays; a
-// matrix [outputs, inputs] is int8 with a scale for each output.
+// matrix [outputs, inputs] is int8 with a scale for BLOCK inputs each.
+
+export const BLOCK = 32;
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const add = (a, b) => a.map((value, i) => value + b[i]);
@@ -9,11 +11,17 @@ const part = (vector, size, place) => vector.subarray(place * size, (place + 1) 
 
 // The dot product of a matrix's row with a vector.
 export function rowDot(matrix, row, x) {
-  const { values, scales, columns } = matrix;
-  const start = row * columns;
-  let sum = 0;
-  for (let i = 0; i < columns; i++) sum += values[start + i] * x[i];
-  return sum * scales[row];
+  const { values, scales, columns, blocks } = matrix;
+  let total = 0;
+  for (let block = 0; block < blocks; block++) {
+    const first = block * BLOCK;
+    const start = row * blocks * BLOCK;
+    const last = Math.min(first + BLOCK, columns);
+    let sum = 0;
+    for (let i = first; i < last; i++) sum += values[start + i] * x[i];
+    total += sum * scales[row * blocks + block];
+  }
+  return total;
 }
 
 export function product(matrix, x) {

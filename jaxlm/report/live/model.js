@@ -1,6 +1,6 @@
 // The model: weights from base64, a step, and the log probabilities of the next token.
 
-import { CELLS, product, rowDot } from "./cells.js";
+import { BLOCK, CELLS, product, rowDot } from "./cells.js";
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -14,9 +14,11 @@ function withArrays(tree, buffer) {
   if (Array.isArray(tree)) return tree.map((item) => withArrays(item, buffer));
   if (tree === null || typeof tree !== "object") return tree;
   if ("rows" in tree) {
-    const scales = new Float32Array(buffer, tree.offset, tree.rows);
-    const values = new Int8Array(buffer, tree.offset + 4 * tree.rows, tree.rows * tree.columns);
-    return { rows: tree.rows, columns: tree.columns, scales, values };
+    const { rows, columns, offset } = tree;
+    const blocks = Math.ceil(columns / BLOCK);
+    const scales = new Float32Array(buffer, offset, rows * blocks);
+    const values = new Int8Array(buffer, offset + 4 * rows * blocks, rows * blocks * BLOCK);
+    return { rows, columns, blocks, scales, values };
   }
   if ("size" in tree) return new Float32Array(buffer, tree.offset, tree.size);
   return Object.fromEntries(Object.entries(tree).map(([name, item]) => [name, withArrays(item, buffer)]));
@@ -48,9 +50,12 @@ export class Model {
   }
 
   embedded(token) {
-    const { values, scales, columns } = this.params.embedding;
-    const scale = scales[token] * this.config.embedding_scale;
-    return Float32Array.from(values.subarray(token * columns, (token + 1) * columns), (value) => value * scale);
+    const { values, scales, columns, blocks } = this.params.embedding;
+    const start = token * blocks * BLOCK;
+    const factor = this.config.embedding_scale;
+    return Float32Array.from({ length: columns }, (_, i) => {
+      return values[start + i] * scales[token * blocks + Math.floor(i / BLOCK)] * factor;
+    });
   }
 
   // Reads a token: the new state, the gates of each layer, and log p of every next token.
