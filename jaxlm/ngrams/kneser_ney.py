@@ -17,6 +17,7 @@ import numpy as np
 from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's --discount_fallback
+LEAST_WEIGHT = 1e-99  # of lower orders, where a discount is zero; ARPA files have none below
 BYTES_A_TOKEN = 80  # of memory while the n-grams of one order are counted
 
 
@@ -104,7 +105,8 @@ def estimate(
         if level == 1:
             log_probability[vocab_size] = 0.0  # the beginning of a sentence is never predicted
         else:
-            tables[-1] = tables[-1]._replace(log_backoff=np.log(weight))
+            log_backoff = np.log(np.maximum(weight, LEAST_WEIGHT))
+            tables[-1] = tables[-1]._replace(log_backoff=log_backoff)
         tables.append(Table(current.keys, log_probability, np.zeros(len(counts))))
     return BackoffModel(vocab_size, end, tuple(tables))
 
