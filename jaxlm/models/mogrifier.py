@@ -3,6 +3,8 @@
 A layer's parameters are `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogrifier.py`.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
@@ -92,7 +94,7 @@ class Mogrifier(Recurrent):
         found = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,
-            "rounds": _init_rounds(keys, scale, self.rank, inputs, width),
+            "rounds": init_rounds(keys, scale, self.rank, inputs, width),
         }
         if self.layer_norm:
             ones = jnp.ones(size)
@@ -151,36 +153,21 @@ def check_rank(model: Recurrent, rank: int) -> None:
 
 
 def init_rounds(
-    key: PRNGKeyArray,
+    keys: Sequence[PRNGKeyArray],
     scale: Scalar | float,
-    rounds: int,
     rank: int,
     inputs: int,
     width: int,
 ) -> list[Params]:
-    """Fresh weights of the rounds of a layer.
+    """Fresh weights of the rounds of a layer: even ones gate the input, odd ones the state.
 
     Args:
-        key: The key of all rounds.
+        keys: One a round.
         scale: Half the width of their distribution, were their matrices full.
-        rounds: How many there are.
         rank: Rank of their matrices; 0 for full ones.
         inputs: E.
         width: H.
     """
-    return _init_rounds(
-        list(jax.random.split(key, rounds)) if rounds else [], scale, rank, inputs, width
-    )
-
-
-def _init_rounds(
-    keys: list[PRNGKeyArray],
-    scale: Scalar | float,
-    rank: int,
-    inputs: int,
-    width: int,
-) -> list[Params]:
-    """The rounds of a layer, one a key: even ones gate the input, odd ones the state."""
     rounds = []
     for place, key in enumerate(keys):
         shape = (inputs, width) if place % 2 else (width, inputs)

@@ -69,6 +69,7 @@ class RLSTM(Recurrent):
     ) -> Params:
         """A layer's fresh parameters, as `Recurrent.init_layer` says."""
         keys = jax.random.split(key, 6)
+        round_keys = list(jax.random.split(keys[4], self.rounds))
         scale = self.layer_scale(width)
         bias = jnp.zeros(4 * width)
         if self.torch_init:
@@ -82,7 +83,7 @@ class RLSTM(Recurrent):
             "update_kernel": uniform(keys[2], scale, width, width),
             "cell_kernel": uniform(keys[3], scale, width, width),
             "bias": bias.at[2 * width : 3 * width].add(forget),
-            "rounds": init_rounds(keys[4], scale, self.rounds, self.rank, inputs, width),
+            "rounds": init_rounds(round_keys, scale, self.rank, inputs, width),
         }
 
     zero_state = LSTM.zero_state
