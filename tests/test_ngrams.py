@@ -22,7 +22,8 @@ from jaxlm.interop.importing import import_model
 from jaxlm.ngrams import arpa
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.kneser_ney import estimate
-from jaxlm.runs.ngram_models import ngram
+from jaxlm.runs import ram
+from jaxlm.runs.ngram_models import baseline, ngram
 from jaxlm.scoring.interpolation import likeliest_weight
 from jaxlm.scoring.ngram_model import NgramModel
 
@@ -256,6 +257,13 @@ def test_interpolation_is_never_worse_on_valid_than_the_better_model(folder, tin
     expected = -np.log2((1 - weight) * 2 ** -scores[0] + weight * 2 ** -scores[1])
     mixed = model.surprisal(words, protocol=tuned.protocol).surprisal
     np.testing.assert_allclose(mixed, expected, rtol=1e-4)
+
+
+def test_a_run_that_has_ended_does_not_fail_for_want_of_memory(monkeypatch):
+    corpus = load_corpus("embedded-tiny")
+    assert baseline(corpus, 2) is not None and baseline(corpus, 0) is None
+    monkeypatch.setattr(ram, "available", lambda: 1)
+    assert baseline(corpus, 2) is None
 
 
 def test_interpolation_needs_an_n_gram_model_of_the_same_vocabulary(folder, tiny_run, tmp_path):

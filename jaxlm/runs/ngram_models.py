@@ -9,6 +9,7 @@ import numpy as np
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.errors import OutOfMemory
 from jaxlm.fields import checked_value
 from jaxlm.ngrams import arpa, folder, kneser_ney
 from jaxlm.ngrams.folder import Ngrams
@@ -67,11 +68,15 @@ def baseline(corpus: Corpus, order: int) -> float | None:
         order: The most tokens of an n-gram; 0 for none.
 
     Returns:
-        The perplexity; None without an order, or where the text is too long to take seconds.
+        The perplexity; None without an order, where the text is too long to take seconds, or where
+            there is not enough memory: a run that has ended does not fail for it.
     """
     if order == 0 or len(corpus.train) > MOST_BASELINE_TOKENS:
         return None
-    model = ngram(corpus, order)
+    try:
+        model = ngram(corpus, order)
+    except OutOfMemory:
+        return None
     return model.evaluate("test", corpus=corpus).perplexity
 
 
