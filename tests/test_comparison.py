@@ -14,7 +14,8 @@ from processes import TINY
 from jaxlm.cli import main
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.scoring import comparison
 from jaxlm.scoring.comparison import compare
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -130,6 +131,65 @@ def test_letters_that_one_run_composes_are_one_text(tmp_path):
     assert compare(composed, apart, text=path).lines == 2
 
 
+@pytest.fixture
+def seeded(monkeypatch):
+    """Makes models whose nats of lines are given, each of a seed of its own."""
+    nats = {}
+
+    def read(lm, *_):
+        given = nats[lm.config.train.seed, lm.config.preset]
+        return comparison._Lines("the text", ["a line"] * len(given), given)
+
+    def group(name, seeds, rows):
+        models = []
+        for seed, row in zip(seeds, rows, strict=True):
+            nats[seed, name] = row
+            models.append(replace(model, config=model.config.replace(seed=seed, preset=name)))
+        return models
+
+    model = small_lm()
+    monkeypatch.setattr(comparison, "_line_nats", read)
+    return group
+
+
+def test_groups_are_paired_over_lines_and_seeds(seeded):
+    """The interval has the variance of independent seeds and lines, without what they share."""
+    rng = np.random.default_rng(0)
+    of_line = rng.normal(size=400)
+    of_seed = 3 * rng.normal(size=(3, 1))
+    noise = rng.normal(size=(2, 3, 400))
+    first = of_line + of_seed + 0.5 * noise[0]
+    other = of_line + of_seed + 0.5 * noise[1] + np.array([[0.1], [0.2], [0.6]])
+    found = compare(seeded("a", (0, 1, 2), first), seeded("b", (0, 1, 2), other))
+    difference = other - first
+    np.testing.assert_allclose(found.nats, first.mean(), rtol=1e-6)
+    np.testing.assert_allclose(found.difference, difference.mean(), rtol=1e-6)
+    width = found.high_95 - found.low_95
+    samples = comparison._differences(first, other, paired=True)
+    of_lines = difference.mean(0).var() + difference.var(0, ddof=1).mean() / 2  # of two seeds drawn
+    expected = np.sqrt(difference.mean(1).var(ddof=1) / 3 + of_lines / 400)
+    np.testing.assert_allclose(np.std(samples), expected, rtol=0.08)
+    assert found.seeds_paired and 0.8 < width / (2 * 1.96 * expected) < 1.1
+    # The order in which runs are named does not count, nor which group is named first.
+    shuffled = compare(seeded("a", (2, 0, 1), first[[2, 0, 1]]), seeded("b", (0, 1, 2), other))
+    assert shuffled == found
+    back = compare(seeded("b", (0, 1, 2), other), seeded("a", (0, 1, 2), first))
+    np.testing.assert_allclose(
+        (back.difference, back.low_95), (-found.difference, -found.high_95), rtol=1e-6
+    )
+    # Other seeds, or one twice: each group is drawn by itself, and what the seeds share is not
+    # taken off.
+    for seeds in ((0, 1, 3), (0, 1, 1)):
+        alone = compare(seeded("a", (0, 1, 2), first), seeded("b", seeds, other))
+        assert not alone.seeds_paired and alone.high_95 - alone.low_95 > 3 * width
+    repeated = compare(seeded("a", (0, 0), first[:2]), seeded("b", (0, 0), other[:2]))
+    assert not repeated.seeds_paired
+    one = compare(seeded("a", (0,), first[:1]), seeded("b", (0,), other[:1]))
+    assert one == compare(seeded("a", (0,), first[:1])[0], seeded("b", (0,), other[:1])[0])
+    with pytest.raises(JaxlmError, match="at least one model"):
+        compare([], seeded("b", (0,), other[:1]))
+
+
 def test_the_verb(capsys, tmp_path):
     for seed in "01":
         assert main(["train", *TINY, "--seed", seed, "--run-dir", str(tmp_path / seed)]) == 0
@@ -156,6 +216,16 @@ def test_the_verb(capsys, tmp_path):
     assert capsys.readouterr().out.endswith("+0.000 to +0.000: neither is shown to be better\n")
     assert main([*command, "--text", "/no/such", "--split", "valid"]) == 1
     assert "leave it or --split out" in capsys.readouterr().err
+    groups = ["compare", *command[1:], "--", *command[1:], "--json"]  # flags may follow
+    assert main(groups) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == found["others"] == command[1:]
+    assert found["seeds_paired"] and found["difference"] == found["high_95"] == 0
+    assert main([*command, "--", command[1]]) == 0
+    assert " lines and 2 and 1 seeds from " in capsys.readouterr().out
+    for wrong in (command[:2], [*command, command[1]], [*command, "--"], ["compare", "--"]):
+        assert main(wrong) == 1
+        assert "compare runs/a-* -- runs/b-*" in capsys.readouterr().err
 
 
 def test_an_unfinished_run_is_refused_and_named_and_so_is_one_named_twice(tmp_path, capsys):

@@ -13,6 +13,7 @@ from jaxlm.cli.ending import UNPARSED, fail
 from jaxlm.terminal import say
 
 LARGEST = 2**31 - 1
+BETWEEN_GROUPS = Path("-")  # a `--` on the command line, as `two_groups` leaves it among the paths
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -24,7 +25,10 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         arguments: The command line that it will parse.
         brief: Whether the help that was asked for is the short one.
+        has_groups: Whether `--` stands between two groups of paths, and flags may follow it.
     """
+
+    has_groups = False
 
     def __init__(self, arguments: Sequence[str], **options: Any):
         super().__init__(
@@ -48,6 +52,8 @@ class Parser(argparse.ArgumentParser):
         for token in args:
             if token.startswith("--") and token.endswith("=--"):  # argparse raises an IndexError.
                 self.error(f"argument {token[:-3]}: expected a value, found '--'")
+        if self.has_groups:
+            args = [str(BETWEEN_GROUPS) if token == "--" else token for token in args]
         if "--" in args:  # Before Python 3.12 `parse_intermixed_args` loses it.
             return super().parse_args(args, namespace)
         return self.parse_intermixed_args(args, namespace)
@@ -182,6 +188,30 @@ def pathname(
         What adds it to a parser.
     """
     return argument(names, metavar, help, type=nonempty_path, **options)
+
+
+def two_groups(
+    name: str,
+    metavar: str,
+    help: str,
+) -> Adder:
+    """Paths in two groups: `A B -- C D` is parsed to [A, B, BETWEEN_GROUPS, C, D].
+
+    Args:
+        name: Its name.
+        metavar: How help calls a path.
+        help: Its line of help.
+
+    Returns:
+        What adds it to a parser.
+    """
+    add_paths = pathname(name, metavar, help, nargs="+")
+
+    def add(parser: Parser) -> None:
+        parser.has_groups = True
+        add_paths(parser)
+
+    return add
 
 
 def switch(name: str, help: str) -> Adder:

@@ -6,12 +6,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 
 from rich.cells import cell_len
 
 from jaxlm.cli.arguments import (
+    BETWEEN_GROUPS,
+    CHECKPOINT,
     DATA_DIR,
     JSON,
     MODEL,
@@ -21,6 +23,7 @@ from jaxlm.cli.arguments import (
     command,
     pathname,
     switch,
+    two_groups,
     whole,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
@@ -128,22 +131,23 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 @command(
-    *MODEL,
-    pathname("other", "RUN", "the other run"),
+    two_groups("runs", "RUN", "two runs, or two groups of seeds with -- between them"),
+    CHECKPOINT,
     *_TEXT,
     DATA_DIR,
     JSON,
-    switch("--unfinished", "also a run that was stopped before its end"),
+    switch("--unfinished", "also runs that were stopped before their end, or diverged"),
     add_protocol_flags,
 )
 def compare(args: argparse.Namespace) -> None:
-    """Compares two models on one text."""
+    """Compares two models, or two groups of seeds, on one text."""
     _check_no_split_beside_text(args.text, args.split)
-    statuses = _comparable(args.run, args.other, args.unfinished)
+    runs, others = _groups(args.runs)
+    statuses = _comparable([*runs, *others], args.unfinished)
     protocol = given_protocol(args)
     comparison = comparing.compare(
-        open_model(args.run, args.checkpoint),
-        open_model(args.other, args.checkpoint),
+        [open_model(run, args.checkpoint) for run in runs],
+        [open_model(run, args.checkpoint) for run in others],
         args.split or "test",
         text=args.text,
         data_dir=args.data_dir,
@@ -151,8 +155,8 @@ def compare(args: argparse.Namespace) -> None:
     )
     if args.json:
         tree = {
-            "run": str(args.run),
-            "other": str(args.other),
+            "runs": list(map(str, runs)),
+            "others": list(map(str, others)),
             "checkpoint": args.checkpoint,
             "protocol": {"name": args.protocol, **vars(protocol)},
             "status": statuses,
@@ -163,33 +167,58 @@ def compare(args: argparse.Namespace) -> None:
     for run, state in statuses.items():
         if state != "finished":
             say_line(f"note: {run} is {state}")
+    first = _group_name(runs)
+    other = _group_name(others)
     verdict = "neither is shown to be better"
     if comparison.high_95 < 0:
-        verdict = f"{args.other} is better"
+        verdict = f"{other} is better"
     elif comparison.low_95 > 0:
-        verdict = f"{args.run} is better"
+        verdict = f"{first} is better"
+    drawn = ""
+    if len(runs) > 1 or len(others) > 1:
+        pairs = "pairs of" if comparison.seeds_paired else f"{len(runs)} and {len(others)}"
+        drawn = f" and {pairs} seeds"
     say_line(
-        f"{comparison.text}: {comparison.nats:.3f} nats a line of {args.run}, "
-        f"{comparison.other_nats:.3f} of {args.other}{_protocol_text(protocol)}"
+        f"{comparison.text}: {comparison.nats:.3f} nats a line of {first}, "
+        f"{comparison.other_nats:.3f} of {other}{_protocol_text(protocol)}"
     )
     say_line(
         f"difference {comparison.difference:+.3f}, 95% of bootstraps over {comparison.lines:,} "
-        f"lines from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
+        f"lines{drawn} from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
     )
 
 
-def _comparable(
-    run: Path,
-    other: Path,
-    unfinished: bool,
-) -> dict[str, str]:
+def _groups(runs: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The two groups of a command line. Raises JaxlmError where there are no two."""
+    if runs.count(BETWEEN_GROUPS) == 1:
+        place = runs.index(BETWEEN_GROUPS)
+        if 0 < place < len(runs) - 1:
+            return runs[:place], runs[place + 1 :]
+    elif len(runs) == 2:
+        return runs[:1], runs[1:]
+    raise JaxlmError(
+        "compare takes two runs, or two groups of runs with -- between them, as in "
+        "jaxlm compare runs/a-* -- runs/b-*"
+    )
+
+
+def _group_name(runs: list[Path]) -> str:
+    if len(runs) == 1:
+        return str(runs[0])
+    return f"{runs[0]} and {len(runs) - 1} more"
+
+
+def _comparable(runs: list[Path], unfinished: bool) -> dict[str, str]:
     """{run: how far it has come}. Raises JaxlmError where a run is unfinished."""
-    for path in (run, other):
+    for path in runs:
         check_run(path)
-    if run.samefile(other):
-        say_line(f"note: {run} and {other} are one run", sys.stderr)
-    statuses = {str(path): status(path) for path in (run, other)}
-    stopped = [f"{path} is {it}" for path, it in statuses.items() if it.state == "stopped"]
+    for run, other in combinations(runs, 2):
+        if run.samefile(other):
+            say_line(f"note: {run} and {other} are one run", sys.stderr)
+    statuses = {str(path): status(path) for path in runs}
+    stopped = [
+        f"{path} is {it}" for path, it in statuses.items() if it.state in ("stopped", "diverged")
+    ]
     if stopped and not unfinished:
         raise JaxlmError(
             f"{' and '.join(stopped)}: resume it with jaxlm train --run-dir RUN --resume, or "

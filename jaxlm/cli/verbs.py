@@ -57,7 +57,7 @@ _ROWS = (  # in the order of the help
     ("import", "converting:import_", "make a run of a model of PyTorch, TensorFlow 1 or a hub"),
     ("sweep", "sweeping:sweep", "train many points of a space, and find the best"),
     ("evaluate", "using:evaluate", "perplexity of a trained model on a split or on a text file"),
-    ("compare", "using:compare", "which of two runs predicts a text better, by a bootstrap"),
+    ("compare", "using:compare", "which of two runs, or groups of seeds, predicts a text better"),
     ("perplexity", "using:perplexity", "perplexity of a text given here, or on standard input"),
     ("predict", "using:predict", "the most probable next words after a text"),
     ("neighbors", "using:neighbors", "the words whose embeddings are nearest to a word's"),

@@ -1,11 +1,16 @@
-"""The better of two models on one text, by a bootstrap over its lines."""
+"""The better of two models on one text, by a bootstrap over its lines; of groups, over seeds too.
 
+Letters: `L` lines of the text, `S` models of a group.
+"""
+
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from jaxlm.config.protocols import Plain, protocol_of
 from jaxlm.data.windows import batch
@@ -16,20 +21,21 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading import OneStream
 from jaxlm.scoring.token_scores import NATS_ALONE
 
-BOOTSTRAPS = 10_000  # samples of the lines of a text, with replacement
+BOOTSTRAPS = 10_000  # samples of the lines of a text, and of seeds, with replacement
 
 
 class Comparison(NamedTuple):
-    """Two models on one text, in mean nats a line.
+    """Two models, or two groups of models, on one text, in mean nats a line.
 
     Attributes:
         text: The name of the text.
         lines: Lines L of the text.
-        nats: Of the first model.
+        nats: Of the first model; of a group the mean of its models.
         other_nats: Of the other.
         difference: The other's less the first's: below zero the other is better.
         low_95: Lower end of the interval that holds the difference of 95% of the bootstrap samples.
         high_95: Its upper end.
+        seeds_paired: Whether each model was drawn with the one of equal seed in the other group.
     """
 
     text: str
@@ -39,6 +45,7 @@ class Comparison(NamedTuple):
     difference: float
     low_95: float
     high_95: float
+    seeds_paired: bool
 
 
 class _Lines(NamedTuple):
@@ -50,23 +57,28 @@ class _Lines(NamedTuple):
 
 
 def compare(
-    model: LanguageModel,
-    other: LanguageModel,
+    model: LanguageModel | Sequence[LanguageModel],
+    other: LanguageModel | Sequence[LanguageModel],
     split: str = "test",
     *,
     text: str | Path | None = None,
     data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
 ) -> Comparison:
-    """Compares two models on one text by a paired bootstrap over its lines.
+    """Compares two models, or two groups of seeds, on one text by a paired bootstrap.
 
     The text is read as one stream from `<eos>`. Tokens may differ, since nats of whole lines are
     compared. Lines must be equal except for white space and composed letters
     (Koehn 2004, aclanthology.org/W04-3250).
 
+    Every bootstrap sample draws L lines, the same for all models. Of a group of S models it draws
+    S - 1, which makes the variance of the mean over seeds unbiased (Rao and Wu 1988). Models of
+    equal seeds are drawn together where both groups have the same seeds, each once; else each
+    group is drawn by itself.
+
     Args:
-        model: The first model, as `load` returns it.
-        other: The second.
+        model: The first model, as `load` returns it, or a group of them, which differ in the seed.
+        other: The second model or group.
         split: train, valid or test, of each model's own corpus.
         text: A file of text in place of a split.
         data_dir: Where to look for Penn Treebank first.
@@ -76,16 +88,75 @@ def compare(
         Mean nats a line of each, their difference, and its 95% interval.
 
     Raises:
-        DataError: The two texts differ, cannot be read, or have fewer than two lines.
+        DataError: The texts differ, cannot be read, or have fewer than two lines.
         Diverged: Dynamic evaluation learnt at too high a rate.
     """
-    for lm in (model, other):
+    first_group = _group(model)
+    other_group = _group(other)
+    first_group.sort(key=_seed)
+    other_group.sort(key=_seed)
+    seeds = [_seed(lm) for lm in first_group]
+    paired = seeds == [_seed(lm) for lm in other_group] and len(set(seeds)) == len(seeds)
+    how = protocol_of(protocol)
+    models = [*first_group, *other_group]
+    read = [_line_nats(lm, how, split, text, data_dir) for lm in models]
+    for lm, lines in zip(models, read, strict=True):
+        _check_one_text(models[0], read[0], lm, lines)
+    nats = np.stack([lines.nats for lines in read[: len(first_group)]])
+    other_nats = np.stack([lines.nats for lines in read[len(first_group) :]])
+    low, high = np.quantile(_differences(nats, other_nats, paired), (0.025, 0.975))
+    means = nats.mean(), other_nats.mean()
+    difference = (other_nats.mean(0) - nats.mean(0)).mean()
+    numbers = map(float, (*means, difference, low, high))
+    return Comparison(read[0].name, nats.shape[1], *numbers, seeds_paired=paired)
+
+
+def _differences(
+    nats: Float[np.ndarray, "S L"],
+    other_nats: Float[np.ndarray, "S2 L"],
+    paired: bool,
+) -> list[float]:
+    """The difference between two groups, in mean nats a line, in each bootstrap sample."""
+    of_lines = np.random.default_rng(0)
+    of_seeds = np.random.default_rng(1)
+    L = nats.shape[1]
+
+    def drawn_seeds(models: int) -> Int[np.ndarray, " drawn"]:
+        return of_seeds.integers(models, size=max(models - 1, 1))
+
+    differences = []
+    for _ in range(BOOTSTRAPS):
+        seeds = drawn_seeds(len(nats))
+        other_seeds = seeds if paired else drawn_seeds(len(other_nats))
+        difference = other_nats[other_seeds].mean(0) - nats[seeds].mean(0)
+        differences.append(difference[of_lines.integers(L, size=L)].mean())
+    return differences
+
+
+def _group(models: LanguageModel | Sequence[LanguageModel]) -> list[LanguageModel]:
+    """The models of a group. Raises JaxlmError where there are none, or one is no model."""
+    group: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
+    for lm in group:
         if not isinstance(lm, LanguageModel):
             given = shown(lm)
             raise JaxlmError(f"compare takes models, as jaxlm.load returns them; one is {given}")
-    how = protocol_of(protocol)
-    first, second = (_line_nats(lm, how, split, text, data_dir) for lm in (model, other))
-    pairs = zip_longest(first.texts, second.texts)
+    if not group:
+        raise JaxlmError("compare takes groups of at least one model; one group is empty")
+    return group
+
+
+def _seed(lm: LanguageModel) -> int:
+    return lm.config.train.seed
+
+
+def _check_one_text(
+    model: LanguageModel,
+    read: _Lines,
+    other: LanguageModel,
+    other_read: _Lines,
+) -> None:
+    """Raises DataError where two models do not read the same lines."""
+    pairs = zip_longest(read.texts, other_read.texts)
     for number, (line, other_line) in enumerate(pairs, 1):
         if line != other_line:
             case = ""
@@ -97,13 +168,6 @@ def compare(
                 "alike (--lines, numbers and marks too) and that leaves the same words unknown to "
                 "both"
             )
-    difference = second.nats - first.nats
-    rng = np.random.default_rng(0)
-    L = len(difference)
-    means = [difference[rng.integers(L, size=L)].mean() for _ in range(BOOTSTRAPS)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    numbers = first.nats.mean(), second.nats.mean(), difference.mean(), low, high
-    return Comparison(first.name, L, *map(float, numbers))
 
 
 def _line_nats(
