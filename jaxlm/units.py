@@ -143,6 +143,25 @@ def spread(
     return f"{shown(mean)} ± {shown(deviation)}"
 
 
+def number_text(measure: str, mean: float, deviation: float = math.nan) -> str:
+    """A result, or the mean of several, in a measure of `measure_name`.
+
+    >>> number_text("perplexity", 8.0), number_text("bits per byte", 1.5, 0.25)
+    ('8.00', '1.5000 ± 0.2500')
+
+    Args:
+        measure: Its name; bits have four decimals.
+        mean: The number; the text of nan is empty.
+        deviation: The standard deviation; left out if it is nan.
+
+    Returns:
+        The text.
+    """
+    if measure == "perplexity":
+        return spread(mean, deviation)
+    return spread(mean, deviation, "{:.4f}".format)
+
+
 _BITS = {"characters": "bits per character", "bytes": "bits per byte"}
 
 
@@ -186,5 +205,4 @@ def measure_text(perplexity: float, tokens: str = "words") -> str:
     Returns:
         The text.
     """
-    value = measured(perplexity, tokens)
-    return f"{value:.4f}" if tokens in _BITS else perplexity_text(value)
+    return number_text(measure_name(tokens), measured(perplexity, tokens)) or "nan"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 import jaxlm
+from jaxlm.cli import main
 from jaxlm.config.protocols import Interpolation
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS, UNK
@@ -230,7 +231,8 @@ def test_an_arpa_file_goes_out_and_in(folder, tmp_path):
     line = ["the farmer lends the book"]
     expected = jaxlm.load(folder).surprisal(line).surprisal
     np.testing.assert_allclose(copy.surprisal(line).surprisal, expected, rtol=1e-4)
-    again = jaxlm.load(tmp_path / "copy")
+    assert main(["import", str(tmp_path / "lm.arpa"), str(tmp_path / "again")]) == 0
+    again = jaxlm.load(tmp_path / "again")
     np.testing.assert_allclose(again.surprisal(line).surprisal, expected, rtol=1e-4)
 
 

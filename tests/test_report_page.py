@@ -5,6 +5,7 @@ nothing loaded, whole or not there.
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,9 +20,9 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import to_hashed_json
-from jaxlm.report.page import colour, groups, published, render, rounded, speeds
+from jaxlm.report.page import SweepRecord, colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
-from jaxlm.report.sweep_results import MemberResult
+from jaxlm.report.sweep_results import MemberResult, Trial
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
@@ -220,6 +221,27 @@ def test_a_run_of_characters_is_told_in_bits_per_character():
     ):
         assert part in text, part
     assert not re.search("words (a|per) second|(validation|test) perplexity (?!per word)", text)
+
+
+def test_a_sweep_of_characters_is_told_in_bits_per_character():
+    trials = [
+        Trial(
+            number,
+            {"seed": number},
+            "done",
+            1,
+            (0.9, math.nan),
+            (0.8, math.nan),
+            [0.9],
+            measure="bits per character",
+        )
+        for number in (0, 1)
+    ]
+    found = page(sweeps=[SweepRecord("s", {}, trials)])
+    text = " ".join(" ".join(found.words).split())
+    assert "validation bits per character test bits per character" in text
+    assert "0.9000" in text and "0.8000" in text and "perplexity" not in text
+    assert json.loads(found.scripts[0])["sweeps"][0]["axes"][-1]["ends"] == [0.9, 0.9]
 
 
 def test_a_run_with_a_test_and_no_epoch_has_its_page():

@@ -978,6 +978,27 @@ def test_each_epoch_is_a_line_and_at_the_end_the_best_trials_are_a_table():
     )
 
 
+@pytest.mark.parametrize("swept", [{}, {"tokens": "bytes"}])
+def test_a_sweep_of_characters_is_told_in_bits_per_character(swept):
+    """Also where the trials' tokens differ: then perplexities are per character."""
+    values = {"learning_rate": 0.5, **swept}
+    members = [
+        MemberResult(0, values, 0, "done", (8.0, 4.0), 8.0),
+        MemberResult(0, values, 1, "done", (8.0, 2.0), 2.0),
+    ]
+    config = TINY if swept else TINY.replace(tokens="characters")
+    out = io.StringIO()
+    view = SweepView(Console(file=out, width=200))
+    sweep = Sweep(config, members)
+    view.show(sweep)
+    view.summary(sweep)
+    said = out.getvalue()
+    assert "seed 1: done, epoch 2/2, valid bits per character 1.0000, test 1.0000\n" in said
+    assert "valid bits per character 1.5000 ± 0.7071, test 2.0000 ± 1.4142\n" in said
+    assert "best: trial 0, seed 1, valid bits per character 1.0000;" in said
+    assert "perplexity" not in said and sweep.trials[0].valid_by_epoch == [3.0, 2.0]
+
+
 def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
     plan = Plan(TINY, read_space({"learning_rate": "log:0.1:1"}, TINY), "random", 12, 1, "none", {})
     assert [group_size(TINY, plan, workers) for workers in (1, 2, 3)] == [8, 6, 4]

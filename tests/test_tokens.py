@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from language_models import lm_of
 
 from jaxlm.cli.using import _say_unknown_in
-from jaxlm.data import tokens
 from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
 from jaxlm.data.vocab import UNK, Vocab
 from jaxlm.errors import DataError
@@ -244,11 +243,13 @@ def test_a_prefix_that_the_library_stumbles_over_is_one_sentence(prefix, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_a_tokenizer_that_ends_its_process_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(tokens, "_PROBE", "import os; os.abort()")
-    model = json.dumps({**json.loads(byte_level()), "version": "aborts"}).encode()
-    with pytest.raises(DataError, match="it ends the process that loads it"):
-        Subwords.read(model, "a file")
+def test_a_tokenizer_that_ends_its_process_is_one_sentence(capfd):
+    """The library cuts a merged piece within a letter, and aborts as it says so."""
+    tree = json.loads(byte_level())
+    tree["model"] |= {"continuing_subword_prefix": "\n", "merges": [["a", "\u00e4"]]}
+    with pytest.raises(DataError, match=r"a file is no .* \(it ends the process that loads it\)"):
+        Subwords.read(json.dumps(tree).encode(), "a file")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("among_added_only", [False, True])

@@ -19,6 +19,7 @@ from jaxlm.config.settings import DataConfig
 from jaxlm.data import corpora
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.importing import import_model
+from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.ngram_models import ngram as make_ngram
 from jaxlm.terminal import flag_text, say, say_line, say_written
@@ -106,6 +107,9 @@ def ngram(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     """Makes a run of another program's model."""
     model = import_model(args.file, args.vocab, args.run)
+    if is_ngram_folder(args.run):
+        say_line(f"{args.run}: {model!r}")
+        return
     for note in saved_record(args.run)["corpus"]["notes"]:
         say_line(note)
     sizes = model.config.model

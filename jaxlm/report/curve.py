@@ -17,7 +17,7 @@ from jaxlm.report.figure import (
     label,
     log_axis,
     marks,
-    perplexity_axis,
+    result_axis,
     save,
 )
 from jaxlm.units import measure_name, measure_text, measured
@@ -163,10 +163,7 @@ def draw_perplexities(
             axes.axhline(y, color=INK, linestyle=style, linewidth=1.2, label=text)
             shown.append(runs[0].measured([level]))
     values = np.concatenate(shown)
-    if measure_name(tokens) == "perplexity":
-        perplexity_axis(axes, values)
-    elif np.isfinite(values).any():
-        axes.set_ylim(0.96 * np.nanmin(values), 1.04 * np.nanmax(values))
+    result_axis(axes, values, measure_name(tokens))
     axes.set(ylabel=measure_name(tokens))
     epoch_axis(axes, runs)
 

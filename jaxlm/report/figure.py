@@ -178,10 +178,11 @@ def label(text: str) -> str:
     return printable(text)
 
 
-def drawable(perplexities: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Perplexities as floats [n], nan (a gap) where one has no place on the axis."""
-    values = np.array(perplexities, float)
-    return np.where((values >= 1) & (values < 1e30), values, np.nan)
+def drawable(results: Sequence[float] | np.ndarray, measure: str = "perplexity") -> np.ndarray:
+    """Results in a measure as floats [n], nan (a gap) where one has no place on the axis."""
+    values = np.array(results, float)
+    least = 1 if measure == "perplexity" else 0
+    return np.where((values >= least) & (values < 1e30), values, np.nan)
 
 
 def log_axis(
@@ -233,10 +234,15 @@ def log_ticks(
     return ticks[:: math.ceil(len(ticks) / most)]
 
 
-def perplexity_axis(axes: Any, values: np.ndarray) -> None:
-    """Makes y a log scale around values [n], with round numbers at its ticks."""
+def result_axis(axes: Any, values: np.ndarray, measure: str) -> None:
+    """Sets y's limits around values [n]; perplexities have a log scale with round numbers."""
+    known = np.isfinite(values).any()
+    if measure != "perplexity":
+        if known:
+            axes.set_ylim(0.96 * np.nanmin(values), 1.04 * np.nanmax(values))
+        return
     limits = (1.0, 1000.0)
-    if np.isfinite(values).any():
+    if known:
         limits = (np.nanmin(values) / 1.08, np.nanmax(values) * 1.3)
     axes.set_ylim(*limits)
     log_axis(axes, "y", most=9)

@@ -24,15 +24,15 @@ from jaxlm.hashed_json import finite
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
 from jaxlm.report.sweep_plots import (
-    PERPLEXITY,
     draw_epochs,
     draw_parallel,
     draw_slice,
+    result_name,
 )
 from jaxlm.report.sweep_results import Trial, value_text
 from jaxlm.report.word_map import WordMap, drawn_map
 from jaxlm.terminal import printable
-from jaxlm.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, spread
+from jaxlm.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, number_text
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours
@@ -149,7 +149,7 @@ def render(
     )
     jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     jinja.tests["finite"] = math.isfinite
-    for function in (colour, number_text, rounded, setting_text, speeds, spread, value_text):
+    for function in (colour, number_text, rounded, setting_text, speeds, value_text):
         jinja.globals[function.__name__] = function
     folder = files("jaxlm.report")
     template, style, script = (
@@ -212,8 +212,12 @@ class _Page:
     def add_sweep(self, sweep: SweepRecord) -> None:
         """Adds a sweep, with the model of its best member."""
         name = f"sweep-{sum(section['kind'] == 'sweep' for section in self.sections)}"
+        measure = sweep.trials[0].measure if sweep.trials else measure_name()
         section: Section = {"kind": "sweep", "title": f"Sweep {sweep.name}", "sweep": sweep}
-        trials = [trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1])).all()]
+        section["measure"] = measure
+        trials = [
+            trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1], measure)).all()
+        ]
         pictures = {}
         axes = []
         if len(trials) > 1:
@@ -321,26 +325,6 @@ def rounded(value: float | None, digits: int = 4) -> str:
     return f"{value:.3g}"
 
 
-def number_text(
-    measure: str,
-    mean: float,
-    deviation: float = math.nan,
-) -> str:
-    """A result in a table.
-
-    Args:
-        measure: Its name; bits have four decimals.
-        mean: The number, or the mean of several.
-        deviation: The standard deviation, nan of one number.
-
-    Returns:
-        mean ± standard deviation; empty for nan.
-    """
-    if measure == "perplexity":
-        return spread(mean, deviation)
-    return spread(mean, deviation, "{:.4f}".format)
-
-
 def _picture(
     name: str,
     draw: Callable[[Any], object],
@@ -408,7 +392,7 @@ def _sweep_pictures(trials: Sequence[Trial], name: str) -> dict[str, str]:
 def _filters(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """What the script filters trials by: each field's choices, or ends, and each trial's value."""
     columns = {name: [trial.values[name] for trial in trials] for name in trials[0].values}
-    columns[PERPLEXITY] = [trial.valid[0] for trial in trials]
+    columns[result_name(trials)] = [trial.valid[0] for trial in trials]
     keys = [str(trial.number) for trial in trials]
     axes = []
     for name, values in columns.items():

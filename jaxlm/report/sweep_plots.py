@@ -1,4 +1,4 @@
-"""Pictures of a sweep: validation perplexity against each field, all fields, and the epochs.
+"""Pictures of a sweep: the validation result against each field, all fields, and the epochs.
 
 Not by `optuna.visualization`: its plots go through pyplot and change its style for the whole
 process, put perplexities on a linear axis, which one diverged trial fills, and have no keys for the
@@ -21,14 +21,11 @@ from jaxlm.report.figure import (
     label,
     log_axis,
     marks,
-    perplexity_axis,
+    result_axis,
     save,
 )
 from jaxlm.report.sweep_results import Trial, value_text
-from jaxlm.units import perplexity_text
-
-PERPLEXITY = "validation perplexity"
-
+from jaxlm.units import number_text
 
 Trials = Sequence[Trial]  # at least one, the best first, all with the same fields
 
@@ -88,7 +85,7 @@ def draw_slice(
     trials: Trials,
     field: str,
 ) -> None:
-    """Draws validation perplexity against one field.
+    """Draws the validation result against one field.
 
     Args:
         axes: Where to draw; each mark has its trial's number as its key.
@@ -96,38 +93,45 @@ def draw_slice(
         field: One of the space's.
     """
     scale = scale_of([trial.values[field] for trial in trials])
-    y = drawable([trial.valid[0] for trial in trials])
+    measure = trials[0].measure
+    y = drawable([trial.valid[0] for trial in trials], measure)
     ranks: dict[str, list[int]] = {}  # of each colour, the worst first
     for rank in reversed(range(len(y))):
         if np.isfinite(y[rank]):
             ranks.setdefault(_colour(rank, len(y)), []).append(rank)
     for colour, members in ranks.items():
-        titles = [f"{field} {scale.names[rank]}, {PERPLEXITY} {y[rank]:.2f}" for rank in members]
+        titles = [
+            f"{field} {scale.names[rank]}, {result_name(trials)} {number_text(measure, y[rank])}"
+            for rank in members
+        ]
         gid = marks(titles, [str(trials[rank].number) for rank in members])
         size = 7 if colour == ORANGE else 5
         axes.plot(scale.places[members], y[members], "o", color=colour, markersize=size, gid=gid)
-    axes.set(xlabel=label(field), ylabel=PERPLEXITY)
+    axes.set(xlabel=label(field), ylabel=result_name(trials))
     axes.margins(x=0.08)
     if scale.log:
         log_axis(axes, "x")
     if scale.ticks:
         axes.set_xticks(list(scale.ticks), list(scale.ticks.values()))
-    perplexity_axis(axes, y)
+    result_axis(axes, y, measure)
 
 
 def draw_parallel(axes: Any, trials: Trials) -> None:
-    """Draws each trial as a line over parallel axes (Inselberg 1985), the perplexity's the last.
+    """Draws each trial as a line over parallel axes (Inselberg 1985), the result's the last.
 
     Args:
         axes: Where to draw; each line has its trial's number as its key.
         trials: What is drawn.
     """
     fields = list(trials[0].values)
-    y = drawable([trial.valid[0] for trial in trials])
+    measure = trials[0].measure
+    y = drawable([trial.valid[0] for trial in trials], measure)
     scales = [scale_of([trial.values[field] for trial in trials]) for field in fields]
-    scales.append(Scale(y, [perplexity_text(value) for value in y], {}, log=True))
+    scales.append(
+        Scale(y, [number_text(measure, value) for value in y], {}, log=measure == "perplexity")
+    )
     heights = np.array([_draw_scale(axes, place, scale) for place, scale in enumerate(scales)])
-    names = [*map(label, fields), PERPLEXITY]
+    names = [*map(label, fields), result_name(trials)]
     for rank in reversed(range(len(trials))):
         values = [f"{name} {scale.names[rank]}" for name, scale in zip(names, scales, strict=True)]
         axes.plot(
@@ -146,13 +150,14 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
 
 
 def draw_epochs(axes: Any, trials: Trials) -> None:
-    """Draws validation perplexity over the epochs of each trial.
+    """Draws the validation result over the epochs of each trial.
 
     Args:
         axes: Where to draw; each line has its trial's number as its key.
         trials: What is drawn.
     """
-    lines = [drawable(trial.valid_by_epoch) for trial in trials]
+    measure = trials[0].measure
+    lines = [drawable(trial.valid_by_epoch, measure) for trial in trials]
     for rank in reversed(range(len(trials))):
         number = trials[rank].number
         axes.plot(
@@ -163,9 +168,14 @@ def draw_epochs(axes: Any, trials: Trials) -> None:
             markersize=3,
             gid=marks([f"trial {number}"], [str(number)]),
         )
-    axes.set(xlabel="epoch", ylabel=PERPLEXITY)
+    axes.set(xlabel="epoch", ylabel=result_name(trials))
     axes.locator_params("x", integer=True)
-    perplexity_axis(axes, np.concatenate(lines))
+    result_axis(axes, np.concatenate(lines), measure)
+
+
+def result_name(trials: Trials) -> str:
+    """What the trials are ranked by, such as "validation perplexity"."""
+    return f"validation {trials[0].measure}"
 
 
 def scale_of(values: Sequence[Any]) -> Scale:

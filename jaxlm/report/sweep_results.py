@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.config.config import KINDS, PRESETS, Config, preset, starting_values
-from jaxlm.units import mean_and_deviation
+from jaxlm.config.settings import TOKEN_FIELDS
+from jaxlm.units import mean_and_deviation, measure_name, measured
 
 # The columns of a sweep's table that stand between the space's fields and the epochs.
 COLUMNS = (
@@ -64,7 +65,8 @@ class MemberResult:
 class Trial:
     """A point of a sweep's space and its members, one a seed.
 
-    Perplexities are (mean, standard deviation) over the members, nan where unknown.
+    Results are (mean, standard deviation) over the members, in the measure of their tokens
+    (`units.measure_name`), nan where unknown.
     """
 
     number: int
@@ -75,6 +77,7 @@ class Trial:
     test: tuple[float, float]
     valid_by_epoch: Sequence[float]  # of its first seed
     members: Sequence[MemberResult] = ()
+    measure: str = "perplexity"
 
     @property
     def done(self) -> bool:
@@ -94,8 +97,16 @@ class Sweep:
     importances: dict[str, float] = field(default_factory=dict)  # each field's, if they are known
 
     @property
+    def tokens(self) -> str:
+        """The tokens whose measure results have: characters where the trials' tokens differ."""
+        if self.members and self.members[0].values.keys() & TOKEN_FIELDS:
+            return "characters"
+        return self.config.data.tokens
+
+    @property
     def trials(self) -> list[Trial]:
-        """Best first, by the mean of the last validation perplexity; unfinished ones last."""
+        """Best first, by the mean of the last validation; unfinished ones last."""
+        tokens = self.tokens
         trials = []
         for number, group in groupby(self.members, lambda member: member.number):
             members = list(group)
@@ -103,8 +114,11 @@ class Sweep:
             status = members[0].status
             if len(counts) > 1:
                 status = ", ".join(f"{count} {status}" for status, count in counts.items())
+            valid = [measured(member.valid_perplexity, tokens) for member in members]
             tested = [
-                math.nan if member.test_perplexity is None else member.test_perplexity
+                math.nan
+                if member.test_perplexity is None
+                else measured(member.test_perplexity, tokens)
                 for member in members
             ]
             trials.append(
@@ -113,10 +127,13 @@ class Sweep:
                     members[0].values,
                     status,
                     seeds=len(members),
-                    valid=mean_and_deviation([member.valid_perplexity for member in members]),
+                    valid=mean_and_deviation(valid),
                     test=mean_and_deviation(tested),
-                    valid_by_epoch=members[0].valid_perplexities,
+                    valid_by_epoch=[
+                        measured(value, tokens) for value in members[0].valid_perplexities
+                    ],
                     members=members,
+                    measure=measure_name(tokens),
                 )
             )
         return sorted(

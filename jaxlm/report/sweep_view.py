@@ -8,7 +8,7 @@ from rich.console import Console
 
 from jaxlm.report.sweep_results import MemberResult, Sweep, value_text
 from jaxlm.terminal import printable
-from jaxlm.units import perplexity_text, spread
+from jaxlm.units import measure_name, measure_text, number_text
 
 MOST_SHOWN = 20  # trials in the summary
 
@@ -45,10 +45,11 @@ class SweepView:
         """
         trials = sweep.trials
         self.say(f"{len(trials)} trials, best first:")
+        measure = measure_name(sweep.tokens)
         for trial in trials[:MOST_SHOWN]:
             line = f"trial {trial.number} ({_values(trial.values)}): {trial.status}"
-            for name, value in (("valid perplexity", trial.valid), ("test", trial.test)):
-                text = spread(*value)
+            for name, value in ((f"valid {measure}", trial.valid), ("test", trial.test)):
+                text = number_text(measure, *value)
                 if text:
                     line += f", {name} {text}"
             self.say(line)
@@ -56,7 +57,7 @@ class SweepView:
             self.say(f"... and {len(trials) - MOST_SHOWN} more")
         if sweep.importances:
             shares = [f"{name} {share:.0%}" for name, share in sweep.importances.items()]
-            self.say(f"importance for the perplexity: {', '.join(shares)}")
+            self.say(f"importance for the {measure}: {', '.join(shares)}")
         if written:
             self.say(f"written: {', '.join(map(str, written))}")
         if sweep.damaged:
@@ -69,8 +70,9 @@ class SweepView:
             self.say("no trial is done")
             return
         self.say(
-            f"best: trial {best.number}, seed {best.seed}, valid perplexity "
-            f"{perplexity_text(best.valid_perplexity)}; train it alone:\n{sweep.command(best)}"
+            f"best: trial {best.number}, seed {best.seed}, valid {measure} "
+            f"{measure_text(best.valid_perplexity, sweep.tokens)}; train it alone:\n"
+            f"{sweep.command(best)}"
         )
 
 
@@ -80,9 +82,10 @@ def _line(sweep: Sweep, member: MemberResult) -> str:
     if member.status != "running":
         results.insert(0, member.status)
     if member.valid_perplexities:
-        results.append(f"valid perplexity {perplexity_text(member.valid_perplexity)}")
+        value = measure_text(member.valid_perplexity, sweep.tokens)
+        results.append(f"valid {measure_name(sweep.tokens)} {value}")
     if member.test_perplexity is not None:
-        results.append(f"test {perplexity_text(member.test_perplexity)}")
+        results.append(f"test {measure_text(member.test_perplexity, sweep.tokens)}")
     name = f"trial {member.number} ({_values(member.values)}) seed {member.seed}"
     line = f"{name}: {', '.join(results)}"
     if member.note:

@@ -220,8 +220,8 @@ class _Session:
             self.view.say(f"!! {note}")
         if plan.space.keys() & TOKEN_FIELDS:
             self.view.say(
-                "the trials' tokens differ: perplexities are per character (2 to the bits per "
-                "character)"
+                "the trials' tokens differ: results are bits per character, and in the files "
+                "perplexities per character"
             )
         if plan.space.keys() & ({"corpus", "vocab_size", *plan.config.data.options} - TOKEN_FIELDS):
             self.view.say(
