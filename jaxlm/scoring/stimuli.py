@@ -11,6 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxlm import files
 from jaxlm.data.text import decode, read_errors
 from jaxlm.errors import DataError
@@ -21,6 +23,7 @@ from jaxlm.terminal import is_terminal, say
 LONGEST_LINE = 1 << 24  # bytes
 READ = 1 << 16  # bytes at a time: what a pipe holds
 DELIMITERS = ",\t;"
+MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", ".", "--")  # cells without a number
 QUOTED = re.compile(r'"[^"]*("|$)')
 
 
@@ -93,6 +96,17 @@ class StimulusTable:
                 expected = f"expected a whole number in column {column!r}"
                 raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}")
         return [*map(int, cells)]
+
+    def decimals(self, column: str) -> np.ndarray:
+        """The cells of another column as floats, nan where one is missing. Raises DataError."""
+        values = []
+        for number, cell in enumerate(self.cells(column), 1):
+            try:
+                values.append(float("nan" if cell.strip() in MISSING else cell))
+            except ValueError:
+                expected = f"expected a number in column {column!r}"
+                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}") from None
+        return np.array(values)
 
 
 def _parts(cell: str) -> list[str]:

@@ -1,0 +1,161 @@
+"""When words are learnt: a model's age of acquisition beside children's.
+
+Chang and Bergen 2022 (doi.org/10.1162/tacl_a_00444), as BabyLM's evaluation pipeline has it: a
+sigmoid is fitted to a word's surprisal over the training, another to the share of children who know
+the word over their age. The word is learnt where the curve is halfway.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import OptimizeWarning, curve_fit
+
+from jaxlm.data.text import read_string
+from jaxlm.errors import DataError
+from jaxlm.scoring.stimuli import json_object, read_table
+
+MONTHS = range(16, 31)
+_CHANCE = math.log2(300_000)  # surprisal at random, in the pipeline's numbers
+_MOST_BYTES = 1 << 28
+_MOST_TRIES = 1000  # of a fit
+_FEWEST = 3  # points of a curve, and words of a correlation
+
+
+class Heard(NamedTuple):
+    """A word in one context at one checkpoint.
+
+    Attributes:
+        word: The word.
+        words: How many words the model had seen.
+        surprisal: Of the word, in nats.
+    """
+
+    word: str
+    words: int
+    surprisal: float
+
+
+def read_contexts(path: Path) -> list[tuple[str, str]]:
+    """(word, the text before it) of a JSON file {word: [{"context": text}, ...]}.
+
+    Words of one letter are left out, as in the pipeline. Raises DataError.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise DataError(f"{path} is larger than {_MOST_BYTES:,} bytes: expected cdi_childes.json")
+    pairs = []
+    for word, contexts in json_object(read_string(path), str(path)).items():
+        for context in contexts if isinstance(contexts, list) else [None]:
+            text = context.get("context") if isinstance(context, dict) else None
+            if not isinstance(text, str) or not word.strip():
+                found = json.dumps(contexts)
+                raise DataError(f"{path}: expected contexts of {word!r:.40}, found {found:.80}")
+            if len(word) > 1:
+                pairs.append((word.strip(), text))
+    return pairs
+
+
+def read_children(path: Path) -> dict[str, float]:
+    """{word: the month in which half of the children know it}, without words that have none.
+
+    Args:
+        path: A CSV file with a column `word` and a column of shares for each month, 16 to 30.
+
+    Raises:
+        DataError: It is malformed.
+    """
+    table = read_table(path, "word")
+    months = [month for month in MONTHS if str(month) in table.columns]
+    if not months:
+        raise DataError(f"{path} has no column of a month, such as 16: expected cdi_human.csv")
+    shares = np.stack([table.decimals(str(month)) for month in months], 1)
+    ages: dict[str, float | None] = {}
+    for word, of_word in zip(table.sentences, shares, strict=True):
+        known = np.isfinite(of_word)
+        ages.setdefault(word, _age(np.array(months)[known], of_word[known]))
+    return {word: age for word, age in ages.items() if age is not None}
+
+
+def curve_fitness(results: Sequence[Heard], ages: Mapping[str, float]) -> float:
+    """Pearson's correlation of the ages at which a model and children learn words.
+
+    Args:
+        results: Surprisals, checkpoint after checkpoint.
+        ages: Of children, as `read_children` returns them.
+
+    Returns:
+        The correlation; 0 where fewer than three words have both ages.
+    """
+    by_word: dict[str, list[Heard]] = {}
+    for result in results:
+        by_word.setdefault(result.word, []).append(result)
+    pairs = []
+    for word, of_word in by_word.items():
+        if word in ages:
+            learnt = _learnt([one.words for one in of_word], [one.surprisal for one in of_word])
+            if learnt is not None:
+                pairs.append((learnt, ages[word]))
+    if len(pairs) < _FEWEST:
+        return 0.0
+    return float(np.corrcoef(np.transpose(pairs))[0, 1])
+
+
+def _sigmoid(
+    x: np.ndarray,
+    height: float,
+    slope: float,
+    middle: float,
+    floor: float,
+) -> np.ndarray:
+    return height / (1 + np.exp(-slope * (x - middle))) + floor
+
+
+def _crossing(
+    x: np.ndarray,
+    y: np.ndarray,
+    level: float,
+    guess: Sequence[float],
+    **bounds: Any,
+) -> float | None:
+    """Where a sigmoid fitted to points reaches a level; None where it never does."""
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", OptimizeWarning)  # A flat curve is told below.
+            curve, _ = curve_fit(_sigmoid, x, y, p0=guess, maxfev=_MOST_TRIES, **bounds)
+    except (RuntimeError, ValueError, TypeError):  # No fit; points that are no numbers, too few.
+        return None
+    height, slope, middle, floor = curve
+    if slope <= 0 or height <= 0 or not floor < level < floor + height:
+        return None
+    return float(middle - np.log(height / (level - floor) - 1) / slope)
+
+
+def _age(months: np.ndarray, shares: np.ndarray) -> float | None:
+    """The month in which half of the children know a word."""
+    if len(months) < _FEWEST:
+        return None
+    guess = (1.0, 0.1, months.mean(), 0.0)
+    bounds = ((0, 0, months[0], -0.5), (2.0, 1.0, months[-1], 0.5))
+    age = _crossing(months, shares, 0.5, guess, bounds=bounds)
+    if age is None or not months[0] <= age <= months[-1]:
+        return None
+    return age
+
+
+def _learnt(words: Sequence[int], surprisals: Sequence[float]) -> float | None:
+    """log10 of how many words had been seen when one was halfway from chance to its best."""
+    known = np.isfinite(surprisals)
+    steps = np.array(words)[known]
+    scores = -np.array(surprisals)[known]
+    if len(scores) < _FEWEST:
+        return None
+    x = np.log10(steps + 1)
+    guess = (np.ptp(scores), 1.0, x.mean(), scores.min())
+    learnt = _crossing(x, scores, -_CHANCE - 0.5 * (-_CHANCE - scores.max()), guess)
+    if learnt is None or not steps[0] <= 10**learnt - 1 <= steps[-1]:
+        return None
+    return learnt

@@ -1,0 +1,386 @@
+"""BabyLM's zero-shot tests (arXiv:2502.10645), scored as its evaluation pipeline of 2025 scores.
+
+A choice is right if the completion that the test wants has the highest log-probability; of equal
+ones the first, the wanted one, is taken. As in the pipeline a text begins from the zero state and
+its first token, which nothing predicts, has no score.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+from scipy.stats import rankdata
+
+from jaxlm.errors import DataError
+from jaxlm.scoring.acquisition import Heard, curve_fitness, read_children, read_contexts
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.regression import r_squared
+from jaxlm.scoring.sentences import blocks
+from jaxlm.scoring.stimuli import json_object, lines_of, read_table
+
+_BLOCK = 1 << 14  # texts that are sorted by length together
+_SPLITS = ("regular", "ambiref", "move_contents")  # of entity tracking
+_COMPS = {
+    "comps_base": "base",
+    "comps_wugs": "wugs",
+    "comps_wugs_dist-before": "wugs_dist_before",
+}
+_FREQUENCY = ("Subtlex_log10", "length", "context_length")
+_BEFORE = ("prev_length", "prev_pred")
+_EYES = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
+
+
+class Completion(NamedTuple):
+    """A text, of which the last part is scored.
+
+    Attributes:
+        text: The whole text.
+        length: Characters of its scored end.
+    """
+
+    text: str
+    length: int
+
+
+class Choice(NamedTuple):
+    """One item of a test.
+
+    Attributes:
+        completions: What to choose from; the first is right.
+        groups: {kind of group: the item's group}; one kind is UID.
+        ratio: How people choose: the share of the first, where that is known.
+    """
+
+    completions: list[Completion]
+    groups: dict[str, str]
+    ratio: float = math.nan
+
+
+def _whole(*texts: str) -> list[Completion]:
+    return [Completion(text, len(text)) for text in texts]
+
+
+def _after(prefix: str, *ends: str) -> list[Completion]:
+    return [Completion(prefix + end, len(end)) for end in ends]
+
+
+# From a line of a test, and the name of its file, to a choice.
+
+
+def _blimp(line: dict[str, Any], file: str) -> Choice:
+    groups = {"field": "supplement", "UID": file, "linguistics_term": "supplement"}
+    if "field" in line:
+        groups = {name: line[name] for name in groups}
+        groups["field"] = groups["field"].replace("syntax_semantics", "syntax/semantics")
+    return Choice(_whole(line["sentence_good"], line["sentence_bad"]), groups)
+
+
+def _ewok(line: dict[str, Any], file: str) -> Choice:
+    groups = {
+        "UID": line["Domain"],
+        "context_type": line["ContextType"],
+        "context_contrast": line["ContextDiff"],
+        "target_contrast": line["TargetDiff"],
+    }
+    ends = (" " + line["Target1"], " " + line["Target2"])
+    return Choice(_after(line["Context1"], *ends), groups)
+
+
+def _entity_tracking(line: dict[str, Any], file: str) -> Choice:
+    uid = f"{file}_{line['numops']}_ops"
+    return Choice(_after(line["input_prefix"], *line["options"]), {"UID": uid})
+
+
+def _comps(line: dict[str, Any], file: str) -> Choice:
+    end = line["property_phrase"]
+    good = _after(line["prefix_acceptable"] + " ", end)
+    bad = _after(line["prefix_unacceptable"] + " ", end)
+    return Choice(good + bad, {"UID": _COMPS.get(file, "wugs_dist_in_between")})
+
+
+def _wug(line: dict[str, Any], file: str) -> Choice:
+    first, second = line["sentences"].split("\t")
+    return Choice(_whole(first, second), {"UID": file}, float(line["ratio"]))
+
+
+TESTS = {  # a test, whose folder has a name that begins so
+    "blimp": _blimp,
+    "supplement": _blimp,
+    "ewok": _ewok,
+    "entity_tracking": _entity_tracking,
+    "wug_adj": _wug,
+    "wug_past": _wug,
+    "comps": _comps,
+}
+
+
+class Score(NamedTuple):
+    """The result of one test.
+
+    Attributes:
+        test: Its name: one of `TESTS`, reading_spr, reading_et or aoa.
+        score: Percent of right choices; a correlation with people, in percent of wug's; percent of
+            the variance left by the baseline that reading explains; of aoa Pearson's correlation.
+        groups: {kind of group: {group: its score}}.
+    """
+
+    test: str
+    score: float
+    groups: Mapping[str, Mapping[str, float]] = {}
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Scores completions by a model.
+
+    Attributes:
+        lm: The model.
+        tokenizer: How texts are split where tokens are words; "none" as a folder of
+            `jaxlm export --to hub` does.
+    """
+
+    lm: LanguageModel
+    tokenizer: str = "none"
+
+    def log_probabilities(self, completions: Iterable[Completion]) -> np.ndarray:
+        """The log-probability of each completion, in nats [N]."""
+        texts = list(completions)
+        ids = []
+        scored = []
+        for completion in texts:
+            tokens = self.lm.tokens(completion.text, self.tokenizer)
+            ids.append(self.lm.vocab.encode(tokens))
+            scored.append(len(tokens) - self._first(completion, tokens))
+        return self.of_ends(ids, scored)
+
+    def of_ends(self, texts: Sequence[np.ndarray], ends: Sequence[int]) -> np.ndarray:
+        """The log-probability of the last tokens of texts.
+
+        Args:
+            texts: Ids [n] of each text.
+            ends: How many tokens of each are scored; its first token never is.
+
+        Returns:
+            Nats, float64 [N]; 0 where no token is scored.
+        """
+        # Equal texts get equal numbers, so that a tie is one.
+        unique = {ids.tobytes(): ids.astype(np.int32) for ids in texts if len(ids) > 1}
+        score = self.lm.scorer(full=False, boundary="published")
+        summed = {}
+        for block in blocks(unique.items(), _BLOCK):
+            nats = score([ids for _, ids in block]).nats.astype(float)
+            lengths = [len(ids) - 1 for _, ids in block]
+            for (key, _), of_text in zip(block, np.split(nats, np.cumsum(lengths)), strict=False):
+                # The sums of the last 0, 1, ... tokens.
+                summed[key] = np.append(0.0, -np.cumsum(of_text[::-1]))
+        none = np.zeros(1)
+        of_texts = [summed.get(ids.tobytes(), none) for ids in texts]
+        return np.array(
+            [sums[min(end, len(sums) - 1)] for sums, end in zip(of_texts, ends, strict=True)]
+        )
+
+    def _first(self, completion: Completion, tokens: Sequence[str]) -> int:
+        """The first token that ends behind the first character of the completion."""
+        start = len(completion.text) - completion.length
+        if start == 0:
+            return 0
+        if self.lm.vocab.kind == "words":
+            begins = start
+            if not completion.text[start].isspace():  # A word that is cut counts whole.
+                begins -= len(re.findall(r"\S*$", completion.text[:start])[0])
+            return len(tokens) - len(self.lm.tokens(completion.text[begins:], self.tokenizer))
+        ends = _ends(self.lm, tokens)
+        if ends[-1] != len(completion.text):  # Reading has changed the text.
+            prefix = self.lm.tokens(completion.text[:start])
+            start = int(_ends(self.lm, prefix)[-1])
+        return int(np.searchsorted(ends, start, "right"))
+
+
+def _ends(lm: LanguageModel, tokens: Sequence[str]) -> np.ndarray:
+    """Behind which character of the text as it is read each token ends, where they are no words."""
+    lengths = []
+    for data in map(lm.vocab.tokens.data, tokens):
+        lengths.append(sum(byte & 0xC0 != 0x80 for byte in data))  # characters that begin in it
+    return np.fromiter(accumulate(lengths), int)
+
+
+def babylm(
+    lm: LanguageModel,
+    data: str | Path,
+    checkpoints: Iterable[tuple[int, LanguageModel]] = (),
+    tokenizer: str = "none",
+) -> Iterator[Score | str]:
+    """Scores a model on the tests whose data lie in a folder.
+
+    Args:
+        lm: The model.
+        data: The pipeline's folder `full_eval` or `fast_eval`, or the one that holds them.
+        checkpoints: (words seen, model) over the training, for the age of acquisition.
+        tokenizer: How texts are split where tokens are words: none or ptb.
+
+    Yields:
+        Scores, test by test; of each test that is skipped a sentence that says why.
+
+    Raises:
+        DataError: The folder has no test, or a file is malformed.
+    """
+    folder = _folder(Path(data))
+    completions = Completions(lm, tokenizer)
+    for name in TESTS:
+        path = next(folder.glob(f"{name}*"), None)
+        if path is None:
+            yield f"{name}: there is no folder {folder / name}*"
+        else:
+            yield _scored(name, _choices(name, path), completions)
+    path = folder / "reading" / "reading_data.csv"
+    if path.exists():
+        yield from _reading(path, completions)
+    else:
+        yield f"reading: there is no {path}"
+    yield _acquisition(folder / "aoa", checkpoints, tokenizer)
+
+
+def _folder(data: Path) -> Path:
+    """The folder that has the folders of tests. Raises DataError."""
+    for folder in (data, data / "full_eval", data / "fast_eval"):
+        if any(any(folder.glob(f"{name}*")) for name in (*TESTS, "reading", "aoa")):
+            return folder
+    raise DataError(f"{data} has no folder of {', '.join(TESTS)}: name BabyLM's full_eval")
+
+
+def _choices(name: str, folder: Path) -> list[Choice]:
+    """The choices of all files of a test. Raises DataError."""
+    choices = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, text in enumerate(chain.from_iterable(lines_of(file)), 1):
+            where = f"{file}, line {number}"
+            line = json_object(text, where)
+            try:
+                choice = TESTS[name](line, file.stem)
+                sound = all(completion.length > 0 for completion in choice.completions)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                sound = False
+            if not sound:
+                raise DataError(f"{where}: expected an item of {name}, found {text.strip():.120}")
+            choices.append(choice)
+    if not choices:
+        raise DataError(f"{folder} has no file NAME.jsonl: restore {name} from a copy")
+    return choices
+
+
+def _scored(name: str, choices: Sequence[Choice], completions: Completions) -> Score:
+    """The score of a test of choices."""
+    sizes = [len(choice.completions) for choice in choices]
+    every = (completion for choice in choices for completion in choice.completions)
+    log_p = np.split(completions.log_probabilities(every), np.cumsum(sizes)[:-1])
+    if name.startswith("wug"):
+        # In float32, as in the pipeline: a share that rounds to 1 is a tie with others that do.
+        ours = [float(softmax(of_choice.astype(np.float32))[0]) for of_choice in log_p]
+        people = [choice.ratio for choice in choices]
+        return Score(name, 100 * float(np.corrcoef(rankdata(ours), rankdata(people))[0, 1]))
+    outcomes: dict[str, dict[str, list[bool]]] = {}
+    for choice, of_choice in zip(choices, log_p, strict=True):
+        for kind, group in choice.groups.items():
+            of_group = outcomes.setdefault(kind, {}).setdefault(str(group), [])
+            of_group.append(bool(of_choice.argmax() == 0))
+    groups = {
+        kind: {group: 100 * sum(right) / len(right) for group, right in of_kind.items()}
+        for kind, of_kind in outcomes.items()
+    }
+    uids = groups["UID"]
+    if name == "entity_tracking":
+        for split in _SPLITS:
+            of_split = [score for uid, score in uids.items() if uid.startswith(split)]
+            if of_split:
+                uids[split] = sum(of_split) / len(of_split)
+        uids = {split: uids[split] for split in _SPLITS if split in uids} or uids
+    return Score(name, sum(uids.values()) / len(uids), groups)
+
+
+def _reading(path: Path, completions: Completions) -> Iterator[Score]:
+    """The scores of self-paced reading, with the word before, and of eye movements."""
+    table = read_table(path, "word")
+    columns = {name: table.decimals(name) for name in (*_FREQUENCY, "prev_length", *_EYES)}
+    columns["self_paced"] = table.decimals("self_paced_reading_time")
+    # A missing text is "None" to the pipeline.
+    before = [text or "None" for text in table.cells("item")]
+    columns["pred"] = _surprisals(completions, before, table.sentences)
+    columns["prev_pred"] = np.full(len(before), math.nan)
+    earlier = np.flatnonzero([bool(text) for text in table.cells("prev_item")])
+    pairs = [(table.cells("prev_item")[row], table.cells("prev_word")[row]) for row in earlier]
+    columns["prev_pred"][earlier] = _surprisals(completions, *zip(*pairs, strict=True))
+
+    def explained(time: str, names: Sequence[str]) -> float:
+        present = np.isfinite([columns[name] for name in (time, *names)]).all(0)
+        times = columns[time][present]
+        baseline = _with_products([columns[name][present] for name in names])
+        without = r_squared(baseline, times)
+        full = r_squared([*baseline, columns["pred"][present]], times)
+        return 100 * (full - without) / (1 - without)
+
+    yield Score("reading_spr", explained("self_paced", (*_FREQUENCY, *_BEFORE)))
+    eyes = {name: explained(name, _FREQUENCY) for name in _EYES}
+    yield Score("reading_et", sum(eyes.values()) / len(eyes), {"measure": eyes})
+
+
+def _with_products(columns: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The columns, and the product of each two of them."""
+    scaled = [(column - column.mean()) / (column.std() or 1.0) for column in columns]
+    products = [a * b for place, a in enumerate(scaled) for b in scaled[place + 1 :]]
+    return [*scaled, *products]
+
+
+def _surprisals(
+    completions: Completions,
+    contexts: Sequence[str],
+    words: Sequence[str],
+) -> np.ndarray:
+    """The surprisal of words after contexts, in nats [N], as the pipeline has it.
+
+    A word's pieces are found by themselves. Each is scored after the context and the text of the
+    pieces before it, which is read anew.
+    """
+    lm = completions.lm
+    tokens = partial(lm.tokens, tokenizer=completions.tokenizer)
+    ids = []
+    owners = []
+    for row, (context, word) in enumerate(zip(contexts, words, strict=True)):
+        for piece in tokens(word):
+            ids.append(lm.vocab.encode([*tokens(context), piece]))
+            owners.append(row)
+            context += "".join(lm.vocab.tokens.pieces([piece]))
+    nats = -completions.of_ends(ids, [1] * len(ids))
+    return np.bincount(np.array(owners, int), nats, len(contexts))
+
+
+def _acquisition(
+    folder: Path,
+    checkpoints: Iterable[tuple[int, LanguageModel]],
+    tokenizer: str,
+) -> Score | str:
+    """How well the age at which words are learnt agrees with children's."""
+    contexts = folder / "cdi_childes.json"
+    children = folder / "cdi_human.csv"
+    for path in (contexts, children):
+        if not path.exists():
+            return f"aoa: there is no {path}"
+    ages = read_children(children)
+    heard = [(word, f"{text.strip()} {word}") for word, text in read_contexts(contexts)]
+    results: list[Heard] = []
+    for words, lm in checkpoints:
+        log_p = Completions(lm, tokenizer).log_probabilities(
+            Completion(text, len(word)) for word, text in heard
+        )
+        results += [
+            Heard(word, words, -nats) for (word, _), nats in zip(heard, log_p.tolist(), strict=True)
+        ]
+    if len({result.words for result in results}) < 3:
+        return "aoa: it needs at least 3 checkpoints of --keep-checkpoints, as 1M,2M,3M"
+    return Score("aoa", curve_fitness(results, ages))
