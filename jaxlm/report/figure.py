@@ -76,17 +76,20 @@ _MULTIPLES = (
 def figure(width: float, height: float) -> Iterator[Any]:
     """An empty matplotlib Figure, to be drawn and saved inside the block.
 
+    Its canvas has one renderer, which measures texts before they are drawn.
+
     Args:
         width: In inches.
         height: In inches.
     """
     import matplotlib  # takes a second, which only a picture should cost
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph")
-        yield Figure((width, height), dpi=150, layout="constrained")
+        yield FigureCanvasAgg(Figure((width, height), dpi=150, layout="constrained")).figure
 
 
 def save(drawn: Any, path: Path) -> Path:

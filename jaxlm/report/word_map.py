@@ -156,7 +156,9 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
             axes.text(*place, label(word), color=PALETTE[cluster], **style)
             for place, word, cluster in zip(places, words.words, words.clusters, strict=True)
         ]
-        sizes = np.array([text.get_window_extent().size for text in labels]) + np.array([8, 2])
+        renderer = drawn.canvas.get_renderer()
+        extents = [text.get_window_extent(renderer).size for text in labels]
+        sizes = np.array(extents) + np.array([8, 2])
         apart = moved_apart(places, sizes, area)
         for key, (text, place) in enumerate(zip(labels, apart, strict=True)):
             text.set_position(place)
@@ -182,20 +184,25 @@ def moved_apart(
     low = sizes / 2
     high = np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
+    reach = _of_pairs(np.add, sizes) / 2
     for _ in range(200):
-        gaps = np.abs(places[:, None] - places)
-        reach = (sizes[:, None] + sizes) / 2
-        i, j = np.nonzero(np.triu((gaps < reach).all(axis=2), 1))
+        gaps = np.abs(_of_pairs(np.subtract, places))
+        i, j = np.nonzero(np.triu((gaps < reach).all(axis=0), 1))
         if not len(i):
             break
         gap = places[i] - places[j]
-        overlap = reach[i, j] - np.abs(gap)
+        overlap = reach[:, i, j].T - np.abs(gap)
         narrower = overlap == overlap.min(axis=1, keepdims=True)  # the shorter way out
         push = np.where(gap < 0, -0.5, 0.5) * overlap * narrower
         np.add.at(places, i, push)
         np.add.at(places, j, -push)
         places = np.clip(places, low, high)
     return places
+
+
+def _of_pairs(combine: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """A sum or difference of each two rows [n, 2], as [2, n, n]: NumPy reduces first axes fast."""
+    return np.stack([combine.outer(column, column) for column in values.T])
 
 
 def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, str]:
