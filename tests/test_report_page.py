@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from jaxlm.hashed_json import to_hashed_json
 from jaxlm.report.page import SweepRecord, colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult, Trial
+from jaxlm.report.word_map import map_words
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
@@ -77,6 +79,12 @@ def trained(tmp_path_factory):
         jaxlm.train(TINY.replace(seed=seed), run_dir=folder / f"seed-{seed}", quiet=True)
     jaxlm.sweep(TINY, {"learning_rate": [0.5, 1.0]}, run_dir=folder / "sweep", quiet=True)
     return folder
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    """Maps of 50 words in place of 500, which take seconds."""
+    monkeypatch.setattr(report_file, "map_words", partial(map_words, count=50))
 
 
 @pytest.fixture
@@ -409,7 +417,7 @@ def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, caps
     assert len(payload["maps"]) == 2 and len(payload["maps"][0]["words"]) == 500
 
 
-def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, capsys):
+def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, capsys, small_maps):
     run = tmp_path / "a run"
     flags = [
         "--corpus",
@@ -541,7 +549,7 @@ def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, c
     assert said.count("\n") == 1 and "sweep.json cannot be read: it is not what was written" in said
 
 
-def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
+def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys, small_maps):
     with pytest.raises(JaxlmError, match="a report needs at least one directory"):
         write_report([])
     runs = [str(trained / "seed-0"), str(trained / "seed-1")]
@@ -558,7 +566,7 @@ def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys):
         assert said.count("\n") == 1 and message in said, said
 
 
-def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path):
+def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path, small_maps):
     text = tmp_path / "text"
     text.write_text("a b c d e <script>alert(1)</script>\n" * 4000)
     jaxlm.train(TINY.replace(corpus=str(text)), run_dir=tmp_path / "run", quiet=True)
@@ -573,7 +581,9 @@ def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path):
     assert found.tags.count("script") == 2
 
 
-def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(trained, tmp_path):
+def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(
+    trained, tmp_path, small_maps
+):
     """Its vocabulary is the other run's, not that of its text."""
     text = tmp_path / "text"
     text.write_text("a b c d e f\n" * 4000)
