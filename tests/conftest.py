@@ -1,14 +1,20 @@
 """What many tests share."""
 
+import contextlib
+import fcntl
 import gc
+import io
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -219,7 +225,7 @@ def _make_room(most: int) -> None:
 def room_for_programs_of_other_files():
     """Keeps programs for the next file, which may need some of them, while there are maps."""
     yield
-    _make_room(30_000)
+    _make_room(20_000)
 
 
 @pytest.fixture
@@ -245,11 +251,26 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     """A finished run of a small model on the tiny embedded corpus:
-    (TrainResult, what it printed).
+    (TrainResult, what it printed). One process of the session trains it, for all of them.
     """
-    import contextlib
-    import io
+    import jaxlm
 
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run_dir = folder / "tiny-run"
+    outcome = folder / "tiny-run.pickle"
+    with open(folder / "tiny-run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not outcome.exists():
+            outcome.write_bytes(pickle.dumps(_trained_tiny(run_dir)))
+    result, printed = pickle.loads(outcome.read_bytes())
+    state = SimpleNamespace(evaluated=jaxlm.load(run_dir).params)
+    return replace(result, state=state), printed
+
+
+def _trained_tiny(run_dir: Path):
+    """The run of `tiny_run`, without its state, which no file has whole."""
     import jaxlm
 
     config = jaxlm.preset("small").replace(
@@ -262,5 +283,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory):
     )
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        result = jaxlm.train(config, run_dir=tmp_path_factory.mktemp("runs") / "tiny")
-    return result, out.getvalue()
+        result = jaxlm.train(config, run_dir=run_dir)
+    return replace(result, state=None), out.getvalue()

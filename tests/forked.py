@@ -182,20 +182,21 @@ def _import_all() -> None:
     """All that a command may import, and small blocks,
     so that a kill falls between many writes of `prepare`.
     """
-    for name in (
-        "sklearn.cluster",
-        "sklearn.decomposition",
-        "matplotlib.figure",
-        "matplotlib.backends.backend_agg",
+    names = [
         "optax",
         "optuna.storages.journal",
         "jaxlm.cli",
-        "jaxlm.report.curve",
-        "jaxlm.report.sweep_plots",
-        "jaxlm.report.word_map",
         "jaxlm.runs.reproduction",
         "jaxlm.sweeps.supervisor",
-    ):
+    ]
+    if os.environ.get("JAXLM_TEST_PICTURES") != "none":
+        names += [
+            "sklearn.cluster",
+            "sklearn.decomposition",
+            "matplotlib.figure",
+            "matplotlib.backends.backend_agg",
+        ]
+    for name in names:
         import_module(name)
     _ = import_module("optuna").create_study  # (it imports lazily)
     from jaxlm.data import text

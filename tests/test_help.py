@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from terminals import run
@@ -14,6 +15,8 @@ from jaxlm.cli import TASKS, main
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import KINDS, PRESETS, all_kinds, preset
 from jaxlm.fields import specs
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -121,42 +124,65 @@ def test_an_unknown_verb_is_answered_by_the_nearest():
     assert "there is no verb 'x' (see" in run(["x"])[2]
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("jaxlm ev", {"evaluate"}),
-        ("jaxlm train --mod", {"--model", "--model-devices"}),
-        ("jaxlm train --model ", {"lstm", "gru", "mingru"}),
-        ("jaxlm train --model gru --hid", {"--hidden-sizes"}),
-        ("jaxlm train --optimizer muon --momen", {"--momentum"}),
-        ("jaxlm train --preset zaremba-s", {"zaremba-small"}),
-        ("jaxlm evaluate x --checkpoint ", {"last", "best"}),
-        ("jaxlm evaluate x --split v", {"valid"}),
-        ("jaxlm sweep --strat", {"--strategy"}),
-        ("jaxlm train --forg", {"--forget-bias"}),
-        ("jaxlm train --model gru --forg", set()),
-    ],
-)
-def test_the_shell_completes(typed, expected, tmp_path):
+COMPLETED = {
+    "jaxlm ev": {"evaluate"},
+    "jaxlm train --mod": {"--model", "--model-devices"},
+    "jaxlm train --model ": {"lstm", "gru", "mingru"},
+    "jaxlm train --model gru --hid": {"--hidden-sizes"},
+    "jaxlm train --optimizer muon --momen": {"--momentum"},
+    "jaxlm train --preset zaremba-s": {"zaremba-small"},
+    "jaxlm evaluate x --checkpoint ": {"last", "best"},
+    "jaxlm evaluate x --split v": {"valid"},
+    "jaxlm sweep --strat": {"--strategy"},
+    "jaxlm train --forg": {"--forget-bias"},
+    "jaxlm train --model gru --forg": set(),
+}
+# A process for each line, all from one that has imported the verbs' modules.
+COMPLETE = """
+import os, sys
+import jaxlm.cli.sweeping, jaxlm.cli.training, jaxlm.cli.using
+from jaxlm.cli import main
+for place, typed in enumerate(sys.argv[1:]):
+    if not os.fork():
+        os.environ |= {"COMP_LINE": typed, "COMP_POINT": str(len(typed))}
+        os.environ["_ARGCOMPLETE_STDOUT_FILENAME"] = str(place)
+        main()
+        os._exit(1)
+    assert os.wait()[1] == 0, typed
+"""
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory) -> dict[str, set[str]]:
+    """What the shell is given for each line."""
+    folder = tmp_path_factory.mktemp("completions")
     environment = {
         **os.environ,
+        "PYTHONPATH": str(ROOT),
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_IFS": "\n",
-        "COMP_LINE": typed,
         "COMP_TYPE": "9",
-        "COMP_POINT": str(len(typed)),
         "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
-        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "out"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", "from jaxlm.cli import main; main()"],
+        [sys.executable, "-c", COMPLETE, *COMPLETED],
+        cwd=folder,
         env=environment,
         timeout=60,
         capture_output=True,
         text=True,
     )
-    assert done.stdout + done.stderr == ""
-    found = set((tmp_path / "out").read_text().split())
+    assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+    return {
+        typed: set((folder / str(place)).read_text().split())
+        for place, typed in enumerate(COMPLETED)
+    }
+
+
+@pytest.mark.parametrize("typed", COMPLETED)
+def test_the_shell_completes(typed, completions):
+    expected = COMPLETED[typed]
+    found = completions[typed]
     assert expected <= found if expected else not any(word.startswith("-") for word in found)
     if expected and not typed.endswith(" "):
         assert found == expected
