@@ -193,6 +193,18 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         ),
         f"{TINY_CELL} --minutes 1 --run-dir kept.json": "kept.json cannot be used",
     },
+    "abilities.py": {
+        "--tasks nobody": "invalid choice: 'nobody'",
+        "--cells nobody": "invalid choice: 'nobody'",
+        "--rates 0": "above 0, found '0'",
+        "--markdown kept.json": "kept.json is not a page",
+        "--run-dir kept.json": "kept.json cannot be used",
+    },
+    "shakespeare.py": {
+        "--presets small": "invalid choice: 'small'",
+        "--nanogpt nowhere": "nowhere is no checkout of nanoGPT",
+        "--run-dir kept.json": "kept.json cannot be used",
+    },
     "optimizers.py": {
         "--epochs -1 --corpus embedded-tiny": "epochs must be at least 0",
         "--markdown kept.json": "kept.json is not a page",

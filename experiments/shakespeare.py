@@ -1,0 +1,225 @@
+"""Tiny Shakespeare by characters, beside nanoGPT on the same cores.
+
+    # Our presets alone, a seed each
+    python experiments/shakespeare.py
+    # With nanoGPT: a checkout of it, and a Python that has torch and numpy
+    python experiments/shakespeare.py --nanogpt ../nanoGPT --python ../torch/bin/python --seeds 3
+
+nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, blocks of 64, batches
+of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
+of 64, and its mean is over all characters, not over random blocks. Our presets are trained and read
+the same part by `jaxlm train` and `jaxlm evaluate`. Seconds are of the whole command: start,
+compilation, training and all validations, without installation.
+
+Each run is kept in --run-dir (runs/shakespeare), and a second start does not repeat it. Nothing
+else should run beside it. The results are shakespeare.csv there, a line a run.
+"""
+
+import argparse
+import json
+import math
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import jax
+import numpy as np
+from shootout import keep, write_rows
+from speedrun import commit, machine
+
+import jaxlm
+from jaxlm.cli.arguments import whole
+from jaxlm.cli.ending import exit_code
+from jaxlm.config.config import PRESETS
+from jaxlm.data.known_texts import SHAKESPEARE, find_known_text
+from jaxlm.errors import JaxlmError
+from jaxlm.runs.lock import lock
+from jaxlm.units import mean_and_deviation, spread
+
+NANOGPT = "nanogpt"
+OURS = [name for name in PRESETS if name.startswith("shakespeare")]
+# Its README's line for a CPU, but for its seed, which its code fixes at 1337.
+LINE = [
+    "config/train_shakespeare_char.py",
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--max_iters=2000",
+    "--lr_decay_iters=2000",
+    "--dropout=0.0",
+]
+# Run in nanoGPT's folder by its Python: the mean over the whole validation part.
+WHOLE = """
+import sys, numpy, torch
+from model import GPT, GPTConfig
+saved = torch.load(sys.argv[1], map_location="cpu", weights_only=False)
+model = GPT(GPTConfig(**saved["model_args"]))
+model.load_state_dict(saved["model"])
+model.eval()
+block = model.config.block_size
+ids = torch.from_numpy(numpy.fromfile("data/shakespeare_char/val.bin", "uint16").astype("int64"))
+nats = 0.0
+with torch.no_grad():
+    for start in range(0, len(ids) - 1, block):
+        x = ids[start : start + block + 1]
+        nats += model(x[None, :-1], x[None, 1:])[1].item() * (len(x) - 1)
+print(nats / (len(ids) - 1), sum(p.numel() for p in model.parameters()))
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of shakespeare.csv; the loss is of the whole validation part, in nats a character."""
+
+    system: str
+    seed: int
+    parameters: int
+    seconds: float
+    nats: float
+    date: str
+    commit: str
+    machine: str
+
+
+def timed(command: Sequence[str | Path], folder: Path | None = None) -> tuple[str, float]:
+    """What a command prints, and its seconds.
+
+    Args:
+        command: Its words.
+        folder: Where it runs; None: here.
+
+    Raises:
+        JaxlmError: It fails.
+    """
+    start = time.monotonic()
+    done = subprocess.run(
+        [str(word) for word in command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise JaxlmError(f"{command[0]} ended with {done.returncode}: {done.stderr[-500:]}")
+    return done.stdout, time.monotonic() - start
+
+
+def nanogpt(args: argparse.Namespace, seed: int) -> Row:
+    """Trains nanoGPT and reads the validation part.
+
+    Args:
+        args: The parsed arguments.
+        seed: Takes the place of its own.
+    """
+    folder = args.run_dir / f"{NANOGPT}-seed{seed}"
+    if folder.exists():
+        shutil.rmtree(folder)
+    shutil.copytree(args.nanogpt, folder, ignore=shutil.ignore_patterns(".git", "out-*"))
+    write_nanogpt_text(folder / "data" / "shakespeare_char")
+    train = folder / "train.py"
+    train.write_text(train.read_text().replace("manual_seed(1337", f"manual_seed({1337 + seed}"))
+    _, seconds = timed([args.python, "train.py", *LINE], folder)
+    text, _ = timed([args.python, "-c", WHOLE, "out-shakespeare-char/ckpt.pt"], folder)
+    nats, parameters = text.split()
+    return Row(NANOGPT, seed, int(parameters), seconds, float(nats), **about())
+
+
+def write_nanogpt_text(folder: Path) -> None:
+    """Writes the ids of tiny Shakespeare as nanoGPT's `prepare.py` does, from the text found here.
+
+    Args:
+        folder: For train.bin, val.bin and meta.pkl.
+    """
+    text = find_known_text(SHAKESPEARE, None, True)["input"].read_text()
+    letters = sorted(set(text))
+    number = {letter: place for place, letter in enumerate(letters)}
+    ids = np.array([number[letter] for letter in text], np.uint16)
+    border = int(0.9 * len(ids))
+    folder.mkdir(parents=True, exist_ok=True)
+    ids[:border].tofile(folder / "train.bin")
+    ids[border:].tofile(folder / "val.bin")
+    meta = {"vocab_size": len(letters), "stoi": number, "itos": dict(enumerate(letters))}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+def ours(args: argparse.Namespace, preset: str, seed: int) -> Row:
+    """Trains a preset by the command line and reads the validation part.
+
+    Args:
+        args: The parsed arguments.
+        preset: Its name.
+        seed: Of the run.
+    """
+    folder = args.run_dir / f"{preset}-seed{seed}"
+    command = [sys.executable, "-m", "jaxlm", "train", "--preset", preset]
+    _, seconds = timed([*command, "--seed", str(seed), "--run-dir", folder])
+    lm = jaxlm.load(folder)
+    # The test split is the validation part, read in one row.
+    nats = math.log(lm.evaluate("test").perplexity)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
+    return Row(preset, seed, parameters, seconds, nats, **about())
+
+
+def about() -> dict[str, str]:
+    """Date, commit and machine of a row."""
+    return {"date": date.today().isoformat(), "commit": commit(), "machine": machine()}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Means and deviations over the seeds, in Markdown."""
+    lines = [
+        "| system | parameters | seconds | nats a character | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for system in dict.fromkeys(row.system for row in rows):
+        runs = [row for row in rows if row.system == system]
+        seconds, _ = mean_and_deviation([row.seconds for row in runs])
+        nats = mean_and_deviation([row.nats for row in runs])
+        lines.append(
+            f"| {system} | {runs[0].parameters:,} | {seconds:.0f} | "
+            f"{spread(*nats, shown='{:.3f}'.format)} | {len(runs)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Trains each system with each seed, and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--presets", nargs="+", choices=OURS, default=OURS, metavar="PRESET")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
+    parser.add_argument("--python", default=sys.executable, help="that has torch, for nanoGPT")
+    parser.add_argument("--seeds", type=whole(1), default=1, help="runs of each (1)")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/shakespeare"))
+    args = parser.parse_args()
+    if args.nanogpt and not (args.nanogpt / "train.py").is_file():
+        raise JaxlmError(f"{args.nanogpt} is no checkout of nanoGPT: it has no train.py")
+    args.run_dir = Path(os.path.abspath(args.run_dir))
+    with lock(args.run_dir):
+        rows: list[Row] = []
+        for system in ([NANOGPT] if args.nanogpt else []) + args.presets:
+            for seed in range(args.seeds):
+                path = args.run_dir / f"{system}-seed{seed}.json"
+                if not path.exists():
+                    row = nanogpt(args, seed) if system == NANOGPT else ours(args, system, seed)
+                    keep(path, asdict(row))
+                    print(
+                        f"{system}, seed {seed}: {row.nats:.4f} in {row.seconds:.0f} s", flush=True
+                    )
+                rows.append(Row(**json.loads(path.read_text())))
+                write_rows([asdict(row) for row in rows], args.run_dir / "shakespeare.csv")
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
