@@ -206,3 +206,15 @@ def measure_text(perplexity: float, tokens: str = "words") -> str:
         The text.
     """
     return number_text(measure_name(tokens), measured(perplexity, tokens)) or "nan"
+
+
+def result_text(perplexity: float, tokens: str = "words") -> str:
+    """A perplexity as text; of characters and bytes behind bits a token.
+
+    >>> result_text(8.0, "subwords"), result_text(8.0, "bytes")
+    ('8.00', '3.0000 bits per byte (perplexity 8.00)')
+    """
+    value = perplexity_text(perplexity)
+    if tokens not in _BITS:
+        return value
+    return f"{measure_text(perplexity, tokens)} {measure_name(tokens)} (perplexity {value})"

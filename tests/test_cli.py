@@ -5,6 +5,7 @@ and nothing is overwritten.
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from processes import TINY
 import jaxlm
 from jaxlm.cli import main
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
+from jaxlm.cli.info import _lines, contents_of_run
 from jaxlm.cli.tables import json_text
 from jaxlm.config.config import KINDS, preset
 from jaxlm.data import embedded
@@ -477,9 +479,18 @@ def test_info_is_no_wider_than_the_terminal_and_leaves_nothing_out(
     monkeypatch.setattr("jaxlm.cli.info.is_terminal", lambda _: True)
     monkeypatch.setenv("COLUMNS", str(width))
     main(["info", str(finished)])
-    _, *narrow = capsys.readouterr().out.splitlines()
+    narrow = capsys.readouterr().out.splitlines()
     assert max(map(len, narrow)) <= width
     assert not letters - Counter("".join(narrow))
+
+
+def test_info_of_characters_is_in_bits_and_names_what_a_preset_is_changed_in(finished):
+    contents = contents_of_run(finished)
+    text = "\n".join(_lines({**contents, "tokens": "characters"}, 200, defaults=False))
+    assert "bits per character of each test" in text and "perplexity of each" not in text
+    tested = contents["results"][-1]["test_perplexity"]
+    assert f"{math.log2(tested):.6g}" in text
+    assert contents["title"].startswith("small, changed: ") and contents["title"] in text
 
 
 def test_info_names_what_is_damaged(capsys, run):

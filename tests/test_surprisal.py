@@ -28,7 +28,7 @@ from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading, token_scores
 from jaxlm.scoring.minimal_pairs import Pair
-from jaxlm.scoring.stimuli import lines_of
+from jaxlm.scoring.stimuli import lines_of, read_table
 from jaxlm.scoring.stream import stream_nats
 
 SENTENCES = [
@@ -572,6 +572,7 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     out = tmp_path / "out.npz"
     printed(capsys, "states", run, text, "--output", out)
     found = np.load(out)
+    assert {*found.files} == {"words", "sentence_id", "lstm.0.h", "lstm.0.c"}  # not savez's flags
     assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [
         1,
         1,
@@ -617,6 +618,7 @@ def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
     out = tmp_path / "states.npz"
     printed(capsys, "states", run, tmp_path / "text.txt", "--tokenizer", "none", "--output", out)
     found = np.load(out)
+    assert {*found.files} == {"words", "sentence_id", "lstm.0.h", "lstm.0.c"}  # not savez's flags
     assert found["words"].tolist() == ["The", "DOG"]
     np.testing.assert_array_equal(found["lstm.1.h"], lm.states(["the", "dog"])["lstm.1.h"])
 
@@ -660,6 +662,7 @@ def test_the_states_of_a_text_may_go_to_a_device(run, text, tmp_path, capsys):
             "rows of displayed words: leave it out",
         ),
         ("a\n", ["--top-k", "2", "--punctuation", "own"], "rows of displayed words: leave it out"),
+        ("a\n", [".", "./."], "a run is named twice"),
     ],
 )
 def test_mistakes_are_one_sentence(run, tmp_path, capsys, content, flags, message):
@@ -704,6 +707,15 @@ def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(
     (tmp_path / "stimuli.txt").write_text("word;x\nthe bank;1\n")
     out = printed(capsys, "surprisal", run, "--csv", tmp_path / "stimuli.txt", "--column", "word")
     assert [row["word"] for row in csv.DictReader(io.StringIO(out))] == ["the", "bank"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_delimiters_of_a_header_count_outside_quotes(delimiter, tmp_path):
+    path = tmp_path / "stimuli.csv"
+    others = "".join({",", ";", "\t"} - {delimiter})
+    path.write_text(f'"{others * 3}"{delimiter}Sentence\n"1{others}"{delimiter}the bank\n')
+    table = read_table(path, "Sentence")
+    assert table.sentences == ["the bank"] and table.columns == {others * 3: [f"1{others}"]}
 
 
 def test_a_sparse_file_is_refused_without_reading_it_whole(run, tmp_path, capsys):

@@ -24,9 +24,10 @@ from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.terminal import is_terminal, say, say_line
-from jaxlm.units import perplexity_text
+from jaxlm.units import measure_name, measured, perplexity_text
 
 _Row = dict[str, Any]  # a row of a table: column -> value
+_PERPLEXITY = "(?<!word)_perplexity$"  # of tokens, in a column's name
 
 
 @command(RUN, JSON, switch("--all", "show the fields at their defaults too"))
@@ -95,6 +96,8 @@ def contents_of_run(run: Path) -> dict[str, Any]:
     return {
         "run": str(run),
         "preset": config.preset,
+        "title": config.title,
+        "tokens": config.data.tokens,
         "kinds": config.kinds,
         "parameters": _parameters(run / checkpoint.FOLDER / f"{last:08d}" / checkpoint.STATE),
         "seconds": sum(row["seconds"] for row in timing.values()) if timing else None,
@@ -131,7 +134,8 @@ def _lines(
     parameters = "unknown"
     if contents["parameters"] is not None:
         parameters = f"{contents['parameters']:,}"
-    yield f"{contents['run']} (preset {contents['preset']}: {_text(contents['kinds'])})"
+    head = f"{contents['run']} (preset {contents['title']}: {_text(contents['kinds'])})"
+    yield from textwrap.wrap(head, width, subsequent_indent="  ", break_on_hyphens=False)
     yield f"  {parameters} parameters"
     yield f"  {trained}"
     for title, rows in _tables(contents).items():
@@ -149,13 +153,17 @@ def _lines(
 
 
 def _tables(contents: Mapping[str, Any]) -> dict[str, list[_Row]]:
-    """The rows of each table, by its title."""
+    """The rows of each table, by its title; results in the measure of the run's tokens."""
+    tokens = contents["tokens"]
+    measure = measure_name(tokens)
     tables: dict[str, list[_Row]] = {}
     for result in contents["results"]:
         row = {name: result[name] for name in result if name not in ("kind", "preset", "corpus")}
-        tables.setdefault(f"perplexity of each {result['kind']}", []).append(row)
+        title = f"{measure} of each {result['kind']}"
+        tables.setdefault(title, []).append(_measured(row, tokens))
     tables["checkpoints"] = [
-        {**row, "labels": " ".join(row["labels"])} for row in contents["checkpoints"]
+        _measured({**row, "labels": " ".join(row["labels"])}, tokens)
+        for row in contents["checkpoints"]
     ]
     tables["corpus"] = [
         {"part": name, "value": value}
@@ -172,6 +180,19 @@ def _tables(contents: Mapping[str, Any]) -> dict[str, list[_Row]]:
         }
         tables["fields at their defaults" if field["default"] else "fields"].append(row)
     return tables
+
+
+def _measured(row: _Row, tokens: str) -> _Row:
+    """A row with the perplexities of its tokens in their measure."""
+    if measure_name(tokens) == "perplexity":
+        return row
+    shown = {}
+    for name, value in row.items():
+        if re.search(f"{_PERPLEXITY}|^floor_", name) and isinstance(value, int | float):
+            value = measured(value, tokens)
+        # Without its ending it is shown as any number is.
+        shown[re.sub(_PERPLEXITY, "", name)] = value
+    return shown
 
 
 def _table(rows: Sequence[_Row], width: int) -> Iterator[str]:
@@ -202,7 +223,7 @@ def _table(rows: Sequence[_Row], width: int) -> Iterator[str]:
 
 def _column(name: str, rows: Sequence[_Row]) -> list[str]:
     """A column's name and cells, padded to one width."""
-    title = re.sub("(?<!word)_perplexity$", "", name).replace("_", " ")
+    title = re.sub(_PERPLEXITY, "", name).replace("_", " ")
     cells = [title, *(_text(row.get(name), name) for row in rows)]
     width = min(max(map(len, cells)), 40)
     if any(isinstance(row.get(name), int | float) for row in rows):

@@ -322,6 +322,9 @@ def _check_flags(args: argparse.Namespace) -> None:
         excluded = [given[other] for other in others if other in given]
         if name in given and excluded:
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(excluded)} out")
+    runs = [args.run, *args.runs]
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise JaxlmError("a run is named twice: name each once")
     for name in ("mean", "long"):
         if name in given and not args.runs:
             raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")

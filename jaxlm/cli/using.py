@@ -40,7 +40,7 @@ from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
 from jaxlm.terminal import is_terminal, printable, say, say_line
-from jaxlm.units import MOST_UNKNOWN, comparable_text, perplexity_text
+from jaxlm.units import MOST_UNKNOWN, comparable_text, measure_name, perplexity_text, result_text
 
 MOST_NAMED = 10  # unknown words that a note names
 MOST_SHOWN = 40  # characters of each
@@ -118,8 +118,11 @@ def evaluate(args: argparse.Namespace) -> None:
         }
         say(json_text(tree))
     else:
+        shown = result_text(result.perplexity, lm.vocab.kind)
+        if measure_name(lm.vocab.kind) == "perplexity":
+            shown = f"perplexity {shown}"
         say_line(
-            f"{result.text}: perplexity {perplexity_text(result.perplexity)} "
+            f"{result.text}: {shown} "
             f"({result.nats:.1f} nats over {result.predictions:,} predictions, "
             f"{unknown_text(result.unknown)}; "
             f"{args.checkpoint} checkpoint of {args.run}{_protocol_text(protocol)})"

@@ -38,7 +38,7 @@ from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState
-from jaxlm.units import comparable_text, measure_name, measure_text, perplexity_text
+from jaxlm.units import comparable_text, measure_text, result_text
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ def _finish(
             rows.append(("learning curve", str(curve)))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
-    progress.summary(rows, run.config.preset)
+    progress.summary(rows, run.config.title)
     if run.kept and run.epochs:
         words = ["jaxlm", "report", str(run.folder.path)]
         words += ["-o", str(run.folder.path / "report.html")]
@@ -374,11 +374,11 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
         valid = measure_text(epoch.valid_perplexity, tokens)
         rows.append((f"epoch {epoch.epoch}", f"train {epoch.train_measure(tokens)}  valid {valid}"))
     for which, perplexity in tests.items():
-        rows.append((f"test, {which} checkpoint", _measure(perplexity, tokens)))
+        rows.append((f"test, {which} checkpoint", result_text(perplexity, tokens)))
     order = run.config.train.baseline_order
     counted = baseline(run.corpus, order)
     if counted is not None:
-        rows.append((f"test, {order}-gram model", _measure(counted, tokens)))
+        rows.append((f"test, {order}-gram model", result_text(counted, tokens)))
     comparable = run.comparable("test", tests["last"])
     measures = {name.removeprefix("test_"): value for name, value in comparable.items()}
     rows.append(("comparable with any tokens", comparable_text(measures)))
@@ -394,11 +394,3 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
     if skipped:
         rows.append(("windows skipped", f"{skipped}, whose cost or gradient was not finite"))
     return rows
-
-
-def _measure(perplexity: float, tokens: str) -> str:
-    """A perplexity as text; of characters and bytes behind bits a token."""
-    value = perplexity_text(perplexity)
-    if measure_name(tokens) == "perplexity":
-        return value
-    return f"{measure_text(perplexity, tokens)} {measure_name(tokens)} (perplexity {value})"
