@@ -1,14 +1,17 @@
 """The page that runs a model: its surprisals are those of Python, and it asks for nothing."""
 
+import html
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from page_parts import model_view, run_record
 
 import jaxlm
 from jaxlm.data.tokens import Bytes, Characters, Subwords
@@ -16,6 +19,7 @@ from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.errors import JaxlmError
 from jaxlm.interop.export_html import to_html
 from jaxlm.interop.exporting import export_model
+from jaxlm.report.page import render
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -59,6 +63,16 @@ def test_a_page_is_one_file_that_asks_for_nothing(tmp_path):
     assert "<b>bold" not in page
 
 
+def test_a_report_has_the_page_of_its_best_model_and_names_its_script():
+    page = to_html(random_model())[0].decode()
+    shown = replace(model_view(), live=page)
+    report = render("Report", [run_record()], [shown])
+    (srcdoc,) = re.findall(r'<iframe [^>]*srcdoc="([^"]*)"', report)
+    assert html.unescape(srcdoc) == page
+    policy, inner = (re.findall(r"'(sha256-[^']+)'", text)[:2] for text in (report, page))
+    assert policy[1] == inner[0]  # of the script; the page's own is the first
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api", exc_type=ImportError)
@@ -77,17 +91,21 @@ def visit(browser, tmp_path) -> Iterator[Any]:
     pages = []
 
     def open_(model: jaxlm.LanguageModel, **options: Any) -> Any:
+        return open_page(to_html(model)[0].decode(), "() => !!window.surprisals", **options)
+
+    def open_page(text: str, ready: str, **options: Any) -> Any:
         file = tmp_path / "model.html"
-        file.write_bytes(to_html(model)[0])
+        file.write_text(text)
         page = browser.new_page(**options)
         pages.append(page)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: said.append(request.url))
         page.goto(file.as_uri())
-        page.wait_for_function("() => !!window.surprisals")
+        page.wait_for_function(ready)
         return page
 
+    open_.page = open_page
     yield open_
     for page in pages:
         page.close()
@@ -155,3 +173,15 @@ def test_a_reader_types_compares_and_generates(visit):
     rows = Path(download.value.path()).read_text().splitlines()
     assert rows[0] == "sentence_id,word_id,word,oov,surprisal" and len(rows) == 7
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 375
+
+
+@pytest.mark.slow
+def test_a_report_runs_its_best_model(visit):
+    model = random_model()
+    shown = replace(model_view(), live=to_html(model)[0].decode())
+    report = render("Report", [run_record()], [shown])
+    page = visit.page(report, "document.documentElement.dataset.ready")
+    page.locator("iframe").scroll_into_view_if_needed()
+    frame = page.frame_locator("iframe")
+    frame.locator("#text").fill("the old man")
+    assert frame.locator("#result .word").count() == 3

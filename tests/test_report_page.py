@@ -21,6 +21,7 @@ import jaxlm
 from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.hashed_json import to_hashed_json
+from jaxlm.interop import export_html
 from jaxlm.report.page import SweepRecord, colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult, Trial
@@ -415,6 +416,17 @@ def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, caps
     assert len(text) < 2_000_000
     payload = json.loads(found.scripts[0])
     assert len(payload["maps"]) == 2 and len(payload["maps"][0]["words"]) == 500
+
+
+def test_a_live_page_is_offered_or_the_kind_is_refused_by_name(
+    run, capsys, monkeypatch, small_maps
+):
+    assert main(["report", str(run), "--live"]) == 0
+    assert (run / "report.html").read_text().count("<iframe") == 1
+    monkeypatch.setattr(export_html, "KINDS", (jaxlm.GRU,))
+    assert main(["report", str(run), "--live", "-o", str(run / "other.html")]) == 1
+    assert "a page runs models of the kinds gru, and this model is lstm" in capsys.readouterr().err
+    assert not (run / "other.html").exists()
 
 
 def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, capsys, small_maps):

@@ -10,13 +10,16 @@ from jaxlm.cli.arguments import (
     choice,
     command,
     pathname,
+    switch,
     whole,
 )
 from jaxlm.cli.opening import open_model
 from jaxlm.errors import RunDirError
+from jaxlm.interop.export_html import to_html
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.word_map import embedding_map
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.terminal import say, say_line, say_written
 
@@ -60,6 +63,7 @@ def plot(args: argparse.Namespace) -> None:
     argument(
         "--text", "TEXT", "colour a text by its surprisal; repeatable", action="append", default=[]
     ),
+    switch("--live", "the page also runs the best run's model"),
     CHECKPOINT,
     DATA_DIR,
 )
@@ -69,6 +73,15 @@ def report(args: argparse.Namespace) -> None:
         if not run.is_dir():
             raise RunDirError(f"there is no directory {run}: name that of a run or a sweep")
     page = write_report(
-        args.runs, args.output, which=args.checkpoint, texts=args.text, data_dir=args.data_dir
+        args.runs,
+        args.output,
+        which=args.checkpoint,
+        texts=args.text,
+        data_dir=args.data_dir,
+        live=_live_page if args.live else None,
     )
     say_written(page, page)
+
+
+def _live_page(model: LanguageModel) -> str:
+    return to_html(model)[0].decode()

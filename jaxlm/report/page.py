@@ -4,8 +4,6 @@
 The content security policy names the script by its hash and forbids everything else.
 """
 
-import base64
-import hashlib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +19,10 @@ from markupsafe import Markup, escape
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.fields import setting_text
 from jaxlm.hashed_json import finite
+from jaxlm.report import live
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
+from jaxlm.report.live import content_hash
 from jaxlm.report.sweep_plots import (
     draw_epochs,
     draw_parallel,
@@ -90,6 +90,7 @@ class ModelView:
     texts: Mapping[str, Sequence[tuple[str, float]]]
     samples: Sequence[str]
     notes: Sequence[str]  # what could not be computed, and why
+    live: str = ""  # a page that runs the model
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    jinja.filters["document"] = escape
     jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     jinja.tests["finite"] = math.isfinite
     for function in (colour, number_text, rounded, setting_text, speeds, value_text):
@@ -155,6 +157,10 @@ def render(
     template, style, script = (
         (folder / f"page.{ending}").read_text("utf-8") for ending in ("html", "css", "js")
     )
+    hashes = [content_hash(script)]
+    shown = [section["model"] for section in page.sections if section["kind"] == "model"]
+    if any(model.live for model in shown):
+        hashes.append(content_hash(live.script()))
     return jinja.from_string(template).render(
         title=title,
         sections=page.sections,
@@ -165,7 +171,7 @@ def render(
         nan=math.nan,
         style=style,
         script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        scripts=hashes,
     )
 
 

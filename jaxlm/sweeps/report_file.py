@@ -1,7 +1,7 @@
 """`write_report`: a page about runs and sweeps, in one HTML file."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxlm.sweeps.study import check_below, member_dir
 TEST_WORDS = 400  # of the test split's beginning
 SAMPLES = 3
 SAMPLE_WORDS = 80
+LivePage = Callable[[LanguageModel], str]  # makes a page that runs a model
 
 
 def write_report(
@@ -32,6 +33,7 @@ def write_report(
     which: str = "last",
     texts: Sequence[str] = (),
     data_dir: str | Path | None = None,
+    live: LivePage | None = None,
 ) -> Path:
     """Writes one self-contained HTML page about runs and sweeps.
 
@@ -42,13 +44,14 @@ def write_report(
             step. The run is the one with the lowest validation perplexity on each corpus.
         texts: Scored by the models that the page shows.
         data_dir: The folder of Penn Treebank's files.
+        live: Makes a page that runs a model, for those that the page shows.
 
     Returns:
         The page's path.
 
     Raises:
-        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written:
-            nothing is then.
+        JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written,
+            or no page runs such a model: nothing is written then.
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -57,7 +60,7 @@ def write_report(
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
-    view = _Viewer(which, texts, data_dir)
+    view = _Viewer(which, texts, data_dir, live)
     runs = []
     sweeps = []
     for path, name in zip(directories, names, strict=True):
@@ -176,6 +179,7 @@ class _Viewer:
     which: str  # the checkpoint
     texts: Sequence[str]
     data_dir: str | Path | None
+    live: LivePage | None
 
     def of(self, path: Path, name: str) -> ModelView:
         """The view of a run's model; notes name what cannot be computed."""
@@ -202,7 +206,8 @@ class _Viewer:
             scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
         with noted("sample"):
             samples += map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))
-        return ModelView(name, self.which, words, scored, samples, notes)
+        live = self.live(lm) if self.live else ""
+        return ModelView(name, self.which, words, scored, samples, notes, live)
 
 
 def _test_text(

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+_FOLDER = Path(__file__).parent
 _SCRIPTS = ("cells.js", "model.js", "tokens.js", "ui.js")
 
 
@@ -30,20 +31,24 @@ def page(
     Returns:
         HTML, which asks for nothing else.
     """
-    folder = Path(__file__).parent
-    script = "\n".join(_without_imports((folder / name).read_text()) for name in _SCRIPTS)
-    style = (folder / "page.css").read_text()
+    code = script()
+    style = (_FOLDER / "page.css").read_text()
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return template.from_string((folder / "page.html").read_text()).render(
+    return template.from_string((_FOLDER / "page.html").read_text()).render(
         title=config["title"],
         text=text,
         config=_for_script(config),
         weights=base64.b64encode(weights).decode(),
-        script=script,
+        script=code,
         style=style,
-        script_hash=_content_hash(script),
-        style_hash=_content_hash(style),
+        script_hash=content_hash(code),
+        style_hash=content_hash(style),
     )
+
+
+def script() -> str:
+    """The script of every page."""
+    return "\n".join(_without_imports((_FOLDER / name).read_text()) for name in _SCRIPTS)
 
 
 def _without_imports(module: str) -> str:
@@ -57,6 +62,6 @@ def _for_script(tree: Any) -> str:
     return json.dumps(tree, allow_nan=False).replace("<", "\\u003c")
 
 
-def _content_hash(content: str) -> str:
+def content_hash(content: str) -> str:
     """What a content security policy calls an inlined script or style."""
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
