@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,9 @@ LIBRARIES = ("jaxlm", "jax", "jaxlib", "optax", "safetensors", "numpy")
 _STEP = re.compile("[0-9]{8,10}")
 
 
+@cache
 def library_versions() -> dict[str, str]:
-    """The versions of the libraries that a run's results depend on."""
+    """The versions of the libraries that a run's results depend on, read once."""
     versions: dict[str, str] = dict.fromkeys(LIBRARIES, "unknown")
     for name in versions:
         with suppress(PackageNotFoundError):  # a source tree that is imported uninstalled
