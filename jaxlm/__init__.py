@@ -52,7 +52,10 @@ _NAMES = {  # the public names that each module defines
         "MLSTM",
         "SLSTM",
     ),
-    "jaxlm.optimizers.adamw": ("AdamW",),
+    "jaxlm.optimizers.adamw": (
+        "AdamW",
+        "RAdam",
+    ),
     "jaxlm.optimizers.descent": (
         "ASGD",
         "SGD",

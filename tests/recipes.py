@@ -127,6 +127,9 @@ CASES = (
             temporal_penalty=0.1,
             weight_decay=1e-4,
         ),
+        "samples": BASE.replace(
+            dropout_samples=3, keep_output=0.6, keep_state=0.7, optimizer="radam", small_batch=2
+        ),
         "penalties": BASE.replace(
             cost="mean",
             learning_rate=3.0,

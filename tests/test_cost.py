@@ -2,12 +2,15 @@
 what is minimised, what is reported, and what is clipped.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import BASE, B, T, V
 
+from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise
 from jaxlm.training.step import Window, init_state, train_step
@@ -114,3 +117,79 @@ def test_two_biases_move_twice_as_far_and_count_twice_in_the_norm():
     for layer, bias in zip(found["layers"], biases, strict=True):
         np.testing.assert_allclose(layer["bias"], 2 * bias, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found["embedding"], gradient["embedding"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_cost_of_dropout_samples_is_that_of_their_mean_probability():
+    """By a loop over samples, each a window of its own masks and carry, differentiated plainly."""
+    D = 2
+    length = T - 2
+    config = BASE.replace(
+        hidden_sizes=(6,),
+        experts=2,
+        keep_latent=0.8,
+        keep_state=0.7,
+        cost="mean",
+        activation_penalty=0.5,
+        temporal_penalty=0.2,
+        keep_embedding=0.8,
+        keep_output=0.6,
+        dropout_samples=D,
+        clip_norm=None,
+        learning_rate=0.1,
+    )
+    model = config.model
+    state = started(config.recipe, jax.random.key(0), B)
+    carry = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), state.carry)
+    state = replace(state, carry=carry)
+    assert state.key is not None and carry[0].c.shape == (B * D, model.hidden_sizes[0])
+    noise = draw_noise(model, jax.random.fold_in(state.key, 0), T, B * D)
+    counted = jnp.arange(T)[:, None] < length
+
+    def of_sample(params, d):
+        """The nats of each target, the penalties, and the carry, of each row's sample d."""
+        masks = jax.tree.map(lambda mask: mask[..., d::D, :], noise)
+        mine = jax.tree.map(lambda leaf: leaf[d::D], carry)
+        h, x, after = stack.last_outputs(
+            model, params, masks, stack.embed(params, WINDOW.inputs), mine, length
+        )
+        logits = heads.logits(model, params, x, masks.latents)
+        nats = -jnp.take_along_axis(jax.nn.log_softmax(logits), WINDOW.targets[..., None], -1)
+        kept = jnp.where(counted[..., None], x, 0)
+        ar = (kept**2).sum() / (B * x.shape[-1])
+        between = jnp.where(counted[1:, :, None], h[1:] - h[:-1], 0)
+        tar = (between**2).sum() / (B * h.shape[-1]) * length / (length - 1)
+        return nats[..., 0], ar, tar, after
+
+    def plainly(params):
+        nats, ar, tar, after = zip(*(of_sample(params, d) for d in range(D)), strict=True)
+        mean = jnp.stack([jnp.exp(-each) for each in nats]).mean(0)
+        cost = jnp.where(counted, -jnp.log(mean), 0).sum() / B
+        total = cost + 0.5 * sum(ar) / D + 0.2 * sum(tar) / D
+        return total / length, (cost, after)
+
+    gradient = jax.jit(
+        jax.value_and_grad(plainly, has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    (_, (cost, after)), grads = gradient(state.params)
+    new, metrics = step(config.recipe, state, replace(WINDOW, length=length))
+    assert float(metrics.cost) == pytest.approx(float(cost), rel=1e-5)
+    for d in range(D):
+        jax.tree.map(
+            lambda a, b, d=d: np.testing.assert_allclose(a[d::D], b, rtol=1e-4, atol=1e-6),
+            new.carry,
+            after[d],
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+        moved(state, new, 0.1),
+        grads,
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict(keep_words=0.5, tied=True), dict(keep_output=0.5, sampled_words=4)]
+)
+def test_dropout_samples_need_dropout_of_units_and_all_words(fields):
+    with pytest.raises(JaxlmError, match=r"set keep_output .* or set dropout_samples to 1"):
+        BASE.replace(dropout_samples=2, **fields)

@@ -48,6 +48,34 @@ def test_adamw_decays_matrices_and_no_bias(model):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, by_hand)
 
 
+def test_radam_follows_its_algorithm():
+    """Liu et al. 2020, arXiv:1908.03265, algorithm 2, in float64."""
+    b1, b2, eps = 0.8, 0.9, 1e-3
+    config = BASE.replace(optimizer="radam", clip_norm=None, beta1=b1, beta2=b2, epsilon=eps)
+    rule = config.optimizer
+    ours: Any = rule.transformation(config.model, RATE)
+    params = {"bias": jnp.zeros(3)}
+    state = ours.init(params)
+    m, v = np.zeros(3), np.zeros(3)
+    rho_inf = 2 / (1 - b2) - 1
+    rectified = []
+    for t, gradient in enumerate(np.random.default_rng(0).normal(size=(12, 3)), 1):
+        m = b1 * m + (1 - b1) * gradient
+        v = b2 * v + (1 - b2) * gradient**2
+        direction = m / (1 - b1**t)
+        rho = rho_inf - 2 * t * b2**t / (1 - b2**t)
+        if rho >= 5:  # optax's threshold; the paper's is 4
+            r = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+            direction = np.sqrt(r) * direction / (np.sqrt(v / (1 - b2**t)) + eps)
+        rectified.append(rho >= 5)
+        grads = {"bias": jnp.asarray(gradient, jnp.float32)}
+        updates, state = ours.update(grads, state, params, grad_norm=jnp.ones(()))
+        np.testing.assert_allclose(
+            updates["bias"], -RATE * rule.learning_rate * direction, rtol=1e-4, atol=1e-9
+        )
+    assert any(rectified) and not all(rectified)
+
+
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_sgd_accumulates_gradients_with_nesterovs_momentum_and_without(nesterov):
     rule = BASE.replace(clip_norm=None, momentum=0.75, nesterov=nesterov, learning_rate=2.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.rlstm import rlstm, rlstm_reference
 
@@ -79,10 +80,24 @@ def test_the_fast_twin_has_the_gradients_of_the_plain_one(rounds):
         np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=1e-6)
 
 
-def test_chrono_initialisation_spreads_the_time_scales():
-    model = jaxlm.RLSTM(longest_memory=100.0)
-    params = model.init_layer(jax.random.key(0), 8, 2000)
-    forget = np.asarray(params["bias"][4000:6000])
-    assert forget.min() >= 0 and forget.max() <= np.log(99)
-    assert np.mean(np.exp(forget)) == pytest.approx(50, abs=3)
-    assert not np.any(params["bias"][:4000]) and not np.any(params["bias"][6000:])
+@pytest.mark.parametrize("name", ["lstm", "gru", "mingru", "minlstm", "mogrifier", "rlstm"])
+def test_chrono_initialisation_spreads_the_time_scales(name):
+    """A layer that reads nothing forgets its state within U(1, T_max - 1) + 1 steps."""
+    width = 300
+    model = jaxlm.Config().replace(model=name, longest_memory=100.0).model
+    plain = jaxlm.Config().replace(model=name).model
+    params = model.init_layer(jax.random.key(0), 8, width)
+    before = plain.init_layer(jax.random.key(0), 8, width)
+    bias = np.asarray(params["bias"] - before["bias"])
+    jax.tree.map(np.testing.assert_array_equal, {**params, "bias": 0}, {**before, "bias": 0})
+    assert np.count_nonzero(bias) in (width, 2 * width, width - 1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    state = model.zero_state(1, width, jnp.float32)
+    state = state._replace(c=state.c + 1) if hasattr(state, "c") else state + 1
+    _, after = model.apply_layer(
+        {**zeros, "bias": jnp.asarray(bias)}, jnp.zeros((1, 1, 8)), state, CellNoise(), None
+    )
+    kept = np.asarray(getattr(after, "c", after), np.float64)[0]
+    times = 1 / (1 - kept) - 1
+    assert times.min() >= 0.99 and times.max() <= 99.1
+    assert np.mean(times) == pytest.approx(50, abs=6)

@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, uniform, weight_drop
+from jaxlm.models.recurrent import (
+    MODELS,
+    CellNoise,
+    Recurrent,
+    chrono_biases,
+    longest_memory,
+    torch_biases,
+    uniform,
+    weight_drop,
+)
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
@@ -33,6 +42,7 @@ class GRU(Recurrent):
     """Gated recurrent unit, the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078)."""
 
     gates: ClassVar[int] = 3
+    longest_memory: float | None = longest_memory()
     keep_recurrent_weights: float | None = weight_drop()
 
     def init_layer(
@@ -52,6 +62,9 @@ class GRU(Recurrent):
             of_x, of_h = torch_biases(key, scale, 3 * width)
             bias = of_x + of_h.at[-width:].set(0)
             recurrent_bias = of_h[-width:]
+        if self.longest_memory is not None:  # z keeps the state
+            kept = chrono_biases(key, self.longest_memory, width)
+            bias = bias.at[width : 2 * width].add(kept)
         x_kernel = uniform(from_input, scale, inputs, 3 * width)
         h_kernel = uniform(from_state, scale, width, 3 * width)
         return {

@@ -10,6 +10,8 @@ from jaxlm.models.recurrent import (
     MODELS,
     CellNoise,
     Recurrent,
+    chrono_biases,
+    longest_memory,
     state_dropout,
     torch_biases,
     uniform,
@@ -32,6 +34,7 @@ class LSTM(Recurrent):
 
     gates: ClassVar[int] = 4
     forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
+    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
@@ -46,6 +49,9 @@ class LSTM(Recurrent):
         bias = sum(
             torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width)
         )
+        if self.longest_memory is not None:
+            forget = chrono_biases(key, self.longest_memory, width)
+            bias = bias.at[2 * width : 3 * width].add(forget)
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(

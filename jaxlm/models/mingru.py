@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, torch_biases, uniform
+from jaxlm.models.recurrent import (
+    MODELS,
+    CellNoise,
+    Recurrent,
+    chrono_biases,
+    longest_memory,
+    torch_biases,
+    uniform,
+)
 from jaxlm.ops.product import product
 from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence
 
@@ -31,6 +39,7 @@ class MinGRU(Recurrent):
     """Minimal GRU, whose gates depend on the input alone (Feng et al. 2024, arXiv:2410.01201)."""
 
     gates: ClassVar[int] = 2
+    longest_memory: float | None = longest_memory()
 
     def init_layer(
         self,
@@ -42,6 +51,11 @@ class MinGRU(Recurrent):
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
         bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
+        if self.longest_memory is not None:
+            forget = chrono_biases(key, self.longest_memory, width)
+            bias = bias.at[-2 * width : -width].add(-forget)  # of the input gate
+            if self.gates == 3:
+                bias = bias.at[:width].add(forget)
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(

@@ -17,6 +17,8 @@ from jaxlm.models.recurrent import (
     CellNoise,
     Params,
     Recurrent,
+    chrono_biases,
+    longest_memory,
     state_dropout,
     torch_biases,
     uniform,
@@ -45,6 +47,7 @@ class Mogrifier(Recurrent):
         ("free", "capped", "coupled"),
     )
     forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
+    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     cell_clip: float | None = number(
         None,
         "clips the cell state that is carried to the next step to +-this (none: no clipping)",
@@ -91,6 +94,8 @@ class Mogrifier(Recurrent):
         size = self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
         bias = sum(torch_biases(key, scale, size) if self.torch_init else (), bias)
+        if self.longest_memory is not None:
+            bias = bias.at[-2 * width : -width].add(chrono_biases(key, self.longest_memory, width))
         found = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,

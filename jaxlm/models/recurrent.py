@@ -321,6 +321,45 @@ def state_dropout() -> Any:
     return probability("the gates read a unit of h, drawn once a window (none: no dropout)")
 
 
+def longest_memory(**relations: Any) -> Any:
+    """The field of kinds with a forget gate of a bias of its own.
+
+    Args:
+        **relations: Other fields of `Spec`.
+    """
+    return number(
+        None,
+        "T_max of chrono initialisation: biases of forget gates begin at ln U(1, T_max - 1), which "
+        "spreads a layer's memory over so many steps (none: as the kind has them; "
+        "arXiv:1804.11188)",
+        "steps",
+        above=2,
+        **relations,
+    )
+
+
+def chrono_biases(
+    key: PRNGKeyArray,
+    longest: Scalar | float,
+    width: int,
+) -> Float[Array, " {width}"]:
+    """Draws the biases of forget gates whose memories last up to so many steps.
+
+    A gate with the bias b and nothing else keeps a share of sigmoid(b) = 1 - 1 / (e^b + 1): it
+    forgets within e^b + 1 steps (Tallec and Ollivier 2018, arXiv:1804.11188).
+
+    Args:
+        key: For the values; it may serve for a layer's other parameters too.
+        longest: T_max, steps.
+        width: Units of the layer.
+
+    Returns:
+        ln U(1, T_max - 1).
+    """
+    times = jax.random.uniform(jax.random.fold_in(key, 1), (width,))
+    return jnp.log(1 + times * (longest - 2))
+
+
 def uniform(
     key: PRNGKeyArray,
     scale: Scalar | float,

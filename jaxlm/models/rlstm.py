@@ -18,6 +18,8 @@ from jaxlm.models.recurrent import (
     CellNoise,
     Params,
     Recurrent,
+    chrono_biases,
+    longest_memory,
     state_dropout,
     torch_biases,
     uniform,
@@ -46,13 +48,7 @@ class RLSTM(Recurrent):
     )
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
     forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
-    longest_memory: float | None = number(
-        None,
-        "T_max of chrono initialisation: forget gates' biases begin at ln U(1, T_max - 1) "
-        "(none: at forget_bias; arXiv:1804.11188)",
-        "steps",
-        above=2,
-    )
+    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
@@ -76,7 +72,7 @@ class RLSTM(Recurrent):
             bias = sum(torch_biases(key, scale, 4 * width), bias)
         forget = jnp.full(width, self.forget_bias)
         if self.longest_memory is not None:
-            forget = jnp.log(1 + jax.random.uniform(keys[5], (width,)) * (self.longest_memory - 2))
+            forget = chrono_biases(key, self.longest_memory, width)
         return {
             "kernel": uniform(keys[0], scale, inputs, 2 * width),
             "recurrent_kernel": uniform(keys[1], scale, width, 3 * width),

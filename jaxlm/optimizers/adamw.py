@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay; and what it shares with Muon."""
+"""Adam with decoupled weight decay, plain and rectified; and what it shares with Muon."""
 
 from dataclasses import dataclass
 
@@ -65,3 +65,12 @@ class AdamW(Adaptive):
             optax.add_decayed_weights(self.weight_decay, matrices),
             optax.scale_by_learning_rate(self.learning_rate * factor),
         )
+
+
+@OPTIMIZERS.kind("radam")
+class RAdam(AdamW):
+    """AdamW, rectified while it has seen few gradients (Liu et al. 2020, arXiv:1908.03265)."""
+
+    def adam(self) -> optax.GradientTransformation:
+        """Adam's direction times RAdam's factor; the mean gradient in the first few steps."""
+        return optax.scale_by_radam(self.beta1, self.beta2, self.epsilon)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import jax
 import optax
 
+from jaxlm.errors import JaxlmError
 from jaxlm.fields import Section, choice, count, number
 from jaxlm.kinds import Kinds
 from jaxlm.models.recurrent import Params, Recurrent
@@ -51,6 +52,15 @@ class Optimizer(Section):
         "over all tokens",
         ("sum", "mean"),
     )
+    dropout_samples: int = count(
+        1,
+        "dropout samples D of each row of a window, each with a carry of its own: the cost is -ln "
+        "of a token's mean probability over them (arXiv:2211.01848); masks of words and weights "
+        "are one for all",
+        "samples",
+        low=1,
+        high=1000,
+    )
     activation_penalty: float | None = number(
         None,
         "weight of the mean square of the last layer's outputs after dropout: AR (none: absent; "
@@ -87,6 +97,13 @@ class Optimizer(Section):
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError where the optimiser means nothing for a model."""
+        of_units = {*model.growing} - {"keep_words", "keep_recurrent_weights"}
+        if self.dropout_samples > 1 and (not of_units or model.sampled_words):
+            raise JaxlmError(
+                f"dropout_samples is {self.dropout_samples}: samples differ in the units that are "
+                "dropped, and their softmax sums all words; set keep_output or another dropout of "
+                "units, leave sampled_words out, or set dropout_samples to 1"
+            )
 
     def counted(self, predictions: int, rows: int) -> int:
         """The divisor of the summed nats of an evaluation.

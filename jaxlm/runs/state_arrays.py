@@ -245,7 +245,7 @@ def check_memory(config: Config, devices: int = 1) -> Any:
     """
     template = shapes_of_state(config)
     model = config.model
-    rows = config.train.longest * config.train.rows_of_gradient
+    rows = config.train.longest * config.train.rows_of_gradient * config.optimizer.dropout_samples
     activations = 4 * rows * (model.embedding_size + 6 * sum(model.hidden_sizes))
     state = bytes_of(template)
     needed = state + 2 * bytes_of(template.params) + activations

@@ -4,6 +4,7 @@ Letters: `T` steps, `B` batch, `H` hidden width, `V` vocabulary, `E` embedding w
 batches.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,7 +62,9 @@ def gradient(
     def of_part(part: Part) -> Gradient:
         noise = part.noise
         if noise is None:
-            noise = draw_noise(recipe.model, part.key, *part.inputs.shape)
+            steps, rows = part.inputs.shape
+            rows *= recipe.optimizer.dropout_samples
+            noise = draw_noise(recipe.model, part.key, steps, rows)
         trained = params
         if keeps_rows:
             trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))}
@@ -102,12 +105,18 @@ def minimised(
         exact: Traced: the softmax sums all words, whatever words the noise has drawn.
 
     Returns:
-        What is minimised; and the cost (nats alone, summed over T and averaged over B) with the new
-        carry.
+        What is minimised; and the cost (nats alone, summed over T and averaged over B; of dropout
+        samples the nats of their mean probability) with the new carry.
     """
     model = recipe.model
     optimizer = recipe.optimizer
-    T, B = inputs.shape
+    samples = optimizer.dropout_samples
+    if samples > 1:
+        inputs, targets = (jnp.repeat(tokens, samples, 1) for tokens in (inputs, targets))
+        if isinstance(params["embedding"], Rows):
+            rows = jnp.repeat(params["embedding"].values, samples, 1)
+            params = {**params, "embedding": Rows(rows)}
+    T, B = inputs.shape  # B counts each sample
     steps = T
     counted = None
     if length is not None:
@@ -115,9 +124,18 @@ def minimised(
         counted = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     head, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
     weights = None if counted is None else counted.astype(jnp.float32)
+    log_shares = None
+    if samples > 1:
+        constants = jax.tree.map(lax.stop_gradient, (head, features))
+        of_samples = heads.token_nats(model, *constants, targets, noise.latents)
+        log_shares = _log_shares(of_samples, samples)
+        shares = jnp.exp(log_shares)
+        weights = shares if weights is None else shares * weights
     nats = heads.summed_nats(
         model, head, features, targets, weights, noise.latents, noise.drawn, exact
     )
+    if log_shares is not None:
+        nats += jnp.sum(weights * log_shares)
     cost = nats / B
     total = cost
     if optimizer.activation_penalty is not None:
@@ -133,6 +151,21 @@ def minimised(
     if optimizer.l2_penalty is not None:
         total += optimizer.l2_penalty / 2 * sum(_squares(leaf) for leaf in jax.tree.leaves(params))
     return total, (cost, new_carry)
+
+
+def _log_shares(nats: Float[Array, "T rows"], samples: int) -> Float[Array, "T rows"]:
+    """ln of each sample's part of a token's mean probability, times the number of samples.
+
+    With p_d of the samples d and w_d = p_d / sum(p), the gradient of -ln mean(p) is that of
+    sum(w_d nats_d) where w is constant, and its value is sum(w_d (nats_d + ln(D w_d))).
+
+    Args:
+        nats: -ln p_d of each target; the samples of a row stand side by side.
+        samples: D.
+    """
+    by_sample = nats.reshape(*nats.shape[:-1], -1, samples)
+    log_shares = jax.nn.log_softmax(-by_sample) + math.log(samples)
+    return log_shares.reshape(nats.shape)
 
 
 def _squares(

@@ -36,7 +36,7 @@ class TrainState:
         step: Windows read; of members [M], as every leaf then has an axis M before its own.
         params: The parameters.
         opt_state: The state of the optimiser's transformation.
-        carry: After the window before.
+        carry: After the window before; of D dropout samples, row b's are rows b D to b D + D - 1.
         key: Folded with the step for a window's noise; None: the model has none.
         average: Of the parameters; None: the recipe has no average.
         validations: The record of all validations; None: the recipe needs none.
@@ -141,7 +141,9 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=start,
         opt_state=recipe.optimizer.transformation(model, 0.0).init(start),
-        carry=stack.zero_carry(model, batch_size, start["embedding"].dtype),
+        carry=stack.zero_carry(
+            model, batch_size * recipe.optimizer.dropout_samples, start["embedding"].dtype
+        ),
         key=noise_key if is_random(model) else None,
         average=average,
         validations=first_validations(recipe, patience),
