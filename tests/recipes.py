@@ -128,7 +128,14 @@ CASES = (
             weight_decay=1e-4,
         ),
         "samples": BASE.replace(
-            dropout_samples=3, keep_output=0.6, keep_state=0.7, optimizer="radam", small_batch=2
+            dropout_samples=3,
+            keep_output=0.6,
+            keep_state=0.7,
+            optimizer="radam",
+            small_batch=2,
+            roll_rows=True,
+            two_tailed=True,
+            restart_factor=0.9,
         ),
         "penalties": BASE.replace(
             cost="mean",

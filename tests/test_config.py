@@ -199,6 +199,7 @@ def test_a_plain_name_belongs_to_one_section_only():
         "sgd",
         "asgd",
         "adamw",
+        "radam",
         "muon",
         "awd-lstm",
         "lamb-adam",

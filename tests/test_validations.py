@@ -13,12 +13,19 @@ from recipes import BASE, B, T, V, sentences
 
 import jaxlm
 from jaxlm.data.windows import WindowPlan
-from jaxlm.errors import JaxlmError
-from jaxlm.runs import checkpoint
+from jaxlm.errors import Diverged, JaxlmError
+from jaxlm.runs import checkpoint, group
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.reproduction import reproduce
+from jaxlm.runs.run import Run
 from jaxlm.training.step import init_state, train_windows
-from jaxlm.training.validations import first_validations, validated
+from jaxlm.training.validations import (
+    averaged,
+    first_average,
+    first_validations,
+    switched,
+    validated,
+)
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (31, B)))
 PLAN = WindowPlan(len(TOKENS), T, 9)
@@ -297,3 +304,128 @@ def test_no_average_is_announced_at_a_run_s_end(overfits, capsys):
     valid = [one.valid_perplexity for one in run.epochs[:epochs]]
     ended = jaxlm.train(config.replace(patience=epochs - 1 - valid.index(min(valid))))
     assert len(ended.epochs) == epochs and "averaging starts" not in capsys.readouterr().out
+
+
+class TwoTails:
+    """Two-Tailed Averaging, written from the thesis's algorithm 1: lists of iterates, no sums."""
+
+    def __init__(self):
+        self.short, self.long = [], []
+
+    def add(self, iterate):
+        self.short = [*self.short, iterate]
+        self.long = [*self.long, iterate]
+
+    def evaluate(self, loss):
+        """The loss of the longer average, after the shorter one has replaced it or not."""
+        of_short, of_long = (loss(np.mean(tail, 0)) for tail in (self.short, self.long))
+        if of_short <= of_long:
+            self.short, self.long = [], self.short
+            return of_short
+        return of_long
+
+
+def test_two_tailed_averages_follow_the_algorithm():
+    """Iterates that circle a moving target, in float64; validations every 3 updates."""
+    rng = np.random.default_rng(0)
+    optimizer = BASE.replace(two_tailed=True).optimizer
+    average = first_average(optimizer, {"w": jnp.zeros(2)})
+    tails = TwoTails()
+    switches = 0
+    for update in range(1, 61):
+        target = np.array([min(update, 20), 0.0])
+        iterate = target + rng.normal(size=2) * 3
+        tails.add(iterate)
+        average = averaged(optimizer, average, {"w": jnp.asarray(iterate)}, jnp.bool_(False))
+        assert average is not None and average.short is not None
+        if update % 3 == 0:
+
+            def loss(mean, target=target):
+                return float(((np.asarray(mean) - target) ** 2).sum())
+
+            if loss(average.short.params["w"]) <= loss(average.params["w"]):
+                average = switched(average)
+                switches += 1
+            expected = tails.evaluate(loss)
+            assert loss(average.params["w"]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            assert average.short is not None
+            assert int(average.iterates) == len(tails.long)
+            assert int(average.short.iterates) == len(tails.short)
+    assert 3 < switches < 20
+
+
+def test_two_tailed_averaging_takes_no_second_average():
+    for fields in (
+        dict(average_decay=0.9),
+        dict(optimizer="adamw", nonmonotone=3),
+        dict(optimizer="asgd"),
+    ):
+        with pytest.raises(JaxlmError, match="two_tailed"):
+            BASE.replace(two_tailed=True, **fields)
+
+
+def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
+    tmp_path, monkeypatch
+):
+    """At the full rate its third validation is bad, and the window after it is not finite."""
+    text = sentences(tmp_path, train=60, valid=9, test=9)
+    config = BASE.replace(
+        two_tailed=True, restart_factor=0.5, learning_rate=0.25, epochs=4, decay=1.0
+    )
+    whole = Run.trained
+    end_epoch = Run.end_epoch
+
+    def ended(run, valid):
+        bad = run.epoch == 3 and run.learning_rate > 0.2
+        end_epoch(run, 999.0 if bad else valid)
+
+    def trained(run, metrics, count):
+        if run.epoch == 3 and np.asarray(metrics.learning_rate)[0] > 0.2:
+            finite = np.zeros_like(np.asarray(metrics.finite))
+            metrics = replace(metrics, finite=finite)
+        return whole(run, metrics, count)
+
+    monkeypatch.setattr(Run, "trained", trained)
+    monkeypatch.setattr(Run, "end_epoch", ended)
+    folder = tmp_path / "run"
+    result = jaxlm.train(config, text, folder, quiet=True)
+    epochs = [row for row in read_metrics(folder) if row["kind"] == "epoch"]
+    assert [row["epoch"] for row in epochs] == [1, 2, 3, 4]
+    assert [row["learning_rate"] for row in epochs] == [0.25, 0.25, 0.125, 0.125]
+    assert epochs[2]["valid_perplexity"] < 999
+    record = result.state.validations
+    assert record is not None and float(record.slowed) == 0.5
+    (aside,) = (folder / "checkpoints").glob("*.diverged")
+    assert int(aside.stem) == epochs[2]["step"]
+    with pytest.raises(Diverged):
+        jaxlm.train(config.replace(restart_factor=None), text, tmp_path / "ends", quiet=True)
+
+
+def test_a_validation_has_the_perplexity_of_the_better_average(tmp_path, monkeypatch):
+    """In a run and in members alike, whichever of the two averages it is."""
+    text = sentences(tmp_path, train=60, valid=9, test=9)
+    config = BASE.replace(two_tailed=True, learning_rate=0.5, epochs=4, decay=1.0)
+    seen = []
+    whole = group._switched
+
+    def watched(recipe, state, nats, *rest):
+        better, after = whole(recipe, state, nats, *rest)
+        seen.append((nats, better, int(after.average.short.iterates)))
+        return better, after
+
+    monkeypatch.setattr(group, "_switched", watched)
+    result = jaxlm.train(config, text, quiet=True)
+    assert all(better <= long for long, better, _ in seen)
+    switches = [short == 0 for *_, short in seen]
+    assert switches[0] and len(seen) == 4
+    valid = [epoch.valid_perplexity for epoch in result.epochs]
+    predictions = np.log(valid[0]) / seen[0][1]
+    np.testing.assert_allclose(
+        np.log(valid), [better * predictions for _, better, _ in seen], rtol=1e-5
+    )
+    space = {"learning_rate": [0.5, 0.25]}
+    swept = jaxlm.sweep(config, space, corpus=text, quiet=True, vmap=True)
+    (member,) = [
+        one for trial in swept.trials for one in trial.members if one.values["learning_rate"] == 0.5
+    ]
+    np.testing.assert_allclose(member.valid_perplexities, valid, rtol=1e-4)

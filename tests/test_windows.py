@@ -1,13 +1,18 @@
 """Windows: they tile each row of the batch, and their targets are their inputs shifted by one."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.config.settings import TrainConfig
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import MOST_WINDOWS, WindowPlan, batch, check_fits, num_windows
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, JaxlmError
+from jaxlm.runs import loop
+from jaxlm.training.step import read_window
 
 
 @given(N=st.integers(1, 300), B=st.integers(1, 9), T=st.integers(1, 9))
@@ -99,3 +104,28 @@ def test_rows_of_a_file_are_those_of_the_batch(tmp_path_factory, N, B, data):
         cut = expected[: last * B].reshape(B, last).T
         np.testing.assert_array_equal(read, cut[min(start, last) : min(stop, last), some])
         np.testing.assert_array_equal(batch(found, B), cut)
+
+
+@pytest.mark.parametrize(("R", "T", "B", "seed"), [(23, 4, 3, 5)])
+def test_rolled_rows_begin_elsewhere_in_each_epoch_and_end_with_what_was_before(R, T, B, seed):
+    """Each window's tokens are those of the row from the offset on, a function of the step."""
+    tokens = np.arange(R * B, dtype=np.int32).reshape(R, B)
+    plan = WindowPlan(R, T, 2, rolled=B, seed=seed)
+    for step in range(plan.total):
+        epoch, index = plan.locate(step)
+        offsets = np.random.default_rng([seed, epoch]).integers(R, size=B)
+        rolled = np.stack([np.roll(tokens[:, b], -offsets[b]) for b in range(B)], 1)
+        windows = jax.tree.map(lambda column: column[0], plan.windows(step, 1, 2))
+        window = read_window(jnp.asarray(tokens), windows, T)
+        inputs = rolled[index * T : index * T + T]
+        np.testing.assert_array_equal(window.inputs, inputs)
+        np.testing.assert_array_equal(window.targets, rolled[index * T + 1 : index * T + T + 1])
+    assert WindowPlan(R, T, 2).windows(0, 1, 2).offsets is None
+
+
+def test_rows_of_a_text_that_is_read_in_slabs_are_not_rolled(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "WHOLE_TOKENS", 10)
+    ids = np.memmap(tmp_path / "ids", np.int32, "w+", shape=(64,))
+    counts = TrainConfig(batch_size=2, bptt_length=3, roll_rows=True)
+    with pytest.raises(JaxlmError, match="at most 10 tokens, and it has 64: leave roll_rows out"):
+        loop.feed(ids, counts).__enter__()

@@ -51,6 +51,11 @@ class TrainConfig(Section):
         "seed of random lengths; apart from seed, so that members of a sweep read the same windows",
         high=2**32 - 1,
     )
+    roll_rows: bool = flag(
+        False,
+        "each epoch begins each row at a token of its own, drawn by seed, and ends with the tokens "
+        "before it: partial shuffle (arXiv:1903.04167)",
+    )
     baseline_order: int = count(
         5,
         "order of the n-gram model whose test stands beside the run's, where the text has at most "

@@ -28,6 +28,7 @@ class Windows(NamedTuple):
         total: The windows of all epochs.
         length: Of random lengths: the steps that count. None: all steps.
         rate: Of random lengths: the factor on the learning rate.
+        offsets: Of rolled rows: the token that each row of the batch begins with [W, B].
     """
 
     row: Any
@@ -36,6 +37,7 @@ class Windows(NamedTuple):
     total: Any
     length: Any = None
     rate: Any = None
+    offsets: Any = None
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,28 @@ class WindowPlan:
         length: T, the steps of a window; of random lengths the longest.
         epochs: How many epochs are trained.
         random: The distribution of lengths; None if all are T.
+        rolled: The rows B of the batch, if each begins at another token in each epoch; 0: none
+            does.
+        seed: Of the rolled rows.
     """
 
     rows: int
     length: int
     epochs: int
     random: RandomLengths | None = None
+    rolled: int = 0
+    seed: int = 0
+
+    def offsets(self, epoch: int) -> np.ndarray:
+        """Draws the token that each row begins with in an epoch `[rolled]`.
+
+        The row ends with the tokens before it: partial shuffle (Press 2019, arXiv:1903.04167).
+
+        Args:
+            epoch: The epoch, from 0.
+        """
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.integers(self.rows, size=self.rolled).astype(np.int32)
 
     def _epoch(self, epoch: int) -> _Epoch:
         if self.random is None:
@@ -202,6 +220,9 @@ class WindowPlan:
         """
         epoch, index = self.locate(step)
         windows = self._epoch(epoch)
+        offsets = None
+        if self.rolled:
+            offsets = np.tile(self.offsets(epoch), (size, 1))
 
         def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
             if column is None:
@@ -215,6 +236,7 @@ class WindowPlan:
             total=np.full(size, self.total, np.int32),
             length=filled(windows.lengths, np.int32),
             rate=filled(windows.rates, np.float32),
+            offsets=offsets,
         )
 
 

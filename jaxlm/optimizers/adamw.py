@@ -21,7 +21,7 @@ class Adaptive(Optimizer):
         "window; none: no Polyak average)",
         "validations",
         high=10_000,
-        excludes=("average_decay",),
+        excludes=("average_decay", "two_tailed"),
     )
     average_latest: int | None = average_latest(needs=("nonmonotone",))
     clip_norm: float | None = number(

@@ -67,10 +67,10 @@ class ASGD(Descent):
 
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
-        if self.average_decay is not None:
+        if self.average_decay is not None or self.two_tailed:
+            name = "two_tailed" if self.two_tailed else "average_decay"
             raise JaxlmError(
-                "average_decay and the optimizer asgd both average the parameters: leave one of "
-                "them out"
+                f"{name} and the optimizer asgd both average the parameters: leave one of them out"
             )
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:

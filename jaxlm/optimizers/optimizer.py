@@ -7,7 +7,7 @@ import jax
 import optax
 
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, choice, count, number
+from jaxlm.fields import Section, choice, count, flag, number
 from jaxlm.kinds import Kinds
 from jaxlm.models.recurrent import Params, Recurrent
 
@@ -38,6 +38,13 @@ class Optimizer(Section):
         optional=True,
         kind_specific=True,
     )
+    restart_factor: float | None = number(
+        None,
+        "factor on the rate, each time a window's cost or gradient is not finite and the run goes "
+        "back to its best checkpoint (none: the run ends; 0.9 in arXiv:2211.01848)",
+        above=0,
+        below=1,
+    )
     average_decay: float | None = number(
         None,
         "decay of an exponential average of the parameters, which evaluation then uses (none: no "
@@ -45,6 +52,13 @@ class Optimizer(Section):
         "per window",
         above=0,
         below=1,
+    )
+    two_tailed: bool = flag(
+        False,
+        "two-tailed averaging: evaluation uses the longer of two averages of the last iterates, "
+        "which the shorter one replaces at a validation where it is as good (arXiv:2209.12581, "
+        "algorithm 1)",
+        excludes=("average_decay",),
     )
     cost: str = choice(
         "sum",
@@ -93,7 +107,7 @@ class Optimizer(Section):
     @property
     def averages(self) -> bool:
         """Whether evaluation uses an average of the parameters."""
-        return self.averages_after is not None or self.average_decay is not None
+        return self.averages_after is not None or self.average_decay is not None or self.two_tailed
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError where the optimiser means nothing for a model."""

@@ -141,8 +141,12 @@ def _kept_for_good(manifest: Manifest, config: Config) -> bool:
     return manifest.epoch % every == 0
 
 
-def set_aside_later(run: Folder, step: int) -> None:
-    """Renames the checkpoints after a step, which cannot be read, to `STEP.damaged`.
+def set_aside_later(
+    run: Folder,
+    step: int,
+    ending: str = "damaged",
+) -> None:
+    """Renames the checkpoints after a step, which cannot be read or led nowhere.
 
     The run is resumed from that step and writes other lines of metrics, so nothing could be resumed
     from the later checkpoints.
@@ -150,13 +154,14 @@ def set_aside_later(run: Folder, step: int) -> None:
     Args:
         run: The run's directory, which the caller holds.
         step: The checkpoint that the run is resumed from.
+        ending: Of their new names, `STEP.ending`.
     """
     with run.folder(FOLDER) as folder:
         for later, path in _listed(run).items():
             if later > step:
-                damaged = f"{path.name}.damaged"
-                folder.remove(damaged)
-                folder.rename(path.name, damaged)
+                aside = f"{path.name}.{ending}"
+                folder.remove(aside)
+                folder.rename(path.name, aside)
         folder.sync()
 
 

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxlm.config.recipe import Recipe
 from jaxlm.distributed.mesh import MEMBER, fetch, members_mesh, place
 from jaxlm.runs.run import Run
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.training import members
 from jaxlm.training.step import Metrics, TrainState, traced, train_windows
-from jaxlm.training.validations import validated
+from jaxlm.training.validations import switched, validated
 
 _validated = jax.jit(validated)
 _all_validated = jax.jit(jax.vmap(validated))
@@ -81,7 +82,9 @@ class SingleGroup:
         """Validates each slot's run, and updates the states' records; the perplexities."""
         run = self._run
         counts = run.config.train
-        nats, predictions = self.nats(0, run.corpus.valid, counts.batch_size, counts.bptt_length)
+        shape = (run.corpus.valid, counts.batch_size, counts.bptt_length)
+        nats, predictions = self.nats(0, *shape)
+        nats, self._state = _switched(self._recipe, self._state, nats, *shape, self.mesh)
         valid = run.perplexity(nats, predictions, counts.batch_size)
         record = self._state.validations
         if record is not None:
@@ -202,7 +205,7 @@ class MemberGroup:
         valid = any_run.corpus.valid
         recipes, states = self._members
         perplexities = [math.nan] * len(self.runs)
-        if self._vmapped and self.mesh is None:
+        if self._vmapped and self.mesh is None and not any_run.config.optimizer.two_tailed:
             nats, predictions = stream_nats(
                 recipes.model, states.evaluated, valid, rows, steps, members=True
             )
@@ -211,7 +214,12 @@ class MemberGroup:
             for slot, run in enumerate(self.runs):
                 if run is not None:
                     nats, predictions = self.nats(slot, valid, rows, steps)
+                    if run.config.optimizer.two_tailed:
+                        recipe = self._recipe(slot)
+                        nats, state = _switched(recipe, self.state(slot), nats, valid, rows, steps)
+                        self._members = members.with_member(self._members, slot, recipe, state)
                     perplexities[slot] = run.perplexity(nats, predictions, rows)
+        recipes, states = self._members
         if states.validations is not None:
             losses = np.array([_loss(perplexity) for perplexity in perplexities])
             record = jax.device_get(_all_validated(recipes, states.validations, losses))
@@ -226,6 +234,10 @@ class MemberGroup:
         """A member's state, on the first device."""
         return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
 
+    def _recipe(self, slot: int) -> Recipe:
+        """A member's recipe, on the first device."""
+        return jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])
+
     def nats(
         self,
         slot: int,
@@ -234,8 +246,43 @@ class MemberGroup:
         bptt_length: int = 1,
     ) -> tuple[float, int]:
         """As `SingleGroup.nats`."""
-        recipe = jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])
+        recipe = self._recipe(slot)
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
+
+
+def _switched(
+    recipe: Recipe,
+    state: TrainState,
+    nats: float,
+    ids: np.ndarray,
+    batch_size: int,
+    bptt_length: int,
+    mesh: Mesh | None = None,
+) -> tuple[float, TrainState]:
+    """Two-tailed averaging at a validation (arXiv:2209.12581, algorithm 1).
+
+    Args:
+        recipe: The run's.
+        state: Its state.
+        nats: Of the validation split, by the longer average.
+        ids: The split [N].
+        batch_size: The rows to read it in.
+        bptt_length: The steps of a window.
+        mesh: The devices.
+
+    Returns:
+        The nats of the better average, and the state whose longer average it is; without two
+        averages both as they were.
+    """
+    average = state.average
+    if average is None or average.short is None:
+        return nats, state
+    short_nats, _ = stream_nats(
+        recipe.model, average.short.params, ids, batch_size, bptt_length, mesh
+    )
+    if not short_nats <= nats:
+        return nats, state
+    return short_nats, replace(state, average=switched(average))
 
 
 def _loss(perplexity: float) -> np.float32:

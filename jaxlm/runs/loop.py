@@ -14,6 +14,7 @@ from jaxlm.config.settings import TrainConfig
 from jaxlm.data.windows import batch
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
+from jaxlm.errors import JaxlmError
 from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
 from jaxlm.training.members import member_at
@@ -193,6 +194,9 @@ def feed(
         A function that takes the row of [N // B, B] to read from, and the row to be read from next.
         It returns tokens that begin with the first row or an earlier one, and the row that they
         begin with. It raises DataError where the file cannot be read any more.
+
+    Raises:
+        JaxlmError: Rows are rolled, and the text is too large to be put on the device.
     """
     T = counts.longest
     B = counts.batch_size
@@ -201,6 +205,11 @@ def feed(
         yield lambda row, next_row: (tokens, 0)
         return
 
+    if counts.roll_rows:
+        raise JaxlmError(
+            f"roll_rows needs the whole text on the device, at most {WHOLE_TOKENS:,} tokens, and "
+            f"it has {len(ids):,}: leave roll_rows out"
+        )
     height = counts.windows_per_call * T + 1
 
     def slab(row: int) -> Integer[Array, "R B"]:

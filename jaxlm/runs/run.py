@@ -391,7 +391,8 @@ def window_plan(config: Config, rows: int) -> WindowPlan:
             counts.length_seed,
             config.optimizer.windows_as_published,
         )
-    return WindowPlan(rows, counts.longest, counts.epochs, random)
+    rolled = counts.batch_size if counts.roll_rows else 0
+    return WindowPlan(rows, counts.longest, counts.epochs, random, rolled, counts.seed)
 
 
 def floors(corpus: Corpus, *splits: str) -> dict[str, float]:

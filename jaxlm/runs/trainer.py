@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxlm.config.config import Config
@@ -39,6 +40,8 @@ from jaxlm.scoring.stream import stream_nats
 from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState
 from jaxlm.units import comparable_text, measure_text, result_text
+
+LEAST_FACTOR = 0.01  # on the rate, down to which restarts lower it
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,54 @@ def train(
         if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
-        stopped_by = _fit(run, group, progress, profile)
-        return _finish(run, group, shared, progress, stopped_by, data_dir)
+        try:
+            stopped_by = _fit(run, group, progress, profile)
+        except Diverged as error:
+            back = hosts.agreed(hosts.together(partial(_go_back, run)))
+            if back < 0:
+                raise
+            progress.say(
+                f"{error.args[0].partition(':')[0]}: going back to window {back}", loud=True
+            )
+        else:
+            return _finish(run, group, shared, progress, stopped_by, data_dir)
+    return train(
+        config,
+        corpus,
+        run_dir,
+        resume=True,
+        steps=steps,
+        data_dir=data_dir,
+        quiet=quiet,
+        devices=devices,
+        model_devices=model_devices,
+        on_metrics=on_metrics,
+    )
+
+
+def _go_back(run: Run) -> int:
+    """Prepares a run's best checkpoint to be resumed from, at a lower rate (arXiv:2211.01848).
+
+    The new factor on the rate is saved in the checkpoint, so that the rest of the run follows from
+    it; the checkpoints after it become `STEP.diverged`.
+
+    Returns:
+        The checkpoint's step; -1 where there is none, the config has no `restart_factor`, or
+            restarts have lowered the rate too often.
+    """
+    factor = run.config.optimizer.restart_factor
+    best = checkpoint.best_step(checkpoint.manifests(run.folder))
+    if factor is None or best is None:
+        return -1
+    saved = checkpoint.load(run.folder, str(best))
+    record = saved.state.validations
+    slowed = record.slowed * np.float32(factor)
+    if slowed < LEAST_FACTOR:
+        return -1
+    state = replace(saved.state, validations=record._replace(slowed=slowed))
+    checkpoint.set_aside_later(run.folder, best, "diverged")
+    checkpoint.save(run.folder, state, run.config, saved.vocab, saved.manifest)
+    return best
 
 
 def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:

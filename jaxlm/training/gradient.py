@@ -124,18 +124,19 @@ def minimised(
         counted = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     head, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
     weights = None if counted is None else counted.astype(jnp.float32)
-    log_shares = None
+    beside = None
     if samples > 1:
-        constants = jax.tree.map(lax.stop_gradient, (head, features))
-        of_samples = heads.token_nats(model, *constants, targets, noise.latents)
+        fixed_head, fixed_features = lax.stop_gradient((head, features))
+        of_samples = heads.token_nats(model, fixed_head, fixed_features, targets, noise.latents)
         log_shares = _log_shares(of_samples, samples)
         shares = jnp.exp(log_shares)
         weights = shares if weights is None else shares * weights
+        beside = jnp.sum(weights * log_shares)
     nats = heads.summed_nats(
         model, head, features, targets, weights, noise.latents, noise.drawn, exact
     )
-    if log_shares is not None:
-        nats += jnp.sum(weights * log_shares)
+    if beside is not None:
+        nats += beside
     cost = nats / B
     total = cost
     if optimizer.activation_penalty is not None:

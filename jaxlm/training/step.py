@@ -24,7 +24,14 @@ from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.training.gradient import Part, apply_updates, gradient
-from jaxlm.training.validations import Average, Validations, averaged, decided, first_validations
+from jaxlm.training.validations import (
+    Average,
+    Validations,
+    averaged,
+    decided,
+    first_average,
+    first_validations,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -134,9 +141,6 @@ def init_state(
     if params is None:
         params = stack.init_params(model, params_key)
     start: Params = jax.tree.map(jnp.array, params)
-    average = None
-    if recipe.optimizer.averages:
-        average = Average(jax.tree.map(jnp.copy, start), jnp.int32(0))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=start,
@@ -145,7 +149,7 @@ def init_state(
             model, batch_size * recipe.optimizer.dropout_samples, start["embedding"].dtype
         ),
         key=noise_key if is_random(model) else None,
-        average=average,
+        average=first_average(recipe.optimizer, start),
         validations=first_validations(recipe, patience),
     )
 
@@ -211,6 +215,8 @@ def train_step(
     part = Part(tokens, window.targets, carry, key, noise)
     averaging, lowered = decided(state.validations)
     factor = recipe.schedule.factor(state.step, window.epoch, total, lowered)
+    if state.validations is not None and state.validations.slowed is not None:
+        factor *= state.validations.slowed
     rule = optimizer.transformation(model, factor * window.rate)
     with jax.default_matmul_precision(model.matmul_precision):
         cost, new_carry, grads = gradient(
@@ -251,11 +257,14 @@ def read_window(
 
     Args:
         tokens: The text at hand [R, B].
-        windows: The entry: every array is a scalar.
+        windows: The entry: every array is a scalar, but offsets [B].
         bptt_length: Steps T; of random lengths the longest.
         small_batch: Rows that one gradient is computed of; 0: all.
     """
-    if windows.length is None:
+    if windows.offsets is not None:
+        places = windows.row + jnp.arange(bptt_length + 1)[:, None] + windows.offsets
+        rows = jnp.take_along_axis(tokens, places % len(tokens), 0)
+    elif windows.length is None:
         rows = lax.dynamic_slice_in_dim(tokens, windows.row, bptt_length + 1)
     else:  # padding may lie behind the last token
         rows = tokens.at[windows.row + jnp.arange(bptt_length + 1)].get(mode="clip")

@@ -40,6 +40,7 @@ class Validations(NamedTuple):
     stale: Int[Array, ""]  # validations since
     switch: Switch | None
     lowered: Lowered | None
+    slowed: Float[Array, ""] | None = None  # the factor on the rate by all restarts
 
 
 def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
@@ -59,9 +60,10 @@ def first_validations(recipe: Recipe, patience: int = 0) -> Validations | None:
         switch = Switch(_never(after), _never(), jnp.bool_(after == 0), made)
     if isinstance(recipe.schedule, Plateau):
         lowered = Lowered(jnp.float32(1), jnp.int32(0))
-    if switch is None and lowered is None and not patience:
+    slowed = None if recipe.optimizer.restart_factor is None else jnp.float32(1)
+    if switch is None and lowered is None and slowed is None and not patience:
         return None
-    return Validations(_never(), jnp.int32(0), switch, lowered)
+    return Validations(_never(), jnp.int32(0), switch, lowered, slowed)
 
 
 def validated(
@@ -142,10 +144,32 @@ def _never(*shape: int) -> Float[Array, "..."]:
 
 
 class Average(NamedTuple):
-    """A mean of the parameters after each of many updates, which evaluation uses."""
+    """A mean of the parameters after each of many updates, which evaluation uses.
+
+    Attributes:
+        params: The mean; of two-tailed averaging the longer one.
+        iterates: How many updates it is of.
+        short: The shorter mean of two-tailed averaging; None: there is no second one.
+    """
 
     params: Params
     iterates: Int[Array, "*M"]
+    short: "Average | None" = None
+
+
+def first_average(optimizer: Optimizer, params: Params) -> Average | None:
+    """The average before any update; None where the recipe has none.
+
+    Args:
+        optimizer: Which average.
+        params: The parameters, which are copied.
+    """
+    if not optimizer.averages:
+        return None
+    short = None
+    if optimizer.two_tailed:
+        short = Average(jax.tree.map(jnp.copy, params), jnp.int32(0))
+    return Average(jax.tree.map(jnp.copy, params), jnp.int32(0), short)
 
 
 def averaged(
@@ -160,7 +184,7 @@ def averaged(
     iterate on (Adam's bias correction). The Polyak average is Polyak and Juditsky's (1992), as
     AWD-LSTM takes it of SGD's iterates (arXiv:1708.02182) and the Mogrifier of Adam's
     (arXiv:1909.01792): until it has started the parameters themselves, from then on the mean of all
-    since.
+    since. Each of the two averages of two-tailed averaging is the mean of all since it began.
 
     Args:
         optimizer: Which average, and its decay.
@@ -175,6 +199,9 @@ def averaged(
         weight = (1 - optimizer.average_decay) / (
             1 - optimizer.average_decay ** iterates.astype(jnp.float32)
         )
+    elif optimizer.two_tailed:
+        iterates = average.iterates + 1
+        weight = 1 / iterates.astype(jnp.float32)
     else:
         iterates = average.iterates + started
         weight = 1 / jnp.maximum(iterates - optimizer.forgotten_iterates, 1).astype(jnp.float32)
@@ -182,4 +209,19 @@ def averaged(
     def mean(old: Float[Array, "*shape"], new: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         return jnp.where(weight == 1, new, old + weight.astype(old.dtype) * (new - old))
 
-    return Average(jax.tree.map(mean, average.params, params), iterates)
+    short = averaged(optimizer, average.short, params, started)
+    return Average(jax.tree.map(mean, average.params, params), iterates, short)
+
+
+def switched(long: Average) -> Average:
+    """Two-tailed averages after a validation where the shorter is as good as the longer.
+
+    Args:
+        long: The longer average, and within it the shorter.
+
+    Returns:
+        The shorter average as the longer, and in its place an average of nothing yet.
+    """
+    assert long.short is not None
+    empty = Average(long.params, jnp.zeros_like(long.iterates))
+    return long.short._replace(short=empty)
