@@ -52,10 +52,7 @@ _NAMES = {  # the public names that each module defines
         "MLSTM",
         "SLSTM",
     ),
-    "jaxlm.optimizers.adamw": (
-        "AdamW",
-        "RAdam",
-    ),
+    "jaxlm.optimizers.adamw": ("AdamW",),
     "jaxlm.optimizers.descent": (
         "ASGD",
         "SGD",

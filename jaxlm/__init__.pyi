@@ -31,7 +31,6 @@ from jaxlm.models.stack import init_params as init_params
 from jaxlm.models.xlstm import MLSTM as MLSTM
 from jaxlm.models.xlstm import SLSTM as SLSTM
 from jaxlm.optimizers.adamw import AdamW as AdamW
-from jaxlm.optimizers.adamw import RAdam as RAdam
 from jaxlm.optimizers.descent import ASGD as ASGD
 from jaxlm.optimizers.descent import SGD as SGD
 from jaxlm.optimizers.muon import Muon as Muon

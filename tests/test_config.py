@@ -199,7 +199,6 @@ def test_a_plain_name_belongs_to_one_section_only():
         "sgd",
         "asgd",
         "adamw",
-        "radam",
         "muon",
         "awd-lstm",
         "lamb-adam",
@@ -539,7 +538,7 @@ def allowed_value(spec):
         return True
     if spec.type is int:
         return max(int(spec.low), 1)
-    return 0.5
+    return max(0.5, spec.above + 0.5)
 
 
 def test_a_number_may_be_at_its_limits_and_not_beyond():

@@ -51,7 +51,9 @@ def test_adamw_decays_matrices_and_no_bias(model):
 def test_radam_follows_its_algorithm():
     """Liu et al. 2020, arXiv:1908.03265, algorithm 2, in float64."""
     b1, b2, eps = 0.8, 0.9, 1e-3
-    config = BASE.replace(optimizer="radam", clip_norm=None, beta1=b1, beta2=b2, epsilon=eps)
+    config = BASE.replace(
+        optimizer="adamw", rectified=True, clip_norm=None, beta1=b1, beta2=b2, epsilon=eps
+    )
     rule = config.optimizer
     ours: Any = rule.transformation(config.model, RATE)
     params = {"bias": jnp.zeros(3)}

@@ -1,11 +1,11 @@
-"""Adam with decoupled weight decay, plain and rectified; and what it shares with Muon."""
+"""Adam with decoupled weight decay; and what it shares with Muon."""
 
 from dataclasses import dataclass
 
 import jax
 import optax
 
-from jaxlm.fields import count, number
+from jaxlm.fields import count, flag, number
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest, matrices
 
@@ -57,6 +57,17 @@ class AdamW(Adaptive):
         0.002, "rate before the schedule's factor", above=0, kind_specific=True
     )
     weight_decay: float = number(0.0, "decay of the matrices, times the learning rate", low=0)
+    rectified: bool = flag(
+        False,
+        "RAdam: steps are small while few gradients are known, the first ones without Adam's root "
+        "(arXiv:1908.03265)",
+    )
+
+    def adam(self) -> optax.GradientTransformation:
+        """Adam's direction, or RAdam's."""
+        if self.rectified:
+            return optax.scale_by_radam(self.beta1, self.beta2, self.epsilon)
+        return super().adam()
 
     def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
         """The transformation without clipping, as `Optimizer.rule` says."""
@@ -65,12 +76,3 @@ class AdamW(Adaptive):
             optax.add_decayed_weights(self.weight_decay, matrices),
             optax.scale_by_learning_rate(self.learning_rate * factor),
         )
-
-
-@OPTIMIZERS.kind("radam")
-class RAdam(AdamW):
-    """AdamW, rectified while it has seen few gradients (Liu et al. 2020, arXiv:1908.03265)."""
-
-    def adam(self) -> optax.GradientTransformation:
-        """Adam's direction times RAdam's factor; the mean gradient in the first few steps."""
-        return optax.scale_by_radam(self.beta1, self.beta2, self.epsilon)

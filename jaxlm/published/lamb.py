@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxlm.errors import JaxlmError
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import MODELS
 from jaxlm.optimizers.adamw import AdamW
@@ -32,6 +33,12 @@ class LambAdam(AdamW):
 
     updates_rows: ClassVar[bool] = False
     averages_once_stale: ClassVar[bool] = True
+
+    def check(self) -> None:
+        """Raises JaxlmError where a field is none of lamb's."""
+        super().check()
+        if self.rectified:
+            raise JaxlmError("lamb-adam is not rectified: take --optimizer adamw, or leave it out")
 
     def keeps_rows(self, tied: bool) -> bool:
         """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
