@@ -1,20 +1,35 @@
-"""The verbs that compare models with people: `jaxlm babylm`."""
+"""The verbs that compare models with people: `jaxlm babylm` and `humanlike`."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxlm.cli.arguments import JSON, MODEL, choice, command, pathname
+from jaxlm.cli.arguments import (
+    CHECKPOINT,
+    DATA_DIR,
+    JSON,
+    MODEL,
+    Parser,
+    argument,
+    choice,
+    command,
+    pathname,
+    switch,
+    whole,
+)
 from jaxlm.cli.opening import open_model
-from jaxlm.cli.tables import json_text
+from jaxlm.cli.tables import columns_of, json_text, table_text
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
 from jaxlm.scoring.babylm import Score
 from jaxlm.scoring.babylm import babylm as scores_of
+from jaxlm.scoring.gain_plot import gain_plot
+from jaxlm.scoring.humanlike import COLUMNS, FOLDS, Gain, read_times
+from jaxlm.scoring.humanlike import humanlike as gains_of
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.terminal import say, say_line
+from jaxlm.terminal import printable, say, say_line, say_written
 
 
 @command(
@@ -60,3 +75,37 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, LanguageModel]]:
     for step, manifest in sorted(checkpoint.manifests(run).items()):
         if manifest.words:
             yield manifest.words, load(run, str(step))
+
+
+def _add_columns(parser: Parser) -> None:
+    for column, names in COLUMNS.items():
+        default = f"its column in --times (default: {', '.join(names)})"
+        argument(f"--{column}", "NAME", default, rare=True)(parser)
+
+
+@command(
+    pathname("runs", "RUN", "directories of runs and of n-gram models", nargs="+"),
+    pathname("--times", "FILE", "reading times in CSV, a row a time", required=True),
+    switch("--mixed", "a random intercept for each participant, in place of mean times"),
+    argument(
+        "--folds", "K", "parts of the items, each held out once", type=whole(2), default=FOLDS
+    ),
+    pathname("--plot", "FILE", "draw perplexity against gain, as PNG, PDF or SVG"),
+    _add_columns,
+    CHECKPOINT,
+    DATA_DIR,
+    JSON,
+)
+def humanlike(args: argparse.Namespace) -> None:
+    """Prints what each run's surprisal explains of reading times, and each two compared."""
+    names = {column: getattr(args, column) for column in COLUMNS}
+    corpus = read_times(args.times, names)
+    models = {str(run): open_model(run, args.checkpoint, args.data_dir) for run in args.runs}
+    gains = gains_of(models, corpus, args.mixed, args.folds)
+    if args.plot:
+        gain_plot([gain for gain in gains if gain.model in models], args.plot)
+        say_written(args.plot, args.plot)
+    if args.json:
+        say(json_text([gain._asdict() for gain in gains], 1))
+    else:
+        say(table_text(columns_of(Gain._fields, gains), True, "tsv", printable), end="", exact=True)

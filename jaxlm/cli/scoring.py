@@ -30,6 +30,7 @@ from jaxlm.cli.opening import open_model
 from jaxlm.cli.tables import (
     LAYOUTS,
     Columns,
+    columns_of,
     mean_table,
     one_below_the_other,
     side_by_side,
@@ -276,7 +277,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     lm = open_model(args.run, args.checkpoint, args.data_dir)
     with _writer(args.output, args.format) as write:
         result = lm.minimal_pairs(args.pairs, eos=args.eos, **options)
-        write(_columns(result.total._fields, [*result.by_uid, result.total]), True)
+        write(columns_of(result.total._fields, [*result.by_uid, result.total]), True)
 
 
 @command(
@@ -302,7 +303,7 @@ def syntaxgym(args: argparse.Namespace) -> None:
                     rows.append((name, item.number, formula, holds, item.oov))
                 rows.append((name, "all", formula, result.by_prediction[place], oov))
             rows.append((name, "all", "every prediction", result.accuracy, oov))
-        write(_columns(("suite", "item", "prediction", "correct", "oov"), rows), True)
+        write(columns_of(("suite", "item", "prediction", "correct", "oov"), rows), True)
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -441,10 +442,6 @@ def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
             reason = "the corpus of an imported model is unknown"
         say_line(f"note: no log frequencies of {name}: {reason}", sys.stderr)
         return None
-
-
-def _columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
-    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def _blocks(texts: Sequence[Path]) -> Iterator[_Block]:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,11 @@ def table_text(
     separator = " " if format == "neural-complexity" else "\t"
     lines = [separator.join(cell.replace(separator, SPACE) for cell in row) for row in cells]
     return "".join(f"{line}\n" for line in lines)
+
+
+def columns_of(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Columns:
+    """The table of some rows."""
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
 def json_text(tree: Any, indent: int | None = None) -> str:

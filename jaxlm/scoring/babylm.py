@@ -6,7 +6,6 @@ its first token, which nothing predicts, has no score.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -192,10 +191,8 @@ class Completions:
         if start == 0:
             return 0
         if self.lm.vocab.kind == "words":
-            begins = start
-            if not completion.text[start].isspace():  # A word that is cut counts whole.
-                begins -= len(re.findall(r"\S*$", completion.text[:start])[0])
-            return len(tokens) - len(self.lm.tokens(completion.text[begins:], self.tokenizer))
+            # Of a word that is cut the rest is one word too.
+            return len(tokens) - len(self.lm.tokens(completion.text[start:], self.tokenizer))
         ends = _ends(self.lm, tokens)
         if ends[-1] != len(completion.text):  # Reading has changed the text.
             prefix = self.lm.tokens(completion.text[:start])

@@ -198,7 +198,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     return tree
 
 
-def read_table(path: str | Path, column: str) -> StimulusTable:
+def read_table(path: str | Path, *columns: str) -> StimulusTable:
     """The stimuli of a CSV file.
 
     Cells are separated by the one of comma, tab and semicolon that its header has most of, outside
@@ -206,7 +206,7 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
 
     Args:
         path: The file, or "-" for standard input.
-        column: The column of sentences.
+        *columns: Names of the column of sentences, of which the header has one.
 
     Raises:
         DataError: There is no such column, a row has another number of cells than the header or no
@@ -216,7 +216,7 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     lines = chain.from_iterable(lines_of(path))
     header = next(lines)
     if not header.strip():
-        raise DataError(f"{name} is empty: expected a header with a column {column!r}")
+        raise DataError(f"{name} is empty: expected a header with a column {columns[0]!r}")
     delimiter = max(DELIMITERS, key=QUOTED.sub("", header).count)
     reader = csv.reader(chain([header], lines), strict=True, delimiter=delimiter)
     try:
@@ -224,8 +224,9 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
     except csv.Error as error:
         raise DataError(f"{name}, line {reader.line_num} is not CSV: {error}") from None
     known = ", ".join(map(repr, names))
-    if column not in names:
-        raise DataError(f"{name} has no column {column!r}: its columns are {known}")
+    column = next((title for title in columns if title in names), None)
+    if column is None:
+        raise DataError(f"{name} has no column {columns[0]!r}: its columns are {known}")
     if len(set(names)) < len(names):
         raise DataError(f"{name}, line 1 names a column twice: {known}")
     place = names.index(column)
@@ -235,5 +236,5 @@ def read_table(path: str | Path, column: str) -> StimulusTable:
             raise DataError(f"{name}, line {line}: {cells}, found {len(row)}")
         if not row[place].split():
             raise DataError(f"{name}, line {line} has no words in column {column!r}")
-    columns = {title: [row[at] for _, row in body] for at, title in enumerate(names)}
-    return StimulusTable(name, columns.pop(column), columns, [line for line, _ in body])
+    cells = {title: [row[at] for _, row in body] for at, title in enumerate(names)}
+    return StimulusTable(name, cells.pop(column), cells, [line for line, _ in body])

@@ -1,0 +1,262 @@
+"""How much a model's surprisal explains of how long people read words.
+
+The gain is the log-density of held-out reading times under a regression with surprisal, less that
+without it (Goodkind and Bicknell 2018, aclanthology.org/W18-0102; arXiv:2006.01912). Both have the
+position of a word, its length and log frequency, and those of the word before; the first adds the
+surprisal of both words. A regression that is fitted on other items gives each item's densities.
+
+Letters: `W` words, `N` times, `I` items.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.errors import DataError
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.reading_times import predictors, word_counts
+from jaxlm.scoring.regression import fit
+from jaxlm.scoring.stimuli import read_table
+
+COLUMNS = {  # a column -> its names in Natural Stories, Provo, Dundee and UCL's corpus
+    "item": ("item", "Text_ID", "TEXT", "sent_nr"),
+    "position": ("zone", "Word_Number", "WNUM", "word_pos", "position"),
+    "word": ("word", "Word", "WORD"),
+    "time": ("RT", "IA_FIRST_RUN_DWELL_TIME", "RTfirstpass", "FDUR", "meanItemRT", "time"),
+    "participant": ("WorkerId", "Participant_ID", "SUBJ", "subj_nr", "participant"),
+    "frequency": ("log_frequency",),
+}
+FOLDS = 10
+_SAMPLES = 10_000  # of the items, in a bootstrap and in a test
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingTimes:
+    """A corpus of reading times.
+
+    Attributes:
+        words: The words of all items, each item's in their order [W].
+        items: The item of each word, int [W].
+        positions: Of each word in its item [W].
+        frequencies: The log frequency of each word [W]; None: not in the table.
+        read: Which word each time is of, int [N].
+        times: Times above 0 [N].
+        participants: Who read it, int [N]; None: not in the table.
+    """
+
+    words: np.ndarray
+    items: np.ndarray
+    positions: np.ndarray
+    frequencies: np.ndarray | None
+    read: np.ndarray
+    times: np.ndarray
+    participants: np.ndarray | None
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The words of each item."""
+        starts = 1 + np.flatnonzero(np.diff(self.items))
+        return [text.tolist() for text in np.split(self.words, starts)]
+
+
+class Gain(NamedTuple):
+    """What a model explains, or how much more than another.
+
+    Attributes:
+        model: Its name; of two models, with "-" between.
+        gain: Nats for each time that surprisal adds.
+        low_95: Lower end of the interval of 95% of the bootstrap samples of items.
+        high_95: Its upper end.
+        p: The share of random signs of the items' sums that come as far from 0.
+        times: N.
+        items: I.
+        perplexity: Of the words of the texts; nan of two models, as are slopes.
+        slope: Time for a bit of surprisal, of a regression on all times.
+        slope_before: The same, for a bit of the word before.
+    """
+
+    model: str
+    gain: float
+    low_95: float
+    high_95: float
+    p: float
+    times: int
+    items: int
+    perplexity: float = math.nan
+    slope: float = math.nan
+    slope_before: float = math.nan
+
+
+def read_times(path: str | Path, names: Mapping[str, str | None] | None = None) -> ReadingTimes:
+    """Reads a table with a row for each time, or for each word.
+
+    Args:
+        path: A CSV file, as `read_table` takes it.
+        names: The names of columns, where they are none of `COLUMNS`.
+
+    Raises:
+        DataError: A column is missing, or two rows have other words at one place.
+    """
+    known = COLUMNS | {column: (name,) for column, name in (names or {}).items() if name}
+    table = read_table(path, *known["word"])
+
+    def name_of(column: str) -> str:
+        found = [name for name in known[column] if name in table.columns]
+        return (found or [*known[column]])[0]
+
+    def has(column: str) -> bool:
+        return name_of(column) in table.columns or known[column] != COLUMNS[column]
+
+    items = np.unique(table.cells(name_of("item")), return_inverse=True)[1]
+    positions = table.decimals(name_of("position"))
+    order = np.lexsort((positions, items))
+    words = np.char.strip(table.sentences)[order]
+    new = np.append(True, (np.diff(items[order]) != 0) | (np.diff(positions[order]) != 0))
+    odd = np.isnan(positions[order]) | (~new & (words != np.roll(words, 1)))
+    if odd.any():
+        row = int(order[odd.argmax()])
+        expected = f"expected the position of {table.sentences[row]!r:.40} and one word at each"
+        raise DataError(f"{table.where(row + 1)}: {expected} position of an item")
+    read = np.empty(len(order), int)
+    read[order] = np.cumsum(new) - 1
+    times = table.decimals(name_of("time"))
+    positive = times > 0
+    participants = frequencies = None
+    if has("participant"):
+        readers = np.unique(table.cells(name_of("participant")), return_inverse=True)[1]
+        participants = readers[positive]
+    if has("frequency"):
+        frequencies = table.decimals(name_of("frequency"))[order][new]
+    return ReadingTimes(
+        words=words[new],
+        items=items[order][new],
+        positions=positions[order][new],
+        frequencies=frequencies,
+        read=read[positive],
+        times=times[positive],
+        participants=participants,
+    )
+
+
+def humanlike(
+    models: Mapping[str, LanguageModel],
+    corpus: ReadingTimes,
+    mixed: bool = False,
+    folds: int = FOLDS,
+) -> list[Gain]:
+    """What each model explains of reading times, and each two compared.
+
+    All models have the same rows and the same baseline, whose log frequency is of the training text
+    of the first one, unless the corpus has a column of it. Rows are left out whose word, or the
+    word before, a model cannot score or does not know.
+
+    Args:
+        models: Models by their names.
+        corpus: The reading times.
+        mixed: Whether each participant has a random intercept; else a word's times are averaged.
+        folds: Parts of the items, each held out once.
+
+    Raises:
+        DataError: There are no participants, too few items or times, or no frequencies.
+    """
+    texts = corpus.texts
+    sentences = [" ".join(text) for text in texts]
+    tables = {name: lm.word_surprisal(sentences, regions=texts) for name, lm in models.items()}
+    if corpus.frequencies is None:
+        name, lm = next(iter(models.items()))
+        logs = predictors(lm, tables[name], word_counts(lm.find_corpus()))["log_frequency"]
+        corpus = replace(corpus, frequencies=np.array(logs))
+    surprisals = {}
+    for name, table in tables.items():
+        surprisals[name] = np.where(table.oov, np.nan, table.surprisal)
+    return gains_of(corpus, surprisals, mixed, folds)
+
+
+def gains_of(
+    corpus: ReadingTimes,
+    surprisals: Mapping[str, np.ndarray],
+    mixed: bool = False,
+    folds: int = FOLDS,
+) -> list[Gain]:
+    """`humanlike`, given the surprisal of each word.
+
+    Args:
+        corpus: The reading times, with frequencies.
+        surprisals: By model, in bits [W]; nan: unknown.
+        mixed: As in `humanlike`.
+        folds: As in `humanlike`.
+
+    Raises:
+        DataError: As `humanlike`.
+    """
+    begins = np.append(True, np.diff(corpus.items) != 0)
+
+    def with_before(of_words: Any) -> list[np.ndarray]:
+        values = np.array(of_words, float)
+        return [values, np.where(begins, np.nan, np.roll(values, 1))]
+
+    lengths = [len(word) for word in corpus.words.tolist()]
+    baseline = [corpus.positions, *with_before(lengths), *with_before(corpus.frequencies)]
+    added = {name: with_before(of_model) for name, of_model in surprisals.items()}
+    every = [*baseline, *(column for columns in added.values() for column in columns)]
+    kept = np.all(np.isfinite(every), 0)[corpus.read]
+    read, times = corpus.read[kept], corpus.times[kept]
+    participants = np.zeros(0, int)
+    if mixed:
+        if corpus.participants is None:
+            raise DataError("a mixed model needs a column of participants: name it")
+        participants = corpus.participants[kept]
+    else:
+        read, owner = np.unique(read, return_inverse=True)
+        times = np.bincount(owner, times) / np.bincount(owner)
+    item_of = np.unique(corpus.items[read], return_inverse=True)[1]
+    counts = np.bincount(item_of)
+    count = len(counts)
+    if count < 2 or len(times) < 4 * len(every):
+        found = f"{len(times):,} times of {count} items have all predictors"
+        raise DataError(f"{found}, too few for a regression: give more items")
+    fold_of = item_of % min(folds, count)
+
+    def part(columns: Sequence[np.ndarray], rows: np.ndarray) -> tuple[Any, ...]:
+        x = [column[read[rows]] for column in columns]
+        return x, times[rows], participants[rows] if mixed else None
+
+    def densities(columns: Sequence[np.ndarray]) -> np.ndarray:
+        """The summed log-density of each item, by regressions on other folds [I]."""
+        found = np.empty(len(times))
+        for fold in range(fold_of.max() + 1):
+            held = fold_of == fold
+            model = fit(*part(columns, ~held), count=participants.max(initial=-1) + 1)
+            found[held] = model.log_densities(*part(columns, held))
+        return np.bincount(item_of, found)
+
+    rng = np.random.default_rng(0)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), _SAMPLES)
+    signs = rng.choice((-1.0, 1.0), (_SAMPLES, count))
+
+    def tested(name: str, sums: np.ndarray) -> Gain:
+        low, high = np.quantile(drawn @ sums / (drawn @ counts), (0.025, 0.975))
+        as_far = np.abs(signs @ sums) >= abs(sums.sum()) * (1 - 1e-12)
+        p = (1 + as_far.sum()) / (1 + _SAMPLES)
+        numbers = map(float, (sums.sum() / len(times), low, high, p))
+        return Gain(name, *numbers, times=len(times), items=count)
+
+    without = densities(baseline)
+    sums = {}
+    gains = []
+    for name, columns in added.items():
+        sums[name] = densities([*baseline, *columns]) - without
+        everything = part([*baseline, *columns], np.arange(len(times)))
+        whole = fit(*everything, count=participants.max(initial=-1) + 1)
+        slope, before = whole.coefficients[-2:].tolist()
+        perplexity = float(2 ** np.nanmean(surprisals[name]))
+        gain = tested(name, sums[name])
+        gains.append(gain._replace(perplexity=perplexity, slope=slope, slope_before=before))
+    for name, other in combinations(added, 2):
+        gains.append(tested(f"{name} - {other}", sums[name] - sums[other]))
+    return gains
