@@ -36,6 +36,7 @@ _NAMES = {  # the public names that each module defines
         "from_tensorflow",
         "to_tensorflow",
     ),
+    "jaxlm.models.attention": ("Attention",),
     "jaxlm.models.gated_deltanet": ("GatedDeltaNet",),
     "jaxlm.models.gru": ("GRU",),
     "jaxlm.models.hawk": ("Hawk",),

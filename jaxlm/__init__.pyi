@@ -18,6 +18,7 @@ from jaxlm.interop.exporting import export_model as export_model
 from jaxlm.interop.importing import import_model as import_model
 from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow
 from jaxlm.interop.tensorflow import to_tensorflow as to_tensorflow
+from jaxlm.models.attention import Attention as Attention
 from jaxlm.models.gated_deltanet import GatedDeltaNet as GatedDeltaNet
 from jaxlm.models.gru import GRU as GRU
 from jaxlm.models.hawk import Hawk as Hawk

@@ -152,6 +152,7 @@ def choice(
     default: str,
     help: str,
     choices: Sequence[str],
+    **options: Any,
 ) -> Any:
     """Declares a static name, one of several.
 
@@ -159,11 +160,12 @@ def choice(
         default: The value by default.
         help: What each choice means.
         choices: The names allowed.
+        **options: Other fields of `Spec`.
 
     Returns:
         A dataclass field.
     """
-    return _declared(default, Spec(str, help, choices=tuple(choices)))
+    return _declared(default, Spec(str, help, choices=tuple(choices), **options))
 
 
 def text(default: str, help: str) -> Any:

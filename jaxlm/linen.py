@@ -258,7 +258,8 @@ def _carry_after(
         row: jax.Array,
         length: jax.Array,
     ) -> stack.Carry:
-        axes = {"embedding": 1, "outputs": 1, "states": 0, "updates": 0, "carry": 0}
+        axes = {"states": 0, "updates": 0, "carry": 0}
+        axes |= dict.fromkeys(("embedding", "outputs", "feed_forwards", "features"), 1)
         masks = {name: of_row(getattr(noise, name), row, axis) for name, axis in axes.items()}
         inputs = of_row(tokens, row, 1)
         before = of_row(carry, row, 0)

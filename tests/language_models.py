@@ -34,7 +34,7 @@ WORDS = (
     "%",
     "b.",
 )
-KINDS = (*TRAINED, "hawk")  # that cover the shapes of a carry
+KINDS = (*TRAINED, "hawk", "attention")  # that cover the shapes of a carry
 
 
 @cache

@@ -37,11 +37,31 @@ BASE = jaxlm.preset("small").replace(
     windows_per_call=4,
     hold=1.0,
 )
+BLOCK = dict(block="residual", hidden_sizes=(E,), inner_size=4, convolution=3, feed_forward_size=6)
+BLOCKS = {f"{name}-block": BASE.replace(model=name, **BLOCK) for name in MODELS} | {
+    "gated-block": BASE.replace(
+        model="mlstm",
+        block="gated",
+        block_norm="layer",
+        hidden_sizes=(6, 6),
+        convolution=2,
+        projection=True,
+    ),
+    "tied-block": BASE.replace(
+        model="gru",
+        block="residual",
+        hidden_sizes=(E, E),
+        tied=True,
+        feed_forward_size=4,
+        activation="gelu",
+    ),
+}
 MODEL_CASES = (
     {name: BASE.replace(model=name, hidden_sizes=HIDDEN[:1]) for name in MODELS}
     | {f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS}
     | {
         "two-layers": BASE,
+        "attention-short": BASE.replace(model="attention", attention_window=3),
         "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
         "mogrifier-all": BASE.replace(
             model="mogrifier",
@@ -59,9 +79,18 @@ MODEL_CASES = (
         "mixture": BASE.replace(experts=3, latent_size=6),
         "tied-mixture": BASE.replace(hidden_sizes=(5, 6), tied=True, experts=3),
     }
+    | BLOCKS
 )
 # Every kind in one layer, and what else a model may have.
-USUAL_MODELS = {*MODELS, "lstm-tied", "two-layers", "mogrifier-all", "tied-mixture", "projection"}
+# A minimal LSTM is computed as a minimal GRU is, an RLSTM in the rounds of a Mogrifier.
+USUAL_MODELS = {*MODELS, *BLOCKS} - {"minlstm-block", "rlstm-block"} | {
+    "attention-short",
+    "lstm-tied",
+    "two-layers",
+    "mogrifier-all",
+    "tied-mixture",
+    "projection",
+}
 # Of the cases, those with another head, or another way from the features to it.
 HEADS = {"lstm", "lstm-tied", "projection", "mixture", "tied-mixture"}
 EVERY_DROPOUT = dict(
@@ -75,7 +104,7 @@ MECHANISMS = (
     dict(keep_output=0.7, average_decay=0.5),
     dict(tied=True, keep_words=0.8),
     EVERY_DROPOUT,
-    dict(tied=True, locked_dropout=True, keep_output=0.7),
+    dict(tied=True, locked_dropout=True, keep_output=0.7, keep_last_output=0.8) | BLOCK,
 )
 TRAINED = (
     "lstm",
@@ -204,7 +233,7 @@ def parameters(cases, usual):
 
 
 KINDS = parameters(
-    {name: name for name in MODELS}, (*TRAINED, "hawk")
+    {name: name for name in MODELS}, (*TRAINED, "hawk", "attention")
 )  # by default those that cover a carry's shapes
 
 

@@ -326,7 +326,7 @@ def test_what_another_kind_takes_over_is_said():
             for kind in ("slstm", "mlstm", "gated-deltanet")
         ),
         (dict(model="mogrifier", layer_norm=True, hidden_sizes=(1,)), "a norm over one unit"),
-        (dict(projection=True), "projection needs tied, and tied is no"),
+        (dict(projection=True), "projection needs tied or block, and tied is no"),
         (
             dict(tied=True, projection=True, experts=3),
             "projection and experts exclude each other, .* experts is 3",
@@ -537,7 +537,9 @@ def allowed_value(spec):
     if spec.type is bool:
         return True
     if spec.type is int:
-        return max(int(spec.low), 1)
+        return max(int(spec.low), 4)
+    if spec.choices:
+        return spec.choices[-1]
     return max(0.5, spec.above + 0.5)
 
 
@@ -572,10 +574,14 @@ def test_what_a_field_needs_and_excludes_is_held(kind, name, spec):
         given["tied"] = True
     if name == "dropout_start":
         given["keep_output"] = 0.5  # dropout that grows
+    if "hidden_sizes" in every:
+        given["hidden_sizes"] = (200,)  # as the embedding, for blocks
     for other in spec.needs:
         if other == "projection":
             continue  # needs a field of its own
-        section = checked(kind(**given | {other: allowed_value(every[other])}))
+        needed = {other: allowed_value(every[other])}
+        needed |= {further: allowed_value(every[further]) for further in every[other].needs}
+        section = checked(kind(**given | needed))
         assert getattr(section, name) == given[name]
     for other in spec.excludes:
         both = given | {other: allowed_value(every[other])}

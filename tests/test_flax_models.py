@@ -39,9 +39,15 @@ def close(a, b):
 
 
 # Every kind of carry and head by default; the other kinds pass through the same function.
-USUAL = {"lstm", "mogrifier-all", "projection", "tied-mixture", "hawk-tied", "mlstm"} & {
-    *MODEL_CASES
-}
+USUAL = {
+    "lstm",
+    "mogrifier-all",
+    "projection",
+    "tied-mixture",
+    "hawk-tied",
+    "mlstm",
+    "gated-block",
+} & {*MODEL_CASES}
 
 
 @pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import BASE, EVERY_DROPOUT, MODELS, RANDOM_WINDOWS, B, V, parameters
+from recipes import BASE, BLOCK, EVERY_DROPOUT, MODELS, RANDOM_WINDOWS, B, V, parameters
 
 import jaxlm
 from jaxlm.data.corpora import load_corpus
@@ -135,6 +135,7 @@ def test_lengths_are_drawn_as_they_should_be():
 
 CHANGES = {
     **{name: dict(model=name) for name in MODELS},
+    "block": dict(model="mlstm", **BLOCK, keep_output=0.8, keep_last_output=0.8),
     "state dropped": dict(**EVERY_DROPOUT, keep_state=0.6),
     "penalties": dict(cost="mean", activation_penalty=0.5, temporal_penalty=0.7, weight_decay=0.01),
 }

@@ -43,9 +43,11 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
     """
     network = model.config.model
     name = model.config.kinds["model"]
-    if type(network) not in KINDS:
-        kinds = ", ".join(kind.kind_name for kind in KINDS)
-        raise JaxlmError(f"a page runs models of the kinds {kinds}, and this model is {name}")
+    kinds = [kind.kind_name for kind in KINDS]
+    if network.title not in kinds:
+        raise JaxlmError(
+            f"a page runs models of the kinds {', '.join(kinds)}, and this model is {network.title}"
+        )
     weights = _Weights()
     params = {
         "embedding": weights.matrix(model.params["embedding"][: len(model.vocab)]),

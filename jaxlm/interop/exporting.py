@@ -91,7 +91,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
             a softmax.
     """
     problems = {
-        f"layers of the kind {model.kind_name}": type(model) not in _LAYERS,
+        f"layers of the kind {model.title}": type(model) not in _LAYERS or model.block != "plain",
         "skip connections": model.skip,
         "scaled embeddings": model.scale_embedding,
         f"a head of {model.experts} softmaxes mixed": model.experts,

@@ -12,13 +12,15 @@ is the paper's, with the norm of its block, without its output projection, which
 kernel or the softmax would multiply at once.
 """
 
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.fields import flag
+from jaxlm.models.matrix_memory import MatrixMemory
+from jaxlm.models.recurrent import MODELS, CellNoise, Params, uniform
 from jaxlm.ops.activations import rms_norm, unit_norm
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
@@ -26,10 +28,10 @@ from jaxlm.ops.scans import Length, Units, short_convolution
 
 
 class Layer(TypedDict):
-    """A layer's parameters."""
+    """A layer's parameters, with `key_kernel` where keys are of another width."""
 
-    kernel: Float[Array, "E 4*N*D"]
-    convolution: Float[Array, "4 3*N*D"]
+    kernel: Float[Array, "E _"]
+    convolution: Float[Array, "4 C"]  # of q, k, v
     gate: Float[Array, "E 2*N"]
     rate: Float[Array, " N"]
     time_step: Float[Array, " N"]
@@ -42,34 +44,37 @@ TAPS = 4  # steps that the convolution sees
 class DeltaState(NamedTuple):
     """S, keys by values, and the last inputs of the convolution."""
 
-    S: Float[Array, "B N D D"]
-    inputs: Float[Array, "B 3 3*N*D"]
+    S: Float[Array, "B N K D"]
+    inputs: Float[Array, "B 3 C"]
 
 
 @MODELS.kind("gated-deltanet")
-class GatedDeltaNet(Recurrent):
+class GatedDeltaNet(MatrixMemory):
     """A matrix as memory, decayed by a gate, written by the delta rule (arXiv:2412.06464)."""
 
-    gates: ClassVar[int] = 4
-    head_units: ClassVar[int] = 2
-    heads: int = head_count()
+    negative_eigenvalues: bool = flag(
+        False,
+        "beta reaches up to 2, so that a step's matrix has eigenvalues down to -1 "
+        "(arXiv:2411.12537)",
+    )
 
     def init_layer(
         self,
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         scale = self.layer_scale(inputs)
         N = self.heads
+        convolved = 2 * self.key_size(width) + width
         step = 10 ** jax.random.uniform(
             keys[0], (N,), minval=-3.0, maxval=-1.0
         )  # the decay begins as Mamba-2's
         return {
-            "kernel": uniform(keys[1], scale, inputs, 4 * width),
-            "convolution": uniform(keys[2], TAPS**-0.5, TAPS, 3 * width),  # as PyTorch's
+            **self.init_kernels(keys[1], inputs, width),
+            "convolution": uniform(keys[2], TAPS**-0.5, TAPS, convolved),  # as PyTorch's
             "gate": uniform(keys[3], scale, inputs, 2 * N),
             "rate": jnp.log(jax.random.uniform(keys[4], (N,), minval=1.0, maxval=16.0)),
             "time_step": jnp.log(jnp.expm1(step)),
@@ -84,9 +89,10 @@ class GatedDeltaNet(Recurrent):
     ) -> DeltaState:
         """A layer's carry before the first token."""
         D = width // self.heads
+        convolved = 2 * self.key_size(width) + width
         return DeltaState(
-            jnp.zeros((rows, self.heads, D, D), dtype),
-            jnp.zeros((rows, TAPS - 1, 3 * width), dtype),
+            jnp.zeros((rows, self.heads, self.key_units or D, D), dtype),
+            jnp.zeros((rows, TAPS - 1, convolved), dtype),
         )
 
     def apply_layer(
@@ -98,23 +104,25 @@ class GatedDeltaNet(Recurrent):
         length: Length,
     ) -> tuple[Units, DeltaState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        n = rms_norm(x.astype(state.S.dtype))
+        n = self.own_norm(x, state.S.dtype)
+        K = self.key_size(len(params["norm"]))
         projected, gate = jnp.split(
-            product(n, params["kernel"], x.dtype), [3 * len(params["norm"])], -1
+            product(n, self.whole_kernel(params), x.dtype), [2 * K + len(params["norm"])], -1
         )
         mixed, inputs = short_convolution(
             projected, params["convolution"], 0.0, state.inputs, length
         )
-        q, k, v = (
-            part.reshape(*part.shape[:2], self.heads, -1)
-            for part in jnp.split(jax.nn.silu(mixed), 3, -1)
-        )
+        q, k, v = map(self.by_head, jnp.split(jax.nn.silu(mixed), [K, 2 * K], -1))
         alpha, beta = jnp.split(product(n, params["gate"], x.dtype)[..., None], 2, 2)
         log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(
             alpha + params["time_step"][:, None]
         )
         q = unit_norm(q) * q.shape[-1] ** -0.5
         k = unit_norm(k)
-        h, S = linear_attention(q, k, v, log_decay, state.S, jax.nn.sigmoid(beta), length, x.dtype)
-        y = params["norm"] * rms_norm(h).reshape(gate.shape) * jax.nn.silu(gate)
+        beta = jax.nn.sigmoid(beta)
+        if self.negative_eigenvalues:
+            beta = 2 * beta
+        h, S = linear_attention(q, k, v, log_decay, state.S, beta, length, x.dtype)
+        epsilon = 1e-5 if self.block == "plain" else 1e-6
+        y = params["norm"] * rms_norm(h, epsilon).reshape(gate.shape) * jax.nn.silu(gate)
         return y.astype(x.dtype), DeltaState(S, inputs)

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
-from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.product import contraction, product
 from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence, short_convolution
 
@@ -116,7 +115,7 @@ class Hawk(Recurrent):
         ) -> Float[Array, "T B H"]:
             return product(a, W, x.dtype) + b
 
-        n = rms_norm(x.astype(state["h"].dtype), 1e-6)
+        n = self.own_norm(x, state["h"].dtype, 1e-6)
         v = linear(n, params["x_kernel"], params["x_bias"])
         u, inputs = short_convolution(
             v, params["convolution"], params["convolution_bias"], state["inputs"], length

@@ -66,7 +66,7 @@ class HGRN2(Recurrent):
         length: Length,
     ) -> tuple[Units, Float[Array, "B N D D"]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        z = product(rms_norm(x.astype(state.dtype)), params["kernel"], x.dtype)
+        z = product(self.own_norm(x, state.dtype), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
         log_a = jnp.logaddexp(
             jnp.log(self.lower_bound), jnp.log1p(-self.lower_bound) + jax.nn.log_sigmoid(f)

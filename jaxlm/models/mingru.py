@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxlm.fields import flag
 from jaxlm.models.recurrent import (
     MODELS,
     CellNoise,
@@ -40,6 +41,11 @@ class MinGRU(Recurrent):
 
     gates: ClassVar[int] = 2
     longest_memory: float | None = longest_memory()
+    positive: bool = flag(
+        False,
+        "n is made positive, as in the paper's appendix B: n + 1/2, or sigmoid(n) where n is "
+        "negative",
+    )
 
     def init_layer(
         self,
@@ -75,6 +81,8 @@ class MinGRU(Recurrent):
             if len(gates) == 1
             else jax.nn.log_sigmoid(gates[1]) - jax.nn.log_sigmoid(gates[0])
         )
+        if self.positive:
+            n = jnp.where(n >= 0, n + 0.5, jax.nn.sigmoid(n))
         y = linear_recurrence(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, state)
         return y.astype(x.dtype), last_step(y, length)
 

@@ -148,12 +148,14 @@ def check_rank(model: Recurrent, rank: int) -> None:
     Raises:
         JaxlmError: The rank is larger than what a round gates is wide.
     """
-    widths = (model.embedding_size, *model.hidden_sizes)
-    if rank > min(widths):
-        name = "embedding_size" if model.embedding_size == min(widths) else "hidden_sizes"
+    widths = {"embedding_size": model.embedding_size, "hidden_sizes": min(model.hidden_sizes)}
+    if model.inner_size:
+        widths["inner_size"] = model.inner_size
+    name = min(widths, key=lambda name: widths[name])
+    if rank > widths[name]:
         raise JaxlmError(
             f"rank must be at most the width of what a round gates: rank is {rank}, and {name} has "
-            f"{min(widths)}; rank 0 is full matrices"
+            f"{widths[name]}; rank 0 is full matrices"
         )
 
 

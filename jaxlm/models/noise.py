@@ -22,6 +22,7 @@ Keep = Scalar | float | None
 # Numbers folded into the window's key, one for each kind of noise. The embedded input's is 0, the
 # output's of layer i 1 + i.
 _WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
+_FEED_FORWARDS, _FEATURES = range(2**20 + 7, 2**20 + 9)
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,10 @@ class Noise:
 
     Attributes:
         embedding: Units of the embedded input; locked, [1, B, E] for all steps.
-        outputs: For each layer, units of its output [T, B, H] or [1, B, H]; empty: all.
+        outputs: For each layer, units of its output [T, B, H] or [1, B, H], in a block of its
+            cell's; empty: all.
+        feed_forwards: For each layer, units of its feed-forward layer's output; likewise.
+        features: Units of what the head reads after the last block; likewise.
         words: Words that an input may read.
         recurrent_weights: For each layer, elements of its recurrent kernel [H, G * H].
         states: For each layer, units of the last step's h that its gates read [B, H].
@@ -43,6 +47,8 @@ class Noise:
 
     embedding: Bool[Array, "_ B E"] | None = None
     outputs: tuple[Mask, ...] = ()
+    feed_forwards: tuple[Mask, ...] = ()
+    features: Mask = None
     words: Bool[Array, "V 1"] | None = None
     recurrent_weights: tuple[Mask, ...] = ()
     states: tuple[Mask, ...] = ()
@@ -124,6 +130,9 @@ def draw_noise(
         return Noise()
     steps = 1 if model.locked_dropout else steps
     layers = tuple(enumerate(model.hidden_sizes))
+    cells = tuple(enumerate(model.cell_sizes))
+    keep_feed_forward = model.keep_output if model.feed_forward_size else None
+    keep_features = None if model.block == "plain" else model.keep_last_output
     # A kind without one of these fields drops nothing there.
     keep_weights = getattr(model, "keep_recurrent_weights", None)
     keep_state = getattr(model, "keep_state", None)
@@ -171,16 +180,18 @@ def draw_noise(
         outputs=tuple(
             units(keep_of_output(model, layer), width, layer + 1) for layer, width in layers
         ),
+        feed_forwards=tuple(
+            units(keep_feed_forward, width, _FEED_FORWARDS, layer) for layer, width in layers
+        ),
+        features=units(keep_features, model.hidden_sizes[-1], _FEATURES),
         words=for_all_rows(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
         recurrent_weights=tuple(
             for_all_rows(keep_weights, (width, model.gates * width), _RECURRENT_WEIGHTS, layer)
-            for layer, width in layers
+            for layer, width in cells
         ),
-        states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in layers),
+        states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in cells),
         latents=units(model.keep_latent, max(model.experts, 1) * model.kernel_width, _LATENTS),
-        updates=tuple(
-            for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in layers
-        ),
+        updates=tuple(for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in cells),
         carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,
     )
@@ -196,7 +207,7 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
     Returns:
         A probability; None: there is no dropout.
     """
-    last = layer == len(model.hidden_sizes) - 1
+    last = layer == len(model.hidden_sizes) - 1 and model.block == "plain"
     if last and model.keep_last_output is not None:
         return model.keep_last_output
     return model.keep_output

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 from jaxlm.errors import JaxlmError
 from jaxlm.fields import Section, choice, count, flag, number, probability, setting_text
 from jaxlm.kinds import Kinds
+from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.scans import Length, Units
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
@@ -42,12 +43,14 @@ class Recurrent(Section):
         gates: Matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon.
         kernel_gates: The same of kernels that have another number of them, by name.
         head_units: The fewest units of a head; 2 where it is normalised.
+        reads_both: Whether a layer behind a block's convolution reads what is not convolved too.
         drops_output_words: Whether a word that is dropped as an input is no output either.
     """
 
     gates: ClassVar[int]
     kernel_gates: ClassVar[Mapping[str, int]] = {}
     head_units: ClassVar[int] = 1
+    reads_both: ClassVar[bool] = False
     drops_output_words: ClassVar[bool] = False
     vocab_size: int = count(
         10_000,
@@ -67,15 +70,58 @@ class Recurrent(Section):
         False,
         "the softmax reads the sum of all layers' outputs (arXiv:1909.01792); all layers must be "
         "equally wide",
+        excludes=("block",),
     )
     scale_embedding: bool = flag(
         False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)"
     )
     projection: bool = flag(
         False,
-        "project the last layer's output to the embedding's width",
-        needs=("tied",),
+        "project the last layer's output to the embedding's width, and what a residual block "
+        "begins with from it",
+        needs=("tied", "block"),
         excludes=("experts",),
+    )
+    block: str = choice(
+        "plain",
+        "what stands around a layer's cell: nothing (plain); x + cell(norm(x)), with a norm before "
+        "the softmax (residual); also projections up and down, and a gate beside the cell "
+        "(gated; arXiv:2405.04517)",
+        ("plain", "residual", "gated"),
+    )
+    block_norm: str = choice(
+        "rms",
+        "the norms of blocks: by the root mean square (arXiv:1910.07467) or of a layer "
+        "(arXiv:1607.06450), with learned factors",
+        ("rms", "layer"),
+        needs=("block",),
+    )
+    inner_size: int = count(
+        0,
+        "width of the cell in a block, whose outputs a matrix takes to the layer's width (0: the "
+        "layer's; in a residual block without a matrix)",
+        "units",
+        needs=("block",),
+    )
+    convolution: int = count(
+        0,
+        "steps that a causal convolution, with SiLU, reads before the cell of a block (0: none)",
+        "steps",
+        high=1000,
+        needs=("block",),
+    )
+    feed_forward_size: int = count(
+        0,
+        "width of the feed-forward layer after each cell of a block (0: none)",
+        "units",
+        needs=("block",),
+    )
+    activation: str = choice(
+        "swiglu",
+        "of feed-forward layers: SiLU or GELU, of one product (silu, gelu) or as the gate of "
+        "another (swiglu, geglu, geglu-tanh: its approximation; arXiv:2002.05202)",
+        ("swiglu", "geglu", "geglu-tanh", "silu", "gelu"),
+        needs=("feed_forward_size",),
     )
     experts: int = count(
         0,
@@ -123,13 +169,15 @@ class Recurrent(Section):
         "a unit of an embedded input is kept (none: no dropout there)"
     )
     keep_output: float | None = probability(
-        "a unit of a layer's output is kept (none: no dropout there)"
+        "a unit of a layer's output, in a block of its cell's and of its feed-forward layer's, is "
+        "kept (none: no dropout there)"
     )
     locked_dropout: bool = flag(
         False, "one dropout mask for all steps of a window (arXiv:1512.05287)"
     )
     keep_last_output: float | None = probability(
-        "a unit of the last layer's output (with skip: of the sum) is kept (none: as keep_output)"
+        "a unit of the last layer's output (with skip: of the sum) is kept (none: as keep_output; "
+        "after blocks: all are kept)"
     )
     keep_words: float | None = probability(
         "a word is kept as an input of the window (none: no dropout)"
@@ -255,6 +303,44 @@ class Recurrent(Section):
             return self.embedding_size
         return self.hidden_sizes[-1]
 
+    @property
+    def title(self) -> str:
+        """The kind's name, and what block its cells stand in."""
+        if self.block == "plain":
+            return self.kind_name
+        return f"{self.kind_name} in {self.block} blocks"
+
+    @property
+    def cell_sizes(self) -> tuple[int, ...]:
+        """The width of each layer's cell."""
+        return tuple(self.inner_size or width for width in self.hidden_sizes)
+
+    @property
+    def units(self) -> int:
+        """The units of all cells and feed-forward layers, for estimates of memory."""
+        return sum(self.cell_sizes) + len(self.hidden_sizes) * self.feed_forward_size
+
+    def own_norm(
+        self,
+        x: Float[Array, "T B E"],
+        dtype: Any,
+        epsilon: float = 1e-5,
+    ) -> Float[Array, "T B E"]:
+        """What a kind reads whose bare layer begins with a norm, which in a block is the block's.
+
+        Args:
+            x: The layer's inputs.
+            dtype: The parameters' dtype.
+            epsilon: Added to the mean square.
+
+        Returns:
+            x in the dtype; over its root mean square, unless the layer stands in a block.
+        """
+        x = x.astype(dtype)
+        if self.block == "plain":
+            return rms_norm(x, epsilon)
+        return x
+
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         widths = setting_text(self.hidden_sizes)
@@ -275,19 +361,31 @@ class Recurrent(Section):
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another "
                 "keep_..., or leave it out"
             )
-        if self.skip and len(set(self.hidden_sizes)) > 1:
+        if len(set(self.hidden_sizes)) > 1 and (self.skip or self.block != "plain"):
+            name = "skip" if self.skip else f"block {self.block}"
             raise JaxlmError(
-                "skip adds up the layers' outputs, which needs equal widths: hidden_sizes is "
+                f"{name} adds up the layers' outputs, which needs equal widths: hidden_sizes is "
                 f"{widths}"
             )
-        for width in self.hidden_sizes:
+        equal = self.projection or self.embedding_size == self.hidden_sizes[0]
+        if self.block != "plain" and not equal:
+            raise JaxlmError(
+                f"block {self.block} adds layers' outputs to the embedded input, which needs equal "
+                f"widths: embedding_size is {self.embedding_size}, hidden_sizes is {widths}; make "
+                "them equal, or set projection"
+            )
+        name = "hidden_sizes"
+        if self.inner_size:
+            name = "inner_size"
+            widths = str(self.inner_size)
+        for width in self.cell_sizes:
             if width % heads:
                 raise JaxlmError(
-                    f"hidden_sizes is {widths}, which {heads} heads do not divide; set other heads "
+                    f"{name} is {widths}, which {heads} heads do not divide; set other heads "
                     "or widths"
                 )
             if width < heads * self.head_units:
-                settings = f"hidden_sizes is {widths}"
+                settings = f"{name} is {widths}"
                 remedy = "set larger widths"
                 if heads > 1:
                     settings += f" and heads is {heads}"

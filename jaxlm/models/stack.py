@@ -1,10 +1,12 @@
 """The recurrent language model: an embedding, a stack of layers of one kind, and a head.
 
-The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer;
-    `softmax`, the head's (`heads.py`). `model` is the config's model, a pytree of its numbers.
+The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer or block
+    (`block.py`); `softmax`, the head's (`heads.py`); after blocks `norm` [H], and before them with
+    `projection` `input_projection` [E, H]. `model` is the config's model, a pytree of its numbers.
 """
 
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
@@ -13,6 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.errors import JaxlmError
+from jaxlm.models.block import (
+    BlockNoise,
+    apply_block,
+    block_norm,
+    init_block,
+    zero_block_state,
+)
 from jaxlm.models.heads import init_head
 from jaxlm.models.noise import (
     Noise,
@@ -25,6 +34,7 @@ from jaxlm.models.noise import (
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
+from jaxlm.ops.product import product
 from jaxlm.ops.scans import Length, Units
 
 Carry = tuple[State, ...]
@@ -47,13 +57,23 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
     embedding_key, *layer_keys, kernel_key, bias_key = jax.random.split(
         key, len(model.hidden_sizes) + 3
     )
-    return {
+    params = {
         "embedding": uniform(
             embedding_key, model.init_scale, model.vocab_size, model.embedding_size
         ),
-        "layers": [*map(model.init_layer, layer_keys, widths, model.hidden_sizes)],
         "softmax": init_head(model, kernel_key, bias_key),
     }
+    if model.block == "plain":
+        layers = map(model.init_layer, layer_keys, widths, model.hidden_sizes)
+    else:
+        layers = map(partial(init_block, model), layer_keys, model.hidden_sizes)
+        H = model.hidden_sizes[-1]
+        params["norm"] = jnp.ones(H)
+        if model.projection:
+            key = jax.random.fold_in(embedding_key, 0)
+            E = model.embedding_size
+            params["input_projection"] = uniform(key, model.layer_scale(E), E, H)
+    return {**params, "layers": [*layers]}
 
 
 def zero_carry(
@@ -71,7 +91,8 @@ def zero_carry(
     Returns:
         One state a layer.
     """
-    return tuple(model.zero_state(batch_size, width, dtype) for width in model.hidden_sizes)
+    zero = model.zero_state if model.block == "plain" else partial(zero_block_state, model)
+    return tuple(zero(batch_size, width, dtype) for width in model.hidden_sizes)
 
 
 def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
@@ -126,6 +147,7 @@ def features(
 ) -> tuple[Units, Carry]:
     """What the head reads: the last layer's outputs, or with `skip` the sum of all layers'.
 
+    After blocks it is the norm of the embedded input and all that the blocks have added to it.
     Dropout falls on the embedded input and on every layer's outputs (arXiv:1409.2329); on the
     recurrence only where the noise has masks for it.
 
@@ -169,6 +191,8 @@ def last_outputs(
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         x = (wide * model.embedding_size**0.5).astype(x.dtype)
     raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
+    if model.block != "plain":
+        return _through_blocks(model, params, noise, dropped, carry, length)
     new_carry = []
     outputs = []
     masks = (noise.recurrent_weights, noise.states, noise.updates, noise.outputs)
@@ -182,6 +206,38 @@ def last_outputs(
         dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
         new_carry.append(state)
     return raw, dropped, tuple(new_carry)
+
+
+def _through_blocks(
+    model: Recurrent,
+    params: Params,
+    noise: Noise,
+    embedded: Embedded,
+    carry: Carry,
+    length: Length,
+) -> tuple[Units, Units, Carry]:
+    """`last_outputs` of a stack of blocks, which begins with the embedded input."""
+    dtype = embedded.dtype
+    x = embedded.astype(jnp.promote_types(dtype, jnp.float32))
+    if model.projection:
+        x = product(x, params["input_projection"], dtype)
+    new_carry = []
+    masks = (
+        noise.recurrent_weights,
+        noise.states,
+        noise.updates,
+        noise.outputs,
+        noise.feed_forwards,
+    )
+    for layer, state, weights, kept, updated, *outputs in zip_longest(
+        params["layers"], carry, *masks
+    ):
+        layer = {**layer, "cell": drop_weights(model, weights, layer["cell"])}
+        kept_within = BlockNoise(CellNoise(kept, updated), *outputs)
+        x, state = apply_block(model, layer, x, state, kept_within, length, dtype)
+        new_carry.append(state)
+    raw = block_norm(model, params["norm"], x).astype(dtype)
+    return raw, apply_mask(raw, noise.features, model.keep_last_output), tuple(new_carry)
 
 
 def exact(model: Recurrent) -> Recurrent:

@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.fields import number
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.models.matrix_memory import MatrixMemory
+from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
 from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
@@ -48,10 +49,10 @@ class SLSTMLayer(TypedDict):
 
 
 class MLSTMLayer(TypedDict):
-    """An mLSTM layer's parameters."""
+    """An mLSTM layer's parameters, with `key_kernel` where keys are of another width."""
 
-    kernel: Float[Array, "E 4*N*D"]
-    bias: Float[Array, " 4*N*D"]
+    kernel: Float[Array, "E _"]
+    bias: Float[Array, " G"]  # of q, k, v, o
     gate: Float[Array, "E 2*N"]
     gate_bias: Float[Array, " 2*N"]
     norm: Float[Array, " N*D"]
@@ -72,6 +73,7 @@ class SLSTM(Recurrent):
 
     gates: ClassVar[int] = 4
     head_units: ClassVar[int] = 2
+    reads_both: ClassVar[bool] = True
     heads: int = head_count()
 
     def init_layer(
@@ -157,18 +159,16 @@ def _slstm_cell(
 class MLSTMState(NamedTuple):
     """C, keys by values, n and m."""
 
-    C: Float[Array, "B N D D"]
-    n: Float[Array, "B N D"]
+    C: Float[Array, "B N K D"]
+    n: Float[Array, "B N K"]
     m: Float[Array, "B N"]
 
 
 @MODELS.kind("mlstm")
-class MLSTM(Recurrent):
+class MLSTM(MatrixMemory):
     """xLSTM's layer with a matrix as memory and exponential gates (arXiv:2405.04517)."""
 
-    gates: ClassVar[int] = 4
-    head_units: ClassVar[int] = 2
-    heads: int = head_count()
+    reads_both: ClassVar[bool] = True
     gate_cap: float | None = number(
         15.0,
         "i and f before their exponentials stay within +-this, by a tanh (none: no limit; "
@@ -182,14 +182,14 @@ class MLSTM(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> MLSTMLayer:
+    ) -> Params:
         """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         scale = self.layer_scale(inputs)
         N = self.heads
         return {
-            "kernel": uniform(of_kernel, scale, inputs, 4 * width),
-            "bias": jnp.zeros(4 * width),
+            **self.init_kernels(of_kernel, inputs, width),
+            "bias": jnp.zeros(2 * self.key_size(width) + 2 * width),
             "gate": uniform(of_gate, scale, inputs, 2 * N),
             "gate_bias": jnp.concatenate(
                 [jnp.zeros(N), jnp.linspace(3, 6, N)]
@@ -206,8 +206,9 @@ class MLSTM(Recurrent):
         """A layer's carry before the first token."""
         shape = (rows, self.heads)
         D = width // self.heads
+        K = self.key_units or D
         return MLSTMState(
-            jnp.zeros((*shape, D, D), dtype), jnp.zeros((*shape, D), dtype), jnp.zeros(shape, dtype)
+            jnp.zeros((*shape, K, D), dtype), jnp.zeros((*shape, K), dtype), jnp.zeros(shape, dtype)
         )
 
     def apply_layer(
@@ -219,8 +220,14 @@ class MLSTM(Recurrent):
         length: Length,
     ) -> tuple[Units, MLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        z = jnp.split(product(x, params["kernel"], x.dtype) + params["bias"], 4, -1)
-        q, k, v = (part.reshape(*part.shape[:2], self.heads, -1) for part in z[:3])
+        H = len(params["norm"])
+        K = self.key_size(H)
+        z = jnp.split(
+            product(x, self.whole_kernel(params), x.dtype) + params["bias"],
+            [K, 2 * K, 2 * K + H],
+            -1,
+        )
+        q, k, v = map(self.by_head, z[:3])
         gates = product(x, params["gate"], x.dtype) + params["gate_bias"]
         gates = gates if self.gate_cap is None else self.gate_cap * jnp.tanh(gates / self.gate_cap)
         i, f = jnp.split(gates, 2, -1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm.fields import choice, count, flag, number
+from jaxlm.models import block
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.ops.newton_schulz import orthogonalized
 from jaxlm.optimizers.adamw import Adaptive
@@ -65,7 +66,8 @@ class Muon(Adaptive):
         """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
 
         def orthogonal(path: Any, kernel: jax.Array) -> jax.Array:
-            count = model.kernel_gates.get(path[-1].key, model.gates)
+            counts = {**dict.fromkeys(block.KERNELS, 1), **model.kernel_gates}
+            count = counts.get(path[-1].key, model.gates)
             gates = orthogonalized(
                 jnp.stack(jnp.split(kernel, count, 1)),
                 self.newton_schulz_steps,

@@ -35,10 +35,9 @@ class PublishedASGD(ASGD):
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError for a model that is no LSTM."""
-        if type(model) is not LSTM:
+        if model.title != LSTM.kind_name:
             raise JaxlmError(
-                f"the optimizer awd-lstm is for LSTMs; the model is a {type(model).__name__}: "
-                "take asgd"
+                f"the optimizer awd-lstm is for LSTMs; the model is {model.title}: take asgd"
             )
 
     def counted(self, predictions: int, rows: int) -> int:

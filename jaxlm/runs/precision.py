@@ -102,9 +102,10 @@ def largest_product(config: Config) -> tuple[int, int, int]:
     tokens = config.train.longest * config.train.rows_of_gradient
     products = [(tokens, model.kernel_width, model.vocab_size)]
     inputs = model.embedding_size
-    for width in model.hidden_sizes:
+    for width in model.cell_sizes:
         products.append((tokens, inputs, model.gates * width))
         inputs = width
+    products.append((tokens, inputs, model.feed_forward_size))
     M, K, N = max(products, key=math.prod)
     return min(M, MOST[0]), min(K, MOST[1]), min(N, MOST[2])
 

@@ -199,11 +199,11 @@ class LanguageModel:
             return MCReader.of(network, protocol, config.train.bptt_length)
         if not isinstance(protocol, Dynamic):
             return ModelReader(network, protocol)
-        if protocol.as_krause and type(config.model) is not LSTM:
+        if protocol.as_krause and config.model.title != LSTM.kind_name:
             option = f"compatibility {protocol.compatibility}"
             raise JaxlmError(
                 f"{option} is about the tensors of PyTorch's LSTM, and the model is "
-                f"{config.kinds['model']}: leave compatibility out"
+                f"{config.model.title}: leave compatibility out"
             )
         if protocol.rule == "sgd":
             return DynamicReader(network, protocol, None)

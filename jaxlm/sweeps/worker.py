@@ -333,7 +333,7 @@ def group_size(
     counts = config.train
     model = config.model
     state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
-    widths = 3 * model.embedding_size + 16 * sum(model.hidden_sizes)
+    widths = 3 * model.embedding_size + 16 * model.units
     activations = counts.longest * counts.rows_of_gradient * widths
     device = ram.of_device()
     free = ram.available() if device is None else device

@@ -1,0 +1,81 @@
+"""Attention over the last tokens, as a layer with a carry.
+
+    q, k, v = x W        y = attention(q, k, v) W_o
+
+A token reads itself and the `attention_window` tokens before it, also those of earlier windows of
+training: their keys and values are the carry. In residual blocks with a feed-forward layer this is
+the Transformer (Vaswani et al. 2017, arXiv:1706.03762).
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlm.fields import count
+from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.ops.attention import AttentionState, attention
+from jaxlm.ops.product import product
+from jaxlm.ops.scans import Length, Units
+
+
+class Layer(TypedDict):
+    """A layer's parameters."""
+
+    kernel: Float[Array, "E 3*H"]  # q, k, v
+    output_kernel: Float[Array, "H H"]
+
+
+@MODELS.kind("attention")
+class Attention(Recurrent):
+    """Causal attention over the last tokens, with rotary positions (arXiv:2104.09864)."""
+
+    gates: ClassVar[int] = 3
+    kernel_gates: ClassVar[Mapping[str, int]] = {"output_kernel": 1}
+    heads: int = head_count()
+    attention_window: int = count(
+        64, "tokens before each token that it reads", "tokens", low=1, high=2**20
+    )
+
+    def init_layer(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        width: int,
+    ) -> Layer:
+        """A layer's fresh parameters."""
+        of_inputs, of_outputs = jax.random.split(key)
+        return {
+            "kernel": uniform(of_inputs, self.layer_scale(inputs), inputs, 3 * width),
+            "output_kernel": uniform(of_outputs, self.layer_scale(width), width, width),
+        }
+
+    def zero_state(
+        self,
+        rows: int,
+        width: int,
+        dtype: Any,
+    ) -> AttentionState:
+        """A layer's carry before the first token, which holds no keys."""
+        shape = (rows, self.attention_window, self.heads, width // self.heads)
+        return AttentionState(
+            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, dtype)
+        )
+
+    def apply_layer(
+        self,
+        params: Layer,
+        x: Float[Array, "T B E"],
+        state: AttentionState,
+        noise: CellNoise,
+        length: Length,
+    ) -> tuple[Units, AttentionState]:
+        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
+        z = product(x, params["kernel"], x.dtype)
+        heads = z.reshape(*x.shape[:2], 3 * self.heads, -1).astype(state.keys.dtype)
+        q, k, v = jnp.split(heads, 3, 2)
+        y, state = attention(q, k, v, state, length, x.dtype)
+        y = product(y.reshape(*x.shape[:2], -1), params["output_kernel"], x.dtype)
+        return y.astype(x.dtype), state

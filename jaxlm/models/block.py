@@ -1,0 +1,240 @@
+"""What may stand around a layer's cell: a residual block.
+
+    n = norm(x)        x' = x + drop(cell(n))        x'' = x' + drop(feed_forward(norm(x')))
+
+With `convolution` the cell reads c = SiLU(the last steps of n, convolved), a kind that `reads_both`
+c beside n. With `inner_size` the cell is of another width, and a matrix takes its outputs to x's. A
+gated block (Beck et al. 2024, arXiv:2405.04517) has a projection up before all that:
+
+    u = n W_up        y = cell(c)        x' = x + drop(((y + skip * c) * SiLU(n W_gate)) W_down)
+
+where c is u convolved, or else u. The sums are float32 or wider, whatever products multiply in.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxlm.models.noise import Mask
+from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
+from jaxlm.ops.activations import layer_norm, rms_norm
+from jaxlm.ops.dropout import apply_mask
+from jaxlm.ops.product import product
+from jaxlm.ops.scans import Length, short_convolution
+
+Stream = Float[Array, "T B H"]
+
+# The matrices of a block, each of one gate.
+KERNELS = ("up_kernel", "gate_kernel", "down_kernel")
+_ACTIVATIONS = {
+    "swiglu": jax.nn.silu,
+    "silu": jax.nn.silu,
+    "geglu": partial(jax.nn.gelu, approximate=False),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "geglu-tanh": jax.nn.gelu,
+}
+
+
+class BlockState(NamedTuple):
+    """The cell's carry, and the last inputs of the convolution (None: there is none)."""
+
+    cell: State
+    inputs: Float[Array, "B K-1 U"] | None
+
+
+@dataclass(frozen=True)
+class BlockNoise:
+    """What a window keeps within one block. None: everything.
+
+    Attributes:
+        cell: Within the cell.
+        output: Units of the cell's output.
+        feed_forward: Units of the feed-forward layer's output.
+    """
+
+    cell: CellNoise
+    output: Mask
+    feed_forward: Mask
+
+
+def init_block(
+    model: Recurrent,
+    key: PRNGKeyArray,
+    width: int,
+) -> Params:
+    """A block's fresh parameters.
+
+    Args:
+        model: The config's model.
+        key: For the initial values.
+        width: Width H of what the block reads and returns.
+
+    Returns:
+        `cell`, the parameters of the kind's layer; `norm` [H]; and what the fields ask for:
+        `convolution` [K, U] and `convolution_bias`; the matrices `up_kernel` and `gate_kernel`
+        [H, U], `skip` [U] and `down_kernel` [U, H]; `feed_forward`, a dict.
+    """
+    of_cell, of_feed_forward, of_convolution, *keys = jax.random.split(key, 6)
+    U = model.inner_size or width
+    read = _read_size(model, width)
+    cell_reads = 2 * read if model.convolution and model.reads_both else read
+    block: Params = {"norm": jnp.ones(width), "cell": model.init_layer(of_cell, cell_reads, U)}
+    shapes = {}
+    if model.block == "gated":
+        shapes = {"up_kernel": (width, U), "gate_kernel": (width, U)}
+        block["skip"] = jnp.ones(U)
+    if model.block == "gated" or model.inner_size:
+        shapes["down_kernel"] = (U, width)
+    block |= _matrices(model, keys, shapes)
+    if model.convolution:
+        K = model.convolution
+        block["convolution"] = uniform(of_convolution, K**-0.5, K, read)  # as PyTorch's
+        block["convolution_bias"] = jnp.zeros(read)
+    if model.feed_forward_size:
+        block["feed_forward"] = _init_feed_forward(model, of_feed_forward, width)
+    return block
+
+
+def _init_feed_forward(
+    model: Recurrent,
+    key: PRNGKeyArray,
+    width: int,
+) -> Params:
+    """The parameters of a feed-forward layer: a norm, and matrices with their biases."""
+    F = model.feed_forward_size
+    shapes = {"up_kernel": (width, F), "down_kernel": (F, width)}
+    if "glu" in model.activation:
+        shapes["gate_kernel"] = (width, F)
+    biases = {f"{name.removesuffix('_kernel')}_bias": shape[1] for name, shape in shapes.items()}
+    return {
+        "norm": jnp.ones(width),
+        **_matrices(model, list(jax.random.split(key, 3)), shapes),
+        **{name: jnp.zeros(size) for name, size in biases.items()},
+    }
+
+
+def _matrices(
+    model: Recurrent,
+    keys: list[PRNGKeyArray],
+    shapes: dict[str, tuple[int, int]],
+) -> Params:
+    return {
+        name: uniform(key, model.layer_scale(shape[0]), *shape)
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+
+
+def _read_size(model: Recurrent, width: int) -> int:
+    """The width of what a block's convolution reads, or else its cell."""
+    if model.block == "gated":
+        return model.inner_size or width
+    return width
+
+
+def zero_block_state(
+    model: Recurrent,
+    rows: int,
+    width: int,
+    dtype: Any,
+) -> BlockState:
+    """A block's carry before the first token.
+
+    Args:
+        model: The config's model.
+        rows: Rows B of the batch.
+        width: Width H of the block.
+        dtype: The parameters' dtype.
+
+    Returns:
+        Arrays of zeros [rows, ...].
+    """
+    inputs = None
+    if model.convolution:
+        inputs = jnp.zeros((rows, model.convolution - 1, _read_size(model, width)), dtype)
+    return BlockState(model.zero_state(rows, model.inner_size or width, dtype), inputs)
+
+
+def apply_block(
+    model: Recurrent,
+    params: Params,
+    x: Stream,
+    state: BlockState,
+    noise: BlockNoise,
+    length: Length,
+    dtype: Any,
+) -> tuple[Stream, BlockState]:
+    """Runs a block over a whole sequence.
+
+    Args:
+        model: The config's model.
+        params: As `init_block` makes them.
+        x: What all blocks before have added up, in float32 or wider.
+        state: The carry before the first step.
+        noise: What the window keeps.
+        length: How many steps count, traced; None: all.
+        dtype: What products multiply in.
+
+    Returns:
+        x and what the block adds to it, and the carry after the last step that counts.
+    """
+    n = block_norm(model, params["norm"], x)
+    u = product(n, params["up_kernel"], dtype) if model.block == "gated" else n
+    read = u
+    inputs = state.inputs
+    if inputs is not None:
+        u = u.astype(inputs.dtype)
+        kernel = params["convolution"]
+        convolved, inputs = short_convolution(u, kernel, params["convolution_bias"], inputs, length)
+        read = jax.nn.silu(convolved)
+    given = jnp.concatenate([read, u], -1) if inputs is not None and model.reads_both else read
+    y, cell = model.apply_layer(params["cell"], given.astype(dtype), state.cell, noise.cell, length)
+    if model.block == "gated":
+        gate = jax.nn.silu(product(n, params["gate_kernel"], dtype))
+        y = (y + params["skip"] * read) * gate
+    if "down_kernel" in params:
+        y = product(y, params["down_kernel"], dtype)
+    x = x + apply_mask(y.astype(x.dtype), noise.output, model.keep_output)
+    if model.feed_forward_size:
+        y = _feed_forward(model, params["feed_forward"], x, dtype)
+        x = x + apply_mask(y.astype(x.dtype), noise.feed_forward, model.keep_output)
+    return x, BlockState(cell, inputs)
+
+
+def _feed_forward(
+    model: Recurrent,
+    params: Params,
+    x: Stream,
+    dtype: Any,
+) -> Stream:
+    n = block_norm(model, params["norm"], x)
+    act = _ACTIVATIONS[model.activation]
+    up = product(n, params["up_kernel"], dtype) + params["up_bias"]
+    if "gate_kernel" in params:
+        up = act(product(n, params["gate_kernel"], dtype) + params["gate_bias"]) * up
+    else:
+        up = act(up)
+    return product(up, params["down_kernel"], dtype) + params["down_bias"]
+
+
+def block_norm(
+    model: Recurrent,
+    factors: Float[Array, " H"],
+    x: Stream,
+) -> Stream:
+    """Normalises as the field `block_norm` says.
+
+    Args:
+        model: The config's model.
+        factors: Of the normalised units.
+        x: What all blocks before have added up.
+
+    Returns:
+        The normalised vectors.
+    """
+    if model.block_norm == "layer":
+        return factors * layer_norm(x)
+    return factors * rms_norm(x, 1e-6)
