@@ -212,27 +212,28 @@ def server(tmp_path_factory: pytest.TempPathFactory):
         yield running
 
 
-def _make_room(most: int) -> None:
+def _free_programs() -> None:
     """Each program has memory maps, and Linux aborts a process at 65,530 of them."""
     jax = sys.modules.get("jax")
-    maps = Path("/proc/self/maps")
-    if jax and maps.exists() and maps.read_bytes().count(b"\n") > most:
+    if jax:
         jax.clear_caches()
         gc.collect()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def room_for_programs_of_other_files():
-    """Keeps programs for the next file, which may need some of them, while there are maps."""
+def no_programs_of_other_files():
+    """Frees what a file has compiled, also with what the file has replaced (`monkeypatch`)."""
     yield
-    _make_room(20_000)
+    _free_programs()
 
 
 @pytest.fixture
 def room_for_programs():
     """Frees what was compiled within a file that compiles more than a process has maps for."""
     yield
-    _make_room(40_000)
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+        _free_programs()
 
 
 @pytest.fixture(scope="session")
