@@ -135,6 +135,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leaves what is imported out of later collections of garbage, which walk it for no use."""
+    gc.collect()
+    gc.freeze()
+
+
 # of all cores' time that a test of the default suite may take: more, and it would never end
 MOST_SECONDS = 180
 
