@@ -1,9 +1,11 @@
-"""The verbs that compare models with people: `jaxlm babylm` and `humanlike`."""
+"""The verbs about what people read and say: `jaxlm babylm`, `humanlike` and `rescore`."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from jaxlm.cli.arguments import (
     CHECKPOINT,
@@ -20,9 +22,11 @@ from jaxlm.cli.arguments import (
 )
 from jaxlm.cli.opening import open_model
 from jaxlm.cli.tables import columns_of, json_text, table_text
+from jaxlm.errors import JaxlmError
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
+from jaxlm.scoring import rescoring
 from jaxlm.scoring.babylm import Score
 from jaxlm.scoring.babylm import babylm as scores_of
 from jaxlm.scoring.gain_plot import gain_plot
@@ -109,3 +113,37 @@ def humanlike(args: argparse.Namespace) -> None:
         say(json_text([gain._asdict() for gain in gains], 1))
     else:
         say(table_text(columns_of(Gain._fields, gains), True, "tsv", printable), end="", exact=True)
+
+
+@command(
+    *MODEL,
+    pathname("nbest", "NBEST", "lines UTTERANCE-N COST ... WORD ..., as Kaldi has them"),
+    pathname("--with", "RUN", "one more model, as an n-gram", dest="other"),
+    argument("--costs", "N", "costs on each line (default 2)", type=whole(1), default=2),
+    argument("--weights", "W", "of costs, models and words", type=float, nargs="+"),
+    pathname("--tune", "NBEST", "find the weights on this list, by --reference"),
+    pathname("--reference", "FILE", "lines UTTERANCE WORD ...: what was said"),
+)
+def rescore(args: argparse.Namespace) -> None:
+    """Prints the best hypothesis of each utterance, by models and tuned weights."""
+    if (args.tune is None) != (args.reference is None):
+        raise JaxlmError("--tune and --reference go together: give both, or --weights alone")
+    runs = [args.run, args.other] if args.other else [args.run]
+    hypotheses = rescoring.read_nbest(args.nbest, args.costs)
+    models = [open_model(run, args.checkpoint) for run in runs]
+    names = [*(f"cost {place + 1}" for place in range(args.costs)), *map(str, runs), "words"]
+    weights = np.array(args.weights or [*[1.0] * args.costs, *[0.0] * (len(runs) + 1)])
+    if len(weights) != len(names):
+        raise JaxlmError(f"--weights takes {len(names)} numbers, of {', '.join(names)}")
+    if args.tune:
+        held = rescoring.read_nbest(args.tune, args.costs)
+        errors = rescoring.errors_of(held, args.reference)
+        costs = rescoring.costs_of(held, models)
+        first = rescoring.best(held, costs @ weights)
+        weights = rescoring.tuned(held, costs, errors, weights)
+        chosen = rescoring.best(held, costs @ weights)
+        given = ", ".join(f"{name} {w:.4g}" for name, w in zip(names, weights, strict=True))
+        counts = f"{errors[first].sum():,} word errors become {errors[chosen].sum():,}"
+        say_line(f"{counts} in {len(chosen):,} utterances with: {given}", sys.stderr)
+    for place in rescoring.best(hypotheses, rescoring.costs_of(hypotheses, models) @ weights):
+        say_line(f"{hypotheses[place].utterance} {hypotheses[place].text}".rstrip())

@@ -70,6 +70,7 @@ _ROWS = (  # in the order of the help
     ("states", "scoring:states", "the state of every layer after each word, in an .npz file"),
     ("minimal-pairs", "scoring:minimal_pairs", "accuracy on minimal pairs in BLiMP's format"),
     ("syntaxgym", "scoring:syntaxgym", "results of SyntaxGym test suites"),
+    ("rescore", "people:rescore", "the best of a recogniser's n-best lists"),
     ("humanlike", "people:humanlike", "what surprisal explains of reading times"),
     ("babylm", "people:babylm", "scores of BabyLM's zero-shot tests, BLiMP among them"),
 )

@@ -1,0 +1,196 @@
+"""Rescores a recogniser's n-best lists by language models, with weights tuned for word error.
+
+The best hypothesis of an utterance has the lowest weighted sum of its costs: those that the list
+gives, the nats of each model, and its number of words. A weight is tuned by exact search: as it
+grows the best hypothesis changes at a few points alone, between which the errors are constant (Och
+2003, aclanthology.org/P03-1021). One weight is tuned after the other.
+
+Letters: `H` hypotheses, `F` costs.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.errors import DataError
+from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.sentences import sentence_nats
+from jaxlm.scoring.stimuli import lines_of
+from jaxlm.scoring.surprisal import SurprisalOptions
+
+MOST = 100.0  # of a weight
+_ROUNDS = 20  # over all weights
+
+
+class Hypothesis(NamedTuple):
+    """One line of a list.
+
+    Attributes:
+        utterance: The name of what was said.
+        costs: Its scores, in nats: lower is better.
+        text: Its words, with spaces between.
+    """
+
+    utterance: str
+    costs: tuple[float, ...]
+    text: str
+
+
+def read_nbest(path: str | Path, costs: int) -> list[Hypothesis]:
+    """Reads lines `UTTERANCE-N COST ... WORD ...`, as of Kaldi's archives joined by their keys.
+
+    Args:
+        path: The file.
+        costs: How many costs follow the key.
+
+    Raises:
+        DataError: A line is malformed, or a key stands twice.
+    """
+    hypotheses = []
+    keys = set()
+    for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
+        key, *rest = line.split() or [""]
+        utterance, dash, place = key.rpartition("-")
+        try:
+            numbers = tuple(map(float, rest[:costs]))
+        except ValueError:
+            numbers = ()
+        sound = dash and place.isdecimal() and len(numbers) == costs and key not in keys
+        if not sound or not all(map(math.isfinite, numbers)):
+            expected = f"expected UTTERANCE-N, new each time, {costs} costs and words"
+            raise DataError(f"{path}, line {number}: {expected}; found {line.strip()!r:.80}")
+        keys.add(key)
+        hypotheses.append(Hypothesis(utterance, numbers, " ".join(rest[costs:])))
+    return hypotheses
+
+
+def costs_of(hypotheses: Sequence[Hypothesis], models: Iterable[LanguageModel]) -> np.ndarray:
+    """The costs of each hypothesis: its own, the nats of each model, and its words [H, F].
+
+    Raises:
+        DataError: A model cannot read a text.
+    """
+    columns = [np.array([hypothesis.costs for hypothesis in hypotheses], float)]
+    texts = list(dict.fromkeys(hypothesis.text for hypothesis in hypotheses))
+    for lm in models:
+        read = lm.sentence_reader(SurprisalOptions(context="stream"))  # which may be empty
+        sentences = [read(text, "unk", repr(text)) for text in texts]
+        nats = sentence_nats(lm.scorer(full=False), sentences, eos=True)
+        of_text = dict(zip(texts, (float(of_one.sum()) for of_one in nats), strict=True))
+        columns.append(np.array([[of_text[hypothesis.text]] for hypothesis in hypotheses]))
+    columns.append(np.array([[len(hypothesis.text.split())] for hypothesis in hypotheses], float))
+    return np.concatenate(columns, 1)
+
+
+def best(hypotheses: Sequence[Hypothesis], totals: np.ndarray) -> list[int]:
+    """The place of each utterance's hypothesis of the lowest total [H]; of equal ones the first."""
+    found: dict[str, int] = {}
+    for place, hypothesis in enumerate(hypotheses):
+        if totals[place] < totals[found.setdefault(hypothesis.utterance, place)]:
+            found[hypothesis.utterance] = place
+    return [*found.values()]
+
+
+def word_errors(words: Sequence[str], reference: Sequence[str]) -> int:
+    """Words to insert, remove or replace (Levenshtein 1966)."""
+    row = list(range(len(reference) + 1))
+    for number, word in enumerate(words, 1):
+        before, row[0] = row[0], number
+        for place, other in enumerate(reference, 1):
+            change = before + (word != other)
+            before = row[place]
+            row[place] = min(change, before + 1, row[place - 1] + 1)
+    return row[-1]
+
+
+def errors_of(hypotheses: Sequence[Hypothesis], path: str | Path) -> np.ndarray:
+    """The word errors of each hypothesis, int [H].
+
+    Args:
+        hypotheses: The hypotheses.
+        path: What was said: lines `UTTERANCE WORD ...`.
+
+    Raises:
+        DataError: The file cannot be read, or lacks an utterance.
+    """
+    lines = [line.split() for line in chain.from_iterable(lines_of(path))]
+    references = {words[0]: words[1:] for words in lines if words}
+    missing = {hypothesis.utterance for hypothesis in hypotheses} - references.keys()
+    if missing:
+        raise DataError(f"{path} lacks {len(missing):,} utterances, as {min(missing)!r:.80}")
+    errors = [word_errors(one.text.split(), references[one.utterance]) for one in hypotheses]
+    return np.array(errors)
+
+
+def tuned(
+    hypotheses: Sequence[Hypothesis],
+    costs: np.ndarray,
+    errors: np.ndarray,
+    weights: np.ndarray,
+) -> np.ndarray:
+    """The weights [F] of costs that have few errors; the first, whose scale is free, stays.
+
+    Args:
+        hypotheses: The hypotheses.
+        costs: Their costs [H, F].
+        errors: Their word errors [H].
+        weights: Where the search begins [F].
+    """
+    weights = weights.copy()
+    rows: dict[str, list[int]] = {}
+    for place, hypothesis in enumerate(hypotheses):
+        rows.setdefault(hypothesis.utterance, []).append(place)
+    groups = [np.array(of_one) for of_one in rows.values()]
+    fewest = errors[best(hypotheses, costs @ weights)].sum()
+    for _ in range(_ROUNDS):
+        before = fewest
+        for place in range(1, len(weights)):
+            slopes = costs[:, place]
+            constant = costs @ weights - slopes * weights[place]
+            low = -MOST if place == len(weights) - 1 else 0.0  # A cost of words may be a reward.
+            count, weight = _best_weight(constant, slopes, errors, groups, low)
+            if count < fewest:
+                fewest = count
+                weights[place] = weight
+        if fewest == before:
+            break
+    return weights
+
+
+def _best_weight(
+    constant: np.ndarray,
+    slopes: np.ndarray,
+    errors: np.ndarray,
+    groups: Sequence[np.ndarray],
+    low: float,
+) -> tuple[int, float]:
+    """The fewest errors, and the middle of the widest interval of weights that has them."""
+    total = 0
+    changes = []
+    for rows in groups:
+        at = low
+        a, b, wrong = constant[rows], slopes[rows], errors[rows]
+        now = np.lexsort((b, a + low * b))[0]
+        total += int(wrong[now])
+        while (flatter := np.flatnonzero(b < b[now])).size:
+            meets = (a[flatter] - a[now]) / (b[now] - b[flatter])
+            first = np.lexsort((b[flatter], meets))[0]
+            at = float(meets[first])
+            if at >= MOST:
+                break
+            after = flatter[first]
+            changes.append((at, int(wrong[after] - wrong[now])))
+            now = after
+    changes.sort()
+    edges = [at for at, _ in changes] or [1.0]
+    # The first and the last interval have no end: a weight is not far from the others.
+    starts = np.array([max(low, edges[0] - 1), *(at for at, _ in changes)])
+    counts = total + np.cumsum([0, *(change for _, change in changes)])
+    widths = np.diff(np.append(starts, edges[-1] + 1))
+    counts = np.where(widths > 0, counts, counts.max() + 1)
+    place = np.lexsort((-widths, counts))[0]
+    return int(counts[place]), float(starts[place] + widths[place] / 2)
