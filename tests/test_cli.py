@@ -662,3 +662,13 @@ def test_without_penn_treebank_auto_uses_the_embedded_corpus_and_says_so(
     ]
     assert results and all('"corpus":"embedded"' in line for line in results)
     assert '"name": "embedded"' in (tmp_path / "run" / "run.json").read_text()
+
+
+@pytest.mark.parametrize(("own", "level"), [(None, "3"), ("0", "0")])
+def test_alarms_of_xla_about_slow_compilation_stay_out_of_the_terminal(monkeypatch, own, level):
+    """They are logged as errors (2), so fatal ones (3) alone are shown; unless a user asks."""
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if own is not None:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", own)
+    assert main(["--version"]) == 0 and main(["info", "no-such-run"]) == 1
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level

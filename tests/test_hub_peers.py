@@ -4,6 +4,8 @@ transformers, lm-evaluation-harness and minicons compute jaxlm's numbers.
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -16,9 +18,12 @@ from language_models import next_word
 from recipes import BASE
 from test_hub import HELD, KINDS, language_model, vocab
 
+from jaxlm.cli import main
 from jaxlm.data.vocab import EOS
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.importing import import_model
+from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.scoring.hub_model import HubModel
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -323,3 +328,112 @@ def test_minicons_scores_tokens_of_every_kind(kind, tmp_path):
     (found,) = peer.token_score(["the cat sat"], surprisal=True, bos_token=True)
     table = lm.surprisal(["the cat sat"], unit="nats", boundary="published")
     np.testing.assert_allclose([nats for _, nats in found[1:]], table.surprisal, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory) -> Path:
+    """A small GPT-2 of random parameters, with a byte-level BPE of a few words."""
+    folder = tmp_path_factory.mktemp("gpt2") / "tiny-gpt2"
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    made.train_from_iterator(["the bank lends every bank money, the bank"] * 9, trainer)
+    end = "<|endoftext|>"
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=end, eos_token=end
+    )
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    sizes |= {"vocab_size": len(tokenizer), "initializer_range": 0.5}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words_run(tmp_path_factory) -> Path:
+    lm = language_model(BASE)
+    corpus = unread_corpus("x", "0" * 64, lm.vocab)
+    folder = tmp_path_factory.mktemp("run") / "run"
+    keep_model(folder, lm.config, lm.params, corpus)
+    return folder
+
+
+def test_a_model_of_the_hub_scores_the_words_beside_a_run(gpt2, words_run, tmp_path, capsys):
+    sentences = ["the bank lends, every bank", "lends"]
+    (tmp_path / "text.txt").write_text("\n".join(sentences) + "\n")
+    command = ["surprisal", str(words_run), str(tmp_path / "text.txt"), "--hub", str(gpt2)]
+    model = HubModel(str(gpt2))
+    for boundary in ("corrected", "published"):
+        assert main([*command, "--unit", "nats", "--boundary", boundary]) == 0
+        rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+        assert rows[0][-1] == "surprisal.tiny-gpt2"
+        assert [row[2] for row in rows[1:]] == " ".join(sentences).split()
+        expected = [
+            nats
+            for line in sentences
+            for nats in model.word_nats(line.split(), "", boundary == "corrected")
+        ]
+        np.testing.assert_allclose([float(row[-1]) for row in rows[1:]], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_minicons_scores_the_words_of_a_model_of_the_hub(gpt2, corrected):
+    """It counts pieces after a space as boundaries alone, and neither newline nor end."""
+    scorer = pytest.importorskip("minicons.scorer")
+    line = "the bank lends, every bank"
+    model = HubModel(str(gpt2))
+    names = model._tokenizer.convert_ids_to_tokens(range(len(model._begins)))
+    spaces = np.array([name.startswith("\u0120") for name in names])
+    assert set(np.array(names)[model._begins & ~spaces]) == {"<|endoftext|>", "\u010a"}
+    model._begins = spaces
+    peer = scorer.IncrementalLMScorer(str(gpt2), "cpu")
+    (pairs,) = peer.word_score_tokenized(
+        [line],
+        bos_token=True,
+        tokenize_function=str.split,
+        surprisal=True,
+        bow_correction=corrected,
+    )
+    found = model.word_nats(line.split(), "", corrected)
+    np.testing.assert_allclose(found, [nats for _, nats in pairs], atol=1e-4)
+
+
+def test_a_word_of_a_model_of_the_hub_does_not_depend_on_what_follows(gpt2):
+    model = HubModel(str(gpt2))
+    whole = model.word_nats(["the", "bank"], "a line")
+    alone = model.word_nats(["the"], "a line")
+    assert whole[0] == pytest.approx(alone[0], abs=1e-5)  # what follows does not count
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config.json": "{}"}, "cannot be loaded"),
+        ({"config.json": None}, "cannot be loaded"),
+        ({"model.safetensors": "damaged"}, "cannot be loaded"),
+        ({"text.txt": "the " * 40}, "sentence 1 has .* which reads 32: give shorter lines"),
+    ],
+)
+def test_a_model_of_the_hub_that_cannot_be_is_one_sentence(
+    gpt2, words_run, tmp_path, capsys, change, message
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(gpt2, folder)
+    (folder / "text.txt").write_text("the bank\n")
+    for name, content in change.items():
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_text(content)
+    text = str(folder / "text.txt")
+    assert main(["surprisal", str(words_run), text, "--hub", str(folder)]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1, said.err
+    assert re.search(message, said.err)

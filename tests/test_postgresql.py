@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -73,11 +74,13 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("postgresql"))
-    server.start()
-    yield server
-    server.stop("immediate")
+def database() -> Iterator[Server]:
+    """In no folder of pytest's, which every session of it closes to other users."""
+    with TemporaryDirectory(prefix="jaxlm-postgresql-") as folder:
+        server = Server(Path(folder))
+        server.start()
+        yield server
+        server.stop("immediate")
 
 
 @pytest.fixture

@@ -709,6 +709,17 @@ def test_stimuli_between_tabs_or_semicolons_with_a_column_of_the_result_s_name(
     assert [row["word"] for row in csv.DictReader(io.StringIO(out))] == ["the", "bank"]
 
 
+def test_a_model_of_the_hub_needs_transformers(run, text, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(["surprisal", run, str(text), "--hub", "gpt2"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1
+    assert "needs transformers and PyTorch" in said.err and "jaxlm[hub]" in said.err
+    for flags in (["--punctuation", "own"], ["--eos"], ["--layout", "lm-zoo"], ["--top-k", "2"]):
+        assert main(["surprisal", run, str(text), "--hub", "gpt2", *flags]) == 1
+        assert f"leave {' '.join(flags[:1])}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_the_delimiters_of_a_header_count_outside_quotes(delimiter, tmp_path):
     path = tmp_path / "stimuli.csv"

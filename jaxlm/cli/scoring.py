@@ -41,10 +41,11 @@ from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError, JaxlmError, RunDirError, reason
 from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
-from jaxlm.scoring.surprisal import SurprisalOptions
+from jaxlm.scoring.surprisal import UNITS, SurprisalOptions
 from jaxlm.scoring.syntaxgym import read_suite
 from jaxlm.terminal import is_terminal, printable, say, say_line, say_written
 
@@ -80,6 +81,10 @@ _EXCLUDES = {  # an argument of `surprisal` -> why, and what it leaves no room f
     "spans": (
         "scores characters by themselves",
         ("regions", "adapt", "protocol", "context", "punctuation", "boundary"),
+    ),
+    "hub": (
+        "scores the words of a line as they stand",
+        ("regions", "spans", "layout", "top_k", "eos", "long"),
     ),
     "adapt": ("learns by the model's own probabilities", ("protocol",)),
     "save_adapted": ("keeps one model", ("runs",)),
@@ -148,6 +153,12 @@ def _oov(*choices: str) -> Adder:
         "FILE",
         "a CSV file of words (word) and counts (count) in place of the training text",
     ),
+    argument(
+        "--hub",
+        "MODEL",
+        "add the surprisal of each word by a model of transformers: a folder, or gpt2",
+        rare=True,
+    ),
     switch("--mean", "of several runs: the mean of their numbers"),
     switch("--long", "of several runs: a row for each run, in place of columns"),
     *_WORDS,
@@ -193,11 +204,7 @@ def surprisal(args: argparse.Namespace) -> None:
     if args.predictors:
         given = read_counts(args.frequencies) if args.frequencies else None
         counts = {name: given or _word_counts(name, lm) for name, lm in lms.items()}
-    join = side_by_side
-    if args.mean:
-        join = mean_table
-    elif args.long:
-        join = one_below_the_other
+    join = _join_function(args)
     blocks: Iterator[_Block] | list[_Block] = _blocks(args.texts)
     if stimuli is not None:
         blocks = [_Block(1, stimuli.sentences, stimuli.where)]
@@ -326,6 +333,8 @@ def _check_flags(args: argparse.Namespace) -> None:
     runs = [args.run, *args.runs]
     if len({run.resolve() for run in runs}) < len(runs):
         raise JaxlmError("a run is named twice: name each once")
+    if args.hub and args.punctuation == "own":
+        raise JaxlmError("--hub scores words with their punctuation: leave --punctuation own out")
     for name in ("mean", "long"):
         if name in given and not args.runs:
             raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")
@@ -344,6 +353,27 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "punctuation": args.punctuation or "word",
         "protocol": given_protocol(args),
     }
+
+
+def _join_function(args: argparse.Namespace) -> Callable[[Mapping[str, Columns]], Columns]:
+    """What makes one table of those of several runs, with a column of --hub's model."""
+    join = side_by_side
+    if args.mean:
+        join = mean_table
+    elif args.long:
+        join = one_below_the_other
+    if not args.hub:
+        return join
+    model = HubModel(args.hub)
+
+    def with_hub(tables: Mapping[str, Columns]) -> Columns:
+        columns = join(tables)
+        corrected = args.boundary == "corrected"
+        nats = model.column(columns["sentence_id"], columns["word"], corrected)
+        name = Path(args.hub).resolve().name
+        return {**columns, f"surprisal.{name}": nats / UNITS[args.unit]}
+
+    return with_hub
 
 
 def _score_function(
@@ -379,7 +409,7 @@ def _score_function(
     if stimuli is not None and args.regions:
         regions = stimuli.regions(args.regions, args.region_names)
         options = {**options, "regions": regions}
-    by_words = stimuli is not None or args.punctuation or kinds != {"words"}
+    by_words = stimuli is not None or args.punctuation or args.hub or kinds != {"words"}
 
     def score(
         lm: LanguageModel,
