@@ -46,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "TTY_COMPATIBLE",
         "JAXLM_TRACEBACK",
         "JAXLM_STORAGE",
+        "PYTHONDONTWRITEBYTECODE",  # each command would compile all of jaxlm's files
     ):  # what a shell may have set
         os.environ.pop(name, None)
     if config.option.markexpr == DEFAULT_SUITE:
