@@ -191,11 +191,18 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of the session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory):
+def own_cache(common: Path):
     """The tests' own per-user cache, so that nobody's real one is read or written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("JAXLM_CACHE", str(common / "cache"))
         yield
 
 
@@ -266,18 +273,15 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory):
+def tiny_run(common: Path):
     """A finished run of a small model on the tiny embedded corpus:
     (TrainResult, what it printed). One process of the session trains it, for all of them.
     """
     import jaxlm
 
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    run_dir = folder / "tiny-run"
-    outcome = folder / "tiny-run.pickle"
-    with open(folder / "tiny-run.lock", "w") as lock:
+    run_dir = common / "tiny-run"
+    outcome = common / "tiny-run.pickle"
+    with open(common / "tiny-run.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not outcome.exists():
             outcome.write_bytes(pickle.dumps(_trained_tiny(run_dir)))
