@@ -413,6 +413,7 @@ def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, caps
         and "The beginning of the test split" in words
     )
     assert "Text 1" in words and "There is no" not in words and found.tags.count("script") == 2
+    assert words.count("embedded-tiny test, 5-gram model: ") == 2  # of the runs, of the sweep
     assert len(text) < 2_000_000
     payload = json.loads(found.scripts[0])
     assert len(payload["maps"]) == 2 and len(payload["maps"][0]["words"]) == 500
@@ -620,7 +621,8 @@ def test_the_beginning_of_a_text_of_pieces_ends_with_a_whole_word(tmp_path, monk
     options = dict(corpus=str(text), tokens="characters", epochs=1)
     jaxlm.train(TINY.replace(**options), run_dir=tmp_path / "run", steps=1, quiet=True)
     monkeypatch.setattr(report_file, "TEST_WORDS", 405)
-    (scored,) = report_file._test_text(jaxlm.load(tmp_path / "run"), None).values()
+    lm = jaxlm.load(tmp_path / "run")
+    (scored,) = report_file._test_text(lm, lm.find_corpus()).values()
     assert {word for word, _ in scored} <= {"abcdefghi", "jklmnopqr", "<eos>"} and len(scored) > 40
 
 

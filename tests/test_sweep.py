@@ -264,6 +264,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
     assert best is not None and best in point.members and best.run_dir is not None
     assert jaxlm.evaluate(best.run_dir).perplexity == pytest.approx(best.test_perplexity, rel=1e-6)
     said = capsys.readouterr().out
+    assert said.count("5-gram model: ") == 1
     assert found.command(best) in said and shlex.quote(f"--data-dir={tmp_path / 'my ptb'}") in said
     assert read_sweep(tmp_path / "sweep")[0].command(best) == found.command(best)
 

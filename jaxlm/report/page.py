@@ -91,6 +91,7 @@ class ModelView:
     samples: Sequence[str]
     notes: Sequence[str]  # what could not be computed, and why
     live: str = ""  # a page that runs the model
+    baseline: str = ""  # what an n-gram model makes of the same test split
 
 
 @dataclass(frozen=True)

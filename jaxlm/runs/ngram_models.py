@@ -15,7 +15,7 @@ from jaxlm.ngrams import arpa, folder, kneser_ney
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.runs import ram
 from jaxlm.scoring.ngram_model import NgramModel
-from jaxlm.units import perplexity
+from jaxlm.units import perplexity, result_text
 
 MOST_ORDER = 12
 MOST_BASELINE_TOKENS = 4_000_000
@@ -82,6 +82,14 @@ def baseline(corpus: Corpus, order: int) -> float | None:
     # NumPy alone: a model of its own for each run would be compiled for each.
     nats = -tables.log_probabilities(test[1:], np.append(tables.begin, test[:1])).sum()
     return perplexity(float(nats), len(test) - 1)
+
+
+def baseline_text(corpus: Corpus, order: int) -> str:
+    """What `baseline` found, as a line about the test split; empty where it found nothing."""
+    perplexity = baseline(corpus, order)
+    if perplexity is None:
+        return ""
+    return f"{corpus.name} test, {order}-gram model: {result_text(perplexity, corpus.vocab.kind)}"
 
 
 def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:

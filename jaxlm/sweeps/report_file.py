@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import explained, output
 from jaxlm.report.curve import by_kind
@@ -17,6 +18,7 @@ from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
+from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.study import check_below, member_dir
 
@@ -200,21 +202,21 @@ class _Viewer:
         with noted(f"map of the {vocab.kind}"):
             embedding = np.asarray(lm.params["embedding"])
             words = map_words(embedding, vocab.words, tokens=vocab.kind)
+        baseline = ""
         with noted("text of the test split"):
-            scored |= _test_text(lm, self.data_dir)
+            corpus = lm.find_corpus(data_dir=self.data_dir)
+            scored |= _test_text(lm, corpus)
+            baseline = baseline_text(corpus, lm.config.train.baseline_order)
         for number, text in enumerate(self.texts, 1):
             scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
         with noted("sample"):
             samples += map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))
         live = self.live(lm) if self.live else ""
-        return ModelView(name, self.which, words, scored, samples, notes, live)
+        return ModelView(name, self.which, words, scored, samples, notes, live, baseline)
 
 
-def _test_text(
-    lm: LanguageModel, data_dir: str | Path | None
-) -> dict[str, list[tuple[str, float]]]:
+def _test_text(lm: LanguageModel, corpus: Corpus) -> dict[str, list[tuple[str, float]]]:
     """The scored beginning of the run's own test split, by its title."""
-    corpus = lm.find_corpus(data_dir=data_dir)
     of_words = lm.vocab.kind == "words"
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
     lines = [line.split() if of_words else line for line in text.split("\n")]

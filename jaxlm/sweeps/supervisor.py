@@ -29,6 +29,7 @@ from jaxlm.report.sweep_results import Sweep
 from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory, precision, ram, signals
 from jaxlm.runs.lock import ELSEWHERE, locks_work
+from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
@@ -157,7 +158,7 @@ def sweep(
                     show=session.look,
                     say=session.view.say,
                 ).run()
-        return session.finish()
+        return session.finish(text)
 
 
 def _check_fits_memory(
@@ -285,8 +286,12 @@ class _Session:
                 f"{flag_text('--run-dir', self.folder)} --resume (the last one: {failure})"
             )
 
-    def finish(self) -> Sweep:
-        """Shows and writes the results of a sweep that has ended, or says how to resume it."""
+    def finish(self, text: Corpus) -> Sweep:
+        """Shows and writes the results of a sweep that has ended, or says how to resume it.
+
+        Args:
+            text: What the trials were trained on, for an n-gram model beside them.
+        """
         results = self.results()
         self.view.show(results)
         if self.stop.signal is None:
@@ -295,6 +300,9 @@ class _Session:
             if self.kept:
                 written = write_sweep(results, self.folder, self.plan.corpus)
             self.view.summary(results, written)
+            baseline = baseline_text(text, self.plan.config.train.baseline_order)
+            if baseline:
+                self.view.say(baseline)
         else:
             fate = "nothing is kept"
             if self.kept:
