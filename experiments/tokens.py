@@ -110,7 +110,7 @@ TEXTS = (
     Text("Chinese", "debian-reference-zh-cn", reference("zh-cn")),
     Text("Japanese", "debian-reference-ja", reference("ja")),
     Text("Thai", "firefox-esr-l10n-th (messages)", thai),
-    Text("Python code", "the standard library", code, words=True),
+    Text("Python code", "the standard library", code),
     Text("DNA", "bowtie-examples (E. coli 536)", dna),
 )
 TOKENS: dict[str, dict[str, Any]] = {

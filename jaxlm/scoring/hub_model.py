@@ -119,8 +119,7 @@ class HubModel:
         Raises:
             DataError: A sentence is longer than the model's context.
         """
-        sentence_id = np.asarray(sentence_id)
-        edges = np.flatnonzero(np.diff(sentence_id, prepend=-1, append=-1)).tolist()
+        edges = np.flatnonzero(np.diff(np.asarray(sentence_id), prepend=-1, append=-1)).tolist()
         nats = []
         for start, end in pairwise(edges):
             where = f"sentence {sentence_id[start]}"
