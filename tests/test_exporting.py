@@ -28,7 +28,7 @@ from jaxlm.scoring.language_model import LanguageModel
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
 TOKENS = [0, 3, 6, 1, 1, 5, 2, 7]
 TEXT = "\n b ë <unk> <unk> d a \x1b[2J"
-PACKAGES = [("onnx", "onnx"), ("stablehlo", "flatbuffers")]
+PACKAGES = [("onnx", "onnx"), ("sherpa-onnx", "onnx"), ("stablehlo", "flatbuffers")]
 SHAPES = {
     "equal": {"hidden_sizes": (4, 4)},
     "tied": {"hidden_sizes": (3, 4), "tied": True},
@@ -201,6 +201,47 @@ def test_a_hub_s_folder_needs_no_checkpoint_that_a_run_has_replaced(tmp_path, mo
 def test_a_note_says_that_the_average_is_exported(tmp_path, average):
     notes = export_model(model(**average), "safetensors", tmp_path / "m")
     assert any("average" in note for note in notes)
+
+
+@pytest.mark.parametrize("shapes", ["equal", "tied equal"])
+def test_a_recogniser_s_two_interfaces_score_alike(tmp_path, shapes):
+    """Of sherpa-onnx: sentences, padded to the longest; and a token at a time."""
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    lm = model(shapes=shapes)
+    out = tmp_path / "out"
+    export_model(lm, "sherpa-onnx", out)
+    assert (out / "tokens.txt").read_text("utf-8").startswith("<eos> 0\n<unk> 1\na 2\n")
+    offline, online = (
+        runtime.InferenceSession(str(out / name), providers=["CPUExecutionProvider"])
+        for name in ("lm.onnx", "online-lm.onnx")
+    )
+    sentences = [[2, 3, 6], [1], [5, 5, 2, 7]]
+    x = np.zeros((3, 4), np.int64)
+    for row, sentence in enumerate(sentences):
+        x[row, : len(sentence)] = sentence
+    (nll,) = offline.run(None, {"x": x, "x_lens": np.array([3, 1, 4])})
+    score = lm.scorer(full=False)
+    expected = [score([np.array([0, *one, 0], np.int32)]).nats.sum() for one in sentences]
+    np.testing.assert_allclose(nll, expected, rtol=1e-4)
+    about = online.get_modelmeta().custom_metadata_map
+    layers, width = len(lm.config.model.hidden_sizes), 4
+    assert about == {"num_layers": str(layers), "hidden_size": str(width), "sos_id": "0"}
+    for sentence, whole in zip(sentences, expected, strict=True):
+        h = c = np.zeros((layers, 1, width), np.float32)
+        total = 0.0
+        for token, following in pairwise([0, *sentence, 0]):
+            y, h, c = online.run(None, {"x": np.array([[token]]), "h": h, "c": c})
+            total -= y[0, 0, following]
+        assert total == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_recogniser_takes_lstm_layers_of_one_width(tmp_path, kind):
+    lm = model(kind, shapes="widths")
+    with pytest.raises(JaxlmError, match=rf"{kind} layers of 8, 6"):
+        export_model(lm, "sherpa-onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("target", ["safetensors", "onnx"])

@@ -125,8 +125,8 @@ def import_(args: argparse.Namespace) -> None:
     argument(
         "--to",
         "TARGET",
-        "safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx, "
-        "stablehlo, html (a page that runs the model), or arpa (of an n-gram model)",
+        "safetensors (a PyTorch state_dict), hub (a folder with a model card), onnx, stablehlo, "
+        "sherpa-onnx (of a recogniser), html (a page that runs it), or arpa (of an n-gram model)",
         type=_target,
         choices=TARGETS,
         required=True,

@@ -20,7 +20,7 @@ import safetensors.numpy
 from jax import export
 
 from jaxlm.errors import JaxlmError
-from jaxlm.files import explained, vacant
+from jaxlm.files import explained, new_folder, vacant
 from jaxlm.interop.export_html import to_html
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.models import heads, stack
@@ -196,6 +196,95 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
     Raises:
         JaxlmError: The package onnx is missing, ONNX has no such layer, or the model is too large.
     """
+    return _program(_graph(model), {"vocabulary": json.dumps(model.vocab.words)}), []
+
+
+def to_sherpa(model: LanguageModel) -> dict[str, bytes]:
+    """The files of a language model for k2's recognisers (sherpa-onnx), by name.
+
+    `lm.onnx` scores whole sentences: x int64 [N, L] and x_lens int64 [N] -> nll [N], of the tokens
+    and the `<eos>` after them. `online-lm.onnx` scores a token at a time: x int64 [N, T], h and c
+    [layers, N, H] -> the log-probabilities [N, T, V] of what follows each token, h and c.
+    `tokens.txt` has the tokens and their ids, which must be the recogniser's.
+
+    Raises:
+        JaxlmError: As `to_onnx`, or the layers are no LSTM or of different widths.
+    """
+    config = model.config.model
+    widths = set(config.hidden_sizes)
+    if not isinstance(config, LSTM) or len(widths) > 1:
+        raise JaxlmError(
+            "a recogniser passes on the states of LSTM layers of one width, and this model has "
+            f"{config.kind_name} layers of {', '.join(map(str, config.hidden_sizes))}"
+        )
+    graph = _graph(model)
+    (width,) = widths
+    layers = len(config.hidden_sizes)
+    states = {name: [f"{name}_{k}" for k in range(layers)] for name in "hc"}
+    weights = {
+        **graph.weights,
+        "row": np.array([1], np.int64),
+        "width": np.array([width], np.int64),
+        "end": np.array([[model.vocab.eos]], np.int64),
+        "zero": np.array(0, np.int64),
+        "one": np.array(1, np.int64),
+        "nothing": np.array(0, np.float32),
+        "last": np.array([2], np.int64),
+    }
+    log_p = ["log_p = LogSoftmax <axis = -1> (logits)", "y = Transpose <perm = [1, 0, 2]> (log_p)"]
+    read = ["count = Shape (x_lens)", "column = Concat <axis = 0> (count, row)"]
+    read += ["ends = Expand (end, column)", "sentences = Concat <axis = 1> (ends, x)"]
+    read += ["tokens = Transpose <perm = [1, 0]> (sentences)"]
+    read += ["shape = Concat <axis = 0> (row, count, width)", "state = ConstantOfShape (shape)"]
+    read += [f"{name} = Identity (state)" for names in states.values() for name in names]
+    scored = ["padded = Concat <axis = 1> (x, ends)", "size = Shape (padded)"]
+    scored += ["steps = Gather <axis = 0> (size, one)", "places = Range (zero, steps, one)"]
+    scored += ["lengths = Unsqueeze (x_lens, row)", "is_end = Equal (places, lengths)"]
+    scored += ["targets = Where (is_end, end, padded)", "index = Unsqueeze (targets, last)"]
+    scored += ["picked = GatherElements <axis = 2> (y, index)", "found = Squeeze (picked, last)"]
+    scored += ["counted = LessOrEqual (places, lengths)"]
+    scored += ["kept = Where (counted, found, nothing)"]
+    scored += ["sum = ReduceSum <keepdims = 0> (kept, row)", "nll = Neg (sum)"]
+    offline = _Graph(
+        ["int64[N, L] x", "int64[N] x_lens"],
+        ["float[N] nll"],
+        [*read, *graph.nodes, *log_p, *scored],
+        weights,
+    )
+    split = [f"{', '.join(names)} = Split <axis = 0> ({name})" for name, names in states.items()]
+    joined = []
+    for name, names in states.items():
+        after = ", ".join(f"{one}_out" for one in names)
+        joined.append(f"next_{name} = Concat <axis = 0> ({after})")
+    online = _Graph(
+        ["int64[N, T] x", *(f"float[{layers}, N, {width}] {name}" for name in states)],
+        [
+            f"float[N, T, {len(model.vocab)}] y",
+            *(f"float[{layers}, N, {width}] next_{name}" for name in states),
+        ],
+        ["tokens = Transpose <perm = [1, 0]> (x)", *split, *graph.nodes, *log_p, *joined],
+        graph.weights,
+    )
+    about = {"num_layers": layers, "hidden_size": width, "sos_id": model.vocab.eos}
+    tokens = [f"{word} {place}\n" for place, word in enumerate(model.vocab.words)]
+    return {
+        "lm.onnx": _program(offline, {}),
+        "online-lm.onnx": _program(online, {name: str(value) for name, value in about.items()}),
+        "tokens.txt": "".join(tokens).encode(),
+    }
+
+
+class _Graph(NamedTuple):
+    """A graph in ONNX's textual syntax, and its weights by name."""
+
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[str]
+    weights: dict[str, np.ndarray]
+
+
+def _program(graph: _Graph, metadata: Mapping[str, str]) -> bytes:
+    """The file of a graph. Raises JaxlmError as `to_onnx`."""
     try:
         import onnx  # pyright: ignore[reportMissingImports]
         import onnx.parser  # pyright: ignore[reportMissingImports]
@@ -203,23 +292,23 @@ def to_onnx(model: LanguageModel) -> tuple[bytes, list[str]]:
         raise JaxlmError(
             "exporting to ONNX needs the package onnx: pip install 'jaxlm[onnx]'"
         ) from None
-    text, weights = _graph(model)
-    size = sum(weight.nbytes for weight in weights.values())
+    size = sum(weight.nbytes for weight in graph.weights.values())
     if size > MOST_ONNX:
         raise JaxlmError(
             f"an ONNX file can hold {MOST_ONNX:,} bytes, and this model's weights take {size:,}: "
             "export it --to safetensors or stablehlo"
         )
-    program = onnx.parser.parse_model(f"{ONNX_HEADER}\n{text}")
-    for name, weight in weights.items():
+    head = f"jaxlm ({', '.join(graph.inputs)}) => ({', '.join(graph.outputs)})"
+    program = onnx.parser.parse_model("\n".join([ONNX_HEADER, head, "{", *graph.nodes, "}"]))
+    for name, weight in graph.weights.items():
         program.graph.initializer.append(onnx.numpy_helper.from_array(weight, name))
-    onnx.helper.set_model_props(program, {"vocabulary": json.dumps(model.vocab.words)})
+    onnx.helper.set_model_props(program, dict(metadata))
     onnx.checker.check_model(program)
-    return program.SerializeToString(), []
+    return program.SerializeToString()
 
 
-def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
-    """A model's graph in ONNX's textual syntax, and its weights by name.
+def _graph(model: LanguageModel) -> _Graph:
+    """A model's graph.
 
     Raises:
         JaxlmError: ONNX has no node for such a layer or head.
@@ -254,8 +343,7 @@ def _graph(model: LanguageModel) -> tuple[str, dict[str, np.ndarray]]:
     else:
         weights["kernel"] = as_array(model.params["softmax"]["kernel"])
     nodes += [f"scores = MatMul (x_{len(layers)}, kernel)", "logits = Add (scores, bias)"]
-    head = f"jaxlm ({', '.join(inputs)}) => ({', '.join(outputs)})"
-    return "\n".join([head, "{", *nodes, "}"]), weights
+    return _Graph(inputs, outputs, nodes, weights)
 
 
 def _reordered(rows: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
@@ -291,7 +379,7 @@ EXPORTERS = {
     "html": to_html,
     "arpa": to_arpa,
 }
-TARGETS = (*EXPORTERS, "hub")
+TARGETS = (*EXPORTERS, "hub", "sherpa-onnx")
 
 
 def export_model(
@@ -307,8 +395,8 @@ def export_model(
     Args:
         run: A run's directory, or a model.
         target: safetensors (a PyTorch state_dict), hub (a folder with a model card, and a folder
-            within it for each checkpoint of keep_checkpoints), onnx, stablehlo (by jax.export), or
-            html (a page that runs the model).
+            within it for each checkpoint of keep_checkpoints), onnx, sherpa-onnx (a folder),
+            stablehlo (by jax.export), or html (a page that runs the model).
         out: The file or folder to make, which must not exist.
         which: `last`, `best` or a step, of a run's directory.
 
@@ -332,6 +420,11 @@ def export_model(
     with explained(JaxlmError, f"cannot export to {os.fspath(out)}"):
         if target == "hub":
             export_hub(model, Path(out), run_dir, which)
+        elif target == "sherpa-onnx":
+            contents = to_sherpa(model)
+            with new_folder(out) as folder:
+                for name, data in contents.items():
+                    folder.write(name, data)
         else:
             data, notes = EXPORTERS[target](model)
             with vacant(out) as (parent, name):
