@@ -16,6 +16,7 @@ from jaxlm.config.config import KINDS
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.config.settings import DataConfig, TrainConfig
 from jaxlm.fields import Spec, setting_text, specs
+from jaxlm.interop.export_html import to_html
 
 ROOT = Path(__file__).resolve().parents[1]
 SITE_NAMES = {  # files outside docs/ -> their names on the site
@@ -23,6 +24,7 @@ SITE_NAMES = {  # files outside docs/ -> their names on the site
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "experiments/walkthrough.ipynb": "walkthrough.ipynb",
+    "experiments/english_books.csv": "english_books.csv",
 }
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[#)])")
 TITLES = {
@@ -34,12 +36,19 @@ TITLES = {
 TYPES = {tuple: "widths", str: "text", bool: "flag", int: "whole number", float: "number"}
 MODULES = ("jaxlm.linen", "jaxlm.nnx", "jaxlm.lm_eval")  # imported by themselves
 LARGEST = 2**31 - 1
+LIVE_PAGE = "live.html"  # runs the model that comes with jaxlm; the front page begins with it
+LIVE = (
+    f'<iframe src="{LIVE_PAGE}" title="The model english, to try" allow="clipboard-write" '
+    'style="width: 100%; height: 40rem; border: 1px solid #8888"></iframe>'
+)
 
 
 def on_files(files, config):
     """Adds the files beside the folder."""
     for source, name in SITE_NAMES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
+    page, _ = to_html(jaxlm.load("english"))
+    files.append(File.generated(config, LIVE_PAGE, content=page))
     return files
 
 
@@ -59,6 +68,8 @@ def on_page_markdown(markdown, page, config, files):
         return posixpath.relpath(target, posixpath.dirname(name) or ".")
 
     markdown = LINK.sub(on_site, markdown)
+    if name == "index.md":
+        markdown = markdown.replace("\n", f"\n\n{LIVE}\n", 1)
     if name == "lab/README.md":
         markdown += data_tables(Path(page.file.abs_src_path).parent)
     return markdown

@@ -1024,3 +1024,16 @@ check_6(greedy)
 # **Further.** Train the same with `config.replace(model="gru")`, with `keep_output=0.5`, or with `optimizer="adamw"`,
 # and compare. Give `run_dir` a name of your own and look at the run with `jaxlm info` and `jaxlm plot`. Use your own
 # text: `jaxlm.load_corpus("novel.txt")`.
+#
+# Last, the model that comes with jaxlm. `english` was trained on books, in pieces of words, and yours on another text,
+# in words: their perplexities do not compare. But how much does each word of a sentence surprise the one and the other?
+
+# %%
+line = "the captain of the ship and the doctor"
+yours = lm.word_surprisal([line])
+english = jaxlm.load("english").word_surprisal([line])
+print(f"{'bits':10}{'yours':>8}{'english':>9}")
+for word, own, other in zip(yours.word, yours.surprisal, english.surprisal, strict=True):
+    print(f"{word:10}{own:8.2f}{other:9.2f}")
+
+assert np.isfinite(english.surprisal).all()

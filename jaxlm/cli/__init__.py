@@ -19,7 +19,8 @@ from jaxlm.cli.verbs import VERBS, Verb
 from jaxlm.terminal import say
 
 TASKS = {  # by task, a command
-    "train a model": "jaxlm train",
+    "try a model": 'jaxlm predict english "the old man"',
+    "train one": "jaxlm train",
     "on your own text": "jaxlm train --corpus novel.txt",
     "resume a stopped run": "jaxlm train --resume",
     "search hyperparameters": "jaxlm sweep --set learning_rate=0.5,1,2",
@@ -69,7 +70,8 @@ def _without_verb(name: str) -> int:
     """Answers a command line that begins with no verb."""
     if not name:
         say(
-            "jaxlm trains and uses recurrent language models. RUN is the directory of a run.\n\n"
+            "jaxlm trains and uses recurrent language models. RUN is the directory of a run;\n"
+            "english is one that comes with jaxlm.\n\n"
             f"{_table(TASKS)}\n\n"
             "All verbs: jaxlm --help    Flags: jaxlm VERB --help    All flags: --help-all"
         )

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.cli.ending import UNPARSED, fail
+from jaxlm.runs.packaged import NAME, resolved
 from jaxlm.terminal import say
 
 LARGEST = 2**31 - 1
@@ -195,7 +197,7 @@ def two_groups(
     metavar: str,
     help: str,
 ) -> Adder:
-    """Paths in two groups: `A B -- C D` is parsed to [A, B, BETWEEN_GROUPS, C, D].
+    """Runs in two groups: `A B -- C D` is parsed to [A, B, BETWEEN_GROUPS, C, D].
 
     Args:
         name: Its name.
@@ -205,7 +207,7 @@ def two_groups(
     Returns:
         What adds it to a parser.
     """
-    add_paths = pathname(name, metavar, help, nargs="+")
+    add_paths = argument(name, metavar, help, nargs="+", type=run_path)
 
     def add(parser: Parser) -> None:
         parser.has_groups = True
@@ -247,6 +249,16 @@ def nonempty_path(text: str) -> Path:
     return Path(text)
 
 
+def run_path(text: str) -> Path:
+    """The type of an argument that names a run: its directory, or `english`."""
+    path = nonempty_path(text)
+    run = resolved(path)
+    if path == Path(NAME) and run == path:
+        note = f"note: {path} is the directory here, not the model that comes with jaxlm"
+        say(note, file=sys.stderr)
+    return run
+
+
 def suggest(action: argparse.Action, values: Iterable[str]) -> None:
     """Gives an argument the values that the shell completes.
 
@@ -259,7 +271,7 @@ def suggest(action: argparse.Action, values: Iterable[str]) -> None:
         vars(action)["completer"] = lambda **_: names
 
 
-RUN = pathname("run", "RUN", "the run's directory")
+RUN = argument("run", "RUN", "the run's directory, or english", type=run_path)
 CHECKPOINT = argument(
     "--checkpoint",
     "WHICH",

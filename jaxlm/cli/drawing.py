@@ -10,6 +10,7 @@ from jaxlm.cli.arguments import (
     choice,
     command,
     pathname,
+    run_path,
     switch,
     whole,
 )
@@ -19,6 +20,7 @@ from jaxlm.interop.export_html import to_html
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.word_map import embedding_map
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.packaged import place_for_files
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.terminal import say, say_line, say_written
@@ -35,13 +37,14 @@ def plot(args: argparse.Namespace) -> None:
     """Draws a run's learning curve, and a map of its embedding."""
     lm = open_model(args.run, args.checkpoint)
     rows = read_metrics(args.run)
+    place = place_for_files(args.run)
     if any(row["kind"] == "epoch" for row in rows):
         say_line(
-            learning_curve(rows, lm.config.train.bptt_length, args.run / "curve.png", lm.vocab.kind)
+            learning_curve(rows, lm.config.train.bptt_length, place / "curve.png", lm.vocab.kind)
         )
     else:
         say("there is no learning curve: no epoch has ended")
-    picture = args.run / "embedding.png"
+    picture = place / "embedding.png"
     embedding = lm.params["embedding"]
     say_line(
         embedding_map(
@@ -56,7 +59,7 @@ def plot(args: argparse.Namespace) -> None:
 
 
 @command(
-    pathname("runs", "RUN", "directories of runs and of sweeps", nargs="+"),
+    argument("runs", "RUN", "directories of runs and of sweeps", nargs="+", type=run_path),
     pathname(
         "-o --output", "FILE", "the file to write (default: report.html in the one directory)"
     ),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jaxlm.errors import RunDirError
 from jaxlm.runs import loading
+from jaxlm.runs.packaged import NAME
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import flag_text
 
@@ -22,7 +23,8 @@ def check_run(run: Path) -> None:
         example = f", such as {max(dated)}" if dated else ""
         train = f"jaxlm train {flag_text('--run-dir', run)}"
         raise RunDirError(
-            f"there is no directory {run}: name one{example}, or train a run with `{train}`"
+            f"there is no directory {run}: name one{example}, or {NAME}, or train a run with "
+            f"`{train}`"
         )
     if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")

@@ -41,6 +41,7 @@ from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError, JaxlmError, RunDirError, reason
 from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
@@ -176,8 +177,9 @@ def _oov(*choices: str) -> Adder:
 )
 def surprisal(args: argparse.Namespace) -> None:
     """Prints the surprisal of every word of texts, by one run or several side by side."""
-    args.runs = [path for path in args.texts if path.is_dir()]
-    args.texts = [path for path in args.texts if not path.is_dir()]
+    named = [path if path.is_file() else resolved(path) for path in args.texts]
+    args.runs = [path for path in named if path.is_dir()]
+    args.texts = [path for path in named if not path.is_dir()]
     _check_flags(args)
     runs = [args.run, *args.runs]
     options = _options(args) | {

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.cli.arguments import DATA_DIR, RUN, argument, command, pathname, switch, whole
+from jaxlm.cli.arguments import DATA_DIR, RUN, argument, command, pathname, run_path, switch, whole
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.ending import FAILED, SIGNALLED
@@ -18,8 +18,10 @@ from jaxlm.distributed import hosts
 from jaxlm.errors import JaxlmError
 from jaxlm.report.trackers import tracked
 from jaxlm.runs import reproduction, trainer
-from jaxlm.runs.directory import saved_config
+from jaxlm.runs.directory import saved_config, saved_record
 from jaxlm.runs.loading import init_config, init_corpus
+from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.packaged import DIRECTORY, NAME
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.terminal import say, say_line
 
@@ -28,7 +30,7 @@ from jaxlm.terminal import say, say_line
     *START,
     pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-DATE-TIME)"),
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
-    pathname("--init", "RUN", "begin from another run's parameters and text"),
+    argument("--init", "RUN", "begin from another run's parameters and text", type=run_path),
     switch("--report", "write RUN/report.html at the end"),
     argument("--steps", "N", "stop after N windows in all", type=whole()),
     argument("--track", "NAME", "send the metrics to tensorboard or wandb too"),
@@ -121,6 +123,9 @@ def train(args: argparse.Namespace) -> int:
 def reproduce(args: argparse.Namespace) -> int:
     """Trains a run again, and says what differs from it."""
     check_run(args.run)
+    if args.run == DIRECTORY:
+        _say_how_to_make()
+        return 0
     again = reproduction.reproduce(args.run, args.run_dir, data_dir=args.data_dir)
     for line in again.surroundings:
         say_line(f"not as it was then: {line}")
@@ -133,6 +138,26 @@ def reproduce(args: argparse.Namespace) -> int:
         return FAILED
     say_line(f"{args.run} and {again.run_dir} are the same, byte for byte")
     return 0
+
+
+def _say_how_to_make() -> None:
+    """Says how the model that comes with jaxlm is made anew."""
+    rows = read_metrics(DIRECTORY)
+    valid = [row["valid_perplexity"] for row in rows if row["kind"] == "epoch"][-1]
+    test = [row["test_perplexity"] for row in rows if row["kind"] == "test"][-1]
+    sha256 = saved_record(DIRECTORY)["corpus"]["sha256"]
+    dtype = saved_config(DIRECTORY).model.compute_dtype
+    say(
+        f"""{NAME} is made anew in a clone of jaxlm (docs/{NAME}.md):
+
+    python experiments/english.py corpus corpus
+    jaxlm train --preset {NAME} --corpus corpus --compute-dtype {dtype} --run-dir runs/{NAME}
+    python experiments/english.py pack runs/{NAME} jaxlm/{NAME}
+
+The run's corpus has the sha256 {sha256}.
+It ends at a perplexity of about {valid:.1f} a subword on valid and {test:.1f} on test:
+on another machine numbers differ by rounding, which training amplifies."""
+    )
 
 
 def _resumed_config(run_dir: Path, name: str | None) -> Config:

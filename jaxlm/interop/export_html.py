@@ -204,5 +204,5 @@ def _first_text(model: LanguageModel) -> str:
     """A text of common words to begin with."""
     words = [word for word in model.vocab.words if word.isalpha() and len(word) > 1]
     if model.vocab.kind != "words" or not words:
-        return "the old man"
+        return "the old man" if _all_lower(model.vocab.words) else "The old man"
     return " ".join(words[:3])

@@ -32,6 +32,7 @@ from jaxlm.ngrams import arpa
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
+from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_model import NgramModel
 
@@ -411,8 +412,8 @@ def export_model(
         raise JaxlmError(f"expected one of {', '.join(TARGETS)} to export to, found {target!r}")
     run_dir = None
     if not isinstance(run, LanguageModel) and not is_ngram_folder(run):
-        run_dir = Path(run)
-        which = checkpoint.find(run, which).name  # training may save a newer one meanwhile
+        run_dir = resolved(run)
+        which = checkpoint.find(run_dir, which).name  # training may save a newer one meanwhile
     model = model_of(run, which)
     if isinstance(model, NgramModel) != (target == "arpa"):
         raise JaxlmError("an n-gram model is exported --to arpa, and no other model is")

@@ -20,6 +20,7 @@ from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.ngrams import folder
 from jaxlm.runs import checkpoint, directory, state_arrays
+from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_model import NgramModel
@@ -41,14 +42,15 @@ def load(
     The state of the optimiser is verified, and takes no memory.
 
     Args:
-        run_dir: The directory of a run, or of an n-gram model.
+        run_dir: The directory of a run, or of an n-gram model; or `english`, the model that comes
+            with jaxlm.
         which: `last`, `best` (on validation), or a step, of a run.
         data_dir: Where the model looks for Penn Treebank first.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    run_dir = checked_value("run_dir", run_dir, Path)
+    run_dir = resolved(checked_value("run_dir", run_dir, Path))
     if folder.is_ngram_folder(run_dir):
         return NgramModel.of(folder.load(run_dir), data_dir)
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)

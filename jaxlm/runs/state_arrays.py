@@ -3,6 +3,8 @@
 The format (huggingface.co/docs/safetensors): the length of a header in 8 bytes; the header, JSON
 with each array's dtype, shape and place; then the arrays' bytes, one after the other. A file is
 read once, from its first byte to its last, and only the arrays that are asked for take memory.
+
+A file for use alone holds the parameters, rounded to 8 bits (`rounded`), and no more of a state.
 """
 
 import math
@@ -23,12 +25,16 @@ from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
+SHARING = 32  # numbers one after the other that share a scale where they are rounded
+MOST_ROUNDED = 127  # of int8
+SCALES = "scales."  # begins the names of the scales, as "params." those of the parameters
 MOST_LAYERS = 1000  # tracing more takes minutes
 BLOCK = 1 << 20  # bytes that are read at a time of arrays that are not asked for
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "BF16": "bfloat16",
+    "I8": "int8",
     "I32": "int32",
     "U32": "uint32",
     "BOOL": "bool",
@@ -84,6 +90,38 @@ def encoded(state: Any) -> bytes:
     return safetensors.numpy.save(arrays)
 
 
+def rounded(params: Params) -> dict[str, Any]:
+    """Parameters as int8 with a scale for 32 numbers each; vectors stay as they are.
+
+    Args:
+        params: The parameters.
+
+    Returns:
+        A tree that `encoded` writes and `decoded` reads in place of a whole state.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    scales: list[Any] = []
+    numbers: list[Any] = []
+    for leaf in map(np.asarray, leaves):
+        scale = None
+        if _is_rounded(leaf):
+            blocks = leaf.reshape(-1, SHARING)
+            largest = np.maximum(np.abs(blocks).max(1), np.float32(1e-30))
+            scale = largest / np.float32(MOST_ROUNDED)
+            leaf = np.rint(blocks / scale[:, None]).astype(np.int8).reshape(leaf.shape)
+        numbers.append(leaf)
+        scales.append(scale)
+    return {
+        "params": jax.tree.unflatten(structure, numbers),
+        "scales": jax.tree.unflatten(structure, scales),
+    }
+
+
+def _is_rounded(leaf: Any) -> bool:
+    """Whether `rounded` rounds an array: a matrix of whole blocks."""
+    return leaf.ndim > 1 and leaf.size % SHARING == 0
+
+
 def whole(state: Any) -> Any:
     """All of a state, as the part of it to decode."""
     return state
@@ -127,9 +165,15 @@ def decoded(
     try:
         header = _read_header(read, template)
         _check_arrays(header, template, path)
+        missing = wanted - header.keys()
+        if missing:
+            raise CheckpointError(
+                f"{path} holds parameters alone, to use and not to train further: begin a run from "
+                "them with jaxlm train --init"
+            )
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            if name in wanted:
+            if name.replace(SCALES, "params.", 1) in wanted:
                 data = np.frombuffer(read(end - begin), DTYPES[entry["dtype"]])
                 arrays[name] = jax.device_put(data.reshape(entry["shape"]))
             else:
@@ -143,9 +187,14 @@ def decoded(
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
 
     def array(name: str) -> jax.Array:
+        values = arrays[name]
         if _is_key(leaves[name]):
-            return jax.random.wrap_key_data(arrays[name])
-        return arrays[name]
+            return jax.random.wrap_key_data(values)
+        scales = arrays.get(name.replace("params.", SCALES, 1))
+        if values.dtype == jnp.int8 and scales is not None:
+            blocks = values.reshape(-1, SHARING) * scales[:, None]
+            return blocks.reshape(values.shape)
+        return values
 
     return jax.tree.map(array, names)
 
@@ -178,6 +227,8 @@ def _check_arrays(
 ) -> None:
     """Raises CheckpointError where the arrays of a file are not those of a template."""
     stored = flat(jax.eval_shape(_without_keys, template))
+    if any(name.startswith(SCALES) for name in header):
+        stored = flat(jax.eval_shape(_shapes_of_rounded, template.params))
     expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in stored.items()}
     present = {name: f"{DTYPES[entry['dtype']]} {entry['shape']}" for name, entry in header.items()}
     for name in sorted(expected | present):
@@ -187,6 +238,18 @@ def _check_arrays(
             raise CheckpointError(
                 f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}"
             )
+
+
+def _shapes_of_rounded(params: Params) -> dict[str, Any]:
+    """What `rounded` makes, of zeros."""
+
+    def numbers(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.int8) if _is_rounded(leaf) else leaf
+
+    def scales(leaf: jax.Array) -> jax.Array | None:
+        return leaf.reshape(-1, SHARING)[:, 0] if _is_rounded(leaf) else None
+
+    return {"params": jax.tree.map(numbers, params), "scales": jax.tree.map(scales, params)}
 
 
 def _exactly(read: Callable[[int], bytes], count: int) -> bytes:

@@ -19,6 +19,7 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.ngram_models import baseline_text
+from jaxlm.runs.packaged import place_for_files
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.study import check_below, member_dir
 
@@ -96,7 +97,7 @@ def _target(directories: Sequence[Path], out: str | Path | None) -> Path:
         raise JaxlmError(
             f"a report of {len(directories)} directories needs a place: name it with -o FILE"
         )
-    target = directories[0] / "report.html" if out is None else Path(out)
+    target = place_for_files(directories[0]) / "report.html" if out is None else Path(out)
     if target.is_dir():
         raise JaxlmError(
             f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}"
