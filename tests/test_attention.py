@@ -29,7 +29,7 @@ def test_it_is_the_plain_one(T, W, held, length):
     """Outputs, state and gradients, of carries that hold fewer keys than there is room for."""
     rng = np.random.default_rng(0)
     q, k, v = jnp.asarray(rng.normal(size=(3, T, B, N, ODD)), jnp.float32)
-    before = jnp.asarray(rng.normal(size=(2, B, W, N, ODD)), jnp.float32)
+    before = jnp.asarray(rng.normal(size=(2, B, N, W, ODD)), jnp.float32)
 
     def run(op, q, k, v, before):
         y, state = op(
@@ -50,7 +50,7 @@ def test_a_step_reads_itself_and_the_window_before_it():
     rng = np.random.default_rng(1)
     q, k, v = rng.normal(size=(3, 12, 1, 1, D)).astype(np.float32)
     W = 3
-    none = jnp.zeros((1, W, 1, D))
+    none = jnp.zeros((1, 1, W, D))
     zero = AttentionState(none, none, jnp.zeros(1))
     y, state = jax.jit(attention)(q, k, v, zero)
     turns = np.exp(1j * np.arange(12)[:, None] * 10_000.0 ** -np.array([0, 0.5]))

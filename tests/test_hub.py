@@ -54,6 +54,18 @@ PARTS = [
 CASES = MODEL_CASES | {
     "lstm-numbers": BASE.replace(forget_bias=1.5, scale_embedding=True),
     "mixture-epsilon": BASE.replace(experts=3, mixture_epsilon=0.01),
+    "gated-positive": BASE.replace(
+        model="mingru",
+        positive=True,
+        block="gated",
+        block_norm="layer",
+        hidden_sizes=(6, 6),
+        inner_size=5,
+        convolution=3,
+        feed_forward_size=4,
+        activation="geglu-tanh",
+        projection=True,
+    ),
     "lamb-coupled": BASE.replace(model="lamb-mogrifier", input_gate="coupled", keep_update=0.5),
 }
 HELD = {

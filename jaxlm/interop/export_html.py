@@ -68,6 +68,7 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
         "skip": network.skip,
         "embedding_scale": scale,
         "forget_bias": float(getattr(network, "forget_bias", 0.0)),
+        "positive": getattr(network, "positive", False),
         "input_gate": getattr(network, "input_gate", ""),
         "cell_clip": getattr(network, "cell_clip", None),
         "mixture_epsilon": float(network.mixture_epsilon or 0.0),

@@ -169,7 +169,7 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
     Raises:
         JaxlmError: It has no such kind.
     """
-    kind = model.title.removeprefix("lamb-")
+    kind = model.kind_name.removeprefix("lamb-")
     if kind not in CELLS:
         raise JaxlmError(
             f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: "

@@ -96,6 +96,8 @@ def mingru(
 ):
     """Gates z, n, of the input alone."""
     z, n = (x @ layer.kernel + layer.bias).chunk(2, -1)
+    if model["positive"]:
+        n = torch.where(n >= 0, n + 0.5, torch.sigmoid(n))
     return (torch.sigmoid(-z) * h + torch.sigmoid(z) * n,)
 
 
@@ -144,6 +146,59 @@ def mogrifier(
     return h, c
 
 
+def normed(
+    model,
+    factors,
+    x,
+):
+    """The norm of a block, or the one after all blocks."""
+    if model["block_norm"] == "layer":
+        return F.layer_norm(x, x.shape[-1:], factors)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * factors
+
+
+def feed_forward(
+    model,
+    layer,
+    x,
+):
+    """What a feed-forward layer adds."""
+    n = normed(model, layer.norm, x)
+    name = model["activation"]
+    approximate = "tanh" if name == "geglu-tanh" else "none"
+    up = n @ layer.up_kernel + layer.up_bias
+    read = n @ layer.gate_kernel + layer.gate_bias if "glu" in name else up
+    read = F.silu(read) if name in ("silu", "swiglu") else F.gelu(read, approximate=approximate)
+    return (read * up if "glu" in name else read) @ layer.down_kernel + layer.down_bias
+
+
+def block(
+    model,
+    layer,
+    x,
+    _,
+    *state,
+):
+    """A step of a residual block. The state: its output, the cell's, the convolution's inputs."""
+    *state, inputs = state
+    n = normed(model, layer.norm, x)
+    read = n @ layer.up_kernel if model["block"] == "gated" else n
+    if model["convolution"]:
+        inputs = torch.cat([inputs, read[:, None]], 1)
+        read = F.silu((inputs * layer.convolution).sum(1) + layer.convolution_bias)
+        inputs = inputs[:, 1:]
+    state = CELLS[model["kind"]][0](model, layer.cell, read, *state)
+    y = state[0]
+    if model["block"] == "gated":
+        y = (y + layer.skip * read) * F.silu(n @ layer.gate_kernel)
+    if hasattr(layer, "down_kernel"):
+        y = y @ layer.down_kernel
+    x = x + y
+    if model["feed_forward_size"]:
+        x = x + feed_forward(model, layer.feed_forward, x)
+    return x, *state, inputs
+
+
 # The step of a kind, and how many arrays its state has.
 CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}
 
@@ -159,6 +214,8 @@ class JaxlmModel(PreTrainedModel):
         super().__init__(config)
         self.embedding = nn.Embedding(*config.shapes["embedding"]["weight"])
         self.layers = Tree(config.shapes["layers"])
+        for name in {"norm", "input_projection"} & {*config.shapes}:  # around blocks
+            self.register_parameter(name, nn.Parameter(torch.ones(config.shapes[name])))
         self.add_head(config)
         self.post_init()
 
@@ -190,11 +247,21 @@ class JaxlmModel(PreTrainedModel):
         """
         model = self.config.jaxlm["model"] | self.config.cell
         step, arrays = CELLS[model["kind"]]
+        if model["block"] != "plain":
+            step = block
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if model["scale_embedding"]:
             x = x * model["embedding_size"] ** 0.5
+        if hasattr(self, "input_projection"):
+            x = x @ self.input_projection
         if state is None:
             state = [(x.new_zeros(len(x), size),) * arrays for size in model["hidden_sizes"]]
+            if step is block:
+                U = model["inner_size"] or x.shape[-1]
+                read = U if model["block"] == "gated" else x.shape[-1]
+                inputs = x.new_zeros(len(x), max(model["convolution"] - 1, 0), read)
+                cell = (x.new_zeros(len(x), U),) * arrays
+                state = [(x.new_zeros(len(x), x.shape[-1]), *cell, inputs)] * len(state)
         masks = None
         if attention_mask is not None:
             masks = attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
@@ -207,11 +274,16 @@ class JaxlmModel(PreTrainedModel):
                 now = step(model, layer, x_t, *before)
                 if masks:  # a hidden token leaves the state
                     pairs = zip(now, before, strict=True)
-                    now = tuple(torch.where(masks[t], new, old) for new, old in pairs)
+                    now = tuple(
+                        torch.where(masks[t].view(-1, *[1] * (new.ndim - 1)), new, old)
+                        for new, old in pairs
+                    )
                 outputs.append(now[0])
             hidden.append(torch.stack(outputs, 1))
             new_state.append(now)
         last = sum(hidden[1:]) if model["skip"] else hidden[-1]
+        if step is block:
+            last = normed(model, self.norm, last)
         return JaxlmOutput(
             state=tuple(new_state), last_hidden_state=last, hidden_states=tuple(hidden)
         )

@@ -59,7 +59,7 @@ class Attention(Recurrent):
         dtype: Any,
     ) -> AttentionState:
         """A layer's carry before the first token, which holds no keys."""
-        shape = (rows, self.attention_window, self.heads, width // self.heads)
+        shape = (rows, self.heads, self.attention_window, width // self.heads)
         return AttentionState(
             jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, dtype)
         )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.product import contraction
 from jaxlm.ops.scans import Length
@@ -26,8 +26,8 @@ BASE = 10_000.0  # the longest period of a turn is this many steps, times 2 pi
 class AttentionState(NamedTuple):
     """Keys and values of the last W steps, the oldest first, and how many of them there are."""
 
-    keys: Float[Array, "B W N D"]
-    values: Float[Array, "B W N D"]
+    keys: Float[Array, "B N W D"]
+    values: Float[Array, "B N W D"]
     held: Float[Array, " B"]
 
 
@@ -53,15 +53,15 @@ def attention_reference(
         The outputs, and the new state.
     """
     T = len(q)
-    W = state.keys.shape[1]
-    keys = jnp.concatenate([jnp.moveaxis(state.keys, 1, 0), k])
-    values = jnp.concatenate([jnp.moveaxis(state.values, 1, 0), v])
-    scores = jnp.einsum("tbnd,sbnd->tsbn", turned(q, np.arange(W, W + T)), turned(keys))
-    t = jnp.arange(T)[:, None, None, None]
-    s = jnp.arange(W + T)[None, :, None, None]
-    read = (t <= s) & (s <= t + W) & (s >= W - state.held[:, None])
-    shares = jax.nn.softmax(jnp.where(read, scores * q.shape[-1] ** -0.5, -jnp.inf), 1)
-    return jnp.einsum("tsbn,sbnd->tbnd", shares, values), _after(keys, values, state, T, length)
+    q, keys, values = _with_state(q, k, v, state)
+    W = state.keys.shape[2]
+    scores = jnp.einsum("bntd,bnsd->bnts", turned(q, W), turned(keys)) * q.shape[-1] ** -0.5
+    t = jnp.arange(T)[:, None]
+    s = jnp.arange(W + T)
+    read = (t <= s) & (s <= t + W) & (s >= W - state.held[:, None, None, None])
+    shares = jax.nn.softmax(jnp.where(read, scores, -jnp.inf))
+    y = jnp.einsum("bnts,bnsd->tbnd", shares, values)
+    return y, _after(keys, values, state, T if length is None else length)
 
 
 def attention(
@@ -86,79 +86,82 @@ def attention(
         The outputs, and the new state.
     """
     T = len(q)
-    W = state.keys.shape[1]
+    q, keys, values = _with_state(q, k, v, state)
+    B, N, W, D = state.keys.shape
     steps = min(T, W)
     chunks = math.ceil(T / steps)
 
-    def chunked(x):  # [T, B, N, D] -> [chunks, steps, B, N, D]
-        x = jnp.pad(x, ((0, chunks * steps - T), *[(0, 0)] * 3))
-        return x.reshape(chunks, steps, *x.shape[1:])
+    def chunked(x):  # [B, N, T, D] -> [B * N, chunks, steps, D]: two axes of a batch are fastest
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * steps - T), (0, 0)))
+        return x.reshape(B * N, chunks, steps, D)
 
-    def with_earlier(x, before):  # of each chunk also the W steps before it, [B, W, N, D] the first
-        x = chunked(x)
-        earlier = jnp.moveaxis(before, 1, 0)[None]
+    def windows(x):  # [B, N, W + T, D] -> [B * N, chunks, W + steps, D]
+        later = chunked(x[:, :, W:])
+        earlier = x[:, :, :W].reshape(B * N, 1, W, D)
         if chunks > 1:
-            earlier = jnp.concatenate([earlier, x[:-1]])
-        return jnp.concatenate([earlier, x], 1)
+            earlier = jnp.concatenate([earlier, later[:, :-1]], 1)
+        return jnp.concatenate([earlier, later], 2)
 
-    keys = turned(with_earlier(k, state.keys), axis=1)
-    queries = turned(chunked(q) * q.shape[-1] ** -0.5, np.arange(W, W + steps), axis=1)
-    scores = contraction("ctbnd,csbnd->cbnts", dtype, queries, keys)
+    queries = turned(chunked(q) * D**-0.5, W)
+    scores = contraction("bctd,bcsd->bcts", dtype, queries, turned(windows(keys)))
     t = np.arange(steps)[:, None]
     s = np.arange(W + steps)
     # Of keys before the first chunk there may be fewer than W.
-    missing = jnp.where(jnp.arange(chunks)[:, None] == 0, W - state.held, 0)
-    read = ((t <= s) & (s <= t + W)) & (s >= missing[..., None, None, None])
+    missing = jnp.where(np.arange(chunks) == 0, W - jnp.repeat(state.held, N)[:, None], 0)
+    read = ((t <= s) & (s <= t + W)) & (s >= missing[..., None, None])
     shares = jax.nn.softmax(jnp.where(read, scores, -jnp.inf))
-    y = contraction("cbnts,csbnd->ctbnd", dtype, shares, with_earlier(v, state.values))
-    keys = jnp.concatenate([jnp.moveaxis(state.keys, 1, 0), k])
-    values = jnp.concatenate([jnp.moveaxis(state.values, 1, 0), v])
-    y = y.reshape(chunks * steps, *v.shape[1:])[:T]
-    return y, _after(keys, values, state, T, length)
+    y = contraction("bcts,bcsd->bctd", dtype, shares, windows(values))
+    y = jnp.transpose(y.reshape(B, N, chunks * steps, D)[:, :, :T], (2, 0, 1, 3))
+    return y, _after(keys, values, state, T if length is None else length)
 
 
-def turned(
-    x: Float[Array, "..."],
-    positions: Int[np.ndarray, " T"] | None = None,
-    axis: int = 0,
-) -> Float[Array, "..."]:
+def turned(x: Float[Array, "*rows S D"], first: int = 0) -> Float[Array, "*rows S D"]:
     """Turns pairs of units, of the first and the second half of a head, by their positions.
 
     Of an odd number of units the last is not turned.
 
     Args:
-        x: Queries or keys, [..., D].
-        positions: Of the steps; None: 0, 1, ...
-        axis: That of the steps.
+        x: Queries or keys.
+        first: The position of the first step.
 
     Returns:
         The turned vectors.
     """
-    if positions is None:
-        positions = np.arange(x.shape[axis])
-    half = x.shape[-1] // 2
-    angles = positions[:, None] * BASE ** (-np.arange(half) / half)
-    shape = [1] * (x.ndim - axis - 2)
-    cos, sin = (
-        jnp.asarray(part.reshape(len(positions), *shape, half), x.dtype)
-        for part in (np.cos(angles), np.sin(angles))
-    )
+    *_, S, D = x.shape
+    half = D // 2
+    angles = np.zeros((S, D))
+    angles[:, : 2 * half] = np.tile(BASE ** (-np.arange(half) / max(half, 1)), 2)
+    angles *= np.arange(first, first + S)[:, None]
+    signs = np.where(np.arange(D) < half, -1, 1)
     a, b, unpaired = jnp.split(x, [half, 2 * half], -1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, unpaired], -1)
+    swapped = jnp.concatenate([b, a, unpaired], -1)
+    cos = jnp.asarray(np.cos(angles), x.dtype)
+    sin = jnp.asarray(signs * np.sin(angles), x.dtype)
+    return x * cos + swapped * sin
+
+
+def _with_state(
+    q: Heads,
+    k: Heads,
+    v: Heads,
+    state: AttentionState,
+) -> tuple[Float[Array, "B N _ D"], ...]:
+    """Queries [B, N, T, D]; keys and values [B, N, W + T, D]: CPUs want a product's batch first."""
+    q, k, v = (jnp.transpose(part, (1, 2, 0, 3)) for part in (q, k, v))
+    keys = jnp.concatenate([state.keys, k], 2)
+    return q, keys, jnp.concatenate([state.values, v], 2)
 
 
 def _after(
-    keys: Float[Array, "S B N D"],
-    values: Float[Array, "S B N D"],
+    keys: Float[Array, "B N S D"],
+    values: Float[Array, "B N S D"],
     state: AttentionState,
-    T: int,
-    length: Length,
+    count: Scalar | int,
 ) -> AttentionState:
-    """The state after the steps that count, of the keys and values of all."""
-    W = state.keys.shape[1]
-    count = T if length is None else length
+    """The state after so many steps, of the keys and values of all."""
+    W = state.keys.shape[2]
     last_keys, last_values = (
-        jnp.moveaxis(lax.dynamic_slice_in_dim(part, count, W), 0, 1) for part in (keys, values)
+        lax.dynamic_slice_in_dim(part, count, W, 2) for part in (keys, values)
     )
     held = jnp.minimum(state.held + count, W).astype(state.held.dtype)
     return AttentionState(last_keys, last_values, held)

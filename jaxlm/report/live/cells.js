@@ -65,10 +65,11 @@ function gru(params, x, { h }) {
 }
 
 // models/mingru.py: MinGRU (one gate) and MinLSTM (two gates that are made to sum to one).
-function minimal(params, x, { h }, gates) {
+function minimal(params, x, { h }, gates, positive) {
   const size = h.length;
   const z = add(product(params.kernel, x), params.bias);
-  const candidate = part(z, size, gates);
+  let candidate = part(z, size, gates);
+  if (positive) candidate = candidate.map((value) => (value >= 0 ? value + 0.5 : sigmoid(value)));
   let update = part(z, size, 0).map(sigmoid);
   if (gates === 2) {
     const forget = part(z, size, 0).map(sigmoid);
@@ -79,8 +80,8 @@ function minimal(params, x, { h }, gates) {
   return { output: next, state: { h: next }, gates: { update } };
 }
 
-const mingru = (params, x, state) => minimal(params, x, state, 1);
-const minlstm = (params, x, state) => minimal(params, x, state, 2);
+const mingru = (params, x, state, config) => minimal(params, x, state, 1, config.positive);
+const minlstm = (params, x, state, config) => minimal(params, x, state, 2, config.positive);
 
 function layerNorm(x) {
   const mean = x.reduce((sum, value) => sum + value, 0) / x.length;
