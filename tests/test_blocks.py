@@ -15,6 +15,7 @@ from jax.scipy.linalg import block_diag
 from recipes import BASE, MODELS
 from recordings import recorded, summary
 
+from jaxlm import preset
 from jaxlm.errors import JaxlmError
 from jaxlm.models.block import (
     BlockNoise,
@@ -364,6 +365,31 @@ def assert_carry(found, state: BlockState, expected):
             near(given, value, err_msg=part)
         elif "conv_state" not in part:
             near(summary(found[part]), value, atol=1e-5 * (1 + value[0]), err_msg=part)
+
+
+PRESETS = {
+    "xlstm": "xlstm_large_mlstm",
+    "hawk": "recurrentgemma",
+    "hgrn2": "hgrn2",
+    "gated-deltanet": "gated_deltanet",
+    "mingru": "mingru",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_block_that_is_held(name):
+    """Its mechanisms, and the widths of cell and keys in the recording's proportions."""
+    kind, fields, *_ = CASES[PRESETS[name]]
+    model: Any = preset(name).model
+    held = MODELS[kind](**{"block": "residual", "hidden_sizes": (16,), **fields})
+    assert type(model) is type(held)
+    names = ("block", "block_norm", "convolution", "activation", "gate_cap", "positive")
+    for field in (*names, "lower_bound", "negative_eigenvalues"):
+        assert getattr(model, field, None) == getattr(held, field, None)
+    assert model.inner_size / model.hidden_sizes[0] == held.inner_size / 16
+    if hasattr(held, "key_units"):
+        shares = [one.key_size(one.cell_sizes[0]) / one.cell_sizes[0] for one in (model, held)]
+        assert shares[0] == shares[1]
 
 
 BLOCK = dict(block="residual", hidden_sizes=(8,))
