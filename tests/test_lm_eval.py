@@ -88,6 +88,10 @@ def test_generation_stops_where_it_is_told(tiny_run):
     assert len(long.replace("\n", " <eos> ").split()) == 12
     (short,) = harness.generate_until([request(word, {"until": ["\n"], "max_gen_toks": 400})])
     assert "\n" not in short and long.startswith(short[:10])
+    first = next(word for word in long.split() if len(word) > 1)
+    stops = [first[1:], first[:1]]  # both in one word: the earlier one counts
+    (cut,) = harness.generate_until([request(word, {"until": stops, "max_gen_toks": 12})])
+    assert cut == long[: long.find(first[:1])]
 
 
 def test_options_are_read_as_the_harness_s_own_models_read_them(tiny_run):
@@ -95,7 +99,7 @@ def test_options_are_read_as_the_harness_s_own_models_read_them(tiny_run):
     asked = (
         {"max_new_tokens": 5},
         {"max_tokens": 5, "temperature": 0.8},
-        {"max_gen_toks": 5, "do_sample": False},
+        {"max_gen_toks": 5, "do_sample": False, "top_k": 3},  # which greedy text does without
     )
     greedy, drawn, cold = harness.generate_until(
         [

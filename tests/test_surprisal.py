@@ -5,6 +5,7 @@ mistakes in one sentence.
 import csv
 import io
 import json
+import math
 import os
 import re
 import stat
@@ -106,6 +107,13 @@ def test_logits_need_not_be_normalised_nor_near_0(shift, scale):
     )
     np.testing.assert_array_equal(top, np.argsort(-logits, 1)[:, :4])
     np.testing.assert_allclose(top_nats, -np.sort(log_p, 1)[:, :-5:-1], rtol=1e-5, atol=1e-4)
+
+
+def test_a_boundary_that_cannot_be_has_large_nats_and_not_infinite_ones():
+    logits = jnp.array([[0.0, -300.0]])
+    begins = jnp.array([False, True])
+    scores = token_scores.score_logits(logits, jnp.array([0]), token_scores.NATS_ALONE, begins)
+    assert float(scores.boundary[0]) == pytest.approx(-math.log(token_scores.TINY))
 
 
 @settings(max_examples=25)
