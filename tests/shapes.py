@@ -114,7 +114,8 @@ def trace(config):
         state, _ = train_windows(
             recipe, fresh_state(recipe, seed, B, 1), tokens, windows, 4, **sizes
         )
-        nats, carry = eval_step(recipe.model, state.evaluated, tokens[:-1], tokens[1:], state.carry)
+        carry = jax.tree.map(lambda leaf: leaf[:B], state.carry)  # not of every dropout sample
+        nats, carry = eval_step(recipe.model, state.evaluated, tokens[:-1], tokens[1:], carry)
         position = Position(carry, tokens[-1], jnp.int32(0), tokens[-1] == 0, None)
         advance(
             Network(recipe.model, state.evaluated), Sampling(), position, jax.random.key(seed), 1, 0
