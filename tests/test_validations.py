@@ -256,7 +256,7 @@ def test_members_end_early_as_they_would_alone(text, tmp_path):
         (dict(optimizer="asgd", average_decay=0.9), "average_decay .* optimizer asgd"),
         (dict(optimizer="adamw", nonmonotone=0, average_decay=0.9), "average_decay .* nonmonotone"),
         (dict(optimizer="muon", average_latest=9), "average_latest .* nonmonotone"),
-        (dict(model="gru", optimizer="awd-lstm"), "optimizer awd-lstm .* model is a GRU"),
+        (dict(model="gru", optimizer="awd-lstm"), "optimizer awd-lstm .* model is gru"),
     ],
 )
 def test_contradictions_name_both_fields(fields, says):

@@ -35,6 +35,7 @@ class PublishedASGD(ASGD):
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError for a model that is no LSTM."""
+        super().check_model(model)
         if model.title != LSTM.kind_name:
             raise JaxlmError(
                 f"the optimizer awd-lstm is for LSTMs; the model is {model.title}: take asgd"
