@@ -18,7 +18,7 @@ from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
 from jaxlm.cli import main
-from jaxlm.config.protocols import PROTOCOLS, MCDropout, Plain, protocol_of
+from jaxlm.config.protocols import PROTOCOLS, Cache, MCDropout, Plain, protocol_of
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.errors import DataError, Diverged, JaxlmError
@@ -340,6 +340,13 @@ def test_the_cache_is_what_its_definition_says():
     np.testing.assert_allclose(
         scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5
     )
+
+
+def test_a_text_fills_no_more_of_the_cache_than_it_has_tokens():
+    network: Any = None
+    reader = CacheReader(network, Cache(cache_window=100))
+    windows = [reader.within(tokens).protocol.cache_window for tokens in (1, 64, 100, 500)]
+    assert windows == [1, 64, 100, 100]
 
 
 def test_the_authors_cache_is_silent_at_any_theta():
