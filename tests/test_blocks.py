@@ -17,6 +17,7 @@ from recordings import recorded, summary
 
 from jaxlm import preset
 from jaxlm.errors import JaxlmError
+from jaxlm.models import stack
 from jaxlm.models.block import (
     BlockNoise,
     BlockState,
@@ -25,6 +26,7 @@ from jaxlm.models.block import (
     init_block,
     zero_block_state,
 )
+from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.models.recurrent import CellNoise
 
 NOISE = BlockNoise(CellNoise(), None, None)
@@ -415,3 +417,22 @@ BLOCK = dict(block="residual", hidden_sizes=(8,))
 def test_a_block_that_cannot_be_is_refused(changes, message):
     with pytest.raises(JaxlmError, match=message):
         BASE.replace(**BLOCK | changes)
+
+
+def test_dropout_falls_on_what_a_block_adds_and_on_what_the_head_reads():
+    fields = dict(keep_output=0.5, keep_last_output=0.25, feed_forward_size=4, locked_dropout=True)
+    model = BASE.replace(**BLOCK | fields).model
+    params = stack.init_params(model, jax.random.key(0))
+    x = jnp.ones((2, 3, 8))
+    carry = stack.zero_carry(model, 3)
+    drawn = draw_noise(model, jax.random.key(1), 2, 3)
+    shapes = jax.tree.map(jnp.shape, (drawn.outputs, drawn.feed_forwards, drawn.features))
+    assert shapes == (((1, 3, 8),), ((1, 3, 8),), (1, 3, 8))
+    kept = jnp.ones((1, 3, 8), bool)
+    read = jax.jit(lambda noise: stack.last_outputs(model, params, noise, x, carry)[:2])
+    nothing, features = read(Noise(outputs=(~kept,), feed_forwards=(~kept,), features=kept))
+    near(nothing, block_norm(model, params["norm"], x))
+    near(features, 4 * nothing)
+    for part in ("outputs", "feed_forwards"):  # each by itself changes something
+        masks: dict[str, Any] = {"outputs": (~kept,), "feed_forwards": (~kept,), part: (kept,)}
+        assert float(abs(read(Noise(**masks))[0] - nothing).max()) > 0.01
