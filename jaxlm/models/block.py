@@ -12,7 +12,6 @@ where c is u convolved, or else u. The sums are float32 or wider, whatever produ
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.models.noise import Mask
 from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
-from jaxlm.ops.activations import layer_norm, rms_norm
+from jaxlm.ops.activations import gelu, layer_norm, rms_norm
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import product
 from jaxlm.ops.scans import Length, short_convolution
@@ -33,8 +32,8 @@ KERNELS = ("up_kernel", "gate_kernel", "down_kernel")
 _ACTIVATIONS = {
     "swiglu": jax.nn.silu,
     "silu": jax.nn.silu,
-    "geglu": partial(jax.nn.gelu, approximate=False),
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "geglu": gelu,
+    "gelu": gelu,
     "geglu-tanh": jax.nn.gelu,
 }
 

@@ -33,6 +33,11 @@ def activated(
     return jnp.where(is_candidate, tanh, 0.5 * tanh + 0.5)
 
 
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x times the normal distribution's share below x (arXiv:1606.08415), on CPUs faster by erf."""
+    return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
+
+
 def rms_norm(x: Float[Array, "*rows H"], epsilon: float = 1e-5) -> Float[Array, "*rows H"]:
     """Divides vectors by the root of their mean square (Zhang and Sennrich 2019, arXiv:1910.07467).
 
