@@ -12,11 +12,13 @@ A task is a text of generated lines, each a question and its exact answer, such 
 
     1 0 1 1 = odd
 
-A model of two layers reads it as any text, by the library's tokens, step and sweep: it learns to
-predict all words, of which the answers alone can be known. Lines for training ask of 1 to 40 words
-(half of them of at most 6, so that short questions lead to long ones). The answers of new lines of
-40 and of 160 words are then tested: an answer is right where each of its words is the likeliest,
-given those before it. Rates are the same for all cells; the least validation perplexity chooses.
+The cells are the kinds of `--model`, bare, but attention, which stands in its block (then it is a
+Transformer), and `negative`, Gated DeltaNet with eigenvalues down to -1. A model of two layers
+reads a task as any text, by the library's tokens, step and sweep: it learns to predict all words,
+of which the answers alone can be known. Lines for training ask of 1 to 40 words (half of them of at
+most 6, so that short questions lead to long ones). The answers of new lines of 40 and of 160 words
+are then tested: an answer is right where each of its words is the likeliest, given those before it.
+Rates are the same for all cells; the least validation perplexity chooses.
 
 All is kept in --run-dir (runs/abilities). Started again, the experiment resumes. Its results are
 abilities.csv, a line for each task, cell, seed and length, and abilities.png.
@@ -33,6 +35,7 @@ from math import factorial
 from pathlib import Path
 from random import Random
 from statistics import mean
+from typing import Any
 
 import jax
 from ablation import into_page
@@ -52,11 +55,14 @@ from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.units import mean_and_deviation
 
-CELLS = {
+CELLS: dict[str, dict[str, Any]] = {
     name: {"model": name}
     for name, kind in MODELS.items()
     if kind.__module__.startswith("jaxlm.models.")
 }
+CELLS["negative"] = {"model": "gated-deltanet", "negative_eigenvalues": True}
+# Attention reads back as far as the longest line; bare layers of it have nothing but sums.
+CELLS["attention"] |= {"attention_window": 330, "block": "residual", "activation": "swiglu"}
 LONGEST = 40  # words of a question in training
 LENGTHS = (LONGEST, 4 * LONGEST)  # of the questions that are tested
 ROWS = 16  # of a batch
@@ -289,8 +295,11 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
         cell: The cell's, of `CELLS`.
     """
     folder = args.run_dir / name / cell
+    settings = dict(CELLS[cell])
+    if settings.get("block"):
+        settings["feed_forward_size"] = 2 * args.width
     config = jaxlm.preset("small").replace(
-        **CELLS[cell],
+        **settings,
         corpus=str(args.run_dir / name / "text"),
         embedding_size=args.width,
         hidden_sizes=(args.width,) * 2,
