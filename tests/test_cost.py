@@ -3,6 +3,7 @@ what is minimised, what is reported, and what is clipped.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def test_two_biases_move_twice_as_far_and_count_twice_in_the_norm():
 def test_the_cost_of_dropout_samples_is_that_of_their_mean_probability():
     """By a loop over samples, each a window of its own masks and carry, differentiated plainly."""
     D = 2
-    length = T - 2
+    length: Any = T - 2
     config = BASE.replace(
         hidden_sizes=(6,),
         experts=2,

@@ -4,6 +4,7 @@ also after a run was stopped and resumed.
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -394,7 +395,7 @@ def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
     assert [row["learning_rate"] for row in epochs] == [0.25, 0.25, 0.125, 0.125]
     assert epochs[2]["valid_perplexity"] < 999
     record = result.state.validations
-    assert record is not None and float(record.slowed) == 0.5
+    assert record is not None and record.slowed == 0.5
     (aside,) = (folder / "checkpoints").glob("*.diverged")
     assert int(aside.stem) == epochs[2]["step"]
     with pytest.raises(Diverged):
@@ -410,7 +411,8 @@ def test_a_validation_has_the_perplexity_of_the_better_average(tmp_path, monkeyp
 
     def watched(recipe, state, nats, *rest):
         better, after = whole(recipe, state, nats, *rest)
-        seen.append((nats, better, int(after.average.short.iterates)))
+        average: Any = after.average
+        seen.append((nats, better, int(average.short.iterates)))
         return better, after
 
     monkeypatch.setattr(group, "_switched", watched)
