@@ -162,6 +162,23 @@ def test_the_tree_is_jaxlm_s_own_both_ways():
         linen.LanguageModel(replace(model, compute_dtype="auto")).init(jax.random.key(1), X)
 
 
+def test_nnx_evaluates_in_float32():
+    model = replace(BASE.model, compute_dtype="bfloat16")
+    module = ours.LanguageModel(model, rngs=nnx.Rngs(1))
+    wide = ours.LanguageModel(BASE.model, params=module.tree(), rngs=nnx.Rngs(1))
+    assert module(X, Y)[1] != wide(X, Y)[1]
+    module.eval()
+    assert module(X, Y)[1] == wide(X, Y)[1]
+
+
+def test_nnx_draws_dropout_by_a_stream_of_its_own():
+    rngs = nnx.Rngs(1)
+    module = ours.LanguageModel(BASE.replace(keep_output=0.5).model, rngs=rngs)
+    count = int(rngs.dropout.count[...])
+    module(X, Y)
+    assert int(rngs.dropout.count[...]) == count  # the caller's is not drawn from
+
+
 def test_nnx_trains_and_turns_dropout_on_and_off():
     module = ours.LanguageModel(BASE.replace(keep_output=0.5).model, rngs=nnx.Rngs(1))
     optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)

@@ -4,6 +4,7 @@ also after a run was stopped and resumed.
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -400,6 +401,13 @@ def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
     assert int(aside.stem) == epochs[2]["step"]
     with pytest.raises(Diverged):
         jaxlm.train(config.replace(restart_factor=None), text, tmp_path / "ends", quiet=True)
+
+
+def test_an_average_of_no_number_is_not_the_better_one(monkeypatch):
+    monkeypatch.setattr(group, "stream_nats", lambda *_: (np.nan, 1))
+    state: Any = SimpleNamespace(average=SimpleNamespace(short=SimpleNamespace(params=None)))
+    recipe: Any = SimpleNamespace(model=None)
+    assert group._switched(recipe, state, 3.0, np.zeros(2), 1, 1, None) == (3.0, state)
 
 
 def test_a_validation_has_the_perplexity_of_the_better_average(tmp_path, monkeypatch):
