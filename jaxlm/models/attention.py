@@ -24,8 +24,8 @@ from jaxlm.ops.scans import Length, Units
 class Layer(TypedDict):
     """A layer's parameters."""
 
-    kernel: Float[Array, "E 3*H"]  # q, k, v
-    output_kernel: Float[Array, "H H"]
+    kernel: Float[Array, "E 3*N*D"]  # q, k, v
+    output_kernel: Float[Array, "N*D N*D"]
 
 
 @MODELS.kind("attention")

@@ -42,7 +42,7 @@ class BlockState(NamedTuple):
     """The cell's carry, and the last inputs of the convolution (None: there is none)."""
 
     cell: State
-    inputs: Float[Array, "B K-1 U"] | None
+    inputs: Float[Array, "B _ U"] | None
 
 
 @dataclass(frozen=True)
