@@ -44,7 +44,7 @@ from jaxlm.runs.lock import lock
 from jaxlm.units import mean_and_deviation, spread
 
 NANOGPT = "nanogpt"
-OURS = [name for name in PRESETS if name.startswith("shakespeare")]
+OURS = [name for name in PRESETS if jaxlm.preset(name).data.corpus == "shakespeare"]
 # Its README's line for a CPU, but for its seed, which its code fixes at 1337.
 LINE = [
     "config/train_shakespeare_char.py",
