@@ -310,6 +310,7 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
         batch_size=ROWS,
         bptt_length=STEPS,
         epochs=1,
+        torch_init=True,
     )
     if (folder / sweep_files.RESULTS).exists():
         found, _ = sweep_files.read_sweep(folder)
@@ -320,8 +321,6 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
             seeds=args.seeds,
             run_dir=folder,
             resume=(folder / JOURNAL).exists(),
-            workers=1,
-            vmap=True,
             quiet=True,
         )
     if found.stopped_by:
