@@ -102,9 +102,9 @@ RANDOM_WINDOWS = dict(
 )
 MECHANISMS = (
     dict(keep_output=0.7, average_decay=0.5),
-    dict(tied=True, keep_words=0.8),
-    EVERY_DROPOUT,
     dict(tied=True, locked_dropout=True, keep_output=0.7, keep_last_output=0.8) | BLOCK,
+    EVERY_DROPOUT,
+    dict(tied=True, keep_words=0.8),
 )
 TRAINED = (
     "lstm",

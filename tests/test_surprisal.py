@@ -12,6 +12,7 @@ import stat
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -553,8 +554,8 @@ def test_several_runs_have_columns_of_their_own(run, text, tmp_path, capsys):
     both = [
         line.split("\t") for line in printed(capsys, "surprisal", run, adapted, text).splitlines()
     ]
-    assert both[0][:3] == ["sentence_id", "token_id", "word"] and "surprisal.tiny" in both[0]
-    first = both[0].index("surprisal.tiny")
+    assert both[0][:3] == ["sentence_id", "token_id", "word"]
+    first = both[0].index(f"surprisal.{Path(run).name}")
     second = both[0].index("surprisal.adapted")
     assert float(both[1][second]) < float(both[1][first])
     alone = printed(capsys, "surprisal", adapted, text).splitlines()[1].split("\t")
@@ -580,7 +581,8 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
     out = tmp_path / "out.npz"
     printed(capsys, "states", run, text, "--output", out)
     found = np.load(out)
-    assert {*found.files} == {"words", "sentence_id", "lstm.0.h", "lstm.0.c"}  # not savez's flags
+    states = {f"lstm.{layer}.{part}" for layer in (0, 1) for part in "hc"}
+    assert {*found.files} == {"words", "sentence_id", *states}  # not savez's flags
     assert found["words"].tolist()[1] == "zebra\x1b[31m" and found["sentence_id"].tolist() == [
         1,
         1,
@@ -626,7 +628,8 @@ def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
     out = tmp_path / "states.npz"
     printed(capsys, "states", run, tmp_path / "text.txt", "--tokenizer", "none", "--output", out)
     found = np.load(out)
-    assert {*found.files} == {"words", "sentence_id", "lstm.0.h", "lstm.0.c"}  # not savez's flags
+    states = {f"lstm.{layer}.{part}" for layer in (0, 1) for part in "hc"}
+    assert {*found.files} == {"words", "sentence_id", *states}  # not savez's flags
     assert found["words"].tolist() == ["The", "DOG"]
     np.testing.assert_array_equal(found["lstm.1.h"], lm.states(["the", "dog"])["lstm.1.h"])
 
