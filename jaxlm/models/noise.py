@@ -34,8 +34,6 @@ class Noise:
         embedding: Units of the embedded input; locked, [1, B, E] for all steps.
         outputs: For each layer, units of its output [T, B, H] or [1, B, H], in a block of its
             cell's; empty: all.
-        feed_forwards: For each layer, units of its feed-forward layer's output; likewise.
-        features: Units of what the head reads after the last block; likewise.
         words: Words that an input may read.
         recurrent_weights: For each layer, elements of its recurrent kernel [H, G * H].
         states: For each layer, units of the last step's h that its gates read [B, H].
@@ -43,12 +41,12 @@ class Noise:
         updates: For each layer, units of what is written to its cell [B, H].
         carry: Rows whose carry is passed on from the window before.
         drawn: The words that the softmax's sum is estimated from; None: it sums all words.
+        feed_forwards: For each layer, units of its feed-forward layer's output, as of `outputs`.
+        features: Units of what the head reads after the last block; likewise.
     """
 
     embedding: Bool[Array, "_ B E"] | None = None
     outputs: tuple[Mask, ...] = ()
-    feed_forwards: tuple[Mask, ...] = ()
-    features: Mask = None
     words: Bool[Array, "V 1"] | None = None
     recurrent_weights: tuple[Mask, ...] = ()
     states: tuple[Mask, ...] = ()
@@ -56,6 +54,8 @@ class Noise:
     updates: tuple[Mask, ...] = ()
     carry: Bool[Array, "B 1"] | None = None
     drawn: Drawn | None = None
+    feed_forwards: tuple[Mask, ...] = ()
+    features: Mask = None
 
 
 def is_random(model: Recurrent) -> bool:
