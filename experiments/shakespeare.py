@@ -4,6 +4,8 @@
     python experiments/shakespeare.py
     # With nanoGPT: a checkout of it, and a Python that has torch and numpy
     python experiments/shakespeare.py --nanogpt ../nanoGPT --python ../torch/bin/python --seeds 3
+    # Fewer epochs
+    python experiments/shakespeare.py --presets transformer:1 shakespeare:2
 
 nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, blocks of 64, batches
 of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
@@ -94,6 +96,14 @@ class Row:
     machine: str
 
 
+def preset_and_epochs(text: str) -> str:
+    """The type of an argument PRESET[:EPOCHS]."""
+    preset, colon, epochs = text.partition(":")
+    if preset not in OURS or (colon and not epochs.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected PRESET[:EPOCHS] of {OURS}, found {text!r}")
+    return text
+
+
 def timed(command: Sequence[str | Path], folder: Path | None = None) -> tuple[str, float]:
     """What a command prints, and its seconds.
 
@@ -151,22 +161,25 @@ def write_nanogpt_text(folder: Path) -> None:
     (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
 
 
-def ours(args: argparse.Namespace, preset: str, seed: int) -> Row:
+def ours(args: argparse.Namespace, system: str, seed: int) -> Row:
     """Trains a preset by the command line and reads the validation part.
 
     Args:
         args: The parsed arguments.
-        preset: Its name.
+        system: The preset's name, with :EPOCHS if they are not its own.
         seed: Of the run.
     """
-    folder = args.run_dir / f"{preset}-seed{seed}"
+    folder = args.run_dir / f"{system}-seed{seed}"
+    preset, _, epochs = system.partition(":")
     command = [sys.executable, "-m", "jaxlm", "train", "--preset", preset]
+    if epochs:
+        command += ["--epochs", epochs]
     _, seconds = timed([*command, "--seed", str(seed), "--run-dir", folder])
     lm = jaxlm.load(folder)
     # The test split is the validation part, read in one row.
     nats = math.log(lm.evaluate("test").perplexity)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    return Row(preset, seed, parameters, seconds, nats, **about())
+    return Row(system, seed, parameters, seconds, nats, **about())
 
 
 def about() -> dict[str, str]:
@@ -196,7 +209,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--presets", nargs="+", choices=OURS, default=OURS, metavar="PRESET")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        type=preset_and_epochs,
+        default=OURS,
+        metavar="PRESET[:EPOCHS]",
+        help=f"of {', '.join(OURS)} (all, each with its own epochs)",
+    )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
     parser.add_argument("--python", default=sys.executable, help="that has torch, for nanoGPT")
     parser.add_argument("--seeds", type=whole(1), default=1, help="runs of each (1)")

@@ -143,7 +143,8 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
     "speedrun.py": {
         "--seeds 0": "at least 1, found '0'",
         "--cache -1": "at least 0, found '-1'",
-        "--presets small": "invalid choice: 'small'",
+        "--presets small": "expected PRESET[:EPOCHS] of ",
+        "--presets transformer:x": "found 'transformer:x'",
         "--out nowhere/x.csv": "there is no such folder",
         "--out kept.json": "kept.json is no history",
     },
@@ -201,7 +202,8 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--run-dir kept.json": "kept.json cannot be used",
     },
     "shakespeare.py": {
-        "--presets small": "invalid choice: 'small'",
+        "--presets small": "expected PRESET[:EPOCHS] of ",
+        "--presets transformer:x": "found 'transformer:x'",
         "--nanogpt nowhere": "nowhere is no checkout of nanoGPT",
         "--run-dir kept.json": "kept.json cannot be used",
     },
