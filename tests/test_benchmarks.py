@@ -143,8 +143,7 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
     "speedrun.py": {
         "--seeds 0": "at least 1, found '0'",
         "--cache -1": "at least 0, found '-1'",
-        "--presets small": "expected PRESET[:EPOCHS] of ",
-        "--presets transformer:x": "found 'transformer:x'",
+        "--presets small": "invalid choice: 'small'",
         "--out nowhere/x.csv": "there is no such folder",
         "--out kept.json": "kept.json is no history",
     },
