@@ -21,12 +21,11 @@ from jaxlm.models.mingru import MinGRU, MinLSTM
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Params
 from jaxlm.report.live import page
+from jaxlm.runs.state_arrays import SHARING, rounded_blocks
 from jaxlm.scoring.language_model import LanguageModel
 
 KINDS = (LSTM, GRU, MinGRU, MinLSTM, Mogrifier)
 _WITH_CELL = (LSTM, Mogrifier)
-_MOST_ROUNDED = 127  # of int8
-_BLOCK = 32  # inputs of an output that share a scale; cells.js has the same number
 
 
 def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
@@ -95,10 +94,8 @@ class _Weights:
     def matrix(self, array: Any) -> dict[str, int]:
         """Adds a matrix [outputs, inputs], rounded to int8 with a scale for 32 inputs each."""
         values = np.asarray(array, np.float32)
-        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % _BLOCK)))
-        blocks = padded.reshape(len(values), -1, _BLOCK)
-        scales = np.maximum(np.abs(blocks).max(2, keepdims=True), 1e-30) / _MOST_ROUNDED
-        rounded = np.rint(blocks / scales).astype(np.int8)
+        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % SHARING)))
+        rounded, scales = rounded_blocks(padded.reshape(len(values), -1, SHARING))
         offset = self._add(scales.astype("<f4").tobytes() + rounded.tobytes())
         return {"offset": offset, "rows": len(values), "columns": values.shape[1]}
 

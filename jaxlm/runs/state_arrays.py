@@ -25,7 +25,8 @@ from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
-SHARING = 32  # numbers one after the other that share a scale where they are rounded
+# Numbers one after the other that share a scale where they are rounded; cells.js has it too.
+SHARING = 32
 MOST_ROUNDED = 127  # of int8
 SCALES = "scales."  # begins the names of the scales, as "params." those of the parameters
 MOST_LAYERS = 1000  # tracing more takes minutes
@@ -105,16 +106,28 @@ def rounded(params: Params) -> dict[str, Any]:
     for leaf in map(np.asarray, leaves):
         scale = None
         if _is_rounded(leaf):
-            blocks = leaf.reshape(-1, SHARING)
-            largest = np.maximum(np.abs(blocks).max(1), np.float32(1e-30))
-            scale = largest / np.float32(MOST_ROUNDED)
-            leaf = np.rint(blocks / scale[:, None]).astype(np.int8).reshape(leaf.shape)
+            blocks, scale = rounded_blocks(leaf.reshape(-1, SHARING))
+            leaf = blocks.reshape(leaf.shape)
         numbers.append(leaf)
         scales.append(scale)
     return {
         "params": jax.tree.unflatten(structure, numbers),
         "scales": jax.tree.unflatten(structure, scales),
     }
+
+
+def rounded_blocks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds blocks of numbers to 8 bits.
+
+    Args:
+        blocks: float32 [..., SHARING].
+
+    Returns:
+        int8 [..., SHARING], and the scale [...] that each block is to be multiplied by.
+    """
+    largest = np.maximum(np.abs(blocks).max(-1), np.float32(1e-30))
+    scales = largest / np.float32(MOST_ROUNDED)
+    return np.rint(blocks / scales[..., None]).astype(np.int8), scales
 
 
 def _is_rounded(leaf: Any) -> bool:
