@@ -20,7 +20,7 @@ import numpy as np
 from jaxlm.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, word_counts
-from jaxlm.scoring.regression import fit
+from jaxlm.scoring.regression import LinearModel, fit
 from jaxlm.scoring.stimuli import read_table
 
 COLUMNS = {  # a column -> its names in Natural Stories, Provo, Dundee and UCL's corpus
@@ -203,60 +203,122 @@ def gains_of(
     lengths = [len(word) for word in corpus.words.tolist()]
     baseline = [corpus.positions, *with_before(lengths), *with_before(corpus.frequencies)]
     added = {name: with_before(of_model) for name, of_model in surprisals.items()}
-    every = [*baseline, *(column for columns in added.values() for column in columns)]
-    kept = np.all(np.isfinite(every), 0)[corpus.read]
-    read, times = corpus.read[kept], corpus.times[kept]
-    participants = np.zeros(0, int)
-    if mixed:
-        if corpus.participants is None:
-            raise DataError("a mixed model needs a column of participants: name it")
-        participants = corpus.participants[kept]
-    else:
-        read, owner = np.unique(read, return_inverse=True)
-        times = np.bincount(owner, times) / np.bincount(owner)
-    item_of = np.unique(corpus.items[read], return_inverse=True)[1]
-    counts = np.bincount(item_of)
-    count = len(counts)
-    if count < 2 or len(times) < 4 * len(every):
-        found = f"{len(times):,} times of {count} items have all predictors"
-        raise DataError(f"{found}, too few for a regression: give more items")
-    fold_of = item_of % min(folds, count)
-
-    def part(columns: Sequence[np.ndarray], rows: np.ndarray) -> tuple[Any, ...]:
-        x = [column[read[rows]] for column in columns]
-        return x, times[rows], participants[rows] if mixed else None
-
-    def densities(columns: Sequence[np.ndarray]) -> np.ndarray:
-        """The summed log-density of each item, by regressions on other folds [I]."""
-        found = np.empty(len(times))
-        for fold in range(fold_of.max() + 1):
-            held = fold_of == fold
-            model = fit(*part(columns, ~held), count=participants.max(initial=-1) + 1)
-            found[held] = model.log_densities(*part(columns, held))
-        return np.bincount(item_of, found)
-
-    rng = np.random.default_rng(0)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), _SAMPLES)
-    signs = rng.choice((-1.0, 1.0), (_SAMPLES, count))
-
-    def tested(name: str, sums: np.ndarray) -> Gain:
-        low, high = np.quantile(drawn @ sums / (drawn @ counts), (0.025, 0.975))
-        as_far = np.abs(signs @ sums) >= abs(sums.sum()) * (1 - 1e-12)
-        p = (1 + as_far.sum()) / (1 + _SAMPLES)
-        numbers = map(float, (sums.sum() / len(times), low, high, p))
-        return Gain(name, *numbers, times=len(times), items=count)
-
-    without = densities(baseline)
+    predictors_of_all = [*baseline, *(column for columns in added.values() for column in columns)]
+    rows = _rows_of(corpus, predictors_of_all, mixed, folds)
+    bootstrap = _Bootstrap(np.bincount(rows.items))
+    without = rows.log_densities(baseline)
     sums = {}
     gains = []
     for name, columns in added.items():
-        sums[name] = densities([*baseline, *columns]) - without
-        everything = part([*baseline, *columns], np.arange(len(times)))
-        whole = fit(*everything, count=participants.max(initial=-1) + 1)
-        slope, before = whole.coefficients[-2:].tolist()
+        predictors_of_model = [*baseline, *columns]
+        sums[name] = rows.log_densities(predictors_of_model) - without
+        everything = np.full(len(rows.times), True)
+        slope, slope_before = (
+            rows.fitted(predictors_of_model, everything).coefficients[-2:].tolist()
+        )
         perplexity = float(2 ** np.nanmean(surprisals[name]))
-        gain = tested(name, sums[name])
-        gains.append(gain._replace(perplexity=perplexity, slope=slope, slope_before=before))
+        gain = bootstrap.gain(name, sums[name])
+        gains.append(gain._replace(perplexity=perplexity, slope=slope, slope_before=slope_before))
     for name, other in combinations(added, 2):
-        gains.append(tested(f"{name} - {other}", sums[name] - sums[other]))
+        gains.append(bootstrap.gain(f"{name} - {other}", sums[name] - sums[other]))
     return gains
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What is regressed: a time a row, or in a plain model the mean time of a word.
+
+    Attributes:
+        words: The word of each row, int [N].
+        times: What is explained [N].
+        participants: Who read it, int [N]; None: in a plain model.
+        items: The item of each row, from 0 without gaps, int [N].
+        folds: The part of the items that is held out with it, int [N].
+    """
+
+    words: np.ndarray
+    times: np.ndarray
+    participants: np.ndarray | None
+    items: np.ndarray
+    folds: np.ndarray
+
+    def _of(self, columns: Sequence[np.ndarray], rows: np.ndarray) -> tuple[Any, ...]:
+        """Columns [W], times and participants of some rows, as `fit` takes them."""
+        participants = None
+        if self.participants is not None:
+            participants = self.participants[rows]
+        return [column[self.words[rows]] for column in columns], self.times[rows], participants
+
+    def fitted(self, columns: Sequence[np.ndarray], rows: np.ndarray) -> LinearModel:
+        """The regression of some rows, bool [N], on columns [W]."""
+        count = 0
+        if self.participants is not None:
+            count = self.participants.max() + 1
+        return fit(*self._of(columns, rows), count=count)
+
+    def log_densities(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+        """The summed log-density of each item, by regressions on other folds [I]."""
+        densities = np.empty(len(self.times))
+        for fold in range(self.folds.max() + 1):
+            held_out = self.folds == fold
+            model = self.fitted(columns, ~held_out)
+            densities[held_out] = model.log_densities(*self._of(columns, held_out))
+        return np.bincount(self.items, densities)
+
+
+def _rows_of(
+    corpus: ReadingTimes,
+    columns: Sequence[np.ndarray],
+    mixed: bool,
+    folds: int,
+) -> _Rows:
+    """The rows whose words have all predictors.
+
+    Args:
+        corpus: The reading times.
+        columns: All predictors of all models [W].
+        mixed: As in `humanlike`.
+        folds: As in `humanlike`.
+
+    Raises:
+        DataError: There are no participants, or too few items or times.
+    """
+    known = np.all(np.isfinite(columns), 0)[corpus.read]
+    words = corpus.read[known]
+    times = corpus.times[known]
+    participants = None
+    if mixed:
+        if corpus.participants is None:
+            raise DataError("a mixed model needs a column of participants: name it")
+        participants = corpus.participants[known]
+    else:
+        words, owner = np.unique(words, return_inverse=True)
+        times = np.bincount(owner, times) / np.bincount(owner)
+    items = np.unique(corpus.items[words], return_inverse=True)[1]
+    count = len(np.unique(items))
+    if count < 2 or len(times) < 4 * len(columns):
+        found = f"{len(times):,} times of {count} items have all predictors"
+        raise DataError(f"{found}, too few for a regression: give more items")
+    return _Rows(words, times, participants, items, items % min(folds, count))
+
+
+class _Bootstrap:
+    """Samples of items, the same for all models."""
+
+    def __init__(self, counts: np.ndarray) -> None:
+        """Draws them; `counts` are the rows of each item [I]."""
+        rng = np.random.default_rng(0)
+        items = len(counts)
+        self._counts = counts
+        self._drawn = rng.multinomial(items, np.full(items, 1 / items), _SAMPLES)
+        self._signs = rng.choice((-1.0, 1.0), (_SAMPLES, items))
+
+    def gain(self, name: str, sums: np.ndarray) -> Gain:
+        """The mean of items' summed gains [I], with its interval and test."""
+        times = int(self._counts.sum())
+        total = sums.sum()
+        low, high = np.quantile(self._drawn @ sums / (self._drawn @ self._counts), (0.025, 0.975))
+        as_far = np.abs(self._signs @ sums) >= abs(total) * (1 - 1e-12)
+        p = (1 + as_far.sum()) / (1 + _SAMPLES)
+        numbers = map(float, (total / times, low, high, p))
+        return Gain(name, *numbers, times=times, items=len(sums))
