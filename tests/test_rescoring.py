@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from language_models import small_lm
 
@@ -32,12 +32,14 @@ def drawn(seed, utterances=15, hypotheses=6, extra=1):
 
 
 @given(seed=st.integers(0, 10_000))
+@example(seed=133)  # three lines meet at one point, but for rounding
 def test_a_weight_has_as_few_errors_as_any(seed):
     listed, costs, errors = drawn(seed)
     costs[:, 2] = 0
     found = tuned(listed, costs, errors, np.array([1.0, 0.0, 0.0]))
     count = errors[best(listed, costs @ found)].sum()
-    grid = np.concatenate([np.linspace(0, 12, 400), [20, 50, MOST]])
+    # No weight is a ratio of the costs' tenths, where two hypotheses would be equal.
+    grid = np.concatenate([np.linspace(0, 12, 400) + np.pi / 1000, [20, 50, MOST]])
     fewest = min(errors[best(listed, costs @ [1, weight, 0])].sum() for weight in grid)
     assert count <= fewest and 0 <= found[1] <= MOST and found[0] == 1
 

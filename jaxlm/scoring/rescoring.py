@@ -24,6 +24,7 @@ from jaxlm.scoring.surprisal import SurprisalOptions
 
 MOST = 100.0  # of a weight
 _ROUNDS = 20  # over all weights
+_NARROWEST = 1e-9  # of intervals: rounding parts lines that meet at one point
 
 
 class Hypothesis(NamedTuple):
@@ -191,6 +192,6 @@ def _best_weight(
     starts = np.array([max(low, edges[0] - 1), *(at for at, _ in changes)])
     counts = total + np.cumsum([0, *(change for _, change in changes)])
     widths = np.diff(np.append(starts, edges[-1] + 1))
-    counts = np.where(widths > 0, counts, counts.max() + 1)
+    counts = np.where(widths > _NARROWEST, counts, counts.max() + 1)
     place = np.lexsort((-widths, counts))[0]
     return int(counts[place]), float(starts[place] + widths[place] / 2)
