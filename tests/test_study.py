@@ -2,7 +2,6 @@
 and who waits for whom.
 """
 
-import fcntl
 import os
 import random
 import shutil
@@ -23,7 +22,6 @@ from jaxlm.errors import JaxlmError
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
-from jaxlm.runs.lock import locks_work
 from jaxlm.sweeps import worker as worker_module
 from jaxlm.sweeps.space import make_plan
 from jaxlm.sweeps.storage import Journal, database_errors, open_storage
@@ -632,12 +630,10 @@ def test_a_database_s_sweep_does_not_begin_where_a_journal_lies(folder, monkeypa
 
 
 def test_a_file_system_without_locks_is_noticed(tmp_path, monkeypatch):
-    assert locks_work(tmp_path, ".claim")
-    with open(tmp_path / ".claim", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert locks_work(tmp_path, ".claim")  # another holds it
-    monkeypatch.setattr("jaxlm.runs.lock.fcntl.flock", lambda *_: None)  # as on such a system
-    assert not locks_work(tmp_path, ".claim")
+    study = open_study(tmp_path)
+    assert study.locks_work()
+    monkeypatch.setattr("jaxlm.sweeps.study.fcntl.flock", lambda *_: None)  # as on such a system
+    assert not study.locks_work()
 
 
 def test_halving_ends_all_but_the_best_quarter(tmp_path):

@@ -401,6 +401,15 @@ def test_other_library_versions_are_noted(train, tmp_path, capsys, corpus):
     assert "written under other library versions (jax: 0.3 -> " in capsys.readouterr().out
 
 
+def test_a_file_system_without_locks_is_noted(tmp_path, capsys, corpus, monkeypatch):
+    note = "keeps no process from another's lock"
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", steps=1)
+    assert note not in capsys.readouterr().out
+    monkeypatch.setattr("jaxlm.runs.lock.fcntl.flock", lambda *_: None)  # as on such a system
+    jaxlm.train(CONFIG, corpus, tmp_path / "run", resume=True, steps=1)
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
 def windows_with(corpus, word: int) -> list[int]:
     """The windows of an epoch, from 0, that read a word."""
     tokens = batch(corpus.train, CONFIG.train.batch_size)

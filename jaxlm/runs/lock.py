@@ -100,29 +100,25 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
 _TAKE = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
 
 
-def locks_work(folder: Path, name: str) -> bool:
-    """Whether the file system of a directory keeps a second process from a lock that is held.
+def excludes_others(path: Path) -> bool:
+    """Whether the lock that this process holds on a file keeps a second process from it.
 
-    NFS and Lustre may be mounted so that locks hold on one machine alone, or not at all.
+    NFS and Lustre may be mounted so that locks hold on one machine alone, or not at all. The second
+    process is a bare Python, which takes some 10 ms.
 
     Args:
-        folder: The directory.
-        name: A file in it that processes lock, made where it is missing.
-
-    Raises:
-        RunDirError: The file cannot be made or locked.
+        path: The file.
     """
-    with (
-        explained(RunDirError, f"{folder} cannot be used", ELSEWHERE),
-        Folder.open(folder) as held,
-        held.append(name) as file,
-    ):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process holds it
-            return True
-        second = [sys.executable, "-I", "-S", "-c", _TAKE, str(folder / name)]
-        return subprocess.run(second, stderr=subprocess.DEVNULL).returncode != 0
+    second = [sys.executable, "-I", "-S", "-c", _TAKE, str(path)]
+    return subprocess.run(second, stderr=subprocess.DEVNULL).returncode != 0
+
+
+def without_locks(folder: Path) -> str:
+    """What the user reads where `excludes_others` says no."""
+    return (
+        f"the file system of {folder} keeps no process from another's lock: let one process at a "
+        "time work there, or choose another --run-dir"
+    )
 
 
 def holder(folder: Folder) -> str:

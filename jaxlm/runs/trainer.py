@@ -28,7 +28,8 @@ from jaxlm.report.trackers import OnMetrics
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.directory import Setup
 from jaxlm.runs.group import Group, SingleGroup
-from jaxlm.runs.lock import lock
+from jaxlm.runs.lock import NAME as LOCK
+from jaxlm.runs.lock import excludes_others, lock, without_locks
 from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.ngram_models import baseline
@@ -145,7 +146,7 @@ def train(
             if where is None:
                 where = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
             directory.check(where, resume and first)
-            return Run(
+            run = Run(
                 config,
                 corpus,
                 held.enter_context(lock(where)),
@@ -156,6 +157,9 @@ def train(
                 setup=setup,
                 on_metrics=on_metrics if first else None,
             )
+            if run.kept and not excludes_others(where / LOCK):
+                run.notes.append(without_locks(where))
+            return run
 
         run = hosts.together(begin)
         shared = folder or run.folder.path

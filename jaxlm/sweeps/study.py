@@ -18,8 +18,8 @@ import fcntl
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,7 @@ from typing import Any
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_results import MemberResult
-from jaxlm.runs.lock import ELSEWHERE, Held, InUse, lock
+from jaxlm.runs.lock import ELSEWHERE, Held, InUse, excludes_others, lock
 from jaxlm.sweeps import storage
 from jaxlm.sweeps.space import Plan, decoded
 from jaxlm.sweeps.storage import database_errors, import_optuna, is_database, open_storage
@@ -128,13 +128,7 @@ class Study:
         Raises:
             RunDirError: The sweep's directory cannot be used.
         """
-        with (
-            explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE),
-            Folder.open(self._folder) as folder,
-        ):
-            file = folder.append(CLAIM)
-        with file, database_errors(self._where):
-            fcntl.flock(file, fcntl.LOCK_EX)  # one worker of this directory claims at a time
+        with self._claiming():
             self.beat()
             if self.shared:
                 import_optuna().storages.fail_stale_trials(self._study)
@@ -149,6 +143,23 @@ class Study:
                     with suppress(InUse):
                         return self._take(frozen.number)
             return self._begin(trials)
+
+    @contextmanager
+    def _claiming(self) -> Iterator[None]:
+        """Waits until no other worker of this directory claims. Raises RunDirError."""
+        with (
+            explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE),
+            Folder.open(self._folder) as folder,
+        ):
+            file = folder.append(CLAIM)
+        with file, database_errors(self._where):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def locks_work(self) -> bool:
+        """Whether the claim of one process keeps another from its own. Raises RunDirError."""
+        with self._claiming():
+            return excludes_others(self._folder / CLAIM)
 
     def _begin(self, trials: list[Any]) -> Claim | None:
         """Begins a point without a trial; None if there is none, or another directory was quicker.

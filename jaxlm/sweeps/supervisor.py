@@ -28,13 +28,13 @@ from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import Sweep
 from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import directory, precision, ram, signals
-from jaxlm.runs.lock import ELSEWHERE, locks_work
+from jaxlm.runs.lock import ELSEWHERE, without_locks
 from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
 from jaxlm.sweeps.storage import is_database
-from jaxlm.sweeps.study import CLAIM, JOURNAL, Study, read_plan
+from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import LONGEST_POLL, Worker
 from jaxlm.terminal import flag_text, printable
 
@@ -131,11 +131,8 @@ def sweep(
             data_dir and os.path.abspath(data_dir),
         )
         session.announce(text)
-        if run_dir and not locks_work(folder, CLAIM):
-            session.view.say(
-                f"!! the file system of {folder} keeps no process from another's lock: let one "
-                f"process at a time work there, or choose another --run-dir"
-            )
+        if run_dir and not session.study.locks_work():
+            session.view.say(f"!! {without_locks(folder)}")
             useful = 1
         if workers is None and useful > 1:
             session.view.say(
