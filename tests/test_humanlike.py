@@ -131,6 +131,13 @@ def test_an_effect_is_found_with_its_sign_and_size(mixed):
     assert negative.slope == pytest.approx(-gain.slope)
 
 
+def test_samples_that_are_drawn_in_pieces_are_the_same(monkeypatch):
+    corpus, surprisal = simulated(3, slope=4.0)
+    whole = gains_of(corpus, {"a": surprisal, "b": surprisal**2})
+    monkeypatch.setattr("jaxlm.scoring.humanlike._MOST_DRAWN", 12 * 3333)
+    assert gains_of(corpus, {"a": surprisal, "b": surprisal**2})[:2] == whole[:2]
+
+
 def write_table(path, names, rows, delimiter="\t"):
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=delimiter)

@@ -33,6 +33,7 @@ COLUMNS = {  # a column -> its names in Natural Stories, Provo, Dundee and UCL's
 }
 FOLDS = 10
 _SAMPLES = 10_000  # of the items, in a bootstrap and in a test
+_MOST_DRAWN = 1 << 22  # items of the samples that are drawn at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,22 +206,27 @@ def gains_of(
     added = {name: with_before(of_model) for name, of_model in surprisals.items()}
     predictors_of_all = [*baseline, *(column for columns in added.values() for column in columns)]
     rows = _rows_of(corpus, predictors_of_all, mixed, folds)
-    bootstrap = _Bootstrap(np.bincount(rows.items))
     without = rows.log_densities(baseline)
+    everything = np.full(len(rows.times), True)
     sums = {}
-    gains = []
+    results = []  # name, sums of items, what a model alone has
     for name, columns in added.items():
         predictors_of_model = [*baseline, *columns]
         sums[name] = rows.log_densities(predictors_of_model) - without
-        everything = np.full(len(rows.times), True)
-        slope, slope_before = (
-            rows.fitted(predictors_of_model, everything).coefficients[-2:].tolist()
-        )
+        slopes = rows.fitted(predictors_of_model, everything).coefficients[-2:].tolist()
         perplexity = float(2 ** np.nanmean(surprisals[name]))
-        gain = bootstrap.gain(name, sums[name])
-        gains.append(gain._replace(perplexity=perplexity, slope=slope, slope_before=slope_before))
+        results.append((name, sums[name], (perplexity, *slopes)))
     for name, other in combinations(added, 2):
-        gains.append(bootstrap.gain(f"{name} - {other}", sums[name] - sums[other]))
+        results.append((f"{name} - {other}", sums[name] - sums[other], ()))
+    counts = np.bincount(rows.items)
+    times = len(rows.times)
+    intervals = _sampled(counts, np.stack([of_items for _, of_items, _ in results], 1))
+    gains = []
+    for (name, of_items, measures), (low, high, p) in zip(
+        results, np.transpose(intervals).tolist(), strict=True
+    ):
+        gain = float(of_items.sum() / times)
+        gains.append(Gain(name, gain, low, high, p, times, len(counts), *measures))
     return gains
 
 
@@ -302,23 +308,31 @@ def _rows_of(
     return _Rows(words, times, participants, items, items % min(folds, count))
 
 
-class _Bootstrap:
-    """Samples of items, the same for all models."""
+def _sampled(
+    counts: np.ndarray,
+    sums: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bootstrap samples of items, and random signs of their sums; the same for all columns.
 
-    def __init__(self, counts: np.ndarray) -> None:
-        """Draws them; `counts` are the rows of each item [I]."""
-        rng = np.random.default_rng(0)
-        items = len(counts)
-        self._counts = counts
-        self._drawn = rng.multinomial(items, np.full(items, 1 / items), _SAMPLES)
-        self._signs = rng.choice((-1.0, 1.0), (_SAMPLES, items))
+    Args:
+        counts: The rows of each item [I].
+        sums: What is sampled, of each item and column [I, C].
 
-    def gain(self, name: str, sums: np.ndarray) -> Gain:
-        """The mean of items' summed gains [I], with its interval and test."""
-        times = int(self._counts.sum())
-        total = sums.sum()
-        low, high = np.quantile(self._drawn @ sums / (self._drawn @ self._counts), (0.025, 0.975))
-        as_far = np.abs(self._signs @ sums) >= abs(total) * (1 - 1e-12)
-        p = (1 + as_far.sum()) / (1 + _SAMPLES)
-        numbers = map(float, (total / times, low, high, p))
-        return Gain(name, *numbers, times=times, items=len(sums))
+    Returns:
+        The ends of each column's interval of the mean, and its p [C].
+    """
+    rng = np.random.default_rng(0)
+    items = len(counts)
+    at_once = max(1, _MOST_DRAWN // items)
+    sizes = [min(at_once, _SAMPLES - start) for start in range(0, _SAMPLES, at_once)]
+    means = []
+    for size in sizes:
+        drawn = rng.multinomial(items, np.full(items, 1 / items), size)
+        means.append(drawn @ sums / (drawn @ counts)[:, None])
+    low, high = np.quantile(np.concatenate(means), (0.025, 0.975), 0)
+    far = np.abs(sums.sum(0)) * (1 - 1e-12)
+    count = np.zeros(sums.shape[1])
+    for size in sizes:
+        signs = rng.choice((-1.0, 1.0), (size, items))
+        count += (np.abs(signs @ sums) >= far).sum(0)
+    return low, high, (1 + count) / (1 + _SAMPLES)
