@@ -105,14 +105,19 @@ def test_rates_are_measured_once_for_a_machine_and_class_of_shapes(measured, mon
     assert [times(SMALL), times(SMALL)] == [4, 4]
     monkeypatch.setattr(jax, "__version__", "another version")
     assert [times(SMALL), times(SMALL)] == [5, 5]
+    monkeypatch.setattr(precision.os, "cpu_count", lambda: 1000)
+    device = SimpleNamespace(device_kind="another device")
+    assert times(SMALL) == 6
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert [times(SMALL), times(SMALL)] == [7, 7]
     for file in (tmp_path / "cache" / "rates").iterdir():
         file.write_bytes(file.read_bytes()[:-1] + b"x")  # damaged
-    assert [times(SMALL), times(SMALL)] == [6, 6]
+    assert [times(SMALL), times(SMALL)] == [8, 8]
     for file in (tmp_path / "cache" / "rates").iterdir():
         file.write_bytes(b"")
-    assert times(SMALL) == 7
+    assert times(SMALL) == 9
     monkeypatch.setenv("JAXLM_CACHE", "/dev/null")  # cannot be written: measured each time
-    assert [times(SMALL), times(SMALL)] == [8, 9]
+    assert [times(SMALL), times(SMALL)] == [10, 11]
 
 
 def test_float32_is_taken_unasked_without_measuring(measured):

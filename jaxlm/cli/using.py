@@ -156,6 +156,9 @@ def compare(args: argparse.Namespace) -> None:
         data_dir=args.data_dir,
         protocol=protocol,
     )
+    for run, twin in combinations([*runs, *others], 2):
+        if run.samefile(twin):
+            say_line(f"note: {run} and {twin} are one run", sys.stderr)
     if args.json:
         tree = {
             "runs": list(map(str, runs)),
@@ -215,9 +218,6 @@ def _comparable(runs: list[Path], unfinished: bool) -> dict[str, str]:
     """{run: how far it has come}. Raises JaxlmError where a run is unfinished."""
     for path in runs:
         check_run(path)
-    for run, other in combinations(runs, 2):
-        if run.samefile(other):
-            say_line(f"note: {run} and {other} are one run", sys.stderr)
     statuses = {str(path): status(path) for path in runs}
     stopped = [
         f"{path} is {it}" for path, it in statuses.items() if it.state in ("stopped", "diverged")
