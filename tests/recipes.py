@@ -157,8 +157,11 @@ CASES = (
             weight_decay=1e-4,
         ),
         "samples": BASE.replace(
+            hidden_sizes=(4, 4, 4),
+            running_sum=True,
             dropout_samples=3,
             keep_output=0.6,
+            keep_last_output=0.8,
             keep_state=0.7,
             optimizer="adamw",
             rectified=True,

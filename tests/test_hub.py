@@ -53,6 +53,7 @@ PARTS = [
 ]
 CASES = MODEL_CASES | {
     "lstm-numbers": BASE.replace(forget_bias=1.5, scale_embedding=True),
+    "running-sum": BASE.replace(hidden_sizes=(5, 5, 5), running_sum=True),
     "mixture-epsilon": BASE.replace(experts=3, mixture_epsilon=0.01),
     "gated-positive": BASE.replace(
         model="mingru",

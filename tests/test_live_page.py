@@ -35,6 +35,7 @@ MODELS = {
     "tied": {"model": "lstm", "tied": True, "scale_embedding": True},
     "projected": {"model": "lstm", "tied": True, "projection": True, "hidden_sizes": (8, 7)},
     "skip": {"model": "gru", "skip": True},
+    "running sum": {"model": "lstm", "running_sum": True, "hidden_sizes": (6, 6, 6)},
     "mixture": {"model": "lstm", "experts": 3, "latent_size": 5, "mixture_epsilon": 1e-8},
 }
 

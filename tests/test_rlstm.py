@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from recipes import BASE
 
 import jaxlm
+from jaxlm.errors import JaxlmError
+from jaxlm.models import stack
+from jaxlm.models.noise import draw_noise
 from jaxlm.models.recurrent import CellNoise
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.rlstm import rlstm, rlstm_reference
@@ -59,6 +63,45 @@ def test_a_layer_follows_the_equations(rounds):
             )
             np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-13)
             np.testing.assert_allclose(state.c, last, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("keep_last_output", [None, 0.7])
+def test_each_of_three_layers_reads_the_sum_of_dropped_outputs_before_it(keep_last_output):
+    """As the thesis writes it (section "Architecture"), in float64; dropout before the sum."""
+    fields = {"hidden_sizes": (E, E, E), "rounds": 2, "running_sum": True, "embedding_size": E}
+    drops = {"keep_output": 0.6, "keep_last_output": keep_last_output, "keep_state": 0.8}
+    model = BASE.replace(model="rlstm", init_scale=0.9, **fields, **drops).model
+    params = jax.tree.map(np.float64, stack.init_params(model, jax.random.key(1)))
+    noise = draw_noise(model, jax.random.key(2), T, B)
+    x = np.random.default_rng(0).normal(size=(T, B, E))
+    zeros = np.zeros((B, E))
+    total = np.zeros_like(x)
+    reads = x
+    for layer, state, mask in zip(params["layers"], noise.states, noise.outputs, strict=True):
+        h, _ = written_out(reads, layer, zeros, zeros, np.asarray(state) / 0.8)
+        total = total + np.asarray(mask) * h / 0.6
+        reads = total
+    features = total
+    if keep_last_output is not None:
+        features = np.asarray(noise.features) * total / keep_last_output
+    with jax.enable_x64(True):
+        carry = stack.zero_carry(model, B, jnp.float64)
+        raw, dropped, _ = stack.last_outputs(model, params, noise, jnp.asarray(x), carry)
+    np.testing.assert_allclose(raw, total, rtol=1e-10)
+    np.testing.assert_allclose(dropped, features, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_sizes": (E, H)}, "running_sum adds up the layers' outputs, .*: hidden_sizes is"),
+        ({"skip": True}, "running_sum and skip exclude each other"),
+        ({"block": "residual"}, "running_sum and block exclude each other"),
+    ],
+)
+def test_a_sum_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(JaxlmError, match=message):
+        BASE.replace(**{"hidden_sizes": (E, E), "running_sum": True, **fields})
 
 
 @pytest.mark.parametrize("rounds", [0, 2])

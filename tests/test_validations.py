@@ -389,6 +389,14 @@ def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
 
     monkeypatch.setattr(Run, "trained", trained)
     monkeypatch.setattr(Run, "end_epoch", ended)
+    averages: dict[int, list[Any]] = {}
+    save = checkpoint.save
+
+    def saved(folder, state, config, vocab, manifest):
+        averages.setdefault(manifest.step, []).append(jax.device_get(state.average))
+        save(folder, state, config, vocab, manifest)
+
+    monkeypatch.setattr(checkpoint, "save", saved)
     folder = tmp_path / "run"
     result = jaxlm.train(config, text, folder, quiet=True)
     epochs = [row for row in read_metrics(folder) if row["kind"] == "epoch"]
@@ -399,6 +407,8 @@ def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
     assert record is not None and record.slowed == 0.5
     (aside,) = (folder / "checkpoints").glob("*.diverged")
     assert int(aside.stem) == epochs[2]["step"]
+    before, after = averages[epochs[1]["step"]]  # both averages go back too
+    jax.tree.map(np.testing.assert_array_equal, before, after)
     with pytest.raises(Diverged):
         jaxlm.train(config.replace(restart_factor=None), text, tmp_path / "ends", quiet=True)
 

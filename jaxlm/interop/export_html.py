@@ -65,6 +65,7 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
         "widths": list(network.hidden_sizes),
         "has_cell": isinstance(network, _WITH_CELL),
         "skip": network.skip,
+        "running_sum": network.running_sum,
         "embedding_scale": scale,
         "forget_bias": float(getattr(network, "forget_bias", 0.0)),
         "positive": getattr(network, "positive", False),

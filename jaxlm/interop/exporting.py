@@ -93,7 +93,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
     """
     problems = {
         f"layers of the kind {model.title}": type(model) not in _LAYERS or model.block != "plain",
-        "skip connections": model.skip,
+        "skip connections": model.skip or model.running_sum,
         "scaled embeddings": model.scale_embedding,
         f"a head of {model.experts} softmaxes mixed": model.experts,
         "a head that is tied through a projection": model.projection,

@@ -269,7 +269,10 @@ class JaxlmModel(PreTrainedModel):
         new_state = []
         for layer, now in zip(self.layers, state, strict=True):
             outputs = []
-            for t, x_t in enumerate(hidden[-1].unbind(1)):
+            read = hidden[-1]
+            if model["running_sum"] and len(hidden) > 1:
+                read = sum(hidden[1:])
+            for t, x_t in enumerate(read.unbind(1)):
                 before = now
                 now = step(model, layer, x_t, *before)
                 if masks:  # a hidden token leaves the state
@@ -281,7 +284,7 @@ class JaxlmModel(PreTrainedModel):
                 outputs.append(now[0])
             hidden.append(torch.stack(outputs, 1))
             new_state.append(now)
-        last = sum(hidden[1:]) if model["skip"] else hidden[-1]
+        last = sum(hidden[1:]) if model["skip"] or model["running_sum"] else hidden[-1]
         if step is block:
             last = normed(model, self.norm, last)
         return JaxlmOutput(

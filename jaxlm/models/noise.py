@@ -132,7 +132,7 @@ def draw_noise(
     layers = tuple(enumerate(model.hidden_sizes))
     cells = tuple(enumerate(model.cell_sizes))
     keep_feed_forward = model.keep_output if model.feed_forward_size else None
-    keep_features = None if model.block == "plain" else model.keep_last_output
+    keep_features = model.keep_last_output if model.drops_features else None
     # A kind without one of these fields drops nothing there.
     keep_weights = getattr(model, "keep_recurrent_weights", None)
     keep_state = getattr(model, "keep_state", None)
@@ -207,7 +207,7 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
     Returns:
         A probability; None: there is no dropout.
     """
-    last = layer == len(model.hidden_sizes) - 1 and model.block == "plain"
+    last = layer == len(model.hidden_sizes) - 1 and not model.drops_features
     if last and model.keep_last_output is not None:
         return model.keep_last_output
     return model.keep_output

@@ -72,6 +72,12 @@ class Recurrent(Section):
         "equally wide",
         excludes=("block",),
     )
+    running_sum: bool = flag(
+        False,
+        "each layer reads the sum of the outputs of the layers before it, the softmax that of all; "
+        "each is dropped out first (arXiv:2211.01848); all layers must be equally wide",
+        excludes=("block", "skip"),
+    )
     scale_embedding: bool = flag(
         False, "multiply embedded inputs by the root of embedding_size (arXiv:1706.03762)"
     )
@@ -176,8 +182,8 @@ class Recurrent(Section):
         False, "one dropout mask for all steps of a window (arXiv:1512.05287)"
     )
     keep_last_output: float | None = probability(
-        "a unit of the last layer's output (with skip: of the sum) is kept (none: as keep_output; "
-        "after blocks: all are kept)"
+        "a unit of the last layer's output (with skip or running_sum: of the sum) is kept (none: "
+        "as keep_output; after blocks and with running_sum: all are kept)"
     )
     keep_words: float | None = probability(
         "a word is kept as an input of the window (none: no dropout)"
@@ -311,6 +317,11 @@ class Recurrent(Section):
         return f"{self.kind_name} in {self.block} blocks"
 
     @property
+    def drops_features(self) -> bool:
+        """Whether `keep_last_output` falls on what the head reads, not on the last cell's."""
+        return self.block != "plain" or self.running_sum
+
+    @property
     def cell_sizes(self) -> tuple[int, ...]:
         """The width of each layer's cell."""
         return tuple(self.inner_size or width for width in self.hidden_sizes)
@@ -361,11 +372,13 @@ class Recurrent(Section):
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another "
                 "keep_..., or leave it out"
             )
-        if len(set(self.hidden_sizes)) > 1 and (self.skip or self.block != "plain"):
-            name = "skip" if self.skip else f"block {self.block}"
+        names = [name for name in ("skip", "running_sum") if getattr(self, name)]
+        if self.block != "plain":
+            names = [f"block {self.block}"]
+        if len(set(self.hidden_sizes)) > 1 and names:
             raise JaxlmError(
-                f"{name} adds up the layers' outputs, which needs equal widths: hidden_sizes is "
-                f"{widths}"
+                f"{names[0]} adds up the layers' outputs, which needs equal widths: "
+                f"hidden_sizes is {widths}"
             )
         equal = self.projection or self.embedding_size == self.hidden_sizes[0]
         if self.block != "plain" and not equal:

@@ -145,7 +145,7 @@ def features(
     carry: Carry,
     length: Length = None,
 ) -> tuple[Units, Carry]:
-    """What the head reads: the last layer's outputs, or with `skip` the sum of all layers'.
+    """What the head reads: the last layer's outputs, or a sum of all (`skip`, `running_sum`).
 
     After blocks it is the norm of the embedded input and all that the blocks have added to it.
     Dropout falls on the embedded input and on every layer's outputs (arXiv:1409.2329); on the
@@ -199,12 +199,18 @@ def last_outputs(
     by_layer = zip_longest(params["layers"], carry, *masks)  # an empty tuple of masks gives None
     for place, (layer, state, weights, kept, updated, kept_output) in enumerate(by_layer):
         layer = drop_weights(model, weights, layer)
-        raw, state = model.apply_layer(layer, dropped, state, CellNoise(kept, updated), length)
+        read = dropped
+        raw, state = model.apply_layer(layer, read, state, CellNoise(kept, updated), length)
         outputs.append(raw)
         if model.skip and place == len(carry) - 1:
             raw = sum(outputs[:-1], raw)
         dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
+        if model.running_sum and place > 0:
+            dropped = read + dropped
         new_carry.append(state)
+    if model.running_sum:
+        raw = dropped
+        dropped = apply_mask(raw, noise.features, model.keep_last_output)
     return raw, dropped, tuple(new_carry)
 
 

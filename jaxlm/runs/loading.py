@@ -27,8 +27,8 @@ from jaxlm.scoring.ngram_model import NgramModel
 
 FIXED = {  # fields of the model that the parameters fix
     *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),
-    *("projection", "experts", "latent_size", "forget_bias", "skip", "scale_embedding"),
-    *("heads", "lower_bound", "gate_cap", "input_gate"),
+    *("projection", "experts", "latent_size", "forget_bias", "skip", "running_sum"),
+    *("heads", "lower_bound", "gate_cap", "input_gate", "scale_embedding"),
 }
 
 

@@ -23,7 +23,7 @@ from jaxlm.scoring.reading_times import predictors, word_counts
 from jaxlm.scoring.regression import LinearModel, fit
 from jaxlm.scoring.stimuli import read_table
 
-COLUMNS = {  # a column -> its names in Natural Stories, Provo, Dundee and UCL's corpus
+COLUMNS = {  # a column -> its names in Natural Stories, Provo, a table of Dundee's, UCL's corpus
     "item": ("item", "Text_ID", "TEXT", "sent_nr"),
     "position": ("zone", "Word_Number", "WNUM", "word_pos", "position"),
     "word": ("word", "Word", "WORD"),

@@ -68,6 +68,7 @@ export class Model {
       const done = this.cell(params, x, state[layer], this.config);
       x = done.output;
       sum = sum === null ? x : sum.map((value, i) => value + x[i]);
+      if (this.config.running_sum) x = sum;
       states.push(done.state);
       gates.push(done.gates);
     });
