@@ -1,7 +1,8 @@
 """A model as one page of HTML that runs it: no server, no request.
 
-The page's scripts lie in `report/live/`. A matrix is int8 with a scale for 32 inputs each, vectors
-are float32. `cells.js` has the same cells as `jaxlm.models`, one function a kind.
+The page's scripts lie in `report/live/`. Matrices are whole numbers of as many bits as fit into the
+page, with a scale for some inputs each; vectors are float32. `cells.js` has the same cells as
+`jaxlm.models`, one function a kind.
 """
 
 import json
@@ -23,8 +24,14 @@ from jaxlm.models.recurrent import Params
 from jaxlm.report.live import page
 from jaxlm.runs.state_arrays import SHARING, rounded_blocks
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.sentences import Boundaries
 
 KINDS = (LSTM, GRU, MinGRU, MinLSTM, Mogrifier)
+MOST_BYTES = 7_990_000  # of a page, about, where weights of LEAST_BITS allow it
+LEAST_BITS = 8
+MOST_BITS = 16
+INPUTS = 128  # that share a scale
+BASE64_BITS = 6  # of the weights in a byte of the page
 _WITH_CELL = (LSTM, Mogrifier)
 
 
@@ -41,13 +48,24 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
         JaxlmError: No function of the page runs this kind of model, or reads its tokens.
     """
     network = model.config.model
-    name = model.config.kinds["model"]
     kinds = [kind.kind_name for kind in KINDS]
     if network.title not in kinds:
         raise JaxlmError(
             f"a page runs models of the kinds {', '.join(kinds)}, and this model is {network.title}"
         )
-    weights = _Weights()
+    page, numbers = _page(model, LEAST_BITS)
+    room = BASE64_BITS * (MOST_BYTES - len(page)) // max(1, numbers)
+    bits = min(MOST_BITS, LEAST_BITS + max(0, room))
+    page, _ = _page(model, bits)
+    notes = [f"the page's weights are rounded to {bits} bits, so its surprisals differ a little"]
+    return page, notes
+
+
+def _page(model: LanguageModel, bits: int) -> tuple[bytes, int]:
+    """The page with weights of so many bits, and how many weights have them."""
+    network = model.config.model
+    name = model.config.kinds["model"]
+    weights = _Weights(bits)
     params = {
         "embedding": weights.matrix(model.params["embedding"][: len(model.vocab)]),
         "layers": [
@@ -74,14 +92,20 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
         "mixture_epsilon": float(network.mixture_epsilon or 0.0),
         **_tokens(model),
     }
-    notes = ["the page's weights are rounded to 8 bits: surprisals differ by hundredths of a bit"]
-    return page(config, weights.bytes(), _first_text(model)).encode(), notes
+    return page(config, weights.bytes(), _first_text(model)).encode(), weights.numbers
 
 
 class _Weights:
-    """Collects arrays one after the other, and names where each lies."""
+    """Collects arrays one after the other, and names where each lies.
 
-    def __init__(self) -> None:
+    Attributes:
+        bits: Of each number of a matrix.
+        numbers: How many numbers have them.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.numbers = 0
         self._parts: list[bytes] = []
         self._size = 0
 
@@ -93,12 +117,18 @@ class _Weights:
         return offset
 
     def matrix(self, array: Any) -> dict[str, int]:
-        """Adds a matrix [outputs, inputs], rounded to int8 with a scale for 32 inputs each."""
+        """Adds a matrix [outputs, inputs], rounded; one that was rounded before stays as it is."""
         values = np.asarray(array, np.float32)
-        padded = np.pad(values, ((0, 0), (0, -values.shape[1] % SHARING)))
-        rounded, scales = rounded_blocks(padded.reshape(len(values), -1, SHARING))
-        offset = self._add(scales.astype("<f4").tobytes() + rounded.tobytes())
-        return {"offset": offset, "rows": len(values), "columns": values.shape[1]}
+        bits, inputs = LEAST_BITS, SHARING
+        numbers, scales = _rounded(values, bits, inputs)
+        restored = numbers * np.repeat(scales, inputs, axis=1)[:, : values.shape[1]]
+        if not np.allclose(restored, values, rtol=1e-6, atol=0):
+            bits, inputs = self.bits, INPUTS
+            numbers, scales = _rounded(values, bits, inputs)
+            self.numbers += values.size
+        offset = self._add(scales.astype("<f4").tobytes() + _packed(numbers, bits))
+        rows, columns = values.shape
+        return {"offset": offset, "rows": rows, "columns": columns, "bits": bits, "inputs": inputs}
 
     def vector(self, array: Any) -> dict[str, int]:
         """Adds a vector as float32."""
@@ -108,6 +138,25 @@ class _Weights:
     def bytes(self) -> bytes:
         """All arrays."""
         return b"".join(self._parts)
+
+
+def _rounded(
+    matrix: np.ndarray,
+    bits: int,
+    inputs: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix [outputs, inputs] as whole numbers, and the scale of so many inputs each."""
+    rows, columns = matrix.shape
+    padded = np.pad(matrix, ((0, 0), (0, -columns % inputs)))
+    blocks, scales = rounded_blocks(padded.reshape(rows, -1, inputs), bits)
+    return blocks.reshape(rows, -1)[:, :columns], scales
+
+
+def _packed(numbers: np.ndarray, bits: int) -> bytes:
+    """The lowest bits of each number, one number after the other."""
+    halves = numbers.astype("<i2").reshape(-1, 1).view(np.uint8)
+    lowest = np.unpackbits(halves, axis=1, count=bits, bitorder="little")
+    return np.packbits(lowest, bitorder="little").tobytes()
 
 
 def _layer(
@@ -164,7 +213,11 @@ def _tokens(model: LanguageModel) -> dict[str, Any]:
         "lowercase": model.config.data.lowercase or _all_lower(vocab.words),
         "end": vocab.eos,
         "unknown": vocab.unknown_id,
+        "begins": [],
     }
+    boundaries = Boundaries.of(vocab, "word")
+    if boundaries is not None:
+        fields["begins"] = np.flatnonzero(boundaries.begins).tolist()
     tokens = vocab.tokens
     if isinstance(tokens, Subwords):
         tokenizer = json.loads(tokenizer_files(model)["tokenizer.json"])
@@ -192,10 +245,9 @@ def _about(model: LanguageModel) -> str:
     """What the model is, in a sentence."""
     size = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     text = model.corpus.get("name", "an unknown text")
-    pieces = "" if model.vocab.kind == "words" else " A word's surprisal is the sum of its pieces'."
     return (
         f"{size:,} parameters, {len(model.vocab):,} {model.vocab.kind}, trained on {text}. It runs "
-        f"in this page: nothing that you type leaves it.{pieces}"
+        f"in this page: nothing that you type leaves it."
     )
 
 

@@ -25,9 +25,7 @@ from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
 
-# Numbers one after the other that share a scale where they are rounded; cells.js has it too.
-SHARING = 32
-MOST_ROUNDED = 127  # of int8
+SHARING = 32  # numbers one after the other that share a scale where they are rounded
 SCALES = "scales."  # begins the names of the scales, as "params." those of the parameters
 MOST_LAYERS = 1000  # tracing more takes minutes
 BLOCK = 1 << 20  # bytes that are read at a time of arrays that are not asked for
@@ -106,8 +104,8 @@ def rounded(params: Params) -> dict[str, Any]:
     for leaf in map(np.asarray, leaves):
         scale = None
         if _is_rounded(leaf):
-            blocks, scale = rounded_blocks(leaf.reshape(-1, SHARING))
-            leaf = blocks.reshape(leaf.shape)
+            blocks, scale = rounded_blocks(leaf.reshape(-1, SHARING), 8)
+            leaf = blocks.reshape(leaf.shape).astype(np.int8)
         numbers.append(leaf)
         scales.append(scale)
     return {
@@ -116,18 +114,19 @@ def rounded(params: Params) -> dict[str, Any]:
     }
 
 
-def rounded_blocks(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds blocks of numbers to 8 bits.
+def rounded_blocks(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds blocks of numbers to whole multiples of a scale.
 
     Args:
-        blocks: float32 [..., SHARING].
+        blocks: float32 [..., N].
+        bits: Of each whole number, its sign included: at most 16.
 
     Returns:
-        int8 [..., SHARING], and the scale [...] that each block is to be multiplied by.
+        int16 [..., N], and the scale [...] that each block is to be multiplied by.
     """
     largest = np.maximum(np.abs(blocks).max(-1), np.float32(1e-30))
-    scales = largest / np.float32(MOST_ROUNDED)
-    return np.rint(blocks / scales[..., None]).astype(np.int8), scales
+    scales = largest / np.float32(2 ** (bits - 1) - 1)
+    return np.rint(blocks / scales[..., None]).astype(np.int16), scales
 
 
 def _is_rounded(leaf: Any) -> bool:

@@ -1,8 +1,6 @@
 // One step of each kind of layer: (parameters, input, state) -> {output, state, gates}.
 // Each repeats the Python kind of the same name in jaxlm/models. Vectors are Float32Arrays; a
-// matrix [outputs, inputs] is int8 with a scale for BLOCK inputs each.
-
-export const BLOCK = 32;
+// matrix [outputs, inputs] has whole numbers, with a scale for some inputs each.
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 const add = (a, b) => a.map((value, i) => value + b[i]);
@@ -11,12 +9,12 @@ const part = (vector, size, place) => vector.subarray(place * size, (place + 1) 
 
 // The dot product of a matrix's row with a vector.
 export function rowDot(matrix, row, x) {
-  const { values, scales, columns, blocks } = matrix;
+  const { values, scales, columns, inputs, blocks } = matrix;
+  const start = row * columns;
   let total = 0;
   for (let block = 0; block < blocks; block++) {
-    const first = block * BLOCK;
-    const start = row * blocks * BLOCK;
-    const last = Math.min(first + BLOCK, columns);
+    const first = block * inputs;
+    const last = Math.min(first + inputs, columns);
     let sum = 0;
     for (let i = first; i < last; i++) sum += values[start + i] * x[i];
     total += sum * scales[row * blocks + block];
@@ -30,17 +28,10 @@ export function product(matrix, x) {
   return y;
 }
 
-function concatenated(a, b) {
-  const joined = new Float32Array(a.length + b.length);
-  joined.set(a);
-  joined.set(b, a.length);
-  return joined;
-}
-
 // models/lstm.py; gates i, j, f, o.
 function lstm(params, x, state, config) {
   const size = state.h.length;
-  const z = add(product(params.kernel, concatenated(x, state.h)), params.bias);
+  const z = add(product(params.kernel, Float32Array.of(...x, ...state.h)), params.bias);
   const i = part(z, size, 0).map(sigmoid);
   const j = part(z, size, 1).map(Math.tanh);
   const f = part(z, size, 2).map((value) => sigmoid(value + config.forget_bias));

@@ -1,6 +1,6 @@
 // The model: weights from base64, a step, and the log probabilities of the next token.
 
-import { BLOCK, CELLS, product, rowDot } from "./cells.js";
+import { CELLS, product, rowDot } from "./cells.js";
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -9,16 +9,27 @@ function bytesOf(base64) {
   return bytes;
 }
 
-// Puts arrays in place of the places {offset, rows, columns} or {offset, size} of a tree.
+// Whole numbers of so many bits (8 to 16), the lowest bit first.
+function unpacked(bytes, count, bits) {
+  const numbers = new Int16Array(count);
+  for (let i = 0; i < count; i++) {
+    const byte = (i * bits) >> 3;
+    const three = bytes[byte] | (bytes[byte + 1] << 8) | (bytes[byte + 2] << 16);
+    numbers[i] = (three << (32 - bits - ((i * bits) & 7))) >> (32 - bits);
+  }
+  return numbers;
+}
+
+// Puts arrays in place of the places {offset, rows, ...} or {offset, size} of a tree.
 function withArrays(tree, buffer) {
   if (Array.isArray(tree)) return tree.map((item) => withArrays(item, buffer));
   if (tree === null || typeof tree !== "object") return tree;
   if ("rows" in tree) {
-    const { rows, columns, offset } = tree;
-    const blocks = Math.ceil(columns / BLOCK);
+    const { offset, rows, columns, bits, inputs } = tree;
+    const blocks = Math.ceil(columns / inputs);
     const scales = new Float32Array(buffer, offset, rows * blocks);
-    const values = new Int8Array(buffer, offset + 4 * rows * blocks, rows * blocks * BLOCK);
-    return { rows, columns, blocks, scales, values };
+    const values = unpacked(new Uint8Array(buffer, offset + 4 * rows * blocks), rows * columns, bits);
+    return { rows, columns, inputs, blocks, scales, values };
   }
   if ("size" in tree) return new Float32Array(buffer, tree.offset, tree.size);
   return Object.fromEntries(Object.entries(tree).map(([name, item]) => [name, withArrays(item, buffer)]));
@@ -50,11 +61,10 @@ export class Model {
   }
 
   embedded(token) {
-    const { values, scales, columns, blocks } = this.params.embedding;
-    const start = token * blocks * BLOCK;
+    const { values, scales, columns, inputs, blocks } = this.params.embedding;
     const factor = this.config.embedding_scale;
     return Float32Array.from({ length: columns }, (_, i) => {
-      return values[start + i] * scales[token * blocks + Math.floor(i / BLOCK)] * factor;
+      return values[token * columns + i] * scales[token * blocks + Math.floor(i / inputs)] * factor;
     });
   }
 

@@ -1,12 +1,15 @@
 // From a line to words, each with its tokens: words, characters, bytes or SentencePiece subwords.
 
 const encoder = new TextEncoder();
+const BYTE = /^<0x([0-9A-F]{2})>$/;
 
 export class Tokenizer {
   constructor(config) {
     this.config = config;
     this.names = config.names;
     this.ids = new Map(this.names.map((name, id) => [name, id]));
+    // Subwords that letters spell: not <unk>, not <0x41>.
+    this.spelled = new Map([...this.ids].filter(([name, id]) => id !== config.unknown && !BYTE.test(name)));
     this.longest = Math.max(...this.names.map((name) => name.length));
   }
 
@@ -38,7 +41,7 @@ export class Tokenizer {
     }
     const spelled = letters.map((letter) => (letter === " " ? "\u2581" : letter));
     const found = this.config.algorithm === "bpe" ? this.merged(spelled) : this.likeliest(spelled);
-    return found.flatMap((piece) => this.ids.get(piece) ?? this.bytesOf(piece));
+    return found.flatMap((piece) => this.spelled.get(piece) ?? this.bytesOf(piece));
   }
 
   bytesOf(piece) {
@@ -56,7 +59,7 @@ export class Tokenizer {
       let best = -1;
       let score = -Infinity;
       for (let i = 0; i + 1 < parts.length; i++) {
-        const id = this.ids.get(parts[i] + parts[i + 1]);
+        const id = this.spelled.get(parts[i] + parts[i + 1]);
         if (id !== undefined && this.config.scores[id] > score) {
           best = i;
           score = this.config.scores[id];
@@ -74,7 +77,7 @@ export class Tokenizer {
     for (let end = 1; end <= letters.length; end++) {
       best[end] = { score: best[end - 1].score + least, from: end - 1 };
       for (let from = Math.max(0, end - this.longest); from < end; from++) {
-        const id = this.ids.get(letters.slice(from, end).join(""));
+        const id = this.spelled.get(letters.slice(from, end).join(""));
         if (id === undefined) continue;
         const score = best[from].score + this.config.scores[id];
         if (score > best[end].score) best[end] = { score, from };
@@ -95,7 +98,7 @@ export class Tokenizer {
     if (tokens === "characters") return names.join("");
     if (tokens === "words") return names.map((name) => (name === "<eos>" ? "\n" : `${name} `)).join("");
     const bytes = names.flatMap((name) => {
-      const byte = /^<0x([0-9A-F]{2})>$/.exec(name);
+      const byte = BYTE.exec(name);
       return byte ? [parseInt(byte[1], 16)] : [...encoder.encode(name.replaceAll("\u2581", " "))];
     });
     return new TextDecoder().decode(Uint8Array.from(bytes));

@@ -21,9 +21,18 @@ function likeliest(logProbs, count) {
   return ids.slice(0, count).map((id) => ({ id, p: Math.exp(logProbs[id]) }));
 }
 
+// The bits of P(B) in jaxlm/scoring/sentences.py: that the next token begins a word or ends the line.
+function boundary(logProbs) {
+  if (!config.begins.length) return 0;
+  return bits(Math.log(config.begins.reduce((sum, id) => sum + Math.exp(logProbs[id]), 0)));
+}
+
+const total = (words) => words.reduce((sum, word) => sum + word.surprisal, 0);
+
 // Reads a line after <eos>: each word with its surprisal, what was expected there, and the state after it.
 function read(line) {
   let after = model.step(config.end, model.start());
+  let before = 0;
   return tokenizer.words(line).map((word) => {
     const { logProbs } = after;
     const parts = word.ids.map((id) => {
@@ -31,14 +40,11 @@ function read(line) {
       after = model.step(id, after.state);
       return { name: config.names[id], surprisal };
     });
-    const surprisal = parts.reduce((sum, one) => sum + one.surprisal, 0);
-    return { ...word, parts, surprisal, logProbs, after };
+    parts[0].surprisal -= before;
+    before = boundary(after.logProbs);
+    parts[parts.length - 1].surprisal += before;
+    return { ...word, parts, surprisal: total(parts), logProbs, after };
   });
-}
-
-function perplexity(words) {
-  const total = words.reduce((sum, word) => sum + word.surprisal, 0);
-  return words.length ? 2 ** (total / words.length) : NaN;
 }
 
 function showExpected(word) {
@@ -78,14 +84,14 @@ function update() {
   element("result").replaceChildren(
     ...texts.map((words, place) => {
       const section = made("section", "");
-      const title = `Text ${place + 1}: ${words.length} words, perplexity ${perplexity(words).toFixed(1)}`;
+      const title = `Text ${place + 1}: ${words.length} words, perplexity ${(2 ** (total(words) / words.length)).toFixed(1)}`;
       const bars = made("div", "", { className: "bars" });
       bars.append(...words.map((word) => bar(word, highest)));
       section.append(made("h3", title), bars);
       return section;
     }),
   );
-  const totals = texts.map((words) => words.reduce((sum, word) => sum + word.surprisal, 0));
+  const totals = texts.map(total);
   const [first, second] = totals;
   const likelier = first < second ? "first" : "second";
   const difference = Math.abs(first - second).toFixed(2);
@@ -200,8 +206,7 @@ element("about").textContent = config.about;
 element("layer").replaceChildren(...config.widths.map((_, i) => made("option", `layer ${i + 1}`, { value: i })));
 element("part").replaceChildren(...(config.has_cell ? ["h", "c"] : ["h"]).map((name) => made("option", name, { value: name })));
 element("text").addEventListener("input", update);
-element("layer").addEventListener("change", showState);
-element("part").addEventListener("change", showState);
+for (const id of ["layer", "part"]) element(id).addEventListener("change", showState);
 element("copy").addEventListener("click", () => navigator.clipboard.writeText(table("\t")));
 element("save").addEventListener("click", download);
 element("generate").addEventListener("click", generate);
