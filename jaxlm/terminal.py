@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import unquote
 
+from jaxlm.packaged import as_named
+
 # C0, DEL and C1; line and paragraph separators; bidirectional embeddings, overrides and isolates
 # (CVE-2021-42574); lone surrogates, which stand for the bytes of file names that are not UTF-8; and
 # two letters that XML forbids.
@@ -90,7 +92,7 @@ def say(
     if file is None:
         return
     encoding = getattr(file, "encoding", None) or "utf-8"
-    shown = str(text) if exact else printable(str(text), keep_newlines=True)
+    shown = str(text) if exact else printable(as_named(str(text)), keep_newlines=True)
     encodable = shown.encode(encoding, "backslashreplace").decode(encoding)
     print(encodable, end=end, file=file, flush=flush)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm import packaged
 from jaxlm.cli import main
 from jaxlm.errors import CheckpointError
-from jaxlm.runs import checkpoint, packaged, state_arrays
+from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.loading import keep_model, load, unread_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +136,15 @@ def test_verbs_take_it_by_its_name(tmp_path, monkeypatch, capsys):
             assert main(verb) == 0, verb
     finally:
         os.chmod(tmp_path, 0o700)
-    assert "python experiments/english.py corpus" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "python experiments/english.py corpus" in said.out
+    assert str(packaged.DIRECTORY) not in said.out + said.err
+
+
+def test_a_message_names_it_as_its_user_does():
+    folder = packaged.DIRECTORY
+    assert packaged.as_named(f"{folder} and {folder}: no") == "english and english: no"
+    assert packaged.as_named(f"{folder}/run.json is cut short") == f"{folder}/run.json is cut short"
 
 
 BOOK = """\ufeffThe Project Gutenberg EBook of A Book

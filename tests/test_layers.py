@@ -18,6 +18,7 @@ import jaxlm
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [
     "errors",
+    "packaged",
     "terminal",
     "hashed_json",
     "units",
@@ -54,6 +55,7 @@ MODULES = {
 # What these import, and what that imports, loads no JAX.
 NO_JAX = (
     "errors",
+    "packaged",
     "terminal",
     "hashed_json",
     "units",

@@ -185,12 +185,25 @@ def surprisals(page: Any, line: str) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_surprisals_are_those_of_python(name, visit):
+def test_surprisals_are_those_of_python(name, visit, monkeypatch):
+    monkeypatch.setattr(export_html, "MOST_BITS", 13)  # no whole bytes
+    monkeypatch.setattr(export_html, "INPUTS", 4)
     model = random_model(**{"model": name, **MODELS[name]})
     page = visit(model)
     for line in ("the old man sat down", "man zebra the the the N sat", "</script> <b>bold</b>"):
         expected = model.surprisal([line]).surprisal
-        np.testing.assert_allclose(surprisals(page, line), expected, rtol=0, atol=0.001)
+        np.testing.assert_allclose(surprisals(page, line), expected, rtol=0, atol=0.003)
+
+
+@pytest.mark.slow
+def test_english_fits_its_page_and_is_as_good_there(visit):
+    model = jaxlm.load("english")
+    assert len(to_html(model)[0]) <= 8_000_000
+    page = visit(model)
+    lines = ["The keys to the old house were on the table.", "It was naïve, he said -- to hope."]
+    expected = model.word_surprisal(lines).columns()["surprisal"]
+    shown = np.concatenate([surprisals(page, line) for line in lines])
+    np.testing.assert_allclose(shown, expected, rtol=0, atol=0.01)
 
 
 def trained_subwords(algorithm: str) -> Vocab:

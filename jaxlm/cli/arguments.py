@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxlm.cli.ending import UNPARSED, fail
-from jaxlm.runs.packaged import NAME, resolved
+from jaxlm.packaged import NAME, resolved
 from jaxlm.terminal import say
 
 LARGEST = 2**31 - 1

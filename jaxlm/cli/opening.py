@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from jaxlm.errors import RunDirError
+from jaxlm.packaged import NAME
 from jaxlm.runs import loading
-from jaxlm.runs.packaged import NAME
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.terminal import flag_text
 

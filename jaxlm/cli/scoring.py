@@ -40,8 +40,8 @@ from jaxlm.cli.using import say_unknown
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
 from jaxlm.errors import DataError, JaxlmError, RunDirError, reason
+from jaxlm.packaged import resolved
 from jaxlm.runs.loading import keep_model, unread_corpus
-from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts

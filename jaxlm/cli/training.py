@@ -16,12 +16,12 @@ from jaxlm.cli.opening import check_run, open_model
 from jaxlm.config.config import Config, changed_kinds
 from jaxlm.distributed import hosts
 from jaxlm.errors import JaxlmError
+from jaxlm.packaged import DIRECTORY, NAME
 from jaxlm.report.trackers import tracked
 from jaxlm.runs import reproduction, trainer
 from jaxlm.runs.directory import saved_config, saved_record
 from jaxlm.runs.loading import init_config, init_corpus
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.runs.packaged import DIRECTORY, NAME
 from jaxlm.sweeps.report_file import write_report
 from jaxlm.terminal import say, say_line
 

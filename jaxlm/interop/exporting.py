@@ -30,9 +30,9 @@ from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ngrams import arpa
 from jaxlm.ngrams.folder import is_ngram_folder
+from jaxlm.packaged import resolved
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
-from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_model import NgramModel
 

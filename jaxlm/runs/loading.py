@@ -19,8 +19,8 @@ from jaxlm.fields import checked_value
 from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.ngrams import folder
+from jaxlm.packaged import resolved
 from jaxlm.runs import checkpoint, directory, state_arrays
-from jaxlm.runs.packaged import resolved
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_model import NgramModel

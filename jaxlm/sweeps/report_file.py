@@ -11,6 +11,7 @@ import numpy as np
 from jaxlm.data.corpus import Corpus
 from jaxlm.errors import JaxlmError, RunDirError
 from jaxlm.files import explained, output
+from jaxlm.packaged import place_for_files
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
 from jaxlm.report.sweep_files import RESULTS, read_sweep
@@ -19,7 +20,6 @@ from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.ngram_models import baseline_text
-from jaxlm.runs.packaged import place_for_files
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.study import check_below, member_dir
 

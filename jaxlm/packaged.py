@@ -1,9 +1,10 @@
 """The model that comes with jaxlm: a run in a directory of the package (docs/english.md)."""
 
+import re
 from pathlib import Path
 
 NAME = "english"
-DIRECTORY = Path(__file__).parents[1] / NAME
+DIRECTORY = Path(__file__).parent / NAME
 
 
 def resolved(run: str | Path) -> Path:
@@ -16,6 +17,11 @@ def resolved(run: str | Path) -> Path:
     if path == Path(NAME) and not path.is_dir():
         return DIRECTORY
     return path
+
+
+def as_named(text: str) -> str:
+    """A text with `english` in place of the directory, but not of a file in it."""
+    return re.sub(rf"{re.escape(str(DIRECTORY))}(?!/)", NAME, text)
 
 
 def place_for_files(run: Path) -> Path:
