@@ -78,6 +78,7 @@ def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monk
     """Gated DeltaNet's, and HGRN2's with a decay for each key unit."""
     monkeypatch.setattr(op, "CHUNK", 7)
     monkeypatch.setattr(op, "DIAGONAL_CHUNK", 7)
+    monkeypatch.setattr(op, "DELTA_CHUNK", 7)
     case = CASES[name]
     inputs = drawn(case)
     state = inputs.pop("state")
@@ -200,6 +201,7 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, length, deca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(op, "CHUNK", 3)
         patch.setattr(op, "DIAGONAL_CHUNK", 3)
+        patch.setattr(op, "DELTA_CHUNK", 3)
         found = jax.jit(scalar, static_argnums=0)(op.linear_attention)
     expected = jax.jit(scalar, static_argnums=0)(op.linear_attention_reference)
     jax.tree.map(

@@ -33,6 +33,7 @@ Summed = tuple[Float[Array, "B N _ _"], ...]  # of decays, by `_summed`
 # The most steps of a chunk, with a decay for each head and for each key unit.
 CHUNK = 64
 DIAGONAL_CHUNK = 16
+DELTA_CHUNK = 32  # with the delta rule, whose inverse takes time that grows as their cube
 
 
 def linear_attention_reference(
@@ -96,7 +97,11 @@ def linear_attention(
         The outputs y, and the new S.
     """
     T = len(q)
-    most_steps = CHUNK if log_decay.shape[-1] == 1 else DIAGONAL_CHUNK
+    most_steps = CHUNK
+    if log_decay.shape[-1] > 1:
+        most_steps = DIAGONAL_CHUNK
+    elif beta is not None:
+        most_steps = min(max(q.shape[-1], DIAGONAL_CHUNK), DELTA_CHUNK)
     chunks = math.ceil(T / most_steps)
     steps = math.ceil(T / chunks)
     counts = (jnp.arange(T) < (T if length is None else length)).reshape(T, 1, 1, 1)
