@@ -448,7 +448,7 @@ def main() -> None:
     if args.markdown:  # raises before an hour of training
         into_page(args.markdown, None)
     os.environ.pop("JAXLM_STORAGE", None)  # a database holds one sweep; each cell and task is one
-    shared = {name: getattr(args, name) for name in ("windows", "width", "rates", "seeds")}
+    shared = {name: getattr(args, name) for name in ("windows", "width", "rates")}
     settings = args.run_dir / "settings.json"
     with lock(args.run_dir):
         if settings.exists() and json.loads(settings.read_text()) != shared:
