@@ -19,7 +19,9 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("jaxlm", deadline=None)  # machines differ
+# Machines differ in time, and a change alone makes a suite fail that passed: `nightly` draws anew.
+hypothesis.settings.register_profile("jaxlm", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("jaxlm")
 
 # JAX traces with hundreds of thousands of small objects: seldom walked, they cost 4% less.
