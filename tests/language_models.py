@@ -53,7 +53,8 @@ def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -
         tied=tied,
         init_scale=1.0,
     )
-    return LanguageModel(stack.init_params(config.model, jax.random.key(seed)), config, vocab, {})
+    params = jax.jit(stack.init_params)(config.model, jax.random.key(seed))
+    return LanguageModel(params, config, vocab, {})
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
@@ -69,6 +70,12 @@ def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
 @jax.jit
 def next_word(model, params, ids):
     """ids [N] -> log-probabilities [N, V] of the word after each."""
+    return jax.nn.log_softmax(next_logits(model, params, ids))
+
+
+@jax.jit
+def next_logits(model, params, ids):
+    """ids [N] -> logits [N, V] of the word after each."""
     x = stack.embed(params, ids[:, None])
     features, _ = stack.features(model, params, Noise(), x, stack.zero_carry(model, 1))
-    return jax.nn.log_softmax(heads.logits(model, params, features[:, 0]))
+    return heads.logits(model, params, features[:, 0])

@@ -6,14 +6,18 @@ A new kind is in them as soon as it is in its table. By default the laws are tes
 slow tests.
 """
 
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxlm
 from jaxlm.config.config import KINDS as TABLES
+from jaxlm.models import stack
 from jaxlm.schedules import SCHEDULES
 
 # The laws hold for published kinds as for those that they derive from, which stand for them.
@@ -81,9 +85,13 @@ MODEL_CASES = (
     }
     | BLOCKS
 )
-# Every kind in one layer, and what else a model may have.
-# A minimal LSTM is computed as a minimal GRU is, an RLSTM in the rounds of a Mogrifier.
-USUAL_MODELS = {*MODELS, *BLOCKS} - {"minlstm-block", "rlstm-block"} | {
+# Every kind in one layer, and what else a model may have. A block is one function around any kind:
+# cells of rounds, of matrices, of a convolution's inputs and of none.
+USUAL_MODELS = {*MODELS} | {
+    "hawk-block",
+    "gated-deltanet-block",
+    "gated-block",
+    "tied-block",
     "attention-short",
     "lstm-tied",
     "two-layers",
@@ -223,6 +231,20 @@ CASES = (
         ),
     }
 )
+
+
+def drawn_params(model, seed=0):
+    """Parameters of a model, each within its `init_scale`. They are drawn by NumPy, which compiles
+    nothing: `init_params` compiles a program for each shape.
+    """
+    tree = jax.eval_shape(partial(stack.init_params, model), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(
+            rng.uniform(-model.init_scale, model.init_scale, leaf.shape), leaf.dtype
+        ),
+        tree,
+    )
 
 
 def parameters(cases, usual):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from recipes import BASE, CASES, MODEL_CASES, B, T, V, parameters
+from recipes import BASE, CASES, MODEL_CASES, B, T, V, drawn_params, parameters
 
 import jaxlm
 from jaxlm import linen
@@ -54,7 +54,7 @@ USUAL = {
 def test_a_module_reads_as_jaxlm_with_its_carry_and_lengths(config):
     model = config.model
     zero = stack.zero_carry(config.model, B)
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
 
     @jax.jit
     def step_by_step(tokens):
@@ -88,7 +88,7 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(config):
     config = config.replace(dropout_ramp=None, sampled_share=None, l2_penalty=None)
     model = config.model
     plain = replace(config.recipe, optimizer=jaxlm.SGD())
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     carry = stack.zero_carry(model, B)
     carry = jax.tree.map(lambda leaf: leaf + 0.1, carry)
 
@@ -129,14 +129,14 @@ def test_lengths_keep_the_masks_of_each_row():
     model = BASE.replace(
         keep_output=0.5, keep_embedding=0.6, keep_carry=0.5, keep_recurrent_weights=0.5
     ).model
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     carry = stack.zero_carry(model, B)
     module = linen.LanguageModel(model)
     rngs = {"dropout": jax.random.key(7)}
     given = dict(initial_carry=jax.tree.map(lambda leaf: leaf + 0.5, carry), rngs=rngs)
-    whole, _ = module.apply({"params": params}, X, **given)
-    one_less, _ = module.apply(
-        {"params": params}, X, seq_lengths=jnp.array([T, T, T - 1, T]), **given
+    whole, one_less = (
+        jax.jit(partial(module.apply, seq_lengths=lengths, **given))({"params": params}, X)[0]
+        for lengths in (None, jnp.array([T, T, T - 1, T]))
     )
     rows = jnp.array([0, 1, 3])
     close(*(jax.tree.map(lambda leaf: leaf[rows], carry) for carry in (one_less, whole)))
@@ -144,43 +144,52 @@ def test_lengths_keep_the_masks_of_each_row():
 
 def test_the_tree_is_jaxlm_s_own_both_ways():
     model = MODEL_CASES["tied-mixture"].model
-    shapes = jax.tree.map(jnp.shape, jaxlm.init_params(model, jax.random.key(0)))
-    variables = linen.LanguageModel(model).init(jax.random.key(1), X)
+    shapes = jax.tree.map(jnp.shape, drawn_params(model))
+    variables = jax.jit(linen.LanguageModel(model).init)(jax.random.key(1), X)
     assert jax.tree.map(jnp.shape, variables) == {"params": shapes}
     module = ours.LanguageModel(model, rngs=nnx.Rngs(1))
     assert jax.tree.map(jnp.shape, module.tree()) == shapes
     bfloat16 = replace(model, compute_dtype="bfloat16", keep_output=0.5)
     half = linen.LanguageModel(replace(bfloat16, keep_output=None))
-    expected = linen.LanguageModel(model).apply(variables, X)
-    close(linen.LanguageModel(bfloat16).apply(variables, X, deterministic=True), expected)
+    expected = jax.jit(linen.LanguageModel(model).apply)(variables, X)
+    evaluated = partial(linen.LanguageModel(bfloat16).apply, deterministic=True)
+    close(jax.jit(evaluated)(variables, X), expected)
     module = ours.LanguageModel(
         bfloat16, params=dict(variables["params"]), deterministic=True, rngs=nnx.Rngs(1)
     )
     close(module(X), expected)
-    assert half.apply(variables, X, Y)[1] != half.apply(variables, X, Y, deterministic=True)[1]
+    narrow, wide = (
+        jax.jit(partial(half.apply, deterministic=evaluates))(variables, X, Y)[1]
+        for evaluates in (False, True)
+    )
+    assert narrow != wide
     with pytest.raises(jaxlm.JaxlmError, match="float32 or bfloat16"):
         linen.LanguageModel(replace(model, compute_dtype="auto")).init(jax.random.key(1), X)
 
 
 def test_nnx_evaluates_in_float32():
     model = replace(BASE.model, compute_dtype="bfloat16")
-    module = ours.LanguageModel(model, rngs=nnx.Rngs(1))
-    wide = ours.LanguageModel(BASE.model, params=module.tree(), rngs=nnx.Rngs(1))
-    assert module(X, Y)[1] != wide(X, Y)[1]
+    params = drawn_params(model)
+    module = ours.LanguageModel(model, params=params, rngs=nnx.Rngs(1))
+    wide = ours.LanguageModel(BASE.model, params=params, rngs=nnx.Rngs(1))
+    nats = nnx.jit(lambda module: module(X, Y)[1])
+    assert nats(module) != nats(wide)
     module.eval()
-    assert module(X, Y)[1] == wide(X, Y)[1]
+    assert nats(module) == nats(wide)
 
 
 def test_nnx_draws_dropout_by_a_stream_of_its_own():
     rngs = nnx.Rngs(1)
-    module = ours.LanguageModel(BASE.replace(keep_output=0.5).model, rngs=rngs)
+    model = BASE.replace(keep_output=0.5).model
+    module = ours.LanguageModel(model, params=drawn_params(model), rngs=rngs)
     count = int(rngs.dropout.count[...])
-    module(X, Y)
+    module(X)
     assert int(rngs.dropout.count[...]) == count  # the caller's is not drawn from
 
 
 def test_nnx_trains_and_turns_dropout_on_and_off():
-    module = ours.LanguageModel(BASE.replace(keep_output=0.5).model, rngs=nnx.Rngs(1))
+    model = BASE.replace(keep_output=0.5).model
+    module = ours.LanguageModel(model, params=drawn_params(model), rngs=nnx.Rngs(1))
     optimizer = nnx.Optimizer(module, optax.sgd(0.1), wrt=nnx.Param)
 
     @nnx.jit
@@ -218,7 +227,7 @@ def test_the_example_follows_jaxlm_and_evaluates_its_checkpoint(
     seen = []
     model = example.MODEL(vocab_size=len(corpus.vocab))
     model = model if text == "ptb" else replace(model, embedding_size=16, hidden_sizes=(16, 16))
-    params = jaxlm.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     jaxlm.train(
         jaxlm.preset("small").replace(model=model, hold=1.0, clip_norm=2.0),
         corpus,

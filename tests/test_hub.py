@@ -82,7 +82,10 @@ def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
     config = config.replace(vocab_size=len(vocab))
     shapes = state_arrays.shapes_of_state(config).params
     params = jax.tree.map(
-        lambda leaf: jnp.sin(jnp.arange(leaf.size) + leaf.size).reshape(leaf.shape), shapes
+        lambda leaf: jnp.asarray(
+            np.sin(np.arange(leaf.size) + leaf.size).reshape(leaf.shape), jnp.float32
+        ),
+        shapes,
     )
     return LanguageModel(params, config, vocab, {"name": "a text"})
 

@@ -1,5 +1,6 @@
 """linen.py: a one-line swap for Flax's own LSTM, with parameters that load both ways."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,12 @@ X = jax.random.normal(jax.random.key(0), (3, 7, 5))
 
 
 def apply(module: nn.Module, params: Any, x: jax.Array, **options: Any) -> Any:
-    return module.apply(params, x, **options)
+    """In one program, as all that is computed here: op by op, each op would compile."""
+    return jax.jit(partial(module.apply, **options))(params, x)
+
+
+def init(module: nn.Module, x: jax.Array) -> Any:
+    return jax.jit(module.init)(jax.random.key(1), x)
 
 
 def theirs_of(features: int, **options: Any) -> nn.RNN:
@@ -36,13 +42,15 @@ def close(a: Any, b: Any) -> None:
 def test_the_same_tree_output_carry_and_gradients(options):
     theirs = nn.RNN(nn.OptimizedLSTMCell(4), **options)
     ours = LSTM(4, **options)
-    params = jax.jit(theirs.init)(jax.random.key(1), X)
-    mine = jax.jit(ours.init)(jax.random.key(1), X)
+    params = init(theirs, X)
+    mine = init(ours, X)
     close(mine, params)  # even the initial values, key for key
     # biases start at zero: move them, so that a mistake in their order shows
-    params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(p.size).reshape(p.shape) / p.size, params)
-    close(jax.jit(ours.apply)(params, X), jax.jit(theirs.apply)(params, X))
-    close(jax.jit(theirs.apply)(mine, X), jax.jit(ours.apply)(mine, X))
+    params = jax.tree.map(
+        lambda p: p + 0.1 * np.arange(p.size, dtype="f").reshape(p.shape) / p.size, params
+    )
+    close(apply(ours, params, X), apply(theirs, params, X))
+    close(apply(theirs, mine, X), apply(ours, mine, X))
 
     def loss(module):
         return jax.jit(
@@ -59,7 +67,7 @@ def test_a_carry_goes_in_and_out_and_several_batch_axes_are_kept():
     x = jax.random.normal(jax.random.key(0), (2, 3, 7, 5))
     ours = LSTM(4, return_carry=True)
     theirs = nn.RNN(nn.OptimizedLSTMCell(4), return_carry=True)
-    params = theirs.init(jax.random.key(1), x)
+    params = init(theirs, x)
     carry, first = apply(ours, params, x[..., :3, :])
     carry, second = apply(ours, params, x[..., 3:, :], initial_carry=carry)
     expected_carry, expected = apply(theirs, params, x)
@@ -67,7 +75,7 @@ def test_a_carry_goes_in_and_out_and_several_batch_axes_are_kept():
 
 
 def test_half_precision_computes_in_half_precision():
-    params = LSTM(4).init(jax.random.key(1), X)
+    params = init(LSTM(4), X)
     half = apply(LSTM(4, dtype=jnp.bfloat16), params, X)
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half, apply(LSTM(4), params, X), atol=0.03)
@@ -91,10 +99,11 @@ def test_sequences_have_lengths_of_their_own(options):
     x = jnp.moveaxis(X, 0, 1) if "time_major" in options else X
     ours = LSTM(4, **options)
     theirs = nn.RNN(nn.OptimizedLSTMCell(4), **options)
-    params = theirs.init(jax.random.key(1), x)
+    params = init(theirs, x)
     counted = jnp.arange(T) < lengths[:, None]
     counted = counted.T if "time_major" in options else counted
 
+    @partial(jax.jit, static_argnums=0)
     def answers(module, params, x):
         carry, y = module.apply(params, x, seq_lengths=lengths, return_carry=True)
         return carry, jnp.where(counted[..., None], y, 0)
@@ -125,16 +134,16 @@ def test_parameters_that_are_made_inline_have_the_names_of_flax_s_own():
 
     ours = Model(LSTM)
     theirs = Model(lambda features: nn.RNN(nn.OptimizedLSTMCell(features)))
-    params = theirs.init(jax.random.key(1), X)
+    params = init(theirs, X)
     assert set(params["params"]) == {"OptimizedLSTMCell_0", "OptimizedLSTMCell_1", "Dense_0"}
-    close(ours.init(jax.random.key(1), X), params)
-    close(ours.apply(params, X), theirs.apply(params, X))
+    close(init(ours, X), params)
+    close(apply(ours, params, X), apply(theirs, params, X))
 
 
 def test_the_options_of_a_call_come_before_those_of_the_module():
     ours = LSTM(4)
     theirs = nn.RNN(nn.OptimizedLSTMCell(4))
-    params = theirs.init(jax.random.key(1), X)
+    params = init(theirs, X)
     options = {"time_major": True, "reverse": True, "keep_order": True, "return_carry": True}
     close(apply(ours, params, X, **options), apply(theirs, params, X, **options))
 
@@ -142,6 +151,6 @@ def test_the_options_of_a_call_come_before_those_of_the_module():
 def test_an_option_that_flax_does_not_have_is_refused():
     x = jnp.zeros((2, 3, 4))
     module = LSTM(5)
-    params = module.init(jax.random.key(0), x)
+    params = init(module, x)
     with pytest.raises(TypeError, match="unexpected keyword arguments: reversed"):
         module.apply(params, x, reversed=True)
