@@ -107,7 +107,7 @@ def test_gated_deltanet_is_the_paper_s_equations():
     E = 3
     D = H // N
     model = layers("gated-deltanet", init_scale=0.7)
-    params = model.init_layer(jax.random.key(0), E, H)
+    params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(0), E, H)
     rng = np.random.default_rng(0)
     params["norm"] = jnp.asarray(rng.uniform(0.5, 2, H), jnp.float32)
     x = rng.normal(size=(T, B, E)).astype(np.float32)
@@ -187,11 +187,14 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, length, deca
             (T, B, N, 1),
         )
     )
-    arguments = (q, unit_norm(k), v, -jax.nn.softplus(log_decay), state, jax.nn.sigmoid(beta))
+    arguments = (q, k, v, log_decay, state, beta)
     steps = T if length is None else min(length, T)
 
     def scalar(attention):
         def total(q, k, v, log_decay, state, beta):
+            k = unit_norm(k)
+            log_decay = -jax.nn.softplus(log_decay)
+            beta = jax.nn.sigmoid(beta)
             bound = None if length is None else jnp.int32(steps)
             y, state = attention(q, k, v, log_decay, state, beta if delta else None, bound)
             return jnp.sin(y[:steps]).sum() + (state**2).sum(), (y[:steps], state)
@@ -237,8 +240,8 @@ def test_a_window_is_its_steps(kind):
     T = 301
     E = 3
     model = layers(kind, init_scale=0.7)
-    params = model.init_layer(jax.random.key(1), E, H)
-    x = jax.random.normal(jax.random.key(2), (T, B, E))
+    params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(1), E, H)
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(T, B, E)), jnp.float32)
     zero = model.zero_state(B, H, x.dtype)
     y, end = jax.jit(lambda x: model.apply_layer(params, x, zero, CellNoise(), None))(x)
 
@@ -255,7 +258,7 @@ def test_a_window_is_its_steps(kind):
 def test_exponential_gates_do_not_overflow(kind, gate):
     """Input gates of exp(+-200), in values and gradients."""
     model = layers(kind, **({"gate_cap": None} if kind == "mlstm" else {}))
-    params = model.init_layer(jax.random.key(0), 3, H)
+    params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(0), 3, H)
     inputs = len(params[gate]) // (4 if kind == "slstm" else 2)
 
     def total(params, added):

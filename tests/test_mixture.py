@@ -112,8 +112,8 @@ def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32():
 
 def test_vmap_equals_a_loop():
     members = [draw(6, 2, 3, 5, jnp.float32, seed) for seed in range(3)]
-    gradients = jax.grad(summed_nats, argnums=(0, 1, 2, 3))
-    together = jax.vmap(gradients)(*(jnp.stack(a) for a in zip(*members, strict=True)))
+    gradients = jax.jit(jax.grad(summed_nats, argnums=(0, 1, 2, 3)))
+    together = jax.jit(jax.vmap(gradients))(*(jnp.stack(a) for a in zip(*members, strict=True)))
     for i, member in enumerate(members):
         for a, b in zip(together, gradients(*member), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)

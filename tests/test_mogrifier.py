@@ -32,9 +32,8 @@ def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape) * 0.5, dtype)
 
-    weights = jax.tree.map(
-        lambda leaf: normal(*leaf.shape), model.init_layer(jax.random.key(0), E, H)
-    )
+    shapes = jax.eval_shape(lambda key: model.init_layer(key, E, H), jax.random.key(0))
+    weights = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)
     return (
         normal(T, B, E),
         weights,
@@ -98,7 +97,8 @@ def test_the_cell_by_hand(gate, rank):
     """Melis et al. 2020 in NumPy and float64, gate by gate, with a clipped cell and two masks."""
     model = jaxlm.Mogrifier(rounds=3, rank=rank, input_gate=gate)
     x, weights, state, held, updated = draw(model, 4, 2, 5, 3)
-    y, final = mogrifier(x, weights, state, gate, Limits(0.1, held, updated))
+    limits = Limits(0.1, held, updated)
+    y, final = jax.jit(mogrifier, static_argnums=3)(x, weights, state, gate, limits)
     x, weights, state, held, updated = jax.tree.map(
         partial(np.asarray, dtype=np.float64), (x, weights, state, held, updated)
     )

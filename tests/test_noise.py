@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, HIDDEN, B, E, T, V
+from recipes import BASE, HIDDEN, B, E, T, V, drawn_params
 
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
@@ -34,7 +34,7 @@ def outputs(model, params, noise):
 
 
 def params_of(config):
-    return started(config.recipe, jax.random.key(0), B).params
+    return drawn_params(config.model)
 
 
 def test_masks_have_the_shapes_of_what_they_fall_on():
@@ -76,7 +76,7 @@ def test_each_rate_is_drawn_by_itself(field):
     config = BASE.replace(**{field: 0.6}, hidden_sizes=(40, 40), embedding_size=40, vocab_size=2000)
     model = config.model
     assert is_random(model) and not is_random(BASE.model)
-    masks = jax.tree.leaves(draw_noise(model, KEY, T, 400 if field == "keep_carry" else 20))
+    masks = jax.tree.leaves(draw(model, KEY, T, 400 if field == "keep_carry" else 20))
     rates = [float(mask.mean()) for mask in masks]
     assert len(masks) == (
         2 if field in ("keep_output", "keep_recurrent_weights", "keep_state") else 1
@@ -109,10 +109,7 @@ def test_no_two_places_have_the_same_mask():
 
 def test_a_locked_mask_is_one_for_all_steps_and_another_for_each_row():
     config = BASE.replace(locked_dropout=True, keep_output=0.5)
-    kept = (
-        np.asarray(outputs(config.model, params_of(config), draw_noise(config.model, KEY, T, B)))
-        != 0
-    )
+    kept = np.asarray(outputs(config.model, params_of(config), draw(config.model, KEY, T, B))) != 0
     assert (kept == kept[:1]).all() and not kept.all()
     assert len({row.tobytes() for row in kept[0]}) == B
 
@@ -136,7 +133,7 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     config = BASE.replace(model=kind, keep_recurrent_weights=0.5)
     model = config.model
     params = params_of(config)
-    noise = draw_noise(model, KEY, T, B)
+    noise = draw(model, KEY, T, B)
     by_hand = jax.tree.map(np.array, params)
     for layer, mask in zip(
         by_hand["layers"], jax.tree.leaves(noise.recurrent_weights), strict=True
@@ -227,7 +224,7 @@ def test_noise_given_is_the_noise_drawn():
     config = BASE.replace(keep_output=0.5, keep_recurrent_weights=0.5)
     state = started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
-    noise = draw_noise(config.model, jax.random.fold_in(state.key, state.step), T, B)
+    noise = draw(config.model, jax.random.fold_in(state.key, state.step), T, B)
     jax.tree.map(
         np.testing.assert_array_equal,
         train_step(config.recipe, state, WINDOW, noise)[0].params,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, CASES, MODEL_CASES, MODELS, B, T
+from recipes import BASE, CASES, MODEL_CASES, MODELS, B, T, drawn_params
 
 import jaxlm
 from jaxlm.models import stack
@@ -40,7 +40,7 @@ def precisions(text):
 @pytest.mark.parametrize("name", [*MODELS, "mogrifier-all", "tied-mixture", "projection"])
 def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
     model = MODEL_CASES[name].replace(compute_dtype="bfloat16", matmul_precision="default").model
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     network = Network(model, params)
     key = jax.random.key(0)
     position = generation.begin(network, Sampling(), np.zeros(1, np.int32), 2)
@@ -97,7 +97,7 @@ def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
 
 def test_tokens_are_scored_in_chunks_of_the_platforms_size():
     model = BASE.model
-    network = Network(model, stack.init_params(model, jax.random.key(0)))
+    network = Network(model, drawn_params(model))
     ids = jnp.zeros((64, 64), jnp.int32)
     features = jnp.zeros((64, 64, model.hidden_sizes[-1]))
     texts = lowered(
@@ -118,7 +118,7 @@ def test_a_loop_over_time_is_partly_written_out_on_accelerators():
 
 def test_one_program_for_all_platforms_gives_the_cpu_s_numbers_on_cpus():
     model = MODEL_CASES["mogrifier-all"].model
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     carry = stack.zero_carry(model, B)
     leaves, tree = jax.tree.flatten((params, carry))
 
