@@ -17,6 +17,7 @@ from recipes import (
     B,
     T,
     V,
+    drawn_params,
     parameters,
     sentences,
 )
@@ -97,7 +98,7 @@ def _numbers(tree):
 @pytest.mark.parametrize("config", parameters(MODEL_CASES, USUAL_MODELS))
 class TestModels:
     def test_no_nats_depend_on_later_tokens(self, config):
-        params = started(config).params
+        params = drawn_params(config.model)
         tokens = TOKENS[:9]
         nats, _ = nats_of(config, params, tokens)
         other, _ = nats_of(config, params, tokens.at[6:].set((tokens[6:] + 1) % V))
@@ -105,7 +106,7 @@ class TestModels:
         assert (nats[6:] != other[6:]).all()
 
     def test_two_windows_with_the_carry_equal_one(self, config):
-        params = started(config).params
+        params = drawn_params(config.model)
         whole, end = nats_of(config, params, TOKENS[:9])
         first, carry = nats_of(config, params, TOKENS[:5])
         second, carry = nats_of(config, params, TOKENS[4:9], carry)
@@ -114,7 +115,7 @@ class TestModels:
         assert all(len(leaf) == B for leaf in jax.tree.leaves(carry))  # batch first
 
     def test_rows_of_the_batch_do_not_see_each_other(self, config):
-        params = started(config).params
+        params = drawn_params(config.model)
         tokens = TOKENS[:9]
         whole, _ = nats_of(config, params, tokens)
         others, _ = nats_of(config, params, ((tokens + 1) % V).at[:, 2].set(tokens[:, 2]))
@@ -122,16 +123,16 @@ class TestModels:
         assert (others[:, [0, 1, 3]] != whole[:, [0, 1, 3]]).all()
 
     def test_the_next_word_has_a_probability_of_one_in_all(self, config):
-        params = started(config).params
+        params = drawn_params(config.model)
         zero = stack.zero_carry(config.model, B)
         nats = [
-            _eval_step(config.model, params, TOKENS[:8], jnp.full((8, B), word), zero)[0]
+            _eval_step(config.model, params, TOKENS[:8], jnp.full((8, B), word, jnp.int32), zero)[0]
             for word in range(V)
-        ]
+        ]  # (a type that is not weak, so that the program is that of the tests above)
         np.testing.assert_allclose(np.exp(-np.array(nats)).sum(0), 1, rtol=1e-5)
 
     def test_carry_and_params_have_the_shapes_that_the_config_says(self, config):
-        state = started(config)
+        state = jax.eval_shape(partial(started, config))
         assert len(state.carry) == len(config.model.hidden_sizes)
         assert state.params["embedding"].shape == (V, config.model.embedding_size)
         assert ("kernel" in state.params["softmax"]) != config.model.tied
@@ -141,9 +142,9 @@ class TestModels:
 def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(config):
     """What a head makes of any features, whatever kind of layers they come from."""
     model = config.model
-    params = started(config).params
+    params = drawn_params(model)
     targets = TOKENS[1:4]
-    y = jax.random.normal(jax.random.key(1), (3, B, model.hidden_sizes[-1]))
+    y = jnp.asarray(np.random.default_rng(1).normal(size=(3, B, model.hidden_sizes[-1])))
 
     def plainly(params, y):
         log_p = jax.nn.log_softmax(heads.logits(model, params, y))

@@ -9,7 +9,7 @@ EIGHTS = [" ".join([*CASES][at : at + 8]) for at in range(0, len(CASES), 8)]  # 
 
 @pytest.mark.parametrize(
     "names",
-    ["gru tied-muon-average", *(pytest.param(names, marks=pytest.mark.slow) for names in EIGHTS)],
+    ["tied-muon-average", *(pytest.param(names, marks=pytest.mark.slow) for names in EIGHTS)],
 )
 def test_many_devices_equal_one(names):
     """By rows and words (11, which 2 does not divide)."""
