@@ -34,7 +34,7 @@ def drawn(kind, **fields):
     """A model of the kind, a layer's parameters with none at zero, inputs [T, B, E] and a carry."""
     model = MODELS[kind](**fields)
     rng = np.random.default_rng(0)
-    params = model.init_layer(jax.random.key(0), E, H)
+    params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(0), E, H)
     params, state = (
         jax.tree.map(
             lambda leaf: leaf + jnp.asarray(0.7 * rng.normal(size=leaf.shape), leaf.dtype), tree
@@ -131,7 +131,7 @@ def test_hawk_is_the_published_block(case):
         y, state = run(params, x, model.zero_state(B, W, jnp.float32))
         return jnp.sin(y).sum() + jnp.square(state["h"]).sum(), (y, state)
 
-    (found, dx), (y, state) = jax.grad(cost, (0, 1), has_aux=True)(params, x[:T])
+    (found, dx), (y, state) = jax.jit(jax.grad(cost, (0, 1), has_aux=True))(params, x[:T])
     near(y, expected["outputs"])
     near(state["h"], expected["rg_lru_state"])
     near(state["inputs"], expected["conv1d_state"])

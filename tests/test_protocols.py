@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_models import KINDS, small_lm
+from recipes import drawn_params
 from recordings import recorded
 from test_mogrifier import lamb_config, lamb_params
 
@@ -503,7 +504,7 @@ def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
         "tied": True,
     }
     model = jaxlm.preset("small").replace(**shape, keep_words=0.5, keep_output=0.7).model
-    params = jaxlm.init_params(model, jax.random.key(1))
+    params = drawn_params(model, seed=1)
     ids = jnp.asarray(IDS[:11])
     reader = MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
     noise = draw_noise(

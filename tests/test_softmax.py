@@ -121,6 +121,7 @@ def test_a_batch_larger_than_a_chunk_is_cut_too(monkeypatch, shape):
         return token_nats(*rows).ravel(), nats, gradients[0].reshape(-1, 3), gradients[1:]
 
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    both = jax.jit(both, static_argnums=(0, 1))
     jax.tree.map(close, both(*shape), both(shape[0] * shape[1]))
     assert (
         jax.eval_shape(softmax.chunking(True, shape, (3, 5))[0], targets.reshape(shape)).shape[-1]
@@ -130,11 +131,10 @@ def test_a_batch_larger_than_a_chunk_is_cut_too(monkeypatch, shape):
 
 def test_vmap_equals_a_loop():
     members = [draw(6, 3, 5, jnp.float32, seed) for seed in range(3)]
-    together = jax.vmap(jax.grad(summed_nats, argnums=(0, 1, 2)))(
-        *(jnp.stack(a) for a in zip(*members, strict=True))
-    )
+    gradients = jax.jit(jax.grad(summed_nats, argnums=(0, 1, 2)))
+    together = jax.jit(jax.vmap(gradients))(*(jnp.stack(a) for a in zip(*members, strict=True)))
     for i, member in enumerate(members):
-        for a, b in zip(together, jax.grad(summed_nats, argnums=(0, 1, 2))(*member), strict=True):
+        for a, b in zip(together, gradients(*member), strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import MODELS
+from recipes import MODELS, drawn_params
 
 import jaxlm
 from jaxlm.config.recipe import Recipe
@@ -48,6 +48,7 @@ def state_of(recipe=RECIPE, seed=0):
     return initial(recipe, jax.random.key(seed), B)
 
 
+@jax.jit
 def outputs(model, params, x, carry, noise=None):
     return stack.features(model, params, Noise() if noise is None else noise, x, carry)
 
@@ -130,7 +131,7 @@ def test_the_rate_decays_once_every_so_many_epochs():
 
 
 def test_initialisation():
-    params = stack.init_params(
+    params = jax.jit(stack.init_params)(
         recipe_of(
             vocab_size=500, init_scale=0.25, hidden_sizes=(256, 128), embedding_size=200
         ).model,
@@ -156,8 +157,9 @@ def test_initialisation_as_pytorch_s():
     """
     H = 400
     E = 100
+    initialised = jax.jit(stack.init_params)
     params = {
-        kind: stack.init_params(
+        kind: initialised(
             kinds(vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True),
             jax.random.key(0),
         )["layers"][0]
@@ -183,7 +185,7 @@ def test_initialisation_as_pytorch_s():
         [E**-0.5] * 2, rel=0.1
     )
     low, high = (
-        stack.init_params(
+        initialised(
             Mogrifier(
                 vocab_size=4, embedding_size=E, hidden_sizes=(H,), torch_init=True, forget_bias=bias
             ),
@@ -195,7 +197,7 @@ def test_initialisation_as_pytorch_s():
 
 
 def test_shapes_of_the_tree():
-    params = stack.init_params(RECIPE.model, jax.random.key(0))
+    params = jax.eval_shape(stack.init_params, RECIPE.model, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == {
         "embedding": (V, E),
         "layers": [{"kernel": (E + 5, 20), "bias": (20,)}, {"kernel": (5 + 4, 16), "bias": (16,)}],
@@ -206,7 +208,7 @@ def test_shapes_of_the_tree():
 def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step():
     """With an identity-like model the zeros can be seen: kept values are scaled by 1 / keep."""
     plain_model = recipe_of(embedding_size=64, hidden_sizes=(64,), init_scale=0.5).model
-    params = stack.init_params(plain_model, jax.random.key(0))
+    params = drawn_params(plain_model)
     x = jnp.ones((T, B, 64))
     carry = stack.zero_carry(plain_model, B)
     plain, _ = outputs(plain_model, params, x, carry)
@@ -230,7 +232,7 @@ def test_dropout_falls_on_the_input_and_each_output_with_a_fresh_mask_each_step(
 def test_noise_is_an_input():
     """A recorded mask gives the same outputs, whoever drew it."""
     model = recipe_of(keep_embedding=0.5, keep_output=0.5).model
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     x = jnp.ones((T, B, E))
     rng = np.random.default_rng(0)
     noise = Noise(
@@ -339,7 +341,7 @@ def test_a_cost_that_is_not_finite_keeps_parameters_and_carry():
 def test_a_window_that_is_not_finite_changes_the_step_count_alone(fields, first):
     """Averages, optimiser and carry stay; at an epoch's start the carry is zero."""
     recipe = CONFIG.replace(**fields).recipe
-    before, _ = step(recipe, init_state(recipe, jax.random.key(0), B), window())
+    before, _ = step(recipe, state_of(recipe), window())
     nan = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), before.params["softmax"])
     before = replace(before, params={**before.params, "softmax": nan})
     after, metrics = step(recipe, before, replace(window(), first=jnp.bool_(first)))
@@ -402,7 +404,7 @@ def test_parameters_go_to_tensorflows_names_and_back():
     for kind in ("gru", "mingru", "minlstm", "mogrifier", "hawk"):
         model = jaxlm.preset("test").replace(model=kind, vocab_size=9).model
         with pytest.raises(jaxlm.JaxlmError, match="LSTM layers alone"):
-            jaxlm.to_tensorflow(jaxlm.init_params(model, jax.random.key(0)))
+            jaxlm.to_tensorflow(drawn_params(model))
 
 
 def test_the_schedules_warm_up_and_come_down():
@@ -421,5 +423,5 @@ def test_the_schedules_warm_up_and_come_down():
 def test_a_schedule_of_all_windows_needs_their_number(schedule):
     recipe = recipe_of(schedule=schedule)
     with pytest.raises(JaxlmError, match="total"):
-        train_step(recipe, state_of(recipe), window())
-    train_step(recipe, state_of(recipe), replace(window(), total=9))
+        step(recipe, state_of(recipe), window())
+    step(recipe, state_of(recipe), replace(window(), total=9))
