@@ -411,7 +411,9 @@ def test_a_sweep_finds_its_tokenizer_s_file_from_another_directory(tmp_path, ger
     assert main(["sweep", "--run-dir", str(tmp_path / "sweep"), "--resume"]) == 0
 
 
-@pytest.mark.parametrize("kind", ["characters", "bytes", "bpe", "given"])
+@pytest.mark.parametrize(
+    "kind", ["characters", pytest.param("bytes", marks=pytest.mark.slow), "bpe", "given"]
+)
 def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, capsys):
     options = (
         {"tokens": "subwords", "tokenizer_file": str(given_tokenizer(tmp_path))}

@@ -195,7 +195,13 @@ def test_ctrl_c_before_there_is_a_run(finished):
 
 
 @pytest.mark.parametrize(
-    "module", ["jaxlm.cli", "argparse", "numpy", "jax", "jaxlm.scoring.language_model"]
+    "module",
+    [
+        "argparse",
+        "numpy",
+        "jaxlm.scoring.language_model",
+        *(pytest.param(module, marks=pytest.mark.slow) for module in ("jaxlm.cli", "jax")),
+    ],
 )
 def test_ctrl_c_within_an_import(finished, module):
     code = f"""
@@ -213,7 +219,7 @@ main()"""
     assert jaxlm("perplexity", finished, "a b", code=code) == (130, "", "error: interrupted\n")
 
 
-@pytest.mark.parametrize("most", [6, 7])
+@pytest.mark.parametrize("most", [pytest.param(6, marks=pytest.mark.slow), 7])
 def test_too_few_open_files_end_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -n {most};")
     assert code == 0 or (
@@ -221,7 +227,7 @@ def test_too_few_open_files_end_in_a_sentence(finished, most):
     )
 
 
-@pytest.mark.parametrize("most", [100, 900, 1300])  # MiB
+@pytest.mark.parametrize("most", [100, pytest.param(900, marks=pytest.mark.slow), 1300])  # MiB
 def test_too_little_memory_ends_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -v {most << 10};")
     assert (
@@ -243,6 +249,7 @@ def test_a_path_that_is_not_utf_8():
     assert done.returncode == 1 and rb"\udcff" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # .ci/run starts it too, and the tests below in a forked process
 def test_a_script_runs(tmp_path):
     """As a user starts it: a short run on the tiny corpus, in a process of its own."""
     script = ROOT / "experiments/ptb_small.py"

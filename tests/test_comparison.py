@@ -34,18 +34,18 @@ def text(tmp_path_factory):
 
 def nats_of_lines(lm, text):
     """By surprisal, which reads each line from the state after the line before."""
-    options = {"context": "stream", "unit": "nats", "eos": True}
-    return np.array(
-        [
-            lm.surprisal([line], scoring=scoring, **options).surprisal.sum()
-            for scoring, line in lines(lm, text)
-        ]
-    )
+    lines = text.read_text().splitlines()
+    table = lm.surprisal(lines, context="stream", unit="nats", eos=True)
+    return np.bincount(table.sentence_id - 1, table.surprisal)
 
 
-def lines(lm, text):
-    scoring = lm.scorer("stream")
-    return [(scoring, line) for line in text.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of two runs of different seeds, "0" and "1"."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in "01":
+        assert main(["train", *TINY, "--seed", seed, "--run-dir", str(folder / seed)]) == 0
+    return folder
 
 
 def test_nats_of_lines_and_the_interval_of_their_paired_difference(text):
@@ -190,11 +190,9 @@ def test_groups_are_paired_over_lines_and_seeds(seeded):
         compare([], seeded("b", (0,), other[:1]))
 
 
-def test_the_verb(capsys, tmp_path):
-    for seed in "01":
-        assert main(["train", *TINY, "--seed", seed, "--run-dir", str(tmp_path / seed)]) == 0
+def test_the_verb(capsys, runs):
     capsys.readouterr()
-    command = ["compare", str(tmp_path / "0"), str(tmp_path / "1")]
+    command = ["compare", str(runs / "0"), str(runs / "1")]
     assert main(command) == 0
     out = capsys.readouterr().out
     assert main([*command, "--json", "--split", "valid"]) == 0
@@ -228,12 +226,12 @@ def test_the_verb(capsys, tmp_path):
         assert "compare runs/a-* -- runs/b-*" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_is_refused_and_named_and_so_is_one_named_twice(tmp_path, capsys):
+def test_an_unfinished_run_is_refused_and_named_and_so_is_one_named_twice(tmp_path, runs, capsys):
     """Of the run that was stopped no verdict stands without a word."""
-    for name, flags in (("whole", ()), ("stopped", ("--steps", "2"))):
-        assert main(["train", *TINY, *flags, "--run-dir", str(tmp_path / name)]) == 0
+    stopped = str(tmp_path / "stopped")
+    assert main(["train", *TINY, "--steps", "2", "--run-dir", stopped]) == 0
     capsys.readouterr()
-    command = ["compare", str(tmp_path / "whole"), str(tmp_path / "stopped")]
+    command = ["compare", str(runs / "0"), stopped]
     assert main(command) == 1
     error = capsys.readouterr().err
     assert re.search(

@@ -42,7 +42,7 @@ def assert_whole(run_dir: Path) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("free", [0, 10_000, 60_000])
+@pytest.mark.parametrize("free", [0, pytest.param(10_000, marks=pytest.mark.slow), 60_000])
 def test_a_full_disk_stops_it_clearly_and_it_goes_on_once_there_is_room(
     small_disk, corpus, reference, free
 ):

@@ -115,7 +115,7 @@ def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     return np.asarray(metrics.cost)
 
 
-@pytest.mark.parametrize(("vmapped", "keep"), [(True, None), (True, 0.7), (False, 0.7)])
+@pytest.mark.parametrize(("vmapped", "keep"), [(True, 0.7), (False, 0.7)])
 def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
     base, _ = with_corpus(TINY.replace(keep_output=keep), corpus)
     configs = [
@@ -414,12 +414,12 @@ def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypa
 
 
 def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
-    config = TINY.replace(vocab_size=10_000, epochs=1)  # all words: some are rarer than 3
-    for field, values in {"learning_rate": [1.0], "min_count": [1, 3]}.items():
-        jaxlm.sweep(config, {field: values}, run_dir=tmp_path / field, workers=1)
-        assert ("their perplexities do not compare" in capsys.readouterr().out) == (
-            field == "min_count"
-        )
+    config = TINY.replace(epochs=1)
+    jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=tmp_path / "alike", workers=1)
+    assert "their perplexities do not compare" not in capsys.readouterr().out
+    config = config.replace(vocab_size=10_000)  # all words: some are rarer than 3
+    jaxlm.sweep(config, {"min_count": [1, 3]}, run_dir=tmp_path / "counts", workers=1)
+    assert "their perplexities do not compare" in capsys.readouterr().out
     both = {"tokens": ["words", "characters"], "min_count": [1, 3]}
     jaxlm.sweep(
         config,

@@ -99,8 +99,12 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
 
 @pytest.mark.parametrize(
     "stops",
-    [[10], [WINDOWS], [WINDOWS - 1, WINDOWS + 1], [5, 50, 78]],
-    ids=["within an epoch", "at its edge", "over its edge", "three times"],
+    [
+        pytest.param([10], id="within an epoch", marks=pytest.mark.slow),
+        pytest.param([WINDOWS], id="at its edge", marks=pytest.mark.slow),
+        pytest.param([WINDOWS - 1, WINDOWS + 1], id="over its edge"),
+        pytest.param([5, 50, 2 * WINDOWS], id="within, and at an edge"),
+    ],
 )
 def test_a_resumed_run_ends_with_the_same_bytes(train, reference, tmp_path, stops):
     for stop in stops:
