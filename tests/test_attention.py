@@ -43,6 +43,8 @@ def test_it_is_the_plain_one(T, W, held, length):
         for op in (attention, attention_reference)
     )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
+    (_, (_, state)) = found
+    assert state.held.tolist() == [min(count + (length or T), W) for count in held]
 
 
 def test_a_step_reads_itself_and_the_window_before_it():

@@ -16,6 +16,7 @@ from recipes import BASE, MODELS
 from recordings import recorded, summary
 
 from jaxlm import preset
+from jaxlm.cli import main
 from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.block import (
@@ -417,6 +418,20 @@ BLOCK = dict(block="residual", hidden_sizes=(8,))
 def test_a_block_that_cannot_be_is_refused(changes, message):
     with pytest.raises(JaxlmError, match=message):
         BASE.replace(**BLOCK | changes)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--block residual --hidden-sizes 8,6 --embedding-size 8",
+        "--block residual --hidden-sizes 8 --embedding-size 8 --convolution 5000",
+        "--model attention --attention-window 0",
+    ],
+)
+def test_a_block_that_cannot_be_is_one_sentence_at_the_command_line(flags, capsys):
+    assert main(["train", "--corpus", "embedded-tiny", *flags.split()]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_dropout_falls_on_what_a_block_adds_and_on_what_the_head_reads():

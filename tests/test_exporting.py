@@ -239,6 +239,8 @@ def test_a_recogniser_takes_lstm_layers_of_one_width(tmp_path, kind):
     lm = model(kind, shapes="widths")
     with pytest.raises(JaxlmError, match=rf"{kind} layers of 8, 6"):
         export_model(lm, "sherpa-onnx", tmp_path / "out")
+    with pytest.raises(JaxlmError, match="lstm in residual blocks"):
+        export_model(model(block="residual"), "sherpa-onnx", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -252,6 +254,9 @@ def test_what_a_target_cannot_express_is_refused(tmp_path, target):
         (model(skip=True), "skip connections"),
         (model(scale_embedding=True), "scaled"),
         (model(experts=2), "2 softmaxes"),
+        (model(running_sum=True), "skip connections"),
+        (model(block="residual"), "lstm in residual blocks"),
+        (model("gru", block="gated"), "gru in gated blocks"),
     ):
         with pytest.raises(JaxlmError, match=f"{why}.*stablehlo"):
             export_model(refused, target, tmp_path / "out")

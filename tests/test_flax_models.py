@@ -177,6 +177,9 @@ def test_nnx_evaluates_in_float32():
     wide = ours.LanguageModel(BASE.model, params=params, rngs=nnx.Rngs(1))
     nats = nnx.jit(lambda module: module(X, Y)[1])
     assert nats(module) != nats(wide)
+    logits = nnx.jit(lambda module: module(X)[1])(module)
+    assert logits.dtype == jnp.float32  # the parameters' dtype, and not rounded to bfloat16
+    assert (logits != logits.astype(jnp.bfloat16)).any()
     module.eval()
     assert nats(module) == nats(wide)
 

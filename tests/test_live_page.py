@@ -54,9 +54,17 @@ def random_model(vocab: Vocab = WORDS, **fields: Any) -> jaxlm.LanguageModel:
     return jaxlm.LanguageModel(params, config, vocab, corpus)
 
 
-def test_a_kind_that_no_function_of_the_page_runs_is_refused_by_name():
-    with pytest.raises(JaxlmError, match=r"lstm, gru, .*and this model is hawk"):
-        to_html(random_model(model="hawk", hidden_sizes=(8,)))
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"model": "hawk"}, "hawk"),
+        ({"model": "lstm", "block": "residual"}, "lstm in residual blocks"),
+        ({"model": "attention"}, "attention"),
+    ],
+)
+def test_a_kind_that_no_function_of_the_page_runs_is_refused_by_name(fields, name):
+    with pytest.raises(JaxlmError, match=rf"lstm, gru, .*and this model is {name}$"):
+        to_html(random_model(**fields))
 
 
 def test_a_page_is_one_file_that_asks_for_nothing(tmp_path):

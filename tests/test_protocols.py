@@ -312,7 +312,10 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     np.testing.assert_allclose(alone, found.nats, atol=1e-5)
 
 
-def test_the_cache_is_what_its_definition_says():
+@pytest.mark.parametrize("segment", [4, 128])
+def test_the_cache_is_what_its_definition_says(monkeypatch, segment):
+    """Whether the text is one segment or many."""
+    monkeypatch.setattr(reading, "FREE", segment)
     lm = small_lm()
     values = SETTINGS["cache"]
     W = values["cache_window"]
@@ -758,6 +761,7 @@ def test_names_and_fields_of_python_are_checked():
         ("cache", {"thetta": 1}, "did you mean 'theta'"),
         (jaxlm.Cache(theta=-1.0), {}, "theta must be at least 0"),
         ("dynamic", {"compatibility": "awd-lstm"}, "compatibility must be none, krause"),
+        ("mc", {"seed": 2**32}, "at most 4,294,967,295; it is 4294967296"),
     ):
         with pytest.raises(JaxlmError, match=part):
             protocol_of(given, **values)  # pyright: ignore

@@ -32,6 +32,7 @@ from jaxlm.scoring import reading, token_scores
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.stimuli import lines_of, read_table
 from jaxlm.scoring.stream import stream_nats
+from jaxlm.scoring.token_scores import Detail, score_logits
 
 SENTENCES = [
     "the dogs run",
@@ -880,3 +881,14 @@ def test_a_vocabulary_needs_its_eos():
 def test_unknown_words_are_named_in_brief(capsys):
     say_unknown(Counter({"z" * 100_000: 2, **{str(place): 1 for place in range(1000)}}), 10_000)
     assert "z" * 40 in (said := capsys.readouterr().err) and len(said) < 300
+
+
+def test_far_logits_lose_no_digit():
+    """A common shift of 60, by which float32 would round sums of odds to 4e-6."""
+    rng = np.random.default_rng(0)
+    logits = (60 + rng.normal(size=(64, 9))).astype(np.float32)
+    targets = rng.integers(0, 9, 64)
+    exact = logits.astype(np.float64)
+    expected = np.log(np.exp(exact).sum(1)) - exact[np.arange(64), targets]
+    found = score_logits(jnp.asarray(logits), jnp.asarray(targets), Detail()).nats
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)

@@ -156,7 +156,7 @@ def _end_call(
         for slot, run in runs.items():
             run.end_epoch(perplexities[slot])
     for slot, run in runs.items():
-        if run.finished or run.step == run.edge_after(run.step - 1) or signal is not None:
+        if run.step == run.edge_after(run.step - 1) or signal is not None:
             observer.doing("saving")
             hosts.together(partial(run.save, group.state(slot)))
     if ended:
