@@ -19,7 +19,7 @@ from processes import wait_for
 
 import jaxlm
 from jaxlm.report.sweep_results import MemberResult
-from jaxlm.sweeps.space import make_plan
+from jaxlm.sweeps.plan import make_plan
 from jaxlm.sweeps.study import NAME, Study
 
 INITDB = shutil.which("initdb") or next(Path("/usr/lib/postgresql").glob("*/bin/initdb"), None)

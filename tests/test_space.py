@@ -15,12 +15,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 import jaxlm
 from jaxlm.errors import JaxlmError
+from jaxlm.sweeps.plan import Plan, make_plan
 from jaxlm.sweeps.space import (
-    Plan,
     decoded,
     grid_point,
     grid_size,
-    make_plan,
     random_point,
     read_space,
     read_space_file,

@@ -23,7 +23,7 @@ from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
-from jaxlm.sweeps.space import make_plan
+from jaxlm.sweeps.plan import make_plan
 from jaxlm.sweeps.storage import Journal, database_errors, open_storage
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import _Session, _where, saved_options

@@ -47,7 +47,8 @@ from jaxlm.runs.metrics import read_timing
 from jaxlm.runs.state_arrays import new_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps import supervisor
-from jaxlm.sweeps.space import Plan, read_space
+from jaxlm.sweeps.plan import Plan
+from jaxlm.sweeps.space import read_space
 from jaxlm.sweeps.study import NAME
 from jaxlm.sweeps.worker import Worker, group_size
 from jaxlm.training import members

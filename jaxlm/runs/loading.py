@@ -50,7 +50,8 @@ def load(
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    run_dir = resolved(checked_value("run_dir", run_dir, Path))
+    run_dir = checked_value("run_dir", run_dir, Path)
+    run_dir = resolved(run_dir)
     if folder.is_ngram_folder(run_dir):
         return NgramModel.of(folder.load(run_dir), data_dir)
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)

@@ -1,29 +1,26 @@
-"""What a sweep tries: its plan, and its space, which names for each field Optuna's distribution.
+"""The space of a sweep: for each field Optuna's distribution of its values.
 
 The texts of a space, as `range:2:8:2`, are listed by `jaxlm sweep --help`. A study keeps layer
 widths as the text 256x128.
 """
 
 import itertools
-import json
 import math
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxlm import files, hashed_json
-from jaxlm.config.config import KINDS, MAY_CHANGE, Config, differences, spec_of_field
+from jaxlm.config.config import KINDS, Config, spec_of_field
 from jaxlm.data.corpora import NAMES
 from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked_value, shown, specs
-from jaxlm.runs import directory
+from jaxlm.fields import shown, specs
 from jaxlm.sweeps.storage import import_optuna
 
 Space = dict[str, Any]  # Optuna's distribution of each field's values
@@ -32,133 +29,7 @@ MOST_POINTS = 100_000  # of a sweep
 MOST_VALUES = 10_000  # of one field
 MOST_CHOICES = 100  # combinations of the other static fields that a value is tried with
 MOST_BYTES = 1 << 20  # of a file
-STRATEGIES = ("grid", "random", "tpe")
-PRUNING = ("none", "median", "halving")
 WIDTHS = re.compile("[0-9]{1,9}(x[0-9]{1,9})*x?")  # of layers; 256x is one layer
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep is. All who work on one study have equal plans."""
-
-    config: Config
-    space: Space
-    strategy: str  # one of STRATEGIES
-    trials: int
-    seeds: int  # members of a trial
-    prune: str  # one of PRUNING
-    corpus: dict[str, str]  # as `runs.directory.named` names it
-
-    def config_of(self, values: Mapping[str, Any], seed: int) -> Config:
-        """The config of one member, which keeps its last and its best checkpoint.
-
-        Args:
-            values: The trial's, of the fields of the space.
-            seed: The member's.
-        """
-        return self.config.replace(**{"keep_last": 1, **values, "seed": seed})
-
-    def seeds_of(self, params: Mapping[str, Any]) -> list[int]:
-        """The seeds of a trial's members."""
-        first = self.config.train.seed
-        if "seed" in params:
-            return [params["seed"]]
-        return list(range(first, first + self.seeds))
-
-    def point(self, number: int) -> dict[str, Any] | None:
-        """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it."""
-        if self.strategy == "grid":
-            return grid_point(self.space, number)
-        if self.strategy == "random":
-            return random_point(self.space, self.config.train.seed, number)
-        return None
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON, which `from_json` reads."""
-        space = {name: to_json(distribution) for name, distribution in self.space.items()}
-        return {**vars(self), "config": json.loads(self.config.to_json()), "space": space}
-
-    @staticmethod
-    def from_json(tree: Any) -> "Plan":
-        """Reads what `to_json` returned. Raises JaxlmError for what is no plan."""
-        with suppress(TypeError, KeyError, AttributeError):
-            return make_plan(**{**tree, "config": Config.from_json(json.dumps(tree["config"]))})
-        raise JaxlmError("the plan is not one that a sweep writes")
-
-    def differences(self, other: "Plan") -> list[str]:
-        """`name: this value -> the other` for all that differs, but the number of trials."""
-        ignored = MAY_CHANGE - {"train.epochs"}
-        lines = differences(self.config, other.config)
-        lines = [line for line in lines if line.split(":")[0] not in ignored]
-        return lines + directory.different(self._settings(), other._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        space = {f"space.{name}": to_json(values) for name, values in self.space.items()}
-        rest = {"strategy": self.strategy, "seeds": self.seeds, "prune": self.prune}
-        return {**space, **rest, **self.corpus}
-
-
-def make_plan(
-    config: Config,
-    space: Mapping[str, Any],
-    strategy: str,
-    trials: int | None,
-    seeds: int,
-    prune: bool | str | None,
-    corpus: dict[str, str],
-) -> Plan:
-    """The plan of what `sweep` is asked for.
-
-    Args:
-        config: The config, with the fields that the space leaves out.
-        space: As `read_space` takes it.
-        strategy: One of `STRATEGIES`.
-        trials: How many points to try; a grid needs none.
-        seeds: How many members a trial has.
-        prune: One of `PRUNING`; True is median, False none, and None median with tpe alone.
-        corpus: The corpus's name and hashes.
-
-    Raises:
-        JaxlmError: Values are out of their limits, or do not fit each other.
-    """
-    trials = checked_value("trials", trials, int, low=1, high=MOST_POINTS, optional=True)
-    seeds = checked_value("seeds", seeds, int, low=1, high=MOST_POINTS)
-    checked_value("strategy", strategy, str, choices=STRATEGIES)
-    if prune is None:
-        prune = strategy == "tpe"
-    if isinstance(prune, bool):
-        prune = "median" if prune else "none"
-    checked_value("prune", prune, str, choices=PRUNING)
-    if not isinstance(config, Config) or not isinstance(space, Mapping):
-        raise JaxlmError(
-            "a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their "
-            "values"
-        )
-    read = read_space(space, config)
-    if "seed" in read and seeds > 1:
-        raise JaxlmError(
-            "seed is in the space, and seeds asks for several of each point: leave one of them out"
-        )
-    epochs = extremes(read["epochs"]) if "epochs" in read else [config.train.epochs]
-    if min(epochs) < 1:
-        raise JaxlmError(
-            "a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0"
-        )
-    if strategy == "grid":
-        points = grid_size(read)
-        if trials not in (None, points):
-            raise JaxlmError(
-                f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose "
-                f"the strategy random"
-            )
-        trials = points
-    if trials is None:
-        raise JaxlmError(
-            f"the strategy {strategy} has no end of its own: give trials, the number of points to "
-            f"try"
-        )
-    config.replace(seed=config.train.seed + seeds - 1)  # raises if the last seed is too large
-    return Plan(config, read, strategy, trials, seeds, prune, corpus)
 
 
 def read_space(space: Mapping[str, Any], config: Config) -> Space:

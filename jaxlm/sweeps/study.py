@@ -30,7 +30,8 @@ from jaxlm.files import Folder, explained
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, excludes_others, lock
 from jaxlm.sweeps import storage
-from jaxlm.sweeps.space import Plan, decoded
+from jaxlm.sweeps.plan import Plan
+from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import database_errors, import_optuna, is_database, open_storage
 from jaxlm.terminal import without_password
 

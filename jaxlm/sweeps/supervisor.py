@@ -32,7 +32,8 @@ from jaxlm.runs.lock import ELSEWHERE, without_locks
 from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
-from jaxlm.sweeps.space import MOST_POINTS, Plan, first_values, make_plan
+from jaxlm.sweeps.plan import Plan, make_plan
+from jaxlm.sweeps.space import MOST_POINTS, first_values
 from jaxlm.sweeps.storage import is_database
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import LONGEST_POLL, Worker

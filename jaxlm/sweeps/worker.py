@@ -28,7 +28,7 @@ from jaxlm.runs.loop import Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import new_state, shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
-from jaxlm.sweeps.space import Plan
+from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.study import Claim, Study
 from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
