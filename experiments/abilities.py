@@ -49,7 +49,6 @@ from jaxlm.cli.ending import exit_code
 from jaxlm.errors import JaxlmError
 from jaxlm.files import output
 from jaxlm.models.recurrent import MODELS
-from jaxlm.report import sweep_files
 from jaxlm.report.figure import BLUE, INK, figure, save
 from jaxlm.runs.lock import lock
 from jaxlm.sweeps.storage import import_optuna
@@ -297,6 +296,9 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
         cell: The cell's, of `CELLS`.
     """
     folder = args.run_dir / name / cell
+    kept = folder / "results.json"
+    if kept.exists():
+        return [Result(**line) for line in json.loads(kept.read_text())]
     settings = dict(CELLS[cell])
     if settings.get("block"):
         settings["feed_forward_size"] = 2 * args.width
@@ -313,17 +315,14 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
         epochs=1,
         torch_init=True,
     )
-    if (folder / sweep_files.RESULTS).exists():
-        found, _ = sweep_files.read_sweep(folder)
-    else:
-        found = jaxlm.sweep(
-            config,
-            {"learning_rate": args.rates},
-            seeds=args.seeds,
-            run_dir=folder,
-            resume=(folder / JOURNAL).exists(),
-            quiet=True,
-        )
+    found = jaxlm.sweep(
+        config,
+        {"learning_rate": args.rates},
+        seeds=args.seeds,
+        run_dir=folder,
+        resume=(folder / JOURNAL).exists(),
+        quiet=True,
+    )
     if found.stopped_by:
         sys.exit("stopped: start it again to resume")
     best = found.trials[0]
@@ -349,6 +348,7 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
                     valid_perplexity=member.valid_perplexity,
                 )
             )
+    keep(kept, [asdict(result) for result in results])
     return results
 
 
