@@ -151,17 +151,29 @@ def _products(function, *arguments):
     return set(found)
 
 
-@pytest.mark.parametrize(
-    "name", [*KINDS, "mogrifier-all", "layer-norm", "projection", "mixture", "sampled", "muon"]
+CASES_OF_PRODUCTS = (
+    *KINDS,
+    "mogrifier-all",
+    "layer-norm",
+    "projection",
+    "mixture",
+    "sampled",
+    "muon",
 )
+COMPILED = ("lstm", "mlstm", "attention", "mixture", "muon")  # each shape of a product once
+
+
+@pytest.mark.parametrize("name", CASES_OF_PRODUCTS)
 def test_every_product_of_a_bfloat16_step_multiplies_bfloat16_and_sums_float32(name):
     recipe = CASES[name].replace(compute_dtype="bfloat16").recipe
-    state = jaxlm.init_state(recipe, jax.random.key(0), B)
+    started = jax.jit(partial(jaxlm.init_state, recipe, batch_size=B))
     inputs, targets = jnp.zeros((2, T, B), jnp.int32)
     window = jaxlm.Window(inputs, targets)
     step = partial(jaxlm.train_step, recipe)
-    assert _products(step, state, window) == {("bf16", "bf16", "f32")}
-    assert jax.jit(step)(state, window)[1].finite  # and the device's compiler takes them all
+    key = jax.random.key(0)
+    assert _products(step, jax.eval_shape(started, key), window) == {("bf16", "bf16", "f32")}
+    if name in COMPILED:  # and the device's compiler takes them
+        assert jax.jit(step)(started(key), window)[1].finite
 
 
 def test_a_transpose_is_never_the_first_factor_of_a_product():
