@@ -110,6 +110,13 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(name):
         carried, nats = module.apply({"params": params}, X, Y, initial_carry=carry, rngs=rngs)
         return nats, carried
 
+    def graded(cost, *given):
+        return jax.jit(jax.value_and_grad(cost, has_aux=True))(*given)
+
+    plainly = jax.jit(jax.value_and_grad(expected, has_aux=True))
+    close(graded(actual, params), plainly(params, key))
+    if name != "mixture":  # NNX reads by the same function: its streams are held once
+        return
     of_nnx = ours.LanguageModel(model, params=params, rngs=nnx.Rngs(9))
     graph, state, rest = nnx.split(of_nnx, nnx.Param, ...)
 
@@ -117,11 +124,6 @@ def test_training_drops_as_jaxlm_does_by_flax_s_streams(name):
         carried, nats = nnx.merge(graph, state, rest, copy=True)(X, Y, initial_carry=carry)
         return nats, carried
 
-    def graded(cost, *given):
-        return jax.jit(jax.value_and_grad(cost, has_aux=True))(*given)
-
-    plainly = jax.jit(jax.value_and_grad(expected, has_aux=True))
-    close(graded(actual, params), plainly(params, key))
     (nats, carried), grads = plainly(params, nnx.Rngs(9).dropout.fork()())
     found, found_grads = graded(actual_nnx, state)
     close(found, (nats, carried))
