@@ -42,12 +42,10 @@ def close(a, b):
 # Every kind of carry and head by default; the other kinds pass through the same function.
 USUAL = {
     "lstm",
-    "mogrifier-all",
     "projection",
     "tied-mixture",
     "hawk-tied",
-    "mlstm",
-    "gated-block",
+    "gated-block",  # of mLSTMs
 } & {*MODEL_CASES}
 
 

@@ -27,7 +27,9 @@ HEADS = {
 }
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(
+    params=["projection", pytest.param("mixture", marks=pytest.mark.slow), "tied-mixture"]
+)
 def lm(request) -> LanguageModel:
     config = jaxlm.preset("small").replace(
         **{

@@ -203,7 +203,22 @@ CHEATS = {
 }
 
 
-@pytest.mark.parametrize(("named", "cheat"), CHEATS.values(), ids=CHEATS)
+AGAIN = (  # refused by the name of a cheat before them
+    "seeds of one's choice",
+    "a unit of one step",
+    "skipped windows",
+    "given parameters",
+    "no time",
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "cheat"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] if name in AGAIN else [])
+        for name, case in CHEATS.items()
+    ],
+)
 def test_a_cheat_is_refused_by_its_name(records, record, tmp_path, named, cheat):
     folder = Path(shutil.copytree(record.folder, tmp_path / "tiny"))
     cheat(folder)
