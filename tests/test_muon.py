@@ -22,7 +22,7 @@ def test_each_matrix_is_orthogonalised_as_optax_does(shape):
     matrices = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
     rule = scale_by_muon(ns_steps=5, beta=0.0, nesterov=False, eps=1e-7)
     update = jax.jit(lambda matrix: rule.update(matrix, rule.init(matrix))[0])
-    for matrix, found in zip(matrices, orthogonalized(matrices, 5), strict=True):
+    for matrix, found in zip(matrices, orthogonalized(jnp.asarray(matrices), 5), strict=True):
         expected: Any = update(matrix)
         np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 

@@ -181,7 +181,7 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
     recipe = BASE.replace(clip_norm=None, keep_recurrent_weights=0.6, **EVERY_DROPOUT).recipe
     state = started(recipe, jax.random.key(0), B)
     tokens = np.random.default_rng(0).integers(0, V, (6, B)).astype(np.int32)
-    window = Window(tokens[:-1], tokens[1:], small_batch=small)
+    window = Window(jnp.asarray(tokens[:-1]), jnp.asarray(tokens[1:]), small_batch=small)
     after, metrics = jax.device_get(step(recipe, state, window))
     assert state.key is not None
     key = jax.random.fold_in(state.key, 0)
@@ -192,7 +192,7 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
         rows = slice(number * small, (number + 1) * small)
         noise = drawn(recipe.model, jax.random.fold_in(key, number), 5, small)
         own = replace(state, carry=jax.tree.map(lambda leaf, rows=rows: leaf[rows], carry))
-        part = Window(tokens[:-1, rows], tokens[1:, rows])
+        part = Window(jnp.asarray(tokens[:-1, rows]), jnp.asarray(tokens[1:, rows]))
         one, found = jax.device_get(step(recipe, own, part, noise))
         moved.append(jax.tree.map(lambda a, b: a - b, one.params, params))
         costs.append(float(found.cost))

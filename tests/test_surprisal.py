@@ -274,7 +274,8 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
         f"{kind}.1.h": (160, 4),
     }
     assert (f"{kind}.0.c" in found) == (kind in ("lstm", "mogrifier"))
-    log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, found[f"{kind}.1.h"]))
+    features = jnp.asarray(found[f"{kind}.1.h"])
+    log_p = jax.nn.log_softmax(heads.logits(lm.config.model, lm.params, features))
     np.testing.assert_allclose(log_p, log_probs(lm, words)[1:], atol=1e-5)
     model = lm.config.model
     tokens = jnp.asarray(lm.vocab.encode([EOS, *words]))[:, None]

@@ -271,7 +271,7 @@ class JaxlmModel(PreTrainedModel):
             outputs = []
             read = hidden[-1]
             if model["running_sum"] and len(hidden) > 1:
-                read = sum(hidden[1:])
+                read = sum(hidden[2:], hidden[1])
             for t, x_t in enumerate(read.unbind(1)):
                 before = now
                 now = step(model, layer, x_t, *before)
