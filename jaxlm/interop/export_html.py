@@ -53,12 +53,12 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
         raise JaxlmError(
             f"a page runs models of the kinds {', '.join(kinds)}, and this model is {network.title}"
         )
-    page, numbers = _page(model, LEAST_BITS)
-    room = BASE64_BITS * (MOST_BYTES - len(page)) // max(1, numbers)
+    smallest, numbers = _page(model, LEAST_BITS)
+    room = BASE64_BITS * (MOST_BYTES - len(smallest)) // max(1, numbers)
     bits = min(MOST_BITS, LEAST_BITS + max(0, room))
-    page, _ = _page(model, bits)
+    html, _ = _page(model, bits)
     notes = [f"the page's weights are rounded to {bits} bits, so its surprisals differ a little"]
-    return page, notes
+    return html, notes
 
 
 def _page(model: LanguageModel, bits: int) -> tuple[bytes, int]:
@@ -247,7 +247,7 @@ def _about(model: LanguageModel) -> str:
     text = model.corpus.get("name", "an unknown text")
     return (
         f"{size:,} parameters, {len(model.vocab):,} {model.vocab.kind}, trained on {text}. It runs "
-        f"in this page: nothing that you type leaves it."
+        "in this page: nothing that you type leaves it."
     )
 
 

@@ -372,14 +372,17 @@ class Recurrent(Section):
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another "
                 "keep_..., or leave it out"
             )
-        names = [name for name in ("skip", "running_sum") if getattr(self, name)]
-        if self.block != "plain":
-            names = [f"block {self.block}"]
-        if len(set(self.hidden_sizes)) > 1 and names:
-            raise JaxlmError(
-                f"{names[0]} adds up the layers' outputs, which needs equal widths: "
-                f"hidden_sizes is {widths}"
-            )
+        adds_up = {
+            "skip": self.skip,
+            "running_sum": self.running_sum,
+            f"block {self.block}": self.block != "plain",
+        }
+        for name, is_set in adds_up.items():
+            if is_set and len(set(self.hidden_sizes)) > 1:
+                raise JaxlmError(
+                    f"{name} adds up the layers' outputs, which needs equal widths: hidden_sizes "
+                    f"is {widths}"
+                )
         equal = self.projection or self.embedding_size == self.hidden_sizes[0]
         if self.block != "plain" and not equal:
             raise JaxlmError(
