@@ -489,7 +489,8 @@ def test_a_lock_of_what_is_only_read_is_a_shared_one(tmp_path, monkeypatch):
 def test_a_signal_while_output_is_written_leaves_nothing_unfinished(tmp_path):
     """Both signals that ask a command to stop remove the unfinished file beside the output."""
     code = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 import jaxlm.__main__, jaxlm.cli
 from jaxlm import files
 from jaxlm.cli.ending import exit_code
