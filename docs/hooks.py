@@ -12,10 +12,10 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 import jaxlm
+from jaxlm.base.fields import Spec, setting_text, specs
 from jaxlm.config.config import KINDS
 from jaxlm.config.protocols import PROTOCOLS
 from jaxlm.config.settings import DataConfig, TrainConfig
-from jaxlm.fields import Spec, setting_text, specs
 from jaxlm.interop.export_html import to_html
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -44,16 +44,16 @@ from matplotlib.patches import Rectangle
 from shootout import above_zero, keep, write_rows
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import output
+from jaxlm.base.units import mean_and_deviation
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import JaxlmError
-from jaxlm.files import output
 from jaxlm.models.recurrent import MODELS
 from jaxlm.report.figure import BLUE, INK, figure, save
 from jaxlm.runs.lock import lock
 from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
-from jaxlm.units import mean_and_deviation
 
 CELLS: dict[str, dict[str, Any]] = {
     name: {"model": name}

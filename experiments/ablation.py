@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jaxlm
+from jaxlm.base.errors import Diverged, JaxlmError
+from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.report.figure import BLUE, ORANGE, figure, save
 from jaxlm.runs.directory import saved_config
-from jaxlm.units import mean_and_deviation, spread
 
 RUNGS = {
     "baseline": {},

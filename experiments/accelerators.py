@@ -34,10 +34,10 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.distributed.mesh import DATA, MODEL, spec_of
-from jaxlm.errors import JaxlmError
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.training.step import train_windows

@@ -37,11 +37,11 @@ from typing import Any
 from peers import EVALUATED, SWEPT, flops, words
 
 from jaxlm import preset
+from jaxlm.base.terminal import printable
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.report.figure import figure, save
-from jaxlm.terminal import printable
 
 HERE = Path(__file__).resolve().parent
 PEERS = {"pytorch": "torch", "tensorflow": "tensorflow"}  # and the module that each needs

@@ -25,8 +25,8 @@ from pathlib import Path
 from unicodedata import lookup
 from urllib.request import urlopen
 
+from jaxlm.base.files import new_folder
 from jaxlm.data.corpora import UNKNOWN
-from jaxlm.files import new_folder
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.loading import load, unread_corpus
 from jaxlm.runs.metrics import NAME as METRICS

@@ -21,9 +21,9 @@ from statistics import mean, median, stdev
 from typing import Any, NamedTuple, Protocol
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import batch
-from jaxlm.errors import JaxlmError
 from jaxlm.runs.directory import drew_params, named, problems, saved_config, saved_record
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan

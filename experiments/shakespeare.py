@@ -37,13 +37,13 @@ from shootout import keep, write_rows
 from speedrun import commit, machine
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import PRESETS
 from jaxlm.data.known_texts import SHAKESPEARE, find_known_text
-from jaxlm.errors import JaxlmError
 from jaxlm.runs.lock import lock
-from jaxlm.units import mean_and_deviation, spread
 
 NANOGPT = "nanogpt"
 OURS = [name for name in PRESETS if jaxlm.preset(name).data.corpus == "shakespeare"]

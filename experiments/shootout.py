@@ -49,12 +49,13 @@ from ablation import trained
 from speedrun import commit, machine
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import output
+from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import PRESETS
 from jaxlm.data.windows import batch
-from jaxlm.errors import JaxlmError
-from jaxlm.files import output
 from jaxlm.models.recurrent import MODELS
 from jaxlm.report import sweep_files
 from jaxlm.report.curve import by_kind
@@ -69,7 +70,6 @@ from jaxlm.sweeps.space import read_space, with_settings
 from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
-from jaxlm.units import mean_and_deviation, spread
 
 NEAR = 0.02  # how far a cell's parameters may be from those asked for, as a share
 CELLS = [name for name, kind in MODELS.items() if kind.__module__.startswith("jaxlm.models.")]

@@ -49,9 +49,9 @@ from typing import NamedTuple
 from benchmark import Contender, Worker, watched
 from records import TENSORFLOW_STEPS, Rung, claims, verify
 
+from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
-from jaxlm.units import mean_and_deviation, spread
 
 HERE = Path(__file__).resolve().parent
 MEASURED = ("valid", "test", "cached_test", "seconds_in_all")

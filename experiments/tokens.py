@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import output
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import JaxlmError
-from jaxlm.files import output
 from jaxlm.runs.metrics import read_metrics
 
 BYTES = 300_000  # of a text, of which 90% train

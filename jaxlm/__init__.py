@@ -29,7 +29,7 @@ _NAMES = {  # the public names that each module defines
     ),
     "jaxlm.data.corpus": ("Corpus",),
     "jaxlm.data.vocab": ("Vocab",),
-    "jaxlm.errors": ("JaxlmError",),
+    "jaxlm.base.errors": ("JaxlmError",),
     "jaxlm.interop.exporting": ("export_model",),
     "jaxlm.interop.importing": ("import_model",),
     "jaxlm.interop.tensorflow": (

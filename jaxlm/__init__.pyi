@@ -1,5 +1,6 @@
 """What type checkers read in place of `__init__.py`, which imports the same names on first use."""
 
+from jaxlm.base.errors import JaxlmError as JaxlmError
 from jaxlm.config.config import Config as Config
 from jaxlm.config.config import preset as preset
 from jaxlm.config.protocols import Cache as Cache
@@ -13,7 +14,6 @@ from jaxlm.data.corpora import load_corpus as load_corpus
 from jaxlm.data.corpora import prepare as prepare
 from jaxlm.data.corpus import Corpus as Corpus
 from jaxlm.data.vocab import Vocab as Vocab
-from jaxlm.errors import JaxlmError as JaxlmError
 from jaxlm.interop.exporting import export_model as export_model
 from jaxlm.interop.importing import import_model as import_model
 from jaxlm.interop.tensorflow import from_tensorflow as from_tensorflow

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxlm.fields import Section, number
-from jaxlm.kinds import Kinds
+from jaxlm.base.fields import Section, number
+from jaxlm.base.kinds import Kinds
 
 Number = jax.Array | int | float
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.files import Folder
+from jaxlm.base.files import Folder
 from jaxlm.runs.metrics import MetricsLog
 
 INTRUDERS = ["link", "fifo", "directory", "hard link"]

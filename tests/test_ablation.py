@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 
 SCRIPT = ROOT / "experiments/ablation.py"
 

@@ -17,7 +17,7 @@ from conftest import ROOT
 from recipes import BASE, CASES, MODEL_CASES, MODELS, OPTIMIZERS, V
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 
 sys.path.append(str(ROOT / "experiments"))
 import accelerators  # pyright: ignore (of experiments/)

@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
@@ -21,7 +22,6 @@ from jaxlm.data.corpora import reload_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.reproduction import reproduce
 
 BOM = b"\xef\xbb\xbf"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from recipes import BASE
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.ops.attention import AttentionState, attention, attention_reference
 
 B = 2

@@ -9,8 +9,8 @@ import pytest
 from babylm_data import MILESTONES, at_milestone, model, write_data
 from language_models import log_probs
 
+from jaxlm.base.errors import DataError
 from jaxlm.cli import main
-from jaxlm.errors import DataError
 from jaxlm.scoring import babylm
 from jaxlm.scoring.babylm import Completion, Completions, Score
 

@@ -18,8 +18,8 @@ from recipes import MODELS, parameters
 from terminals import run
 
 import jaxlm.runs.trainer
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli.ending import exit_code
-from jaxlm.errors import JaxlmError
 
 EXPERIMENTS = ROOT / "experiments"
 

@@ -16,8 +16,8 @@ from recipes import BASE, MODELS
 from recordings import recorded, summary
 
 from jaxlm import preset
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
-from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.block import (
     BlockNoise,

@@ -23,10 +23,10 @@ from safetensors.numpy import load as arrays_of
 from safetensors.numpy import save as bytes_of
 
 import jaxlm
+from jaxlm.base.errors import CheckpointError
+from jaxlm.base.files import Folder
+from jaxlm.base.hashed_json import to_hashed_json
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError
-from jaxlm.files import Folder
-from jaxlm.hashed_json import to_hashed_json
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs.checkpoint import Manifest
 from jaxlm.runs.trainer import new_state

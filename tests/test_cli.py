@@ -19,6 +19,7 @@ import pytest
 from processes import TINY
 
 import jaxlm
+from jaxlm.base.fields import either
 from jaxlm.cli import main
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.info import _lines, contents_of_run
@@ -26,7 +27,6 @@ from jaxlm.cli.tables import json_text
 from jaxlm.config.config import KINDS, preset
 from jaxlm.data import embedded
 from jaxlm.data.known_texts import PENN_TREEBANK
-from jaxlm.fields import either
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock

@@ -32,17 +32,17 @@ import jaxlm.runs.loading
 import jaxlm.runs.reproduction
 import jaxlm.runs.trainer
 import jaxlm.sweeps
+from jaxlm.base.errors import Diverged, JaxlmError
+from jaxlm.base.fields import Spec, specs
+from jaxlm.base.files import explained
+from jaxlm.base.terminal import say
 from jaxlm.cli.arguments import argument, command, whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.cli.verbs import VERBS, Verb
 from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, preset
 from jaxlm.config.protocols import protocol_of
-from jaxlm.errors import Diverged, JaxlmError
-from jaxlm.fields import Spec, specs
-from jaxlm.files import explained
 from jaxlm.scoring.evaluation import Evaluation
 from jaxlm.scoring.generation import Text
-from jaxlm.terminal import say
 
 NASTY = [
     "",

@@ -11,10 +11,10 @@ import pytest
 from language_models import WORDS, lm_of, small_lm
 from processes import TINY
 
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring import comparison
 from jaxlm.scoring.comparison import compare
 from jaxlm.scoring.language_model import LanguageModel

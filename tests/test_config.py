@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import checked, checked_value, either, specs
 from jaxlm.config.config import (
     KINDS,
     PRESETS,
@@ -30,8 +32,6 @@ from jaxlm.config.config import (
     spec_of_field,
 )
 from jaxlm.config.protocols import PROTOCOLS
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked, checked_value, either, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.report.page import published
 from jaxlm.schedules import Piecewise

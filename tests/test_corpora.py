@@ -17,13 +17,13 @@ from exact_models import floor_nats, sample
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.base.errors import DataError
 from jaxlm.data import embedded, known_texts
 from jaxlm.data.corpora import load_corpus, prepare
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import WORDS
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.errors import DataError
 
 FAKE = {split: f" a small {split} of <unk> words \n the end \n".encode() for split in SPLITS}
 tokenize = WORDS.units

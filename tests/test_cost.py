@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from recipes import BASE, B, T, V
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import draw_noise
 from jaxlm.training.step import Window, init_state, train_step

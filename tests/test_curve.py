@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reports import has, ink, opened, run
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.report.curve import Results, by_kind, learning_curve, window_series
 from jaxlm.report.figure import log_ticks
 from jaxlm.runs.metrics import read_metrics

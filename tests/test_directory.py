@@ -20,10 +20,10 @@ import pytest
 from processes import ROOT
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import Folder
 from jaxlm.cli import main
 from jaxlm.data.corpora import load_corpus
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.lock import lock

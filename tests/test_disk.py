@@ -11,8 +11,8 @@ import pytest
 from processes import CONFIG, assert_same, kept, load_text, training, wait_for, windows
 
 import jaxlm
+from jaxlm.base.errors import DataError, RunDirError
 from jaxlm.data.corpora import load_corpus
-from jaxlm.errors import DataError, RunDirError
 from jaxlm.runs import checkpoint
 
 

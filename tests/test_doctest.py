@@ -26,6 +26,6 @@ def test_the_functions_that_others_call_first_have_examples():
         "jaxlm.data.vocab",
         "jaxlm.ops.lstm",
         "jaxlm.ops.softmax",
-        "jaxlm.units",
+        "jaxlm.base.units",
         "jaxlm.scoring.language_model",
     } <= {*WITH_EXAMPLES}

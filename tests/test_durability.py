@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import pytest
 from processes import CONFIG
 
+from jaxlm.base.files import Folder
 from jaxlm.data.corpora import load_corpus
-from jaxlm.files import Folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.lock import lock
 from jaxlm.runs.run import Run

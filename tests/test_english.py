@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm import packaged
+from jaxlm.base import packaged
+from jaxlm.base.errors import CheckpointError
 from jaxlm.cli import main
-from jaxlm.errors import CheckpointError
 from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.loading import keep_model, load, unread_corpus
 

@@ -18,9 +18,9 @@ from recipes import KINDS, drawn_params
 from safetensors.numpy import load_file
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.importing import import_model
 from jaxlm.scoring.language_model import LanguageModel

@@ -15,11 +15,11 @@ import pytest
 from processes import WINDOWS, assert_same, end, kept, start
 
 import jaxlm
+from jaxlm.base.errors import DataError
 from jaxlm.data.corpora import load_corpus, prepare
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS
 from jaxlm.data.windows import batch, num_windows
-from jaxlm.errors import DataError
 from jaxlm.models.stack import init_params
 from jaxlm.runs.loop import feed
 from jaxlm.scoring import stream as scoring

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm import files, hashed_json
-from jaxlm.files import Folder, new_folder, output
+from jaxlm.base import files, hashed_json
+from jaxlm.base.files import Folder, new_folder, output
 from jaxlm.runs.lock import lock
 
 SPARSE = 1 << 40
@@ -86,7 +86,7 @@ def test_a_failed_replacement_leaves_the_old_file_alone(folder):
 
 KILLED = """
 import os, sys
-from jaxlm.files import Folder
+from jaxlm.base.files import Folder
 with Folder.open(sys.argv[1]) as folder, folder.replacing("a") as file:
     file.write(b"new")
     os.kill(os.getpid(), 9)
@@ -383,7 +383,7 @@ def test_output_to_standard_output_that_is_a_file_is_appended(tmp_path):
     with open(tmp_path / "out", "wb") as out:
         code = """
 import os
-from jaxlm import files
+from jaxlm.base import files
 os.write(1, b"1")
 with files.output("/dev/stdout") as file:
     file.write(b"2")
@@ -492,7 +492,7 @@ def test_a_signal_while_output_is_written_leaves_nothing_unfinished(tmp_path):
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 import jaxlm.__main__, jaxlm.cli
-from jaxlm import files
+from jaxlm.base import files
 from jaxlm.cli.ending import exit_code
 
 def act():

@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import CONFIG, ROOT
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import Folder
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.cli import main
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.text import read_string
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs.checkpoint import Manifest

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from language_models import WORDS, lm_of, log_probs, small_lm
 from rich.cells import cell_len
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
 from jaxlm.cli.using import wrapped
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
 from jaxlm.scoring import generation
 from jaxlm.scoring.generation import advance, begin
 from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick

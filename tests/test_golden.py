@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.base.units import perplexity
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
 from jaxlm.distributed.mesh import fetch, place, put_rows
 from jaxlm.models import stack
 from jaxlm.scoring.stream import eval_step, stream_nats
 from jaxlm.training.step import init_state, train_windows
-from jaxlm.units import perplexity
 
 HERE = Path(__file__).parent / "golden"
 COST = 2e-4

@@ -12,8 +12,8 @@ from language_models import WORDS, log_probs
 from recipes import drawn_params
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
 from jaxlm.interop.exporting import export_model
 from jaxlm.models import heads, stack
 from jaxlm.scoring.language_model import LanguageModel

@@ -11,10 +11,10 @@ import pytest
 from terminals import run
 
 from jaxlm import cli
+from jaxlm.base.fields import specs
 from jaxlm.cli import TASKS, main
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import KINDS, PRESETS, all_kinds, preset
-from jaxlm.fields import specs
 
 ROOT = Path(__file__).resolve().parents[1]
 

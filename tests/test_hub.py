@@ -23,10 +23,10 @@ from processes import CONFIG
 from recipes import BASE, MODEL_CASES
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.data.tokens import Characters, Subwords
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop import export_hub
 from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, as_json, tokenizer_files
 from jaxlm.interop.exporting import export_model

@@ -9,8 +9,8 @@ import pytest
 from language_models import small_lm
 
 import jaxlm
+from jaxlm.base.errors import DataError
 from jaxlm.cli import main
-from jaxlm.errors import DataError
 from jaxlm.scoring.humanlike import ReadingTimes, gains_of, humanlike, read_times
 from jaxlm.scoring.regression import fit
 

@@ -15,8 +15,8 @@ from interop_files import ROOT, Storages, golden, recorded, torch_answers, weigh
 from language_models import small_lm
 
 import jaxlm
+from jaxlm.base.errors import CheckpointError, DataError, JaxlmError, RunDirError
 from jaxlm.cli import main
-from jaxlm.errors import CheckpointError, DataError, JaxlmError, RunDirError
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.loading import init_config, keep_model, unread_corpus
 

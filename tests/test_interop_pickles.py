@@ -34,7 +34,7 @@ from interop_files import (
     zip_file,
 )
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.interop import torch_pickle
 from jaxlm.interop.importing import read_model
 

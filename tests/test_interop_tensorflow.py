@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from interop_files import golden, log_probabilities, recorded
 
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.interop.importing import model_vocabulary, read_model
 from jaxlm.interop.tensorflow import checkpoint_prefix, tensorflow_model
 

@@ -31,7 +31,7 @@ from interop_files import (
 )
 from safetensors.numpy import save as bytes_of
 
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.interop.importing import model_vocabulary, read_model
 
 TOKENS = [0, 3, 6, 1, 1, 5, 2]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.interop.importing import model_vocabulary, vocabulary_of_corpus
 
 

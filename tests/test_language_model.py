@@ -10,7 +10,7 @@ import pytest
 from exact_models import perplexities, sample
 
 import jaxlm
-from jaxlm.errors import CheckpointError, DataError, JaxlmError
+from jaxlm.base.errors import CheckpointError, DataError, JaxlmError
 from jaxlm.scoring import generation, reading
 
 

@@ -23,7 +23,7 @@ from recipes import (
 )
 
 import jaxlm
-from jaxlm.fields import specs
+from jaxlm.base.fields import specs
 from jaxlm.models import heads, stack
 from jaxlm.runs.run import window_plan
 from jaxlm.runs.trainer import new_state

@@ -18,14 +18,7 @@ import jaxlm
 
 PACKAGE = Path(jaxlm.__path__[0])
 LAYERS = [
-    "errors",
-    "packaged",
-    "terminal",
-    "hashed_json",
-    "units",
-    "files",
-    "fields",
-    "kinds",
+    "base",
     "distributed",
     "ops",
     "models",
@@ -55,13 +48,13 @@ MODULES = {
 }
 # What these import, and what that imports, loads no JAX.
 NO_JAX = (
-    "errors",
-    "packaged",
-    "terminal",
-    "hashed_json",
-    "units",
-    "files",
-    "fields",
+    "base.errors",
+    "base.packaged",
+    "base.terminal",
+    "base.hashed_json",
+    "base.units",
+    "base.files",
+    "base.fields",
     "config.settings",
     "data",
 )

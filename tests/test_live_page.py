@@ -17,9 +17,9 @@ import pytest
 from page_parts import model_view, run_record
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.errors import JaxlmError
 from jaxlm.interop import export_html
 from jaxlm.interop.export_html import to_html
 from jaxlm.interop.exporting import export_model

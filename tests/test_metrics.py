@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import INTRUDERS, intrude, opened
 
-from jaxlm.errors import JaxlmError, RunDirError
+from jaxlm.base.errors import JaxlmError, RunDirError
 from jaxlm.runs.metrics import MetricsLog, Prefix, read_metrics, read_timing
 
 NAN = float("nan")
@@ -277,8 +277,8 @@ def test_mutated_files_are_read_or_refused(data):
 
 def test_importing_loads_no_matplotlib():
     code = (
-        "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.units, jaxlm.report.curve, "
-        "jaxlm.report.word_map, jaxlm.report.sweep_plots; "
+        "import sys, jaxlm.runs.metrics, jaxlm.report.progress, jaxlm.base.units; "
+        "import jaxlm.report.curve, jaxlm.report.word_map, jaxlm.report.sweep_plots; "
         "found = {name.split('.')[0] for name in sys.modules};"
         "found &= {'matplotlib', 'sklearn'}; "
         "assert not found, found"

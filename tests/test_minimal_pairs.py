@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_models import log_probs, small_lm
 
+from jaxlm.base.errors import DataError
 from jaxlm.cli import main
-from jaxlm.errors import DataError
 from jaxlm.scoring.minimal_pairs import Pair, wilson_interval
 from jaxlm.scoring.syntaxgym import Suite
 

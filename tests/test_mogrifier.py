@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from recordings import recorded, summary
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise
 from jaxlm.ops.lstm import LSTMState, lstm

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.config.protocols import Interpolation
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS, UNK
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.importing import import_model
 from jaxlm.ngrams import arpa

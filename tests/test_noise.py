@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from recipes import BASE, HIDDEN, B, E, T, V, drawn_params
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, draw_noise, drop_words, growing, is_random
 from jaxlm.training.step import Window, init_state, train_step

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from processes import ONE_THREAD
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.distributed import hosts
-from jaxlm.errors import JaxlmError
 from jaxlm.ops.dropout import draw_mask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,7 +197,7 @@ def test_refusals_name_what_would_do():
         """
 import jax, pytest
 from jaxlm.distributed import mesh as parallel
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 
 def refused(says, *args):
     with pytest.raises(JaxlmError, match=says) as caught:

@@ -11,7 +11,7 @@ import pytest
 from recipes import BASE, CASES, KINDS, B, T
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise
 from jaxlm.ops.softmax import summed_nats

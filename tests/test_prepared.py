@@ -22,6 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.files import Folder
 from jaxlm.config.settings import DataConfig
 from jaxlm.data import encoding
 from jaxlm.data import prepared as preparing
@@ -31,8 +33,6 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.text import SPLITS
 from jaxlm.data.tokens import Words
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.files import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
 

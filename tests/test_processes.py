@@ -18,8 +18,8 @@ from processes import end, kill, start, wait_for, windows
 from test_parallel import on_devices
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.distributed import hosts as processes
-from jaxlm.errors import JaxlmError
 from jaxlm.runs.metrics import read_metrics
 
 FLAGS = (*processes_.FLAGS, "--batch-size", "48", "--epochs", "2")

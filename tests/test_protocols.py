@@ -18,11 +18,11 @@ from recordings import recorded
 from test_mogrifier import lamb_config, lamb_params
 
 import jaxlm
+from jaxlm.base.errors import DataError, Diverged, JaxlmError
 from jaxlm.cli import main
 from jaxlm.config.protocols import PROTOCOLS, Cache, MCDropout, Plain, protocol_of
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, Diverged, JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.published.lamb import LambAdam

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from recipes import BASE, BLOCK, EVERY_DROPOUT, MODELS, RANDOM_WINDOWS, B, V, parameters
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import RandomLengths, WindowPlan
-from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import window_plan

@@ -23,11 +23,11 @@ from pathlib import Path
 import pytest
 
 from jaxlm import cli
+from jaxlm.base.fields import specs
 from jaxlm.cli.config_flags import changes
 from jaxlm.cli.verbs import VERBS
 from jaxlm.config.config import all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS
-from jaxlm.fields import specs
 from jaxlm.sweeps.space import read_space
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import jaxlm
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config import config as configs
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs.metrics import read_metrics, read_timing
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,9 +18,10 @@ import pytest
 from page_parts import HOSTILE, hostile_contents, model_view, run_record, sweep_record
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.hashed_json import to_hashed_json
+from jaxlm.base.terminal import printable
 from jaxlm.cli import main
-from jaxlm.errors import JaxlmError
-from jaxlm.hashed_json import to_hashed_json
 from jaxlm.interop import export_html
 from jaxlm.report.page import SweepRecord, colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
@@ -29,7 +30,6 @@ from jaxlm.report.word_map import map_words
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
-from jaxlm.terminal import printable
 
 VOID = {"meta", "input", "br"}
 TINY = jaxlm.preset("small").replace(

@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from language_models import small_lm
 
+from jaxlm.base.errors import DataError
 from jaxlm.cli import main
-from jaxlm.errors import DataError
 from jaxlm.scoring.rescoring import (
     MOST,
     Hypothesis,

@@ -17,7 +17,7 @@ import pytest
 from forked import Server
 from processes import ROOT, assert_same, kept, training, wait_for, windows
 
-from jaxlm.errors import RunDirError
+from jaxlm.base.errors import RunDirError
 from jaxlm.runs import checkpoint
 from jaxlm.runs import directory as rundir
 from jaxlm.runs import lock as locking
@@ -144,7 +144,7 @@ def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
 
 SLOW_SAVE = """
 import time
-from jaxlm.files import Folder
+from jaxlm.base.files import Folder
 write = Folder.write
 def slow(folder, name, data):
     write(folder, name, data)

@@ -9,7 +9,7 @@ import pytest
 from recipes import BASE
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import draw_noise
 from jaxlm.models.recurrent import CellNoise

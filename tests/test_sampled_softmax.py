@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recipes import BASE, B, T, V
 from test_softmax import draw
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.ops import softmax
 from jaxlm.ops.sampled_softmax import (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.sweeps.plan import Plan, make_plan
 from jaxlm.sweeps.space import (
     decoded,

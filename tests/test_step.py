@@ -12,9 +12,9 @@ import pytest
 from recipes import MODELS, drawn_params
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import WindowPlan
-from jaxlm.errors import JaxlmError
 from jaxlm.models import heads, stack
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.noise import Noise, draw_noise

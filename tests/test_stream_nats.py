@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recipes import drawn_params
 
-from jaxlm.errors import DataError
+from jaxlm.base.errors import DataError
 from jaxlm.models import stack
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.noise import Noise

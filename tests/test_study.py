@@ -18,7 +18,8 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 import jaxlm
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.terminal import scrubbed, without_password
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
@@ -28,7 +29,6 @@ from jaxlm.sweeps.storage import Journal, database_errors, open_storage
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import _Session, _where, saved_options
 from jaxlm.sweeps.worker import Worker
-from jaxlm.terminal import scrubbed, without_password
 
 TINY = jaxlm.preset("small").replace(
     corpus="embedded-tiny",

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from language_models import KINDS, WORDS, log_probs, next_word, small_lm
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.cli.using import say_unknown
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading, token_scores
 from jaxlm.scoring.minimal_pairs import Pair

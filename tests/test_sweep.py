@@ -32,10 +32,10 @@ from rich.console import Console
 from test_parallel import on_devices
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.files import explained
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import WindowPlan, batch
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.files import explained
 from jaxlm.report.sweep_files import read_sweep
 from jaxlm.report.sweep_results import MemberResult, Sweep
 from jaxlm.report.sweep_view import SweepView

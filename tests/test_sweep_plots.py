@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from reports import has, ink, intrude
 
-from jaxlm.errors import RunDirError
+from jaxlm.base.errors import RunDirError
 from jaxlm.report.figure import ORANGE, PALE, PALETTE
 from jaxlm.report.sweep_plots import draw_slice, parallel_plot, slice_plot
 from jaxlm.report.sweep_results import Trial

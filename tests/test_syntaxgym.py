@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from language_models import log_probs, small_lm
 
+from jaxlm.base.errors import DataError
 from jaxlm.cli import main
-from jaxlm.errors import DataError
 from jaxlm.scoring.syntaxgym import holds
 
 VALUES = {("a", 1): 1.0, ("a", 2): 2.5, ("a", 0): 3.5, ("b-c_1", 1): 4.0}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.terminal import printable, say, scrubbed
+from jaxlm.base.terminal import printable, say, scrubbed
 
 UNSAFE = "\x1b\x00\n\r\t\x7f\x9b\u2028\u2029\u202e\u2066\u2069\ud800\udcff"
 ANY_TEXT = st.text(st.characters() | st.sampled_from(UNSAFE))
@@ -67,7 +67,10 @@ def test_escapes(text, shown):
 
 
 def test_a_process_of_a_narrow_encoding_prints_a_file_name_that_is_not_utf8(tmp_path):
-    code = "import sys; from jaxlm.terminal import say; say(sys.argv[1]); say('one\\ntwo', end='')"
+    code = (
+        "import sys; from jaxlm.base.terminal import say; "
+        "say(sys.argv[1]); say('one\\ntwo', end='')"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code, b"\xff\x1b[31m\xd1\x82"],
         capture_output=True,
@@ -78,7 +81,7 @@ def test_a_process_of_a_narrow_encoding_prints_a_file_name_that_is_not_utf8(tmp_
 
 
 def test_without_a_standard_output_nothing_happens():
-    code = "import sys; from jaxlm.terminal import say; assert sys.stdout is None; say('x')"
+    code = "import sys; from jaxlm.base.terminal import say; assert sys.stdout is None; say('x')"
     subprocess.run(f"'{sys.executable}' -c \"{code}\" >&-", shell=True, check=True)
 
 
@@ -90,8 +93,8 @@ def test_a_note_about_an_output_never_goes_into_it(tmp_path, path, shown_by):
     """`-o /dev/stdout > out` begins to write at the start of the file."""
     code = f"""
 import sys
-from jaxlm.files import output
-from jaxlm.terminal import say_written
+from jaxlm.base.files import output
+from jaxlm.base.terminal import say_written
 with output("/dev/stdout") as file:
     file.write(b"0123456789")
 say_written({path!r}, "written")

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from language_models import WORDS, lm_of, small_lm
 
 import jaxlm
+from jaxlm.base.units import TextSize, comparable, comparable_text
 from jaxlm.data import vocab as vocabularies
 from jaxlm.data.tokens import Bytes, Characters, Words
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.runs import run
-from jaxlm.units import TextSize, comparable, comparable_text
 
 
 def uniform(lm):

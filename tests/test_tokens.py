@@ -17,11 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from language_models import lm_of
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.units import TextSize
 from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
 from jaxlm.data.vocab import UNK, Vocab
-from jaxlm.errors import DataError
-from jaxlm.units import TextSize
 
 TEXT = (
     "Der Hund bellt,\n  und if (x > 0):\n\treturn x\n你好世界。\n"

@@ -13,8 +13,8 @@ import pytest
 from reports import opened
 
 import jaxlm
+from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
-from jaxlm.errors import JaxlmError
 from jaxlm.report.trackers import tracked
 
 CONFIG = jaxlm.preset("test").replace(

@@ -19,9 +19,9 @@ import pytest
 from processes import MILESTONES, WINDOWS, assert_same, kept
 
 import jaxlm
+from jaxlm.base.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.data.windows import WindowPlan, batch
-from jaxlm.errors import CheckpointError, DataError, Diverged, JaxlmError, RunDirError
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import checkpoint, ram, state_arrays
 from jaxlm.runs import run as run_module
 from jaxlm.runs.directory import saved_record

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxlm.units import perplexity, perplexity_text
+from jaxlm.base.units import perplexity, perplexity_text
 
 NAN = math.nan
 INF = math.inf

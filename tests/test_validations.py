@@ -14,8 +14,8 @@ import pytest
 from recipes import BASE, B, T, V, sentences
 
 import jaxlm
+from jaxlm.base.errors import Diverged, JaxlmError
 from jaxlm.data.windows import WindowPlan
-from jaxlm.errors import Diverged, JaxlmError
 from jaxlm.runs import checkpoint, group
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.reproduction import reproduce

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.base.errors import DataError
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.errors import DataError
 
 WORD = st.text(st.characters(exclude_categories=("Cs", "Z", "Cc")), min_size=1, max_size=4)
 TOKENS = st.lists(

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.windows import MOST_WINDOWS, WindowPlan, batch, check_fits, num_windows
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs import loop
 from jaxlm.training.step import read_window
 

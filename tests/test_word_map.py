@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from reports import ink
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.tokens import Bytes
-from jaxlm.errors import JaxlmError
 from jaxlm.report.word_map import drawn_map, embedding_map, map_words, moved_apart
 
 NAN = float("nan")

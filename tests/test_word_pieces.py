@@ -23,12 +23,12 @@ from language_models import WORDS, lm_of, log_probs, small_lm
 from test_tokens import few_letters
 
 import jaxlm
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.tokens import Bytes, Characters, Subwords
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading_times
 from jaxlm.scoring.generation import first_words

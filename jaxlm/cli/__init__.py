@@ -13,10 +13,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from jaxlm.base.terminal import say
 from jaxlm.cli.arguments import Parser
 from jaxlm.cli.ending import EXIT_CODES, SIGNALLED, UNPARSED, check_limits, exit_code, fail
 from jaxlm.cli.verbs import VERBS, Verb
-from jaxlm.terminal import say
 
 TASKS = {  # by task, a command
     "try a model": 'jaxlm predict english "the old man"',

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.base.packaged import NAME, resolved
+from jaxlm.base.terminal import say
 from jaxlm.cli.ending import UNPARSED, fail
-from jaxlm.packaged import NAME, resolved
-from jaxlm.terminal import say
 
 LARGEST = 2**31 - 1
 BETWEEN_GROUPS = Path("-")  # a `--` on the command line, as `two_groups` leaves it among the paths

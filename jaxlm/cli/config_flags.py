@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxlm import files
+from jaxlm.base import files
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import Spec, either, setting_text, specs
 from jaxlm.cli.arguments import LARGEST, Parser, argument, pathname, suggest
 from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, either, setting_text, specs
 
 MOST_CONFIG_BYTES = 1 << 20
 _FIELD = "field:"  # begins the name in the namespace under which a field's value is parsed

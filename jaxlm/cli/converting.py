@@ -3,6 +3,8 @@
 import argparse
 import shlex
 
+from jaxlm.base.terminal import flag_text, say, say_line, say_written
+from jaxlm.base.units import perplexity_text
 from jaxlm.cli.arguments import (
     DATA_DIR,
     MODEL,
@@ -22,8 +24,6 @@ from jaxlm.interop.importing import import_model
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs.directory import saved_record
 from jaxlm.runs.ngram_models import ngram as make_ngram
-from jaxlm.terminal import flag_text, say, say_line, say_written
-from jaxlm.units import perplexity_text
 
 _PREPARED_FIELDS = ("vocab_size", *DataConfig().options)
 

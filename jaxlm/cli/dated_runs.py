@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.terminal import say_line
 from jaxlm.config.config import preset
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, explained
 from jaxlm.runs.metrics import read_metrics
-from jaxlm.terminal import say_line
 
 RUNS = Path("runs")
 _DATED = re.compile(r"(.+)-([0-9]{8}-[0-9]{6})(?:-([0-9]+))?")  # as `new_run` names them

@@ -2,6 +2,9 @@
 
 import argparse
 
+from jaxlm.base.errors import RunDirError
+from jaxlm.base.packaged import place_for_files
+from jaxlm.base.terminal import say, say_line, say_written
 from jaxlm.cli.arguments import (
     CHECKPOINT,
     DATA_DIR,
@@ -15,15 +18,12 @@ from jaxlm.cli.arguments import (
     whole,
 )
 from jaxlm.cli.opening import open_model
-from jaxlm.errors import RunDirError
 from jaxlm.interop.export_html import to_html
-from jaxlm.packaged import place_for_files
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.word_map import embedding_map
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.report_file import write_report
-from jaxlm.terminal import say, say_line, say_written
 
 
 @command(

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from jaxlm.errors import Diverged, JaxlmError
-from jaxlm.terminal import printable, say
+from jaxlm.base.errors import Diverged, JaxlmError
+from jaxlm.base.terminal import printable, say
 
 FAILED = 1
 UNPARSED = 2

@@ -13,18 +13,18 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import setting_text
+from jaxlm.base.files import Folder
+from jaxlm.base.terminal import is_terminal, say, say_line
+from jaxlm.base.units import measure_name, measured, perplexity_text
 from jaxlm.cli.arguments import JSON, RUN, command, switch
 from jaxlm.cli.ending import FAILED
 from jaxlm.cli.opening import check_run, open_model
 from jaxlm.cli.tables import json_text
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import setting_text
-from jaxlm.files import Folder
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics, read_timing
-from jaxlm.terminal import is_terminal, say, say_line
-from jaxlm.units import measure_name, measured, perplexity_text
 
 _Row = dict[str, Any]  # a row of a table: column -> value
 _PERPLEXITY = "(?<!word)_perplexity$"  # of tokens, in a column's name

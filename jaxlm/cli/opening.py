@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from jaxlm.errors import RunDirError
-from jaxlm.packaged import NAME
+from jaxlm.base.errors import RunDirError
+from jaxlm.base.packaged import NAME
+from jaxlm.base.terminal import flag_text
 from jaxlm.runs import loading
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.terminal import flag_text
 
 
 def check_run(run: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.terminal import printable, say, say_line, say_written
 from jaxlm.cli.arguments import (
     CHECKPOINT,
     DATA_DIR,
@@ -22,7 +24,6 @@ from jaxlm.cli.arguments import (
 )
 from jaxlm.cli.opening import open_model
 from jaxlm.cli.tables import columns_of, json_text, table_text
-from jaxlm.errors import JaxlmError
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
@@ -33,7 +34,6 @@ from jaxlm.scoring.gain_plot import gain_plot
 from jaxlm.scoring.humanlike import COLUMNS, FOLDS, Gain, read_times
 from jaxlm.scoring.humanlike import humanlike as gains_of
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.terminal import printable, say, say_line, say_written
 
 
 @command(

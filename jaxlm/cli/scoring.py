@@ -12,7 +12,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxlm import files
+from jaxlm.base import files
+from jaxlm.base.errors import DataError, JaxlmError, RunDirError, reason
+from jaxlm.base.packaged import resolved
+from jaxlm.base.terminal import is_terminal, printable, say, say_line, say_written
 from jaxlm.cli.arguments import (
     DATA_DIR,
     MODEL,
@@ -39,8 +42,6 @@ from jaxlm.cli.tables import (
 from jaxlm.cli.using import say_unknown
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import read_errors
-from jaxlm.errors import DataError, JaxlmError, RunDirError, reason
-from jaxlm.packaged import resolved
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
@@ -48,7 +49,6 @@ from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal,
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
 from jaxlm.scoring.surprisal import UNITS, SurprisalOptions
 from jaxlm.scoring.syntaxgym import read_suite
-from jaxlm.terminal import is_terminal, printable, say, say_line, say_written
 
 _SCORES = (
     choice("--format", ("tsv", "csv", "jsonl"), "of the table (default tsv; csv for --csv)"),

@@ -5,14 +5,14 @@ import json
 from contextlib import ExitStack
 from functools import partial
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.terminal import say
 from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run
 from jaxlm.cli.ending import FAILED, SIGNALLED
-from jaxlm.errors import JaxlmError
 from jaxlm.sweeps import space as spaces
 from jaxlm.sweeps import supervisor
-from jaxlm.terminal import say
 
 _SPACES = """a field's SPACE is one of:
   0.5,1,2            listed values; true,false; a text

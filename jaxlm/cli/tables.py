@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.hashed_json import finite
 from jaxlm.data.tokens import SPACE
-from jaxlm.errors import JaxlmError
-from jaxlm.hashed_json import finite
 from jaxlm.scoring.surprisal import Surprisals
 
 Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of NumPy

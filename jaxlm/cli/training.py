@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.packaged import DIRECTORY, NAME
+from jaxlm.base.terminal import say, say_line
 from jaxlm.cli.arguments import DATA_DIR, RUN, argument, command, pathname, run_path, switch, whole
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
@@ -15,15 +18,12 @@ from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.opening import check_run, open_model
 from jaxlm.config.config import Config, changed_kinds
 from jaxlm.distributed import hosts
-from jaxlm.errors import JaxlmError
-from jaxlm.packaged import DIRECTORY, NAME
 from jaxlm.report.trackers import tracked
 from jaxlm.runs import reproduction, trainer
 from jaxlm.runs.directory import saved_config, saved_record
 from jaxlm.runs.loading import init_config, init_corpus
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.sweeps.report_file import write_report
-from jaxlm.terminal import say, say_line
 
 
 @command(

@@ -11,6 +11,15 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
+from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.terminal import is_terminal, printable, say, say_line
+from jaxlm.base.units import (
+    MOST_UNKNOWN,
+    comparable_text,
+    measure_name,
+    perplexity_text,
+    result_text,
+)
 from jaxlm.cli.arguments import (
     BETWEEN_GROUPS,
     CHECKPOINT,
@@ -33,14 +42,11 @@ from jaxlm.config.protocols import Plain, described
 from jaxlm.data.corpus import unknown_text, unknown_warning
 from jaxlm.data.text import SPLITS
 from jaxlm.data.tokens import EOS, normalize_newlines
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.runs.status import status
 from jaxlm.scoring import comparison as comparing
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
-from jaxlm.terminal import is_terminal, printable, say, say_line
-from jaxlm.units import MOST_UNKNOWN, comparable_text, measure_name, perplexity_text, result_text
 
 MOST_NAMED = 10  # unknown words that a note names
 MOST_SHOWN = 40  # characters of each

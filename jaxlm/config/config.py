@@ -9,11 +9,20 @@ from typing import Any, NoReturn
 import jax
 
 import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import (
+    Spec,
+    checked,
+    checked_value,
+    either,
+    nearest,
+    setting_text,
+    shown,
+    specs,
+)
+from jaxlm.base.kinds import Kinds
 from jaxlm.config.recipe import Recipe
 from jaxlm.config.settings import DataConfig, TrainConfig
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import Spec, checked, checked_value, either, nearest, setting_text, shown, specs
-from jaxlm.kinds import Kinds
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import MODELS, Recurrent
 from jaxlm.optimizers.descent import SGD

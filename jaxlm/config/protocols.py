@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import (
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import (
     Section,
     checked,
     choice,
@@ -22,7 +22,7 @@ from jaxlm.fields import (
     specs,
     text,
 )
-from jaxlm.kinds import Kinds
+from jaxlm.base.kinds import Kinds
 
 Grid = Mapping[str, tuple[float, ...]]  # the values that tuning tries, by field
 

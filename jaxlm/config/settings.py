@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, choice, count, flag, number, shown, text
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import Section, choice, count, flag, number, shown, text
 
 MOST_KEPT = 10_000  # checkpoints that a schedule may ask for
 _NUMBER = re.compile("([0-9]{1,15})([kMG]?)", re.ASCII)

@@ -19,6 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jaxlm.base.errors import DataError, reason
+from jaxlm.base.fields import checked, checked_value
+from jaxlm.base.files import Folder, explained
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder
@@ -29,9 +32,6 @@ from jaxlm.data.sources import NAMES, UNKNOWN, Source, find_source
 from jaxlm.data.text import Stamp, stamp
 from jaxlm.data.tokens import DEFAULT_PIECES
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, reason
-from jaxlm.fields import checked, checked_value
-from jaxlm.files import Folder, explained
 
 __all__ = ["NAMES", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.units import MOST_UNKNOWN
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK, Vocab, check_ids
-from jaxlm.errors import DataError
-from jaxlm.units import MOST_UNKNOWN
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,14 +18,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.terminal import is_terminal
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.options import TextOptions, as_read
 from jaxlm.data.sources import Part, Source
 from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, unchanged
 from jaxlm.data.tokens import DEFAULT_PIECES, UNK, Words
 from jaxlm.data.vocab import frequent
-from jaxlm.errors import DataError
-from jaxlm.terminal import is_terminal
 
 UNITS_AT_ONCE = 1 << 19  # that are translated in one piece
 LEAST_BYTES = 100  # of a text of one or two lines, from which on it is split by bytes

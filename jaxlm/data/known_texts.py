@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.files import Folder, explained, read_bytes
+from jaxlm.base.terminal import is_terminal
 from jaxlm.data.cache import cache_dir
 from jaxlm.data.text import read_errors
-from jaxlm.errors import DataError
-from jaxlm.files import Folder, explained, read_bytes
-from jaxlm.terminal import is_terminal
 
 MAX_BYTES = 64 << 20  # of one file
 PROBE_SECONDS = 4.0  # the longest that a mirror may take to answer at all

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from jaxlm.base.fields import count
+from jaxlm.base.files import read_bytes
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.text import read_errors
 from jaxlm.data.tokens import (
@@ -18,8 +20,6 @@ from jaxlm.data.tokens import (
     unwrapped,
 )
 from jaxlm.data.vocab import Vocab
-from jaxlm.fields import count
-from jaxlm.files import read_bytes
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.hashed_json import from_hashed_json
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.encoding import Encoder, progress_bar
 from jaxlm.data.options import TextOptions
 from jaxlm.data.text import SPLITS, Stamp, read_errors
 from jaxlm.data.vocab import Vocab, check_ids
-from jaxlm.errors import DataError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.hashed_json import from_hashed_json
 
 FORMAT = 1
 HEADER = "prepared.json"

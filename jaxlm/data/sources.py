@@ -12,12 +12,12 @@ from glob import has_magic
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxlm.base.errors import DataError
 from jaxlm.data.embedded import Generator, Size, language
 from jaxlm.data.known_texts import PENN_TREEBANK, SHAKESPEARE, find_known_text
 from jaxlm.data.options import TextOptions
 from jaxlm.data.text import SPLITS, FilePart, Stamp, find_splits, stamp
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError
 
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 # All texts that are no path; auto is Penn Treebank, or else the generated corpus.

@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm import files
-from jaxlm.errors import DataError
+from jaxlm.base import files
+from jaxlm.base.errors import DataError
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text

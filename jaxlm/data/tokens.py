@@ -19,8 +19,8 @@ from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import Any, ClassVar, NamedTuple
 
-from jaxlm.errors import DataError
-from jaxlm.fields import shown
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import shown
 
 EOS = "<eos>"  # the token of a newline among words
 UNK = "<unk>"  # the token of whatever is outside the vocabulary

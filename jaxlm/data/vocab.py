@@ -14,11 +14,11 @@ from itertools import repeat
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import shown
+from jaxlm.base.units import TextSize
 from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
 from jaxlm.data.windows import batch, num_windows
-from jaxlm.errors import DataError
-from jaxlm.fields import shown
-from jaxlm.units import TextSize
 
 BLOCK = 1 << 22  # ids read at once
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no UTF-8 has

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.errors import DataError
+from jaxlm.base.errors import DataError
 
 MOST_WINDOWS = 2**31 - 1  # of a run: the step counts them in int32
 DRAWN_AT_ONCE = 4096  # lengths; another number draws others

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxlm.errors import JaxlmError, reason
+from jaxlm.base.errors import JaxlmError, reason
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked_value
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import checked_value
 
 # The axes of a mesh: the batch's rows, the vocabulary, the members of a sweep.
 DATA = "data"

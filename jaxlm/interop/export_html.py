@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import sentencepiece
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.data.tokens import Subwords
-from jaxlm.errors import JaxlmError
 from jaxlm.interop.export_hub import tokenizer_files
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM

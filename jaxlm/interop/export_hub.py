@@ -24,10 +24,12 @@ import safetensors.numpy
 from flax.serialization import to_state_dict
 from jinja2 import StrictUndefined, Template
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import Folder, new_folder
+from jaxlm.base.terminal import printable
+from jaxlm.base.units import perplexity_text
 from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords, without_spelled_bytes
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder, new_folder
 from jaxlm.interop.importing import CODE, CONFIG, FORMAT, SUMS, VOCAB, WEIGHTS
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
@@ -37,8 +39,6 @@ from jaxlm.runs.loading import load
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.terminal import printable
-from jaxlm.units import perplexity_text
 
 CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 # What str.split splits at, as a class of a regular expression.

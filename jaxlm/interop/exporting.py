@@ -19,8 +19,9 @@ import numpy as np
 import safetensors.numpy
 from jax import export
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import explained, new_folder, vacant
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import explained, new_folder, vacant
+from jaxlm.base.packaged import resolved
 from jaxlm.interop.export_html import to_html
 from jaxlm.interop.export_hub import export_hub
 from jaxlm.models import heads, stack
@@ -30,7 +31,6 @@ from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ngrams import arpa
 from jaxlm.ngrams.folder import is_ngram_folder
-from jaxlm.packaged import resolved
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
 from jaxlm.scoring.language_model import LanguageModel

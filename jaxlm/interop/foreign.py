@@ -7,8 +7,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.config import Config
-from jaxlm.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 

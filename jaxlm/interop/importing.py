@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.base.errors import DataError, JaxlmError, reason
+from jaxlm.base.files import MAX_VOCAB_BYTES, explained, read_bytes, reader
+from jaxlm.base.hashed_json import strict_json
 from jaxlm.config.config import Config
 from jaxlm.data.text import decode, read_errors, read_string
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError, JaxlmError, reason
-from jaxlm.files import MAX_VOCAB_BYTES, explained, read_bytes, reader
-from jaxlm.hashed_json import strict_json
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import reader
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import reader
 from jaxlm.interop.foreign import (
     ForeignModel,
     as_float32,

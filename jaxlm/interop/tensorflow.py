@@ -20,8 +20,8 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import ArrayLike
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import read_bytes, reader
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import read_bytes, reader
 from jaxlm.interop import checkpoint_reader
 from jaxlm.interop.foreign import (
     MOST_SHARING,

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.interop.foreign import quote
 
 MOST_STEPS = 2_000_000  # instructions of a pickle: a model has thousands, a vocabulary 6 a word

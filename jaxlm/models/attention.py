@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import count
+from jaxlm.base.fields import count
 from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
 from jaxlm.ops.attention import AttentionState, attention
 from jaxlm.ops.product import product

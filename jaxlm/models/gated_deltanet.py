@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import flag
+from jaxlm.base.fields import flag
 from jaxlm.models.matrix_memory import MatrixMemory
 from jaxlm.models.recurrent import MODELS, CellNoise, Params, uniform
 from jaxlm.ops.activations import rms_norm, unit_norm

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import number
+from jaxlm.base.fields import number
 from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.linear_attention import linear_attention

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypedDict
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import number
+from jaxlm.base.fields import number
 from jaxlm.models.recurrent import (
     MODELS,
     CellNoise,

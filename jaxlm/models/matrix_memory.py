@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import count
+from jaxlm.base.fields import count
 from jaxlm.models.recurrent import Params, Recurrent, head_count, uniform
 
 

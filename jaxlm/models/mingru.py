@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import flag
+from jaxlm.base.fields import flag
 from jaxlm.models.recurrent import (
     MODELS,
     CellNoise,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import choice, count, flag, number, probability
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import choice, count, flag, number, probability
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import (
     MODELS,

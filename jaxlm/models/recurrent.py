@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, choice, count, flag, number, probability, setting_text
-from jaxlm.kinds import Kinds
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import Section, choice, count, flag, number, probability, setting_text
+from jaxlm.base.kinds import Kinds
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.scans import Length, Units
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import count, number
+from jaxlm.base.fields import count, number
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mogrifier import check_rank, init_rounds, scale_of_mask
 from jaxlm.models.recurrent import (

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.fields import number
+from jaxlm.base.fields import number
 from jaxlm.models.matrix_memory import MatrixMemory
 from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
 from jaxlm.ops.activations import layer_norm, sigmoid

@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.files import reader
 from jaxlm.data.text import read_errors
-from jaxlm.errors import DataError
-from jaxlm.files import reader
 from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table
 
 BEGIN = "<s>"

@@ -16,10 +16,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxlm.base.errors import DataError
+from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained, new_folder
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import DataError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained, new_folder
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.ngrams.backoff import BackoffModel, Table
 
 RECORD = "ngram.json"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import optax
 
-from jaxlm.fields import count, flag, number
+from jaxlm.base.fields import count, flag, number
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest, matrices
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax
 import optax
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import count, flag, number
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import count, flag, number
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.fields import choice, count, flag, number
+from jaxlm.base.fields import choice, count, flag, number
 from jaxlm.models import block
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.ops.newton_schulz import orthogonalized

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import jax
 import optax
 
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import Section, choice, count, flag, number
-from jaxlm.kinds import Kinds
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import Section, choice, count, flag, number
+from jaxlm.base.kinds import Kinds
 from jaxlm.models.recurrent import Params, Recurrent
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.optimizers.descent import ASGD

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import MODELS
 from jaxlm.optimizers.adamw import AdamW

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.units import measure_name, measure_text, measured
 from jaxlm.report.figure import (
     INK,
     PALETTE,
@@ -20,7 +21,6 @@ from jaxlm.report.figure import (
     result_axis,
     save,
 )
-from jaxlm.units import measure_name, measure_text, measured
 
 Row = dict[str, Any]  # a line of the metrics or of the timing
 MOST_POINTS = 400  # of a line of windows

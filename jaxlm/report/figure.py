@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, explained
-from jaxlm.terminal import printable
+from jaxlm.base.errors import RunDirError
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.terminal import printable
 
 INK = "#374151"
 PALE = "#9ca3af"

@@ -16,9 +16,11 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from jaxlm.base.fields import setting_text
+from jaxlm.base.hashed_json import finite
+from jaxlm.base.terminal import printable
+from jaxlm.base.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, number_text
 from jaxlm.config.config import PRESETS, Config
-from jaxlm.fields import setting_text
-from jaxlm.hashed_json import finite
 from jaxlm.report import live
 from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
 from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
@@ -31,8 +33,6 @@ from jaxlm.report.sweep_plots import (
 )
 from jaxlm.report.sweep_results import Trial, value_text
 from jaxlm.report.word_map import WordMap, drawn_map
-from jaxlm.terminal import printable
-from jaxlm.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, number_text
 
 MOST_LINES = 24  # runs in a chart; the tables hold all
 MOST_BITS = 16.0  # the end of the scale of colours

@@ -12,8 +12,8 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from jaxlm.terminal import printable
-from jaxlm.units import measure_name, measure_text
+from jaxlm.base.terminal import printable
+from jaxlm.base.units import measure_name, measure_text
 
 LEAST_BAR = 4  # cells; a narrow terminal shows fewer numbers
 LINE_SECONDS = 30  # between the lines that stand for the bar without a terminal

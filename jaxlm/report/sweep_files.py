@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jaxlm.base.errors import RunDirError
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.hashed_json import finite, from_hashed_json, to_hashed_json
+from jaxlm.base.terminal import flag_text
 from jaxlm.config.config import Config
-from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, explained
-from jaxlm.hashed_json import finite, from_hashed_json, to_hashed_json
 from jaxlm.report.sweep_plots import parallel_plot, slice_plot
 from jaxlm.report.sweep_results import MemberResult, Sweep
-from jaxlm.terminal import flag_text
 
 RESULTS = "sweep.json"
 TABLE = "sweep.csv"

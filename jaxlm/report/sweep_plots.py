@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.base.units import number_text
 from jaxlm.report.figure import (
     ORANGE,
     PALE,
@@ -25,7 +26,6 @@ from jaxlm.report.figure import (
     save,
 )
 from jaxlm.report.sweep_results import Trial, value_text
-from jaxlm.units import number_text
 
 Trials = Sequence[Trial]  # at least one, the best first, all with the same fields
 

@@ -9,9 +9,9 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
+from jaxlm.base.units import mean_and_deviation, measure_name, measured
 from jaxlm.config.config import KINDS, PRESETS, Config, preset, starting_values
 from jaxlm.config.settings import TOKEN_FIELDS
-from jaxlm.units import mean_and_deviation, measure_name, measured
 
 # The columns of a sweep's table that stand between the space's fields and the epochs.
 COLUMNS = (

@@ -6,9 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxlm.base.terminal import printable
+from jaxlm.base.units import measure_name, measure_text, number_text
 from jaxlm.report.sweep_results import MemberResult, Sweep, value_text
-from jaxlm.terminal import printable
-from jaxlm.units import measure_name, measure_text, number_text
 
 MOST_SHOWN = 20  # trials in the summary
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 
 # Called with a step and values by tag, such as "train/cost".
 OnMetrics = Callable[[int, Mapping[str, float]], object]

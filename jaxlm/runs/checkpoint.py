@@ -24,11 +24,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jaxlm.base.errors import CheckpointError, RunDirError, reason
+from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError, RunDirError, reason
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.runs import ram, state_arrays
 from jaxlm.runs.metrics import Prefix
 

@@ -21,18 +21,18 @@ from typing import Any
 
 import jax
 
+from jaxlm.base.errors import CheckpointError, JaxlmError, RunDirError
+from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.hashed_json import from_hashed_json, strict_json, to_hashed_json
+from jaxlm.base.terminal import without_password
 from jaxlm.config.config import Config, conflicts
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.files import MAX_VOCAB_BYTES, Folder, explained
-from jaxlm.hashed_json import from_hashed_json, strict_json, to_hashed_json
 from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
 from jaxlm.runs.metrics import read_metrics, read_prefix
-from jaxlm.terminal import without_password
 
 CONFIG = "config.json"
 RECORD = "run.json"

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.fields import checked_value
+from jaxlm.base.files import Folder, explained, new_folder
+from jaxlm.base.packaged import resolved
 from jaxlm.config.config import Config, differences
 from jaxlm.config.protocols import Plain
 from jaxlm.config.settings import TOKEN_FIELDS
 from jaxlm.data.corpora import UNKNOWN, load_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.fields import checked_value
-from jaxlm.files import Folder, explained, new_folder
 from jaxlm.models.recurrent import Params
 from jaxlm.ngrams import folder
-from jaxlm.packaged import resolved
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel

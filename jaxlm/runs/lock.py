@@ -12,9 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from jaxlm.errors import RunDirError
-from jaxlm.files import Folder, explained
-from jaxlm.terminal import printable, say_line
+from jaxlm.base.errors import RunDirError
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.terminal import printable, say_line
 
 NAME = ".lock"
 ELSEWHERE = "fix that, or choose another --run-dir"

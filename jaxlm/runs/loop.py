@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Integer
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.settings import TrainConfig
 from jaxlm.data.windows import batch
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
-from jaxlm.errors import JaxlmError
 from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
 from jaxlm.training.members import member_at

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, explained
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import Folder, explained
 from jaxlm.report.trackers import OnMetrics
 
 MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows

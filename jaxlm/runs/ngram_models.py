@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.base.errors import OutOfMemory
+from jaxlm.base.fields import checked_value
+from jaxlm.base.units import perplexity, result_text
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import OutOfMemory
-from jaxlm.fields import checked_value
 from jaxlm.ngrams import arpa, folder, kneser_ney
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.runs import ram
 from jaxlm.scoring.ngram_model import NgramModel
-from jaxlm.units import perplexity, result_text
 
 MOST_ORDER = 12
 MOST_BASELINE_TOKENS = 4_000_000

@@ -18,12 +18,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Scalar
 
+from jaxlm.base.errors import CheckpointError, RunDirError
+from jaxlm.base.files import Folder
+from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
 from jaxlm.data.cache import cache_dir, processor
 from jaxlm.distributed import hosts
-from jaxlm.errors import CheckpointError, RunDirError
-from jaxlm.files import Folder
-from jaxlm.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.ops.product import product
 from jaxlm.runs import directory
 

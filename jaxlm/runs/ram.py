@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import jax
 
-from jaxlm import files
-from jaxlm.errors import OutOfMemory
+from jaxlm.base import files
+from jaxlm.base.errors import OutOfMemory
 
 OF_CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -7,9 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.config import Config
 from jaxlm.data.corpus import Corpus
-from jaxlm.errors import JaxlmError
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, Manifest
 from jaxlm.runs.metrics import read_metrics, read_prefix

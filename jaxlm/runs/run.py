@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.base.units import TextSize, comparable, perplexity
 from jaxlm.config.config import Config
 from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
@@ -28,7 +29,6 @@ from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
-from jaxlm.units import TextSize, comparable, perplexity
 
 
 class Run:

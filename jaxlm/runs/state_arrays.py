@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from jaxlm.base.errors import CheckpointError, JaxlmError
+from jaxlm.base.hashed_json import strict_json
 from jaxlm.config.config import Config
-from jaxlm.errors import CheckpointError, JaxlmError
-from jaxlm.hashed_json import strict_json
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxlm.base.errors import RunDirError
 from jaxlm.config.config import Config
-from jaxlm.errors import RunDirError
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics

@@ -12,6 +12,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxlm.base.errors import CheckpointError, Diverged, JaxlmError, RunDirError
+from jaxlm.base.fields import checked_value, shown
+from jaxlm.base.terminal import flag_text
+from jaxlm.base.units import comparable_text, measure_text, result_text
 from jaxlm.config.config import Config
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpora import UNKNOWN
@@ -19,8 +23,6 @@ from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
-from jaxlm.errors import CheckpointError, Diverged, JaxlmError, RunDirError
-from jaxlm.fields import checked_value, shown
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import EpochResult, Progress, lasting_console
@@ -38,9 +40,7 @@ from jaxlm.runs.run import Run, floors
 from jaxlm.runs.state_arrays import new_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.terminal import flag_text
 from jaxlm.training.step import TrainState
-from jaxlm.units import comparable_text, measure_text, result_text
 
 LEAST_FACTOR = 0.01  # on the rate, down to which restarts lower it
 

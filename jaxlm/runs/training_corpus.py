@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.config.config import Config
 from jaxlm.data.corpora import load_corpus, reload_corpus
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
-from jaxlm.errors import DataError, JaxlmError
 
 
 def with_corpus(

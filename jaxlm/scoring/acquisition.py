@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
+from jaxlm.base.errors import DataError
 from jaxlm.data.text import read_string
-from jaxlm.errors import DataError
 from jaxlm.scoring.stimuli import json_object, read_table
 
 MONTHS = range(16, 31)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import softmax
 from scipy.stats import rankdata
 
-from jaxlm.errors import DataError
+from jaxlm.base.errors import DataError
 from jaxlm.scoring.acquisition import Heard, curve_fitness, read_children, read_contexts
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.regression import r_squared

@@ -12,10 +12,10 @@ from unicodedata import normalize
 import numpy as np
 from jaxtyping import Float, Int
 
+from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.fields import shown
 from jaxlm.config.protocols import Plain, protocol_of
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.fields import shown
 from jaxlm.scoring.evaluation import check_converged
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading import OneStream

@@ -29,10 +29,10 @@ import numpy as np
 import optax
 from jax import lax
 
+from jaxlm.base.errors import DataError, Diverged
+from jaxlm.base.fields import checked_value
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError, Diverged
-from jaxlm.fields import checked_value
 from jaxlm.models import heads
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry

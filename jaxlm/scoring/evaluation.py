@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.base.errors import DataError, Diverged, JaxlmError
+from jaxlm.base.units import perplexity
 from jaxlm.config.protocols import Cache, Dynamic, Plain
-from jaxlm.errors import DataError, Diverged, JaxlmError
-from jaxlm.units import perplexity
 
 
 class Evaluation(NamedTuple):

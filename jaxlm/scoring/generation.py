@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import checked_value
 from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked_value
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.sampling import Sampling, draw
 from jaxlm.scoring.sentences import Boundaries

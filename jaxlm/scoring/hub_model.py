@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.errors import DataError, JaxlmError
+from jaxlm.base.errors import DataError, JaxlmError
 
 _SPACES = ("\u0120", "\u2581", "\u010a", " ", "\n")  # with which the name of a piece begins
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.errors import DataError
+from jaxlm.base.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, word_counts
 from jaxlm.scoring.regression import LinearModel, fit

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import Interpolation
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork

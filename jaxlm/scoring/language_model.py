@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.base.errors import DataError, Diverged, JaxlmError
+from jaxlm.base.fields import checked_value, specs
+from jaxlm.base.units import comparable, perplexity
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import (
     Cache,
@@ -28,8 +31,6 @@ from jaxlm.data.options import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError, Diverged, JaxlmError
-from jaxlm.fields import checked_value, specs
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring import generation
@@ -74,7 +75,6 @@ from jaxlm.scoring.surprisal import (
 from jaxlm.scoring.syntaxgym import Suite, SuiteResult, read_suite, score_suite
 from jaxlm.scoring.token_scores import NATS_ALONE, Detail, Network, Scoring, TokenScores
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
-from jaxlm.units import comparable, perplexity
 
 # Protocols whose state depends on no setting: one pass scores a whole grid.
 READ_ONCE = Cache, Interpolation, Temperature

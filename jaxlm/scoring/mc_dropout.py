@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import MCDropout
-from jaxlm.errors import JaxlmError
 from jaxlm.models.noise import draw_noise, drop_rows
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import Reader

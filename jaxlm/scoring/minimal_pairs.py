@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.errors import DataError
-from jaxlm.fields import checked_value
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import checked_value
 from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.config import Config
 from jaxlm.config.protocols import Plain
 from jaxlm.data.corpus import Corpus
-from jaxlm.errors import JaxlmError
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.scoring.language_model import LanguageModel

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.base.errors import DataError
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
-from jaxlm.errors import DataError
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sentences import Encoded, is_punctuation

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.errors import DataError
+from jaxlm.base.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sentences import sentence_nats
 from jaxlm.scoring.stimuli import lines_of

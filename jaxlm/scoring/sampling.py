@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import checked, count, float32, number
 from jaxlm.data.vocab import Vocab
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked, count, float32, number
 
 LANES = 128  # of the two-level sum over the vocabulary
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.data.vocab import EOS, UNK, Vocab
-from jaxlm.errors import DataError, JaxlmError
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 from jaxlm.scoring.tokenizers import BRACKETS, Tokenizer
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import files
+from jaxlm.base import files
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import checked_value
+from jaxlm.base.hashed_json import strict_json
+from jaxlm.base.terminal import is_terminal, say
 from jaxlm.data.text import decode, read_errors
-from jaxlm.errors import DataError
-from jaxlm.fields import checked_value
-from jaxlm.hashed_json import strict_json
-from jaxlm.terminal import is_terminal, say
 
 LONGEST_LINE = 1 << 24  # bytes
 READ = 1 << 16  # bytes at a time: what a pipe holds

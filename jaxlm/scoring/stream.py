@@ -9,10 +9,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
+from jaxlm.base.errors import DataError
 from jaxlm.config.protocols import Plain
 from jaxlm.data.windows import batch, num_windows
 from jaxlm.distributed.mesh import put_rows
-from jaxlm.errors import DataError
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.reading import ModelReader, OneStream, Reader

@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.fields import checked, choice, count, flag
 from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.errors import DataError, JaxlmError
-from jaxlm.fields import checked, choice, count, flag
 from jaxlm.scoring.sentences import BLOCK, Encoded, Region, word_nats
 from jaxlm.scoring.token_scores import Scoring, TokenScores
 

@@ -14,8 +14,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxlm.errors import DataError
-from jaxlm.fields import checked_value
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import checked_value
 from jaxlm.scoring.sentences import SentenceReader, in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.token_scores import Scoring

@@ -6,9 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import checked_value
 from jaxlm.config.config import MAY_CHANGE, Config, differences
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import checked_value
 from jaxlm.runs import directory
 from jaxlm.sweeps.space import (
     MOST_POINTS,

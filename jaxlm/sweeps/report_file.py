@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import explained, output
+from jaxlm.base.packaged import place_for_files
 from jaxlm.data.corpus import Corpus
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import explained, output
-from jaxlm.packaged import place_for_files
 from jaxlm.report.curve import by_kind
 from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
 from jaxlm.report.sweep_files import RESULTS, read_sweep

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm import files, hashed_json
+from jaxlm.base import files, hashed_json
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import shown, specs
 from jaxlm.config.config import KINDS, Config, spec_of_field
 from jaxlm.data.corpora import NAMES
-from jaxlm.errors import JaxlmError
-from jaxlm.fields import shown, specs
 from jaxlm.sweeps.storage import import_optuna
 
 Space = dict[str, Any]  # Optuna's distribution of each field's values

@@ -13,9 +13,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jaxlm.errors import JaxlmError
-from jaxlm.files import Folder
-from jaxlm.terminal import scrubbed, without_password
+from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import Folder
+from jaxlm.base.terminal import scrubbed, without_password
 
 BEAT = 60  # seconds between two signs of life of a worker
 SILENCE = 600  # seconds after which the trials of a silent directory are lost

@@ -25,15 +25,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.files import Folder, explained
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.terminal import without_password
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs.lock import ELSEWHERE, Held, InUse, excludes_others, lock
 from jaxlm.sweeps import storage
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.space import decoded
 from jaxlm.sweeps.storage import database_errors, import_optuna, is_database, open_storage
-from jaxlm.terminal import without_password
 
 NAME = "jaxlm"  # the study's, in its storage
 JOURNAL = "study.journal"

@@ -16,13 +16,14 @@ from typing import IO, Any
 
 import jax
 
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.fields import checked_value
+from jaxlm.base.files import Folder, explained
+from jaxlm.base.terminal import flag_text, printable
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.prepared import is_prepared
-from jaxlm.errors import JaxlmError, RunDirError
-from jaxlm.fields import checked_value
-from jaxlm.files import Folder, explained
 from jaxlm.report.progress import lasting_console
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import Sweep
@@ -37,7 +38,6 @@ from jaxlm.sweeps.space import MOST_POINTS, first_values
 from jaxlm.sweeps.storage import is_database
 from jaxlm.sweeps.study import JOURNAL, Study, read_plan
 from jaxlm.sweeps.worker import LONGEST_POLL, Worker
-from jaxlm.terminal import flag_text, printable
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
 # Multiplications and additions of a process's members, about a minute: from there on it pays.

@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 
+from jaxlm.base.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
+from jaxlm.base.terminal import say
+from jaxlm.base.units import perplexity
 from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
-from jaxlm.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirError
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory, precision, ram
 from jaxlm.runs.group import Group, MemberGroup, SingleGroup
@@ -30,9 +32,7 @@ from jaxlm.runs.state_arrays import new_state, shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.study import Claim, Study
-from jaxlm.terminal import say
 from jaxlm.training.step import TrainState
-from jaxlm.units import perplexity
 
 POLL = 1.0  # seconds before the second look for a trial whose worker is gone
 LONGEST_POLL = 30.0  # seconds between two looks into a database, at most

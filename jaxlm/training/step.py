@@ -15,10 +15,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
+from jaxlm.base.errors import JaxlmError
 from jaxlm.config.recipe import Recipe
 from jaxlm.data.windows import Windows
 from jaxlm.distributed.mesh import constrain_sharding
-from jaxlm.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, growing, is_random, sums_all_words
 from jaxlm.models.recurrent import Params

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, dataclass_transform
 
 import jax
 
-from jaxlm.fields import Section, specs
+from jaxlm.base.fields import Section, specs
 
 Base = TypeVar("Base", bound=Section)
 Kind = TypeVar("Kind", bound=type[Section])

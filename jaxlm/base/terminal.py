@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import unquote
 
-from jaxlm.packaged import as_named
+from jaxlm.base.packaged import as_named
 
 # C0, DEL and C1; line and paragraph separators; bidirectional embeddings, overrides and isolates
 # (CVE-2021-42574); lone surrogates, which stand for the bytes of file names that are not UTF-8; and

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxlm.errors import JaxlmError, reason
+from jaxlm.base.errors import JaxlmError, reason
 
 # The names of unfinished files and folders.
 _UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)

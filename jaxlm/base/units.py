@@ -52,7 +52,7 @@ def comparable(nats: float, size: TextSize) -> dict[str, float]:
         nats: The summed nats of the text.
         size: How much text there is.
 
-    >>> from jaxlm.units import TextSize
+    >>> from jaxlm.base.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
     {'bits_per_byte': 2.0, 'bits_per_character': 4.0, 'word_perplexity': 4.0}
 
@@ -75,7 +75,7 @@ def comparable(nats: float, size: TextSize) -> dict[str, float]:
 def comparable_text(numbers: Mapping[str, float]) -> str:
     """The numbers of `comparable` as words; a text without words has no perplexity per word.
 
-    >>> from jaxlm.units import TextSize
+    >>> from jaxlm.base.units import TextSize
     >>> comparable_text(comparable(8 * math.log(2), TextSize(3, 4, 2, 4)))
     '2.0000 bits per byte, 4.0000 per character, perplexity 4.00 per word'
     >>> comparable_text(comparable(8 * math.log(2), TextSize(8, 24, 8, 0)))

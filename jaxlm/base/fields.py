@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxlm.errors import JaxlmError
+from jaxlm.base.errors import JaxlmError
 
 MOST_DIGITS = 400  # characters of a value that a message repeats
 LARGEST_COUNT = 2**31 - 1

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 NAME = "english"
-DIRECTORY = Path(__file__).parent / NAME
+DIRECTORY = Path(__file__).parents[1] / NAME
 
 
 def resolved(run: str | Path) -> Path:

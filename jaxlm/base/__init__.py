@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, fields and kinds, units, the terminal."""
