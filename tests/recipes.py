@@ -65,6 +65,7 @@ MODEL_CASES = (
     | {f"{name}-tied": BASE.replace(model=name, tied=True) for name in MODELS}
     | {
         "two-layers": BASE,
+        "mixed": BASE.replace(model="gru,attention", attention_window=3, tied=True),
         "attention-short": BASE.replace(model="attention", attention_window=3),
         "lstm-skip": BASE.replace(hidden_sizes=(4, 4), skip=True),
         "mogrifier-all": BASE.replace(
@@ -93,6 +94,7 @@ USUAL_MODELS = {*MODELS} | {
     "gated-block",
     "tied-block",
     "attention-short",
+    "mixed",
     "lstm-tied",
     "two-layers",
     "mogrifier-all",
@@ -118,7 +120,7 @@ TRAINED = (
     "lstm",
     "gru",
     "mogrifier",
-    "mlstm",
+    "mlstm,gru",
 )  # by default; every kind is trained by the slow tests
 COVERING = {
     f"{model}-{optimizer}-{schedule}": BASE.replace(
@@ -258,7 +260,7 @@ def parameters(cases, usual):
 
 
 KINDS = parameters(
-    {name: name for name in MODELS}, (*TRAINED, "hawk", "attention")
+    {name: name for name in MODELS}, (*TRAINED, "mlstm", "hawk", "attention")
 )  # by default those that cover a carry's shapes
 
 

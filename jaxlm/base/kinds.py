@@ -16,7 +16,18 @@ Kind = TypeVar("Kind", bound=type[Section])
 
 
 class Kinds(dict[str, type[Base]], Generic[Base]):
-    """The kinds of one sort (models, optimisers, ...) by name, in the order of their definition."""
+    """The kinds of one sort (models, optimisers, ...) by name, in the order of their definition.
+
+    Attributes:
+        of_several: Makes a kind of several, named with commas between; None: there are no such.
+    """
+
+    of_several: Callable[[str], type[Base]] | None = None
+
+    def __missing__(self, name: str) -> type[Base]:
+        if self.of_several and all(part in self for part in name.split(",")):
+            return self.of_several(name)
+        raise KeyError(name)
 
     @dataclass_transform(frozen_default=True)
     def kind(self, name: str) -> Callable[[Kind], Kind]:
@@ -35,14 +46,14 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
         def add(cls: Kind) -> Kind:
             kind: Any = dataclass(frozen=True)(cls)
             kind.kind_name = name
-            _register_pytree(kind)
+            register_pytree(kind)
             self[name] = kind
             return kind
 
         return add
 
 
-def _register_pytree(kind: type) -> None:
+def register_pytree(kind: type) -> None:
     """Makes a dataclass a pytree whose leaves are its numbers.
 
     `jax.tree_util.register_dataclass` will not do: two classes with the same fields have equal

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,9 +90,9 @@ class Config:
     def __post_init__(self) -> None:
         if not isinstance(self.preset, str):
             raise JaxlmError(f"preset takes a text; it is {shown(self.preset)}")
-        for slot, kinds in SECTIONS.items():
+        for slot in SECTIONS:
             section = getattr(self, slot)
-            if type(section) not in kinds.values():
+            if not _is_section(slot, section):
                 object.__setattr__(self, slot, _kind_named(slot, slot, section)())
             else:
                 object.__setattr__(self, slot, checked(section))
@@ -409,12 +410,19 @@ def _chosen_kind(
     section: Any,
 ) -> tuple[type, dict[str, Any]]:
     """A chosen kind (a section of it, or its name) and the values that it begins with."""
-    if type(choice) in SECTIONS[slot].values():
+    if _is_section(slot, choice):
         return type(choice), dict(vars(choice))
     kind = _kind_named(slot, slot, choice)
     if kind is type(section):
         return kind, dict(vars(section))
     return kind, carried_over(section, kind)[0]
+
+
+def _is_section(slot: str, value: Any) -> bool:
+    """Whether a value is a section of the slot, of one of its kinds."""
+    with suppress(KeyError):
+        return type(value) is SECTIONS[slot][getattr(value, "kind_name", "")]
+    return False
 
 
 def _kind_named(
@@ -425,9 +433,10 @@ def _kind_named(
     """The kind of a name. Where there is none, raises JaxlmError about what the label names."""
     if slot not in KINDS:
         raise JaxlmError(f"{label} takes a section of the config; it is {shown(name)}")
-    if not isinstance(name, str) or name not in KINDS[slot]:
-        raise JaxlmError(f"{label} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
-    return KINDS[slot][name]
+    if isinstance(name, str):
+        with suppress(KeyError):
+            return KINDS[slot][name]
+    raise JaxlmError(f"{label} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
 
 
 def _kinds_with(name: str) -> tuple[str, list[str]]:

@@ -130,13 +130,9 @@ def draw_noise(
         return Noise()
     steps = 1 if model.locked_dropout else steps
     layers = tuple(enumerate(model.hidden_sizes))
-    cells = tuple(enumerate(model.cell_sizes))
+    cells = tuple(enumerate(zip(model.layers, model.cell_sizes, strict=True)))
     keep_feed_forward = model.keep_output if model.feed_forward_size else None
     keep_features = model.keep_last_output if model.drops_features else None
-    # A kind without one of these fields drops nothing there.
-    keep_weights = getattr(model, "keep_recurrent_weights", None)
-    keep_state = getattr(model, "keep_state", None)
-    keep_update = getattr(model, "keep_update", None)
 
     def folded(*places: int) -> PRNGKeyArray:
         return reduce(jax.random.fold_in, places, key)
@@ -160,6 +156,13 @@ def draw_noise(
         if mask is None:
             return None
         return mask[0]
+
+    def of_cells(name: str, place: int) -> tuple[Mask, ...]:
+        """A kind without the field drops nothing there."""
+        return tuple(
+            for_all_steps(getattr(kind, name, None), width, place, layer)
+            for layer, (kind, width) in cells
+        )
 
     def for_all_rows(
         keep: Keep,
@@ -186,12 +189,17 @@ def draw_noise(
         features=units(keep_features, model.hidden_sizes[-1], _FEATURES),
         words=for_all_rows(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
         recurrent_weights=tuple(
-            for_all_rows(keep_weights, (width, model.gates * width), _RECURRENT_WEIGHTS, layer)
-            for layer, width in cells
+            for_all_rows(
+                getattr(kind, "keep_recurrent_weights", None),
+                (width, kind.gates * width),
+                _RECURRENT_WEIGHTS,
+                layer,
+            )
+            for layer, (kind, width) in cells
         ),
-        states=tuple(for_all_steps(keep_state, width, _STATES, layer) for layer, width in cells),
+        states=of_cells("keep_state", _STATES),
         latents=units(model.keep_latent, max(model.experts, 1) * model.kernel_width, _LATENTS),
-        updates=tuple(for_all_steps(keep_update, width, _UPDATES, layer) for layer, width in cells),
+        updates=of_cells("keep_update", _UPDATES),
         carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,
     )

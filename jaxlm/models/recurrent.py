@@ -284,6 +284,11 @@ class Recurrent(Section):
         """
         raise NotImplementedError
 
+    @property
+    def layers(self) -> list["Recurrent"]:
+        """Each layer's model, whose kind may be another one's in a mixed stack (`mixed.py`)."""
+        return [self] * len(self.hidden_sizes)
+
     def layer_scale(self, width: int) -> Scalar | float:
         """The largest initial value: init_scale, or 1 / sqrt(width) as PyTorch begins."""
         if self.torch_init:

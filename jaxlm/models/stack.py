@@ -1,4 +1,4 @@
-"""The recurrent language model: an embedding, a stack of layers of one kind, and a head.
+"""The recurrent language model: an embedding, a stack of layers, and a head.
 
 The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of each layer or block
     (`block.py`); `softmax`, the head's (`heads.py`); after blocks `norm` [H], and before them with
@@ -64,9 +64,10 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
         "softmax": init_head(model, kernel_key, bias_key),
     }
     if model.block == "plain":
-        layers = map(model.init_layer, layer_keys, widths, model.hidden_sizes)
+        shapes = zip(model.layers, layer_keys, widths, model.hidden_sizes, strict=False)
+        layers = [layer.init_layer(key, inputs, width) for layer, key, inputs, width in shapes]
     else:
-        layers = map(partial(init_block, model), layer_keys, model.hidden_sizes)
+        layers = map(init_block, model.layers, layer_keys, model.hidden_sizes)
         H = model.hidden_sizes[-1]
         params["norm"] = jnp.ones(H)
         if model.projection:
@@ -91,8 +92,11 @@ def zero_carry(
     Returns:
         One state a layer.
     """
-    zero = model.zero_state if model.block == "plain" else partial(zero_block_state, model)
-    return tuple(zero(batch_size, width, dtype) for width in model.hidden_sizes)
+    carry = []
+    for layer, width in zip(model.layers, model.hidden_sizes, strict=True):
+        zero = layer.zero_state if layer.block == "plain" else partial(zero_block_state, layer)
+        carry.append(zero(batch_size, width, dtype))
+    return tuple(carry)
 
 
 def embed(params: Params, tokens: Int[Array, "T B"]) -> Embedded:
@@ -200,7 +204,8 @@ def last_outputs(
     for place, (layer, state, weights, kept, updated, kept_output) in enumerate(by_layer):
         layer = drop_weights(model, weights, layer)
         read = dropped
-        raw, state = model.apply_layer(layer, read, state, CellNoise(kept, updated), length)
+        cell = model.layers[place]
+        raw, state = cell.apply_layer(layer, read, state, CellNoise(kept, updated), length)
         outputs.append(raw)
         if model.skip and place == len(carry) - 1:
             raw = sum(outputs[:-1], raw)
@@ -235,12 +240,12 @@ def _through_blocks(
         noise.outputs,
         noise.feed_forwards,
     )
-    for layer, state, weights, kept, updated, *outputs in zip_longest(
-        params["layers"], carry, *masks
-    ):
+    by_layer = zip_longest(params["layers"], carry, *masks)
+    for place, (layer, state, weights, kept, updated, *outputs) in enumerate(by_layer):
         layer = {**layer, "cell": drop_weights(model, weights, layer["cell"])}
         kept_within = BlockNoise(CellNoise(kept, updated), *outputs)
-        x, state = apply_block(model, layer, x, state, kept_within, length, dtype)
+        block = model.layers[place]
+        x, state = apply_block(block, layer, x, state, kept_within, length, dtype)
         new_carry.append(state)
     raw = block_norm(model, params["norm"], x).astype(dtype)
     return raw, apply_mask(raw, noise.features, model.keep_last_output), tuple(new_carry)

@@ -64,10 +64,12 @@ class Muon(Adaptive):
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
         """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
+        layers = model.layers
 
         def orthogonal(path: Any, kernel: jax.Array) -> jax.Array:
-            counts = {**dict.fromkeys(block.KERNELS, 1), **model.kernel_gates}
-            count = counts.get(path[-1].key, model.gates)
+            layer = layers[path[1].idx]
+            counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
+            count = counts.get(path[-1].key, layer.gates)
             gates = orthogonalized(
                 jnp.stack(jnp.split(kernel, count, 1)),
                 self.newton_schulz_steps,

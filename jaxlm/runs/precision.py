@@ -102,8 +102,8 @@ def largest_product(config: Config) -> tuple[int, int, int]:
     tokens = config.train.longest * config.train.rows_of_gradient
     products = [(tokens, model.kernel_width, model.vocab_size)]
     inputs = model.embedding_size
-    for width in model.cell_sizes:
-        products.append((tokens, inputs, model.gates * width))
+    for layer, width in zip(model.layers, model.cell_sizes, strict=True):
+        products.append((tokens, inputs, layer.gates * width))
         inputs = width
     products.append((tokens, inputs, model.feed_forward_size))
     M, K, N = max(products, key=math.prod)
