@@ -612,9 +612,9 @@ def test_a_shared_study_is_shown_at_most_every_thirty_seconds(tmp_path, monkeypa
     monkeypatch.setattr("jaxlm.sweeps.supervisor.time.monotonic", lambda: clock[0])
     for shared, looks in ((True, 2), (False, 5)):
         shown: list[Any] = []
-        study: Any = SimpleNamespace(shared=shared, records=list)
+        study: Any = SimpleNamespace(shared=shared, records=list, plan=PLAN, folder=tmp_path)
         view: Any = SimpleNamespace(show=shown.append)
-        session = _Session(PLAN, study, tmp_path, True, view, None)
+        session = _Session(study, True, view, None)
         for seconds in (0, 1, 28, 2, 5):
             clock[0] += seconds
             session.look_when_due()

@@ -10,10 +10,7 @@ import hashlib
 import io
 import json
 import re
-import struct
-import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
+import sentencepiece
 from flax.serialization import to_state_dict
 from jinja2 import StrictUndefined, Template
 
@@ -45,7 +43,6 @@ CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
 WHITE_SPACE = "\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 NEWLINES = ("\n", "\u010a", "<0x0A>")  # its names in a tokenizer.json
 _UNIGRAM = 1  # the model type of a SentencePiece model; else BPE
-_CONTROL = (2, 3)  # types of SentencePiece's pieces that no text spells: unknown, control
 
 
 def export_hub(
@@ -250,7 +247,7 @@ def _tokenizer(
     if normalized and isinstance(vocab.tokens, Subwords) and not _is_json(vocab):
         normalizers.append(_replace("\n", "\ue000"))  # SentencePiece's rules may make it a space
     if data.lowercase:
-        normalizers = [_final_sigma(), {"type": "Lowercase"}, *normalizers]
+        normalizers = [_FINAL_SIGMA, {"type": "Lowercase"}, *normalizers]
     added = [
         {
             "id": place,
@@ -287,34 +284,13 @@ def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
 
 
-@cache
-def _final_sigma() -> dict[str, Any]:
-    """What makes a capital sigma at a word's end the letter that `str.lower` makes of it.
-
-    `tokenizers` knows no final sigma. It is one where a cased letter stands before it and none
-    behind it, letters that case ignores left out (Unicode 3.13); `str.lower` tells which are which.
-    """
-    letters = [chr(code) for code in range(sys.maxunicode + 1)]
-    cased = {letter for letter in letters if f"{letter}Σ".lower().endswith("ς")}
-    ignored = {letter for letter in letters if f"A{letter}Σ".lower().endswith("ς")} - cased
-    return _replace(
-        f"{_char_class(cased)}{_char_class(ignored)}*\\KΣ"
-        f"(?!{_char_class(ignored)}*{_char_class(cased)})",
-        "ς",
-    )
-
-
-def _char_class(letters: set[str]) -> str:
-    """A regular expression for one of these letters."""
-    ranges: list[list[int]] = []
-    for code in sorted(map(ord, letters)):
-        if ranges and ranges[-1][1] == code - 1:
-            ranges[-1][1] = code
-        else:
-            ranges.append([code, code])
-    return "[" + "".join(f"\\x{{{low:x}}}-\\x{{{high:x}}}" for low, high in ranges) + "]"
-
-
+# A capital sigma at a word's end, as `str.lower` lowers it: `tokenizers` knows no final sigma. It
+# stands behind a cased letter and before none, letters that case ignores left out (Unicode 3.13).
+_CASED = r"[\p{Cased}&&\P{Case_Ignorable}]"
+_FINAL_SIGMA = _replace(
+    rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})",
+    "ς",
+)
 _NEWLINES = _replace("\r\n?", "\n")
 _LINES = {
     "eos": (),
@@ -366,35 +342,34 @@ def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _is_json(vocab: Vocab) -> bool:
-    return isinstance(vocab.tokens, Subwords) and vocab.tokens.model[:1] == b"{"
+    return isinstance(vocab.tokens, Subwords) and vocab.tokens.is_json
 
 
 def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    """What `tokenizers` needs of a SentencePiece model: its message ModelProto.
+    """What `tokenizers` needs of a SentencePiece model.
 
-    Pieces are written with plain spaces, so that a text's own U+2581 is a letter like others. The
-    fields that are read are pieces = 1 {score = 2, type = 3}, trainer_spec = 2 {model_type = 3} and
-    normalizer_spec = 3 {precompiled_charsmap = 2}.
+    Pieces are written with plain spaces, so that a text's own U+2581 is a letter like others. Of
+    its message ModelProto, trainer_spec = 2 {model_type = 3} and normalizer_spec = 3
+    {precompiled_charsmap = 2} are read here, which the library does not tell.
     """
     assert isinstance(vocab.tokens, Subwords)
     ids = {name.replace(SPACE, " "): place for name, place in ids.items()}
-    proto = _message_fields(vocab.tokens.model)
-    pieces = [_message_fields(piece) for piece in proto[1]]
-    scores = {}
-    for name, piece in zip(ids, pieces, strict=True):
-        (scores[name],) = struct.unpack("<f", piece.get(2, [bytes(4)])[-1])
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.tokens.model)
+    scores = {name: pieces.GetScore(place) for name, place in ids.items()}
     model: dict[str, Any] = {
         "unk_token": vocab.tokens.unknown,
         "fuse_unk": True,
         "byte_fallback": True,
     }
+    proto = _message_fields(vocab.tokens.model)
     trainer = _message_fields(b"".join(proto.get(2, [])))
     if trainer.get(3, [_UNIGRAM])[-1] == _UNIGRAM:
         named = []
-        for name, piece in zip(ids, pieces, strict=True):
-            unspelled = piece.get(3, [1])[-1] in _CONTROL and name != "\n"
+        for name, place in ids.items():
+            unspelled = pieces.IsUnknown(place) or pieces.IsControl(place)
             # No text spells a piece with a noncharacter.
-            named.append((f"\ufdd0{name}" if unspelled else name, scores[name]))
+            prefix = "\ufdd0" if unspelled and name != "\n" else ""
+            named.append((prefix + name, scores[name]))
         model |= {"type": "Unigram", "vocab": named, "unk_id": vocab.unknown_id}
     else:
         merges = []

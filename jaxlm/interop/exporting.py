@@ -220,59 +220,79 @@ def to_sherpa(model: LanguageModel) -> dict[str, bytes]:
         )
     graph = _graph(model)
     (width,) = widths
-    layers = len(config.hidden_sizes)
-    states = {name: [f"{name}_{k}" for k in range(layers)] for name in "hc"}
-    weights = {
-        **graph.weights,
-        "row": np.array([1], np.int64),
-        "width": np.array([width], np.int64),
-        "end": np.array([[model.vocab.eos]], np.int64),
-        "zero": np.array(0, np.int64),
-        "one": np.array(1, np.int64),
-        "nothing": np.array(0, np.float32),
-        "last": np.array([2], np.int64),
-    }
-    log_p = ["log_p = LogSoftmax <axis = -1> (logits)", "y = Transpose <perm = [1, 0, 2]> (log_p)"]
-    read = ["count = Shape (x_lens)", "column = Concat <axis = 0> (count, row)"]
-    read += ["ends = Expand (end, column)", "sentences = Concat <axis = 1> (ends, x)"]
-    read += ["tokens = Transpose <perm = [1, 0]> (sentences)"]
-    read += ["shape = Concat <axis = 0> (row, count, width)", "state = ConstantOfShape (shape)"]
-    read += [f"{name} = Identity (state)" for names in states.values() for name in names]
-    scored = ["padded = Concat <axis = 1> (x, ends)", "size = Shape (padded)"]
-    scored += ["steps = Gather <axis = 0> (size, one)", "places = Range (zero, steps, one)"]
-    scored += ["lengths = Unsqueeze (x_lens, row)", "is_end = Equal (places, lengths)"]
-    scored += ["targets = Where (is_end, end, padded)", "index = Unsqueeze (targets, last)"]
-    scored += ["picked = GatherElements <axis = 2> (y, index)", "found = Squeeze (picked, last)"]
-    scored += ["counted = LessOrEqual (places, lengths)"]
-    scored += ["kept = Where (counted, found, nothing)"]
-    scored += ["sum = ReduceSum <keepdims = 0> (kept, row)", "nll = Neg (sum)"]
-    offline = _Graph(
-        ["int64[N, L] x", "int64[N] x_lens"],
-        ["float[N] nll"],
-        [*read, *graph.nodes, *log_p, *scored],
-        weights,
-    )
-    split = [f"{', '.join(names)} = Split <axis = 0> ({name})" for name, names in states.items()]
-    joined = []
-    for name, names in states.items():
-        after = ", ".join(f"{one}_out" for one in names)
-        joined.append(f"next_{name} = Concat <axis = 0> ({after})")
-    online = _Graph(
-        ["int64[N, T] x", *(f"float[{layers}, N, {width}] {name}" for name in states)],
-        [
-            f"float[N, T, {len(model.vocab)}] y",
-            *(f"float[{layers}, N, {width}] next_{name}" for name in states),
+    layers = range(len(config.hidden_sizes))
+    begin = "\n".join(f"h_{k} = Identity (zeros)\nc_{k} = Identity (zeros)" for k in layers)
+    offline = graph._replace(
+        inputs=["int64[N, L] x", "int64[N] x_lens"],
+        outputs=["float[N] nll"],
+        nodes=[
+            _SENTENCES.format(end=model.vocab.eos, width=width),
+            begin,
+            *graph.nodes,
+            _LOG_P,
+            _NLL,
         ],
-        ["tokens = Transpose <perm = [1, 0]> (x)", *split, *graph.nodes, *log_p, *joined],
-        graph.weights,
     )
-    about = {"num_layers": layers, "hidden_size": width, "sos_id": model.vocab.eos}
+    online = graph._replace(
+        inputs=["int64[N, T] x"],
+        outputs=[f"float[N, T, {len(model.vocab)}] y"],
+        nodes=["tokens = Transpose <perm = [1, 0]> (x)", *graph.nodes, _LOG_P],
+    )
+    for state in "hc":
+        before = ", ".join(f"{state}_{k}" for k in layers)
+        after = ", ".join(f"{state}_{k}_out" for k in layers)
+        online.inputs.append(f"float[{len(layers)}, N, {width}] {state}")
+        online.outputs.append(f"float[{len(layers)}, N, {width}] next_{state}")
+        online.nodes.insert(0, f"{before} = Split <axis = 0> ({state})")
+        online.nodes.append(f"next_{state} = Concat <axis = 0> ({after})")
+    about = {"num_layers": len(layers), "hidden_size": width, "sos_id": model.vocab.eos}
     tokens = [f"{word} {place}\n" for place, word in enumerate(model.vocab.words)]
     return {
         "lm.onnx": _program(offline, {}),
         "online-lm.onnx": _program(online, {name: str(value) for name, value in about.items()}),
         "tokens.txt": "".join(tokens).encode(),
     }
+
+
+# What `to_sherpa` puts around a graph, which reads `tokens` [T, N] and gives `logits` [T, N, V].
+# First: <eos> before each of the sentences x [N, L], and a state of zeros.
+_SENTENCES = """
+row = Constant <value_ints = [1]> ()
+width = Constant <value_ints = [{width}]> ()
+end = Constant <value = int64[1, 1] {{{end}}}> ()
+count = Shape (x_lens)
+column = Concat <axis = 0> (count, row)
+ends = Expand (end, column)
+sentences = Concat <axis = 1> (ends, x)
+tokens = Transpose <perm = [1, 0]> (sentences)
+shape = Concat <axis = 0> (row, count, width)
+zeros = ConstantOfShape (shape)
+"""
+_LOG_P = """
+log_p = LogSoftmax <axis = -1> (logits)
+y = Transpose <perm = [1, 0, 2]> (log_p)
+"""
+# Sums each sentence's nats, those of the <eos> after it included.
+_NLL = """
+zero = Constant <value_int = 0> ()
+one = Constant <value_int = 1> ()
+last = Constant <value_ints = [2]> ()
+nothing = Constant <value_float = 0.0> ()
+padded = Concat <axis = 1> (x, ends)
+size = Shape (padded)
+steps = Gather <axis = 0> (size, one)
+places = Range (zero, steps, one)
+lengths = Unsqueeze (x_lens, row)
+is_end = Equal (places, lengths)
+targets = Where (is_end, end, padded)
+index = Unsqueeze (targets, last)
+picked = GatherElements <axis = 2> (y, index)
+picked_log_p = Squeeze (picked, last)
+counts = LessOrEqual (places, lengths)
+counted = Where (counts, picked_log_p, nothing)
+sum = ReduceSum <keepdims = 0> (counted, row)
+nll = Neg (sum)
+"""
 
 
 class _Graph(NamedTuple):
@@ -319,11 +339,13 @@ def _graph(model: LanguageModel) -> _Graph:
     weights = {
         "embedding": as_array(model.params["embedding"]),
         "bias": as_array(model.params["softmax"]["bias"]),
-        "direction": np.array([1], np.int64),
     }
     inputs = ["int64[T, B] tokens"]
     outputs = [f"float[T, B, {len(model.vocab)}] logits"]
-    nodes = ["x_0 = Gather <axis = 0> (embedding, tokens)"]
+    nodes = [
+        "direction = Constant <value_ints = [1]> ()",  # the axis of a layer's directions
+        "x_0 = Gather <axis = 0> (embedding, tokens)",
+    ]
     for k, layer in enumerate(layers):
         width = layer["weight_hh"].shape[1]
         names = [f"{state}_{k}" for state in node.states]
@@ -338,7 +360,7 @@ def _graph(model: LanguageModel) -> _Graph:
         read = f"x_{k}, W_{k}, R_{k}, biases_{k}, {lengths}, {', '.join(names)}"
         options = f"hidden_size = {width}{node.options}"
         nodes.append(f"y_{k}, {after} = {node.name} <{options}> ({read})")
-        nodes.append(f"x_{k + 1} = Squeeze (y_{k}, direction)")  # its axis of directions
+        nodes.append(f"x_{k + 1} = Squeeze (y_{k}, direction)")
     if model.config.model.tied:
         nodes.append("kernel = Transpose <perm = [1, 0]> (embedding)")
     else:

@@ -1,7 +1,7 @@
 """Curves of runs, from their metrics alone: perplexities, gradient norms and learning rates."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Results:
     tests: Sequence[Row]
     bptt_length: int  # the steps of a window whose line does not say otherwise
     tokens: str = field(default="words", kw_only=True)  # words, characters, bytes or subwords
+    # Seconds and words_per_second of each epoch.
+    timing: Mapping[int, Row] = field(default_factory=dict, kw_only=True)
 
     @property
     def valid_perplexity(self) -> float:
@@ -175,42 +177,39 @@ def _draw_run(
 ) -> list[np.ndarray]:
     """Draws a run in its colour, or in one for each split if it is alone; the values drawn."""
     colours = PALETTE[:3] if colour is None else (colour,) * 3
-    epochs = np.array([row["epoch"] for row in run.epochs], float)
-    train, valid = (
-        run.measured([row.get(f"{split}_perplexity", math.nan) for row in run.epochs])
-        for split in ("train", "valid")
-    )
-    test = run.measured([run.test_perplexity()])
     if colour is None:
         x, perplexities = window_series(run, "perplexity")
         axes.plot(x, run.measured(perplexities), color=PALETTE[0], alpha=0.3, linewidth=1)
+    epochs = [row["epoch"] for row in run.epochs]
+    train = [row.get("train_perplexity", math.nan) for row in run.epochs]
+    valid = [row.get("valid_perplexity", math.nan) for row in run.epochs]
     splits = [
         ("train", epochs, train, "^--"),
         ("validation", epochs, valid, "o-"),
-        ("test", np.array([run.end()]), test, "D"),
+        ("test", [run.end()], [run.test_perplexity()], "D"),
     ]
-    for (split, x, y, style), own_colour in zip(splits, colours, strict=True):
+    drawn = []
+    for (split, x, perplexities, style), own_colour in zip(splits, colours, strict=True):
+        y = run.measured(perplexities)
         known = np.isfinite(y)
+        drawn.append(y)
         titles = [
             f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
-            for epoch, value in zip(x[known], y[known], strict=True)
+            for epoch, value in zip(np.array(x)[known], y[known], strict=True)
         ]
-        (line,) = axes.plot(
-            x[known], y[known], style, color=own_colour, markersize=5, gid=marks(titles)
-        )
+        (line,) = axes.plot(x, y, style, color=own_colour, markersize=5, gid=marks(titles))
         if known.any() and colour is None:
-            digits = 2 if measure_name(run.tokens) == "perplexity" else 4
-            line.set_label(f"{split} {y[-1]:.{digits}f}")
+            line.set_label(f"{split} {measure_text(perplexities[-1], run.tokens)}")
         elif known.any() and split == "validation":
             line.set_label(label(run.name))
-    estimated = np.array([bool(row.get("train_estimated")) for row in run.epochs], bool)
-    if estimated.any():
-        (line,) = axes.plot(
-            epochs[estimated], train[estimated], "^", color=colours[0], mfc="white", markersize=5
-        )
+    estimated = [row for row in run.epochs if row.get("train_estimated")]
+    if estimated:
+        y = run.measured([row["train_perplexity"] for row in estimated])
+        (line,) = axes.plot([row["epoch"] for row in estimated], y, "^", color=colours[0])
+        line.set(markerfacecolor="white", markersize=5)
         if colour is None:
             line.set_label("train, estimated from the words drawn")
-    return [train, valid, test]
+    return drawn
 
 
 def draw_windows(
@@ -236,6 +235,26 @@ def draw_windows(
         )
     axes.set(ylabel=name.replace("_", " ").replace("grad ", "gradient "))
     log_axis(axes, "y")
+    epoch_axis(axes, runs)
+
+
+def draw_speeds(axes: Any, runs: Sequence[Results]) -> None:
+    """Draws how many tokens a second each run's epochs trained.
+
+    Args:
+        axes: Where to draw.
+        runs: At least one, all of one kind of token.
+    """
+    tokens = runs[0].tokens
+    for place, run in enumerate(runs):
+        epochs = sorted(run.timing)
+        speeds = [run.timing[epoch]["words_per_second"] for epoch in epochs]
+        titles = [
+            f"{run.name}, epoch {epoch}: {speed:,.0f} {tokens}/s"
+            for epoch, speed in zip(epochs, speeds, strict=True)
+        ]
+        axes.plot(epochs, speeds, "o-", color=PALETTE[place % len(PALETTE)], gid=marks(titles))
+    axes.set(ylabel=f"{tokens} per second", ylim=(0, None))
     epoch_axis(axes, runs)
 
 

@@ -5,11 +5,11 @@ The content security policy names the script by its hash and forbids everything 
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.resources import files
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,8 +22,8 @@ from jaxlm.base.terminal import printable
 from jaxlm.base.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, number_text
 from jaxlm.config.config import PRESETS, Config
 from jaxlm.report import live
-from jaxlm.report.curve import Results, Row, draw_perplexities, draw_windows, epoch_axis
-from jaxlm.report.figure import PALETTE, drawable, figure, marks, svg
+from jaxlm.report.curve import Results, draw_perplexities, draw_speeds, draw_windows
+from jaxlm.report.figure import drawable, figure, svg
 from jaxlm.report.live import content_hash
 from jaxlm.report.sweep_plots import (
     draw_epochs,
@@ -53,7 +53,6 @@ class RunRecord(Results):
     sessions: Sequence[Mapping[str, Any]]
     # (Windows trained, epoch, validation perplexity).
     checkpoints: Sequence[tuple[int, int, float | None]]
-    timing: Mapping[int, Row]  # seconds and words_per_second of each epoch
 
     @property
     def settings(self) -> dict[str, str]:
@@ -133,15 +132,20 @@ def render(
         models: Each of one of the runs.
         sweeps: In any order.
     """
-    page = _Page()
     by_corpus = _grouped(runs, lambda run: str(run.corpus.get("sha256")))
+    maps = (f"map-{place}" for place in count())
+    sections = []
     for place, members in enumerate(by_corpus):
-        page.add_runs(members, place)
+        sections.append(_runs_section(f"runs-{place}", members))
+        names = [run.name for run in members]
         for model in models:
-            if model.run in [run.name for run in members]:
-                page.add_model(f"Model of {model.run}", model)
-    for sweep in sweeps:
-        page.add_sweep(sweep)
+            if model.run in names:
+                sections.append(_model_section(next(maps), f"Model of {model.run}", model))
+    for place, sweep in enumerate(sweeps):
+        sections.append(_sweep_section(f"sweep-{place}", sweep))
+        if sweep.model:
+            title = f"Best model of {sweep.name}"
+            sections.append(_model_section(next(maps), title, sweep.model))
     jinja = Environment(
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
@@ -159,14 +163,18 @@ def render(
         (folder / f"page.{ending}").read_text("utf-8") for ending in ("html", "css", "js")
     )
     hashes = [content_hash(script)]
-    shown = [section["model"] for section in page.sections if section["kind"] == "model"]
-    if any(model.live for model in shown):
+    if any(section["model"].live for section in sections if "model" in section):
         hashes.append(content_hash(live.script()))
     return jinja.from_string(template).render(
         title=title,
-        sections=page.sections,
+        sections=sections,
         corpora=len(by_corpus),
-        payload=finite(page.payload),
+        payload=finite(
+            {
+                "maps": [section["script"] for section in sections if "words" in section["script"]],
+                "sweeps": [section["script"] for section in sections if section.get("axes")],
+            }
+        ),
         most_lines=MOST_LINES,
         most_unknown=MOST_UNKNOWN,
         nan=math.nan,
@@ -176,64 +184,100 @@ def render(
     )
 
 
-class _Page:
-    """The sections of a page, and the data of its script."""
+@contextmanager
+def _picture(
+    section: Section,
+    title: str,
+    width: float = 5.6,
+    height: float = 3.6,
+) -> Iterator[Any]:
+    """The axes of one plot, which becomes the section's picture of this title."""
+    with figure(width, height) as drawn:
+        yield drawn.subplots()
+        section["pictures"][title] = svg(drawn, f"{section['id']} {title}")
 
-    def __init__(self) -> None:
-        self.sections: list[Section] = []
-        self.payload: dict[str, list[dict[str, Any]]] = {"maps": [], "sweeps": []}
 
-    def add_runs(self, runs: list[RunRecord], place: int) -> None:
-        """Adds the runs of one corpus, which is the page's by its place."""
-        rows = [row for run in runs for row in (*run.epochs, *run.tests)]
-        self.sections.append(
-            {
-                "kind": "runs",
-                "title": f"Runs on {runs[0].corpus.get('name', 'its corpus')}",
-                "runs": runs,
-                "tokens": runs[0].tokens,
-                "measure": measure_name(runs[0].tokens),
-                "pictures": _run_pictures(runs[:MOST_LINES], place),
-                "groups": groups(runs),
-                "published": published(runs),
-                "estimated": any(row.get("train_estimated") for row in rows),
-                "floor": any(name.startswith("floor_") for row in rows for name in row),
-            }
-        )
+def _runs_section(name: str, runs: list[RunRecord]) -> Section:
+    """The runs of one corpus."""
+    rows = [row for run in runs for row in (*run.epochs, *run.tests)]
+    tokens = runs[0].tokens
+    section: Section = {
+        "kind": "runs",
+        "id": name,
+        "title": f"Runs on {runs[0].corpus.get('name', 'its corpus')}",
+        "runs": runs,
+        "tokens": tokens,
+        "measure": measure_name(tokens),
+        "pictures": {},
+        "groups": groups(runs),
+        "published": published(runs),
+        "estimated": any(row.get("train_estimated") for row in rows),
+        "floor": any(name.startswith("floor_") for row in rows for name in row),
+        "script": {},
+    }
+    drawn = runs[:MOST_LINES]
+    with _picture(section, "Learning curves", height=3.6 + 0.1 * len(drawn)) as axes:
+        draw_perplexities(axes, drawn, published(drawn))
+        handles, labels = axes.get_legend_handles_labels()
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    for title, series in (("Gradient norm", "grad_norm"), ("Learning rate", "learning_rate")):
+        with _picture(section, title, height=2.4) as axes:
+            draw_windows(axes, drawn, series)
+    if any(run.timing for run in drawn):
+        with _picture(section, f"{tokens.capitalize()} per second", height=2.4) as axes:
+            draw_speeds(axes, drawn)
+    return section
 
-    def add_model(self, title: str, model: ModelView) -> None:
-        """Adds a model, with its map of words."""
-        words = model.word_map
-        name = f"map-{len(self.payload['maps'])}"
-        picture = None
-        if words is not None:
-            near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
-            shown = [printable(word) for word in words.words]
-            self.payload["maps"].append({"id": name, "words": shown, "neighbors": near})
-            with drawn_map(words) as drawn:
-                picture = svg(drawn, name)
-        self.sections.append(
-            {"kind": "model", "title": title, "model": model, "map": picture, "map_id": name}
-        )
 
-    def add_sweep(self, sweep: SweepRecord) -> None:
-        """Adds a sweep, with the model of its best member."""
-        name = f"sweep-{sum(section['kind'] == 'sweep' for section in self.sections)}"
-        measure = sweep.trials[0].measure if sweep.trials else measure_name()
-        section: Section = {"kind": "sweep", "title": f"Sweep {sweep.name}", "sweep": sweep}
-        section["measure"] = measure
-        trials = [
-            trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1], measure)).all()
-        ]
-        pictures = {}
-        axes = []
-        if len(trials) > 1:
-            pictures = _sweep_pictures(trials, name)
-            axes = _filters(trials)
-            self.payload["sweeps"].append({"id": name, "axes": axes})
-        self.sections.append({**section, "sweep_id": name, "axes": axes, "pictures": pictures})
-        if sweep.model:
-            self.add_model(f"Best model of {sweep.name}", sweep.model)
+def _model_section(name: str, title: str, model: ModelView) -> Section:
+    """A model, with its map of words."""
+    words = model.word_map
+    section: Section = {
+        "kind": "model",
+        "id": name,
+        "title": title,
+        "model": model,
+        "map": None,
+        "script": {},
+    }
+    if words is not None:
+        near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
+        shown = [printable(word) for word in words.words]
+        section["script"] = {"id": name, "words": shown, "neighbors": near}
+        with drawn_map(words) as drawn:
+            section["map"] = svg(drawn, name)
+    return section
+
+
+def _sweep_section(name: str, sweep: SweepRecord) -> Section:
+    """A sweep, with pictures of its trials once two have results."""
+    measure = sweep.trials[0].measure if sweep.trials else measure_name()
+    section: Section = {
+        "kind": "sweep",
+        "id": name,
+        "title": f"Sweep {sweep.name}",
+        "sweep": sweep,
+        "measure": measure,
+        "pictures": {},
+        "axes": [],
+        "script": {},
+    }
+    trials = [
+        trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1], measure)).all()
+    ]
+    if len(trials) < 2:
+        return section
+    section["axes"] = _filters(trials)
+    section["script"] = {"id": name, "axes": section["axes"]}
+    fields = list(trials[0].values)
+    with _picture(section, "Parallel coordinates", max(5.6, 1.6 * len(fields) + 2)) as axes:
+        draw_parallel(axes, trials)
+    with _picture(section, "Learning curves") as axes:
+        draw_epochs(axes, trials)
+    for place, field_name in enumerate(fields, 1):
+        with _picture(section, f"{place}: {field_name}", height=3) as axes:
+            draw_slice(axes, trials, field_name)
+    return section
 
 
 def _grouped(values: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
@@ -330,70 +374,6 @@ def rounded(value: float | None, digits: int = 4) -> str:
     if abs(value) < 1e6:
         return f"{float(f'{value:.{digits}g}'):,g}"
     return f"{value:.3g}"
-
-
-def _picture(
-    name: str,
-    draw: Callable[[Any], object],
-    width: float = 5.6,
-    height: float = 3.6,
-) -> str:
-    """One plot as SVG; `draw` is given its axes."""
-    with figure(width, height) as drawn:
-        draw(drawn.subplots())
-        return svg(drawn, name)
-
-
-def _run_pictures(runs: Sequence[RunRecord], place: int) -> dict[str, str]:
-    tokens = runs[0].tokens
-
-    def perplexities(axes: Any) -> None:
-        draw_perplexities(axes, runs, published(runs))
-        handles, labels = axes.get_legend_handles_labels()
-        axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
-
-    def speed(axes: Any) -> None:
-        for rank, run in enumerate(runs):
-            epochs = sorted(run.timing)
-            values = [run.timing[epoch]["words_per_second"] for epoch in epochs]
-            titles = [
-                f"{run.name}, epoch {epoch}: {value:,.0f} {tokens}/s"
-                for epoch, value in zip(epochs, values, strict=True)
-            ]
-            style = {"color": PALETTE[rank % len(PALETTE)], "gid": marks(titles)}
-            axes.plot(epochs, values, "o-", **style)
-        axes.set(ylabel=f"{tokens} per second", ylim=(0, None))
-        epoch_axis(axes, runs)
-
-    def series(name: str) -> Callable[[Any], None]:
-        return lambda axes: draw_windows(axes, runs, name)
-
-    height = 3.6 + 0.1 * len(runs)
-    pictures = {
-        "Learning curves": _picture(f"curves {place}", perplexities, height=height),
-        "Gradient norm": _picture(f"norms {place}", series("grad_norm"), height=2.4),
-        "Learning rate": _picture(f"rates {place}", series("learning_rate"), height=2.4),
-    }
-    if any(run.timing for run in runs):
-        title = f"{tokens.capitalize()} per second"
-        pictures[title] = _picture(f"speed {place}", speed, height=2.4)
-    return pictures
-
-
-def _sweep_pictures(trials: Sequence[Trial], name: str) -> dict[str, str]:
-    """The pictures of at least two trials: of all fields, of the epochs, of each field."""
-    fields = list(trials[0].values)
-    wide = max(5.6, 1.6 * len(fields) + 2)
-    pictures = {
-        "Parallel coordinates": _picture(
-            f"{name} all", partial(draw_parallel, trials=trials), wide
-        ),
-        "Learning curves": _picture(f"{name} epochs", partial(draw_epochs, trials=trials)),
-    }
-    for place, field_name in enumerate(fields):
-        draw = partial(draw_slice, trials=trials, field=field_name)
-        pictures[f"{place + 1}: {field_name}"] = _picture(f"{name} field {place}", draw, height=3)
-    return pictures
 
 
 def _filters(trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -206,13 +206,13 @@ def _draw_scale(
     """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
     axes.axvline(place, color=PALE, linewidth=1)
     x = np.log(scale.places) if scale.log else scale.places
-    _, first = np.unique(x, return_index=True)  # a trial of each value, the least value first
-    order = first[np.isfinite(x[first])]
-    span = np.ptp(x[order]) if len(order) else 0
+    known = x[np.isfinite(x)]
+    span = np.ptp(known) if len(known) else 0
     heights = np.where(np.isnan(x), np.nan, 0.5)
     if span:
-        heights = (x - x[order[0]]) / span
-    named = order if scale.ticks else {*order[:1], *order[-1:]}
-    for rank in named:
-        axes.text(place + 0.03, heights[rank], scale.names[rank], fontsize=8, va="center")
+        heights = (x - known.min()) / span
+    names = dict(zip(heights.tolist(), scale.names, strict=True))
+    for height, name in names.items():
+        if np.isfinite(height) and (scale.ticks or height in (0, 0.5, 1)):
+            axes.text(place + 0.03, height, name, fontsize=8, va="center")
     return heights

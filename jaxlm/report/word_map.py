@@ -184,25 +184,21 @@ def moved_apart(
     low = sizes / 2
     high = np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
-    reach = _of_pairs(np.add, sizes) / 2
+    first, second = np.triu_indices(len(places), 1)
+    reach = (sizes.T[:, first] + sizes.T[:, second]) / 2
     for _ in range(200):
-        gaps = np.abs(_of_pairs(np.subtract, places))
-        i, j = np.nonzero(np.triu((gaps < reach).all(axis=0), 1))
-        if not len(i):
+        gaps = places.T[:, first] - places.T[:, second]
+        touching = np.flatnonzero((np.abs(gaps) < reach).all(axis=0))
+        if not len(touching):
             break
-        gap = places[i] - places[j]
-        overlap = reach[:, i, j].T - np.abs(gap)
+        gap = gaps[:, touching].T
+        overlap = reach[:, touching].T - np.abs(gap)
         narrower = overlap == overlap.min(axis=1, keepdims=True)  # the shorter way out
         push = np.where(gap < 0, -0.5, 0.5) * overlap * narrower
-        np.add.at(places, i, push)
-        np.add.at(places, j, -push)
+        np.add.at(places, first[touching], push)
+        np.add.at(places, second[touching], -push)
         places = np.clip(places, low, high)
     return places
-
-
-def _of_pairs(combine: np.ufunc, values: np.ndarray) -> np.ndarray:
-    """A sum or difference of each two rows [n, 2], as [2, n, n]: NumPy reduces first axes fast."""
-    return np.stack([combine.outer(column, column) for column in values.T])
 
 
 def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, str]:

@@ -53,13 +53,13 @@ class Plan:
             return [params["seed"]]
         return list(range(first, first + self.seeds))
 
-    def point(self, number: int) -> dict[str, Any] | None:
-        """A point of the grid, or a random one, by its number from 0; None if Optuna chooses it."""
+    def point(self, number: int) -> dict[str, Any]:
+        """A point of the grid, or a random one, by its number from 0; {} if Optuna chooses it."""
         if self.strategy == "grid":
             return grid_point(self.space, number)
         if self.strategy == "random":
             return random_point(self.space, self.config.train.seed, number)
-        return None
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON, which `from_json` reads."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -61,6 +62,8 @@ class Study:
 
     Attributes:
         plan: What the sweep is.
+        folder: The sweep's directory.
+        where: The storage: a journal's path, or a database's URL.
         held: The trials that this worker trains, by number.
         shared: Whether other directories may share the study, in a database.
     """
@@ -84,23 +87,24 @@ class Study:
         self.plan = plan
         self.held = dict[int, Claim]()
         self.shared = is_database(where)
-        self._folder = folder
-        self._where = where
+        self.folder = folder
+        self.where = where
         self._last_beat = -math.inf
         self._damaged = set[int]()  # trials that this worker has tried
         self._seen = set[int]()  # unfinished trials of other directories
         self._storage = open_storage(where)
         with database_errors(where):
             optuna = import_optuna()
-            pruners = optuna.pruners
-            if plan.prune == "halving":
-                pruner = pruners.SuccessiveHalvingPruner(min_resource=1)
-            elif plan.prune == "median":
-                pruner = pruners.MedianPruner()
-            else:
-                pruner = pruners.NopPruner()
+            pruners = {
+                "none": optuna.pruners.NopPruner(),
+                "median": optuna.pruners.MedianPruner(),
+                "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
+            }
             self._study = optuna.create_study(
-                storage=self._storage, study_name=NAME, load_if_exists=True, pruner=pruner
+                storage=self._storage,
+                study_name=NAME,
+                load_if_exists=True,
+                pruner=pruners[plan.prune],
             )
             self._study_id = self._storage.get_study_id_from_name(NAME)
             saved = self._study.user_attrs.get("plan")
@@ -116,7 +120,7 @@ class Study:
         if changed:
             other = "database: one holds one sweep" if self.shared else "--run-dir"
             raise JaxlmError(
-                f"the study in {without_password(self._where)} is of another sweep "
+                f"the study in {without_password(self.where)} is of another sweep "
                 f"({'; '.join(changed)}): resume it with its own settings, or take another {other}"
             )
 
@@ -149,18 +153,18 @@ class Study:
     def _claiming(self) -> Iterator[None]:
         """Waits until no other worker of this directory claims. Raises RunDirError."""
         with (
-            explained(RunDirError, f"{self._folder} cannot be used", ELSEWHERE),
-            Folder.open(self._folder) as folder,
+            explained(RunDirError, f"{self.folder} cannot be used", ELSEWHERE),
+            Folder.open(self.folder) as folder,
         ):
             file = folder.append(CLAIM)
-        with file, database_errors(self._where):
+        with file, database_errors(self.where):
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def locks_work(self) -> bool:
         """Whether the claim of one process keeps another from its own. Raises RunDirError."""
         with self._claiming():
-            return excludes_others(self._folder / CLAIM)
+            return excludes_others(self.folder / CLAIM)
 
     def _begin(self, trials: list[Any]) -> Claim | None:
         """Begins a point without a trial; None if there is none, or another directory was quicker.
@@ -198,10 +202,7 @@ class Study:
         self._show_life(number)
         identity = self._id(number)
         point = self.plan.point(_point_of(self._storage.get_trial(identity)))
-        if point is None:
-            self._study.sampler = self._sampler
-        else:
-            self._study.sampler = optuna.samplers.PartialFixedSampler(point, self._sampler)
+        self._study.sampler = optuna.samplers.PartialFixedSampler(point, self._sampler)
         trial = optuna.trial.Trial(self._study, identity)
         for name, values in self.plan.space.items():
             if isinstance(values, optuna.distributions.CategoricalDistribution):
@@ -225,8 +226,8 @@ class Study:
 
     def _own_directory(self, number: int, seed: int | None = None) -> Path:
         """A trial's or a member's directory, made where it is missing; RunDirError for a link."""
-        path = member_dir(self._folder, number, seed, self.plan.seeds)
-        check_below(self._folder, path, ELSEWHERE, create=True)
+        path = member_dir(self.folder, number, seed, self.plan.seeds)
+        check_below(self.folder, path, ELSEWHERE, create=True)
         return path
 
     def note(self, claim: Claim, record: MemberResult) -> None:
@@ -241,7 +242,7 @@ class Study:
         """
         claim.records[record.seed] = record
         values = {name: getattr(record, name) for name in KEPT}
-        with database_errors(self._where):
+        with database_errors(self.where):
             try:
                 claim.trial.set_user_attr(f"seed {record.seed}", values)
             except import_optuna().exceptions.UpdateFinishedTrialError:
@@ -256,7 +257,7 @@ class Study:
         Returns:
             Whether Optuna gives the trial up.
         """
-        with database_errors(self._where):
+        with database_errors(self.where):
             for epoch, value in enumerate(_means(claim.records.values()), 1):
                 claim.trial.report(value, epoch)  # Optuna ignores an epoch that it knows
             return claim.trial.should_prune()
@@ -266,7 +267,7 @@ class Study:
         now = time.time()  # a monotonic clock stands still while the machine sleeps
         if self.shared and abs(now - self._last_beat) > storage.BEAT:
             self._last_beat = now
-            with database_errors(self._where):
+            with database_errors(self.where):
                 waiting = filter(self._is_ours, self._unfinished(self._trials()))
                 for number in (*self.held, *(frozen.number for frozen in waiting)):
                     self._show_life(number)
@@ -294,7 +295,7 @@ class Study:
             if statuses == {"done"}:
                 state = states.COMPLETE
                 value = fmean(record.valid_perplexity for record in claim.records.values())
-            with database_errors(self._where):
+            with database_errors(self.where):
                 self._study.tell(claim.trial, value, state, skip_if_finished=True)
         self.release(claim)
 
@@ -306,7 +307,7 @@ class Study:
     @property
     def ended(self) -> bool:
         """Whether all trials have ended, except those that were found damaged."""
-        with database_errors(self._where):
+        with database_errors(self.where):
             trials = self._trials()
             if self.held or len(self._first_trials(trials)) < self.plan.trials:
                 return False
@@ -323,7 +324,7 @@ class Study:
     def records(self) -> list[MemberResult]:
         """Every member that has begun, by number and seed."""
         records = []
-        with database_errors(self._where):
+        with database_errors(self.where):
             for frozen in self._trials():
                 if not _is_lost(frozen) and frozen.params.keys() == self.plan.space.keys():
                     records += self._records(frozen)
@@ -339,7 +340,7 @@ class Study:
             Shares that sum to 1, by field, the largest first. Empty where scikit-learn is missing,
             or where the trials are too few or too alike.
         """
-        with database_errors(self._where), suppress(ImportError, ValueError, RuntimeError):
+        with database_errors(self.where), suppress(ImportError, ValueError, RuntimeError):
             finished = [frozen for frozen in self._trials() if frozen.state.name == "COMPLETE"]
             if len(finished) < LEAST_TRIALS:
                 return {}
@@ -360,13 +361,13 @@ class Study:
             kept["valid_perplexities"] = tuple(kept.get("valid_perplexities", ()))
             run_dir = None
             if is_ours:
-                run_dir = member_dir(self._folder, frozen.number, seed, self.plan.seeds)
+                run_dir = member_dir(self.folder, frozen.number, seed, self.plan.seeds)
             records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
         return records
 
     def _is_ours(self, frozen: Any) -> bool:
         """Whether the trial's runs are in this directory."""
-        return not self.shared or member_dir(self._folder, frozen.number).exists()
+        return not self.shared or member_dir(self.folder, frozen.number).exists()
 
     def _trials(self) -> list[Any]:
         """All trials as Optuna stores them, by number."""
@@ -412,14 +413,13 @@ def _means(records: Iterable[MemberResult]) -> list[float]:
     lengths = []  # of the members that may still finish an epoch
     for record in records:
         curve = [value for value in record.valid_perplexities if math.isfinite(value)]
-        curves.append(curve)
-        if record.status != "diverged":
+        if record.status == "diverged":
+            curve.append(math.inf)
+        else:
             lengths.append(len(curve))
-    epochs = min(lengths) if lengths else 1 + max(len(curve) for curve in curves)
-    return [
-        fmean(curve[epoch] if epoch < len(curve) else math.inf for curve in curves)
-        for epoch in range(epochs)
-    ]
+        curves.append(curve)
+    epochs = zip_longest(*curves, fillvalue=math.inf)
+    return [fmean(epoch) for epoch in islice(epochs, min(lengths, default=None))]
 
 
 def read_plan(where: str) -> Plan:

@@ -108,14 +108,12 @@ def sweep(
     group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
     # Errors of the space come before a corpus is loaded.
     draft = make_plan(config, space, strategy, trials, seeds, prune, {})
-    if isinstance(corpus, Corpus):
-        _check_fits_memory(corpus, space, workers)
+    given = corpus if isinstance(corpus, Corpus) else None
+    if given:
+        _check_fits_memory(space, workers)
     loaded, text = with_corpus(_fitting(draft), corpus, data_dir)
     loaded, *_ = precision.resolved(loaded)
     plan = _complete(draft, loaded, text)
-    useful = 1
-    if not isinstance(corpus, Corpus):
-        useful = useful_workers(loaded, plan, len(text.train), ram.available())
     with ExitStack() as stack:
         folder = Path(run_dir or stack.enter_context(TemporaryDirectory(prefix="jaxlm-sweep-")))
         where = _where(folder, storage, resume)
@@ -124,34 +122,35 @@ def sweep(
                 dtype = read_plan(where).config.model.compute_dtype
                 plan = replace(plan, config=plan.config.replace(compute_dtype=dtype))
         session = _Session(
-            plan,
             Study(plan, folder, where),
-            folder,
             run_dir is not None,
             SweepView(lasting_console(quiet)),
             data_dir and os.path.abspath(data_dir),
         )
         session.announce(text)
-        if run_dir and not session.study.locks_work():
+        locked = run_dir is None or session.study.locks_work()
+        if not locked:
             session.view.say(f"!! {without_locks(folder)}")
-            useful = 1
-        if workers is None and useful > 1:
-            session.view.say(
-                f"{useful} processes, one a core: small models train faster so (--workers 1: all "
-                f"in this process)"
-            )
+        if workers is None:
+            workers = 1
+            if locked and given is None:
+                workers = useful_workers(loaded, plan, len(text.train), ram.available())
+            if workers > 1:
+                session.view.say(
+                    f"{workers} processes, one a core: small models train faster so (--workers 1: "
+                    f"all in this process)"
+                )
         options = {"size": group, "vmap": vmap}
         with signals.noted() as session.stop:
-            if (workers or useful) > 1:
-                how = {**options, "workers": workers or useful, "quiet": quiet}
-                session.start_workers(where, data_dir, how)
+            if workers > 1:
+                session.start_workers({**options, "workers": workers, "quiet": quiet})
             else:
                 Worker(
                     session.study,
-                    text if isinstance(corpus, Corpus) else None,
+                    given,
                     data_dir,
                     **options,
-                    kept=run_dir is not None,
+                    kept=session.kept,
                     stopped=lambda: session.stop.signal,
                     show=session.look,
                     say=session.view.say,
@@ -159,11 +158,7 @@ def sweep(
         return session.finish(text)
 
 
-def _check_fits_memory(
-    corpus: Corpus,
-    space: Mapping[str, Any],
-    workers: int | None,
-) -> None:
+def _check_fits_memory(space: Mapping[str, Any], workers: int | None) -> None:
     """Raises JaxlmError for what a corpus that is given as an object cannot have."""
     if (workers or 1) > 1:
         raise JaxlmError(
@@ -203,10 +198,8 @@ def _complete(
 class _Session:
     """A sweep in progress, as the process that was asked for it sees it."""
 
-    plan: Plan
     study: Study
-    folder: Path
-    kept: bool  # whether the folder stays
+    kept: bool  # whether the study's folder stays
     view: SweepView
     data_dir: str | None
     stop: signals.Stop = field(default_factory=signals.Stop)
@@ -214,7 +207,7 @@ class _Session:
 
     def announce(self, text: Corpus) -> None:
         """Says what is trained, and what of it does not compare."""
-        plan = self.plan
+        plan = self.study.plan
         for note in text.notes:
             self.view.say(f"!! {note}")
         if plan.space.keys() & TOKEN_FIELDS:
@@ -229,16 +222,18 @@ class _Session:
         trials = f"{plan.trials} trials"
         if plan.seeds > 1:
             trials += f" of {plan.seeds} seeds"
-        place = self.folder if self.kept else "a temporary directory"
+        place = self.study.folder if self.kept else "a temporary directory"
         self.view.say(f"{text.name}: {trials} ({plan.strategy}) in {place}")
 
     def results(self) -> Sweep:
         """The results so far."""
+        config = self.study.plan.config
         members = self.study.records()
+        folder = self.study.folder
         if not self.kept:
+            folder = None
             members = [replace(member, run_dir=None) for member in members]
-        folder = self.folder if self.kept else None
-        return Sweep(self.plan.config, members, folder, self.stop.signal, self.data_dir)
+        return Sweep(config, members, folder, self.stop.signal, self.data_dir)
 
     def look(self) -> None:
         """Shows what is new."""
@@ -250,38 +245,34 @@ class _Session:
             self.next_look = time.monotonic() + LONGEST_POLL
             self.look()
 
-    def start_workers(
-        self,
-        where: str,
-        data_dir: str | Path | None,
-        how: dict[str, Any],
-    ) -> None:
-        """Starts worker processes, and waits until they have ended."""
+    def start_workers(self, how: dict[str, Any]) -> None:
+        """Starts worker processes with options of `join`, and waits until they have ended."""
+        study = self.study
         how = {**how, "parent": os.getpid()}
         # -P: no code of the current folder is imported.
         command = [sys.executable, "-P", "-c", MAIN, "sweep"]
-        command += [f"--run-dir={self.folder}", f"--as-worker={json.dumps(how)}"]
-        if data_dir is not None:
-            command.append(f"--data-dir={data_dir}")
+        command += [f"--run-dir={study.folder}", f"--as-worker={json.dumps(how)}"]
+        if self.data_dir is not None:
+            command.append(f"--data-dir={self.data_dir}")
         environment = {**os.environ}
-        if self.study.shared:  # its URL may have a password, and command lines are for all to see
-            environment[STORAGE] = where
+        if study.shared:  # its URL may have a password, and command lines are for all to see
+            environment[STORAGE] = study.where
         failure = supervise(
             command,
             environment,
             how["workers"],
-            self.folder,
+            study.folder,
             self.stop,
             self.look_when_due,
             self.view.say,
         )
         if failure is None or self.stop.signal is not None:
             return
-        ended = [record for record in self.study.records() if record.status != "running"]
-        if len(ended) < self.plan.trials * self.plan.seeds:  # damaged ones have ended too
+        ended = [record for record in study.records() if record.status != "running"]
+        if len(ended) < study.plan.trials * study.plan.seeds:  # damaged ones have ended too
             raise JaxlmError(
                 f"every worker ended before the sweep did: what was saved is whole; resume with "
-                f"{flag_text('--run-dir', self.folder)} --resume (the last one: {failure})"
+                f"{flag_text('--run-dir', study.folder)} --resume (the last one: {failure})"
             )
 
     def finish(self, text: Corpus) -> Sweep:
@@ -292,20 +283,19 @@ class _Session:
         """
         results = self.results()
         self.view.show(results)
-        if self.stop.signal is None:
-            results = replace(results, importances=self.study.importances())
-            written = []
-            if self.kept:
-                written = write_sweep(results, self.folder, self.plan.corpus)
-            self.view.summary(results, written)
-            baseline = baseline_text(text, self.plan.config.train.baseline_order)
-            if baseline:
-                self.view.say(baseline)
-        else:
+        if self.stop.signal is not None:
             fate = "nothing is kept"
             if self.kept:
-                fate = f"saved; resume with {flag_text('--run-dir', self.folder)} --resume"
+                fate = f"saved; resume with {flag_text('--run-dir', self.study.folder)} --resume"
             self.view.say(f"stopped by {signal.Signals(self.stop.signal).name}: {fate}")
+            return results
+        results = replace(results, importances=self.study.importances())
+        plan = self.study.plan
+        written = write_sweep(results, self.study.folder, plan.corpus) if self.kept else []
+        self.view.summary(results, written)
+        baseline = baseline_text(text, plan.config.train.baseline_order)
+        if baseline:
+            self.view.say(baseline)
         return results
 
 
