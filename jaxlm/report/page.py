@@ -144,8 +144,8 @@ def render(
     for place, sweep in enumerate(sweeps):
         sections.append(_sweep_section(f"sweep-{place}", sweep))
         if sweep.model:
-            title = f"Best model of {sweep.name}"
-            sections.append(_model_section(next(maps), title, sweep.model))
+            name = f"Best model of {sweep.name}"
+            sections.append(_model_section(next(maps), name, sweep.model))
     jinja = Environment(
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),

@@ -185,9 +185,9 @@ def moved_apart(
     high = np.maximum(area - sizes / 2, sizes / 2)
     places = np.clip(places, low, high)
     first, second = np.triu_indices(len(places), 1)
-    reach = (sizes.T[:, first] + sizes.T[:, second]) / 2
+    reach = np.array([lengths[first] + lengths[second] for lengths in sizes.T]) / 2
     for _ in range(200):
-        gaps = places.T[:, first] - places.T[:, second]
+        gaps = np.array([centres[first] - centres[second] for centres in places.T])
         touching = np.flatnonzero((np.abs(gaps) < reach).all(axis=0))
         if not len(touching):
             break
