@@ -276,22 +276,28 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
         value.
     """
     ends = run.window_ends()
-    count = len(run.windows)
-    if not count:
-        return ends, ends
     first_epoch = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows)
-    starts = np.arange(0, count, max(first_epoch // 30, count // MOST_POINTS, 1))
-    x = ends[np.append(starts[1:], count) - 1]
-    column = "cost" if name == "perplexity" else name
-    values = np.array([row[column] for row in run.windows], float)
-    weights = np.isfinite(values).astype(float)
-    if name == "perplexity":  # a cost is summed over the window's steps
-        weights *= np.array([row.get("steps", run.bptt_length) for row in run.windows], float)
+    size = max(first_epoch // 30, len(ends) // MOST_POINTS, 1)
+    stretches = [run.windows[start : start + size] for start in range(0, len(ends), size)]
+    means = np.array([_mean(rows, name, run.bptt_length) for rows in stretches])
+    x = ends[np.cumsum([len(rows) for rows in stretches], dtype=int) - 1]
     with np.errstate(all="ignore"):
-        sums = np.add.reduceat(np.where(np.isfinite(values), values, 0), starts)
-        means = sums / np.add.reduceat(weights, starts)
         if name == "perplexity":
             return x, drawable(np.exp(means))
-        if name == "learning_rate":
-            means = values[starts]
         return x, np.where(abs(np.log(means)) < 70, means, np.nan)
+
+
+def _mean(
+    rows: Sequence[Row],
+    name: str,
+    bptt_length: int,
+) -> float:
+    """The mean of the finite values of windows; of perplexities the nats a step."""
+    if name == "learning_rate":
+        return rows[0]["learning_rate"]
+    column = "cost" if name == "perplexity" else name
+    known = [row for row in rows if math.isfinite(row[column])]
+    count = len(known)
+    if name == "perplexity":  # a cost is summed over the window's steps
+        count = sum(row.get("steps", bptt_length) for row in known)
+    return sum(row[column] for row in known) / count if count else math.nan

@@ -118,7 +118,6 @@
   });
   window.addEventListener("afterprint", () => { for (const one of opened) one.open = false; });
 
-  payload.maps.forEach(startMap);
-  payload.sweeps.forEach(startSweep);
+  for (const part of payload) (part.kind === "map" ? startMap : startSweep)(part);
   document.documentElement.dataset.ready = "yes";
 })();

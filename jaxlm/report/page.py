@@ -169,12 +169,7 @@ def render(
         title=title,
         sections=sections,
         corpora=len(by_corpus),
-        payload=finite(
-            {
-                "maps": [section["script"] for section in sections if "words" in section["script"]],
-                "sweeps": [section["script"] for section in sections if section.get("axes")],
-            }
-        ),
+        payload=finite([section["script"] for section in sections if "script" in section]),
         most_lines=MOST_LINES,
         most_unknown=MOST_UNKNOWN,
         nan=math.nan,
@@ -213,7 +208,6 @@ def _runs_section(name: str, runs: list[RunRecord]) -> Section:
         "published": published(runs),
         "estimated": any(row.get("train_estimated") for row in rows),
         "floor": any(name.startswith("floor_") for row in rows for name in row),
-        "script": {},
     }
     drawn = runs[:MOST_LINES]
     with _picture(section, "Learning curves", height=3.6 + 0.1 * len(drawn)) as axes:
@@ -238,12 +232,11 @@ def _model_section(name: str, title: str, model: ModelView) -> Section:
         "title": title,
         "model": model,
         "map": None,
-        "script": {},
     }
     if words is not None:
         near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
         shown = [printable(word) for word in words.words]
-        section["script"] = {"id": name, "words": shown, "neighbors": near}
+        section["script"] = {"kind": "map", "id": name, "words": shown, "neighbors": near}
         with drawn_map(words) as drawn:
             section["map"] = svg(drawn, name)
     return section
@@ -260,7 +253,6 @@ def _sweep_section(name: str, sweep: SweepRecord) -> Section:
         "measure": measure,
         "pictures": {},
         "axes": [],
-        "script": {},
     }
     trials = [
         trial for trial in sweep.trials if np.isfinite(drawable(trial.valid[:1], measure)).all()
@@ -268,7 +260,7 @@ def _sweep_section(name: str, sweep: SweepRecord) -> Section:
     if len(trials) < 2:
         return section
     section["axes"] = _filters(trials)
-    section["script"] = {"id": name, "axes": section["axes"]}
+    section["script"] = {"kind": "sweep", "id": name, "axes": section["axes"]}
     fields = list(trials[0].values)
     with _picture(section, "Parallel coordinates", max(5.6, 1.6 * len(fields) + 2)) as axes:
         draw_parallel(axes, trials)

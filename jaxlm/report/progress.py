@@ -29,11 +29,6 @@ class EpochResult:
     valid_perplexity: float = math.nan
     train_estimated: bool = False  # from the words drawn for a sampled softmax: too low
 
-    @property
-    def train_text(self) -> str:
-        """The training perplexity, and whether it is an estimate."""
-        return self.train_measure("words")
-
     def train_measure(self, tokens: str) -> str:
         """The training perplexity in the measure of these tokens, and whether it is an estimate."""
         text = measure_text(self.train_perplexity, tokens)

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -106,39 +106,41 @@ class Sweep:
     @property
     def trials(self) -> list[Trial]:
         """Best first, by the mean of the last validation; unfinished ones last."""
-        tokens = self.tokens
         trials = []
         for number, group in groupby(self.members, lambda member: member.number):
             members = list(group)
+            first = members[0]
             counts = Counter(member.status for member in members)
-            status = members[0].status
+            status = first.status
             if len(counts) > 1:
                 status = ", ".join(f"{count} {status}" for status, count in counts.items())
-            valid = [measured(member.valid_perplexity, tokens) for member in members]
-            tested = [
-                math.nan
-                if member.test_perplexity is None
-                else measured(member.test_perplexity, tokens)
-                for member in members
-            ]
             trials.append(
                 Trial(
                     number,
-                    members[0].values,
+                    first.values,
                     status,
                     seeds=len(members),
-                    valid=mean_and_deviation(valid),
-                    test=mean_and_deviation(tested),
-                    valid_by_epoch=[
-                        measured(value, tokens) for value in members[0].valid_perplexities
-                    ],
+                    valid=mean_and_deviation(
+                        self._measured(member.valid_perplexity for member in members)
+                    ),
+                    test=mean_and_deviation(
+                        self._measured(member.test_perplexity for member in members)
+                    ),
+                    valid_by_epoch=self._measured(first.valid_perplexities),
                     members=members,
-                    measure=measure_name(tokens),
+                    measure=measure_name(self.tokens),
                 )
             )
         return sorted(
             trials, key=lambda trial: (not trial.done, math.isnan(trial.valid[0]), trial.valid[0])
         )
+
+    def _measured(self, perplexities: Iterable[float | None]) -> list[float]:
+        """Perplexities in the measure of the sweep's tokens, nan for None."""
+        return [
+            math.nan if perplexity is None else measured(perplexity, self.tokens)
+            for perplexity in perplexities
+        ]
 
     @property
     def best(self) -> MemberResult | None:
