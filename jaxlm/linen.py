@@ -49,15 +49,8 @@ def LSTM(
 
 
 class _FastRNN(nn.RNN):
-    def __call__(
-        self,
-        inputs: jax.Array,
-        *,
-        initial_carry: LSTMCarry | None = None,
-        init_key: jax.Array | None = None,  # Flax's own module draws nothing by it either
-        seq_lengths: jax.Array | None = None,
-        **options: bool | None,
-    ) -> Any:
+    def __call__(self, inputs: jax.Array, *, init_key: Any = None, **options: Any) -> Any:
+        # Flax's own module draws nothing by `init_key` either.
         cell: Any = self.cell
         if self.is_initializing():  # make the parameters, as nn.RNN's first step does
             first = inputs[..., 0, :]
@@ -65,7 +58,7 @@ class _FastRNN(nn.RNN):
         gates = cell.variables["params"]
         kernel = jnp.block([[gates[side + gate]["kernel"] for gate in "igfo"] for side in "ih"])
         bias = jnp.concatenate([gates["h" + gate]["bias"] for gate in "igfo"])
-        return run(self, inputs, kernel, bias, initial_carry, seq_lengths, **options)
+        return run(self, inputs, kernel, bias, **options)
 
 
 def run(
@@ -73,8 +66,9 @@ def run(
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
-    carry: LSTMCarry | None,
-    lengths: jax.Array | None,
+    *,
+    initial_carry: LSTMCarry | None = None,
+    seq_lengths: jax.Array | None = None,
     **options: bool | None,
 ) -> Any:
     """Runs an LSTM as Flax's RNN runs its cell.
@@ -84,8 +78,8 @@ def run(
         inputs: [..., T, E], or [T, ..., E] with `time_major`.
         kernel: [E + H, 4H], gates in the order i, g (or j), f, o.
         bias: [4H].
-        carry: Before the first step; None: zeros.
-        lengths: Steps of each sequence [...], behind which is padding; None: all T.
+        initial_carry: Before the first step; None: zeros.
+        seq_lengths: Steps of each sequence [...], behind which is padding; None: all T.
         **options: `time_major`, `return_carry`, `reverse` and `keep_order`; None: the module's.
 
     Returns:
@@ -107,29 +101,26 @@ def run(
     x = promote_dtype(inputs, kernel, dtype=rnn.cell.dtype)[0]
     if not time_major:
         x = jnp.moveaxis(x, -2, 0)
-    kernel = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    bias = bias.astype(jnp.promote_types(bias.dtype, jnp.float32))
-    T = len(x)
-    batch = x.shape[1:-1]
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    kernel = kernel.astype(wide)
+    T, *batch, E = x.shape
     H = len(bias) // 4
-    x = x.reshape(T, -1, x.shape[-1])
-    if lengths is not None:
-        lengths = lengths.reshape(-1)
+    x = x.reshape(T, -1, E)
+    lengths = None if seq_lengths is None else seq_lengths.reshape(-1)
     if reverse:
         x = flip_sequences(x, lengths, 1, True)
     if lengths is not None:
         # One more input, which is 1 in padding, shuts the gate i and opens f, which keeps c.
         padding = (jnp.arange(T)[:, None] >= lengths).astype(x.dtype)[..., None]
         x = jnp.concatenate([padding, jnp.where(padding > 0, 0, x)], -1)
-        unread = jnp.zeros(H, kernel.dtype)
+        unread = jnp.zeros(H, wide)
         row = jnp.concatenate([unread + _SHUT, unread, unread + _OPEN, unread])
         kernel = jnp.concatenate([row[None], kernel])
-    if carry is None:
+    if initial_carry is None:
         zeros = jnp.zeros((x.shape[1], H))
-        carry = (zeros, zeros)
-    c, h = (part.astype(kernel.dtype).reshape(-1, H) for part in carry)
-    y, end = lstm(x, kernel, bias, LSTMState(c, h))
-    c, h = end
+        initial_carry = (zeros, zeros)
+    c, h = (part.astype(wide).reshape(-1, H) for part in initial_carry)
+    y, (c, h) = lstm(x, kernel, bias.astype(wide), LSTMState(c, h))
     if lengths is not None:
         last = jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0]
         h = last.astype(h.dtype)
@@ -244,27 +235,25 @@ def _carry_after(
     lengths: jax.Array,
 ) -> stack.Carry:
     """The carry after the steps that count, without a gradient: each row is read alone."""
+    params, carry = lax.stop_gradient((params, carry))
 
-    def of_row(
-        tree: Any,
-        row: jax.Array,
-        axis: int,
-    ) -> Any:
-        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, row, 1, axis), tree)
+    def by_row(tree: Any, axis: int) -> Any:
+        """Arrays [B, ...] of batches of one row each."""
+        return jax.tree.map(
+            lambda leaf: jnp.moveaxis(jnp.expand_dims(leaf, axis), axis + 1, 0), tree
+        )
 
     def after_row(
-        params: Params,
+        masks: dict[str, Any],
+        tokens: jax.Array,
         carry: stack.Carry,
-        row: jax.Array,
         length: jax.Array,
     ) -> stack.Carry:
-        axes = {"states": 0, "updates": 0, "carry": 0}
-        axes |= dict.fromkeys(("embedding", "outputs", "feed_forwards", "features"), 1)
-        masks = {name: of_row(getattr(noise, name), row, axis) for name, axis in axes.items()}
-        inputs = of_row(tokens, row, 1)
-        before = of_row(carry, row, 0)
-        *_, new = stack.read(model, params, replace(noise, **masks), inputs, before, length)
-        return jax.tree.map(lambda leaf: leaf[0], new)
+        row_noise = replace(noise, **masks)
+        *_, after = stack.read(model, params, row_noise, tokens, carry, length)
+        return jax.tree.map(lambda leaf: leaf[0], after)
 
-    rows = jax.vmap(after_row, (None, None, 0, 0))
-    return rows(*lax.stop_gradient((params, carry)), jnp.arange(len(lengths)), lengths)
+    axes = {"states": 0, "updates": 0, "carry": 0}
+    axes |= dict.fromkeys(("embedding", "outputs", "feed_forwards", "features"), 1)
+    masks = {name: by_row(getattr(noise, name), axis) for name, axis in axes.items()}
+    return jax.vmap(after_row)(masks, by_row(tokens, 1), by_row(carry, 0), lengths)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxlm.linen import LSTMCarry, read_rows, run
+from jaxlm.linen import read_rows, run
 from jaxlm.models import stack
 from jaxlm.models.noise import is_random
 from jaxlm.models.recurrent import Params, Recurrent
@@ -38,27 +38,12 @@ class LSTM(nnx.RNN):
         )
         super().__init__(cell, rngs=False, **options)
 
-    def __call__(
-        self,
-        inputs: jax.Array,
-        *,
-        initial_carry: LSTMCarry | None = None,
-        seq_lengths: jax.Array | None = None,
-        rngs: Any = None,  # (of Flax's initial carry, which is zero)
-        **options: bool | None,
-    ) -> Any:
+    def __call__(self, inputs: jax.Array, *, rngs: Any = None, **options: Any) -> Any:
         """As `nnx.RNN` is called: maps inputs [..., T, E] to outputs [..., T, H]."""
+        # `rngs` is for Flax's initial carry, which is zero.
         cell: Any = self.cell
         kernel = _gates(jnp.concatenate([cell.dense_i.kernel[...], cell.dense_h.kernel[...]]))
-        return run(
-            self,
-            inputs,
-            kernel,
-            _gates(cell.dense_h.bias[...]),
-            initial_carry,
-            seq_lengths,
-            **options,
-        )
+        return run(self, inputs, kernel, _gates(cell.dense_h.bias[...]), **options)
 
 
 def _gates(columns: jax.Array) -> jax.Array:

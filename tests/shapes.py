@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 import sys
 import typing
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +135,7 @@ def trace_ops():
         linear_attention,
         lstm,
         mixture,
-        mogrifier,
+        recurrence,
         sampled_softmax,
         scans,
         softmax,
@@ -152,10 +152,15 @@ def trace_ops():
     ids = array(T, B, dtype=int)
     weights = array(T, B)
     drawn = sampled_softmax.Drawn(array(3, dtype=int), array(3))
-    weights_of_mogrifier = {"kernel": gates[0], "bias": gates[1], "rounds": []}
+    plain_recurrence = partial(
+        recurrence.recurrence_reference,
+        lambda linear, h, x, others: (h, h + linear("input", x)),
+        length=None,
+        dtype=np.float32,
+    )
     for op, *arguments in (
         (lstm.lstm_reference, x, *gates, state),
-        (mogrifier.mogrifier_reference, x, weights_of_mogrifier, state),
+        (plain_recurrence, x, {"input": array(E, H)}, None, array(B, H)),
         (scans.linear_recurrence_reference, y, y, array(B, H)),
         (
             linear_attention.linear_attention_reference,

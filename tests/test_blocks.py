@@ -20,7 +20,6 @@ from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
 from jaxlm.models import stack
 from jaxlm.models.block import (
-    BlockNoise,
     BlockState,
     apply_block,
     block_norm,
@@ -28,9 +27,8 @@ from jaxlm.models.block import (
     zero_block_state,
 )
 from jaxlm.models.noise import Noise, draw_noise
-from jaxlm.models.recurrent import CellNoise
+from jaxlm.models.recurrent import LayerNoise, zeros_of
 
-NOISE = BlockNoise(CellNoise(), None, None)
 near = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
@@ -323,11 +321,11 @@ def test_a_block_is_its_authors(name):
 
     @jax.jit
     def run(params, x, state):
-        return apply_block(model, params, x, state, NOISE, None, x.dtype)
+        return apply_block(model, params, x, state, LayerNoise(), None, x.dtype)
 
     def cost(theirs, x):
         params = of_theirs(theirs)
-        state = zero_block_state(model, x.shape[1], 16, x.dtype)
+        state = zero_block_state(model, zeros_of(x.shape[1], x.dtype), 16)
         if name == "recurrentgemma":
             state = before_a_document(model, params, x, state)
         y, state = run(params, x, state)

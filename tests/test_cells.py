@@ -13,7 +13,7 @@ import pytest
 from recipes import MODELS
 from recordings import recorded, summary
 
-from jaxlm.models.recurrent import CellNoise
+from jaxlm.models.recurrent import LayerNoise, zeros_of
 from jaxlm.ops import linear_attention as op
 from jaxlm.ops.activations import unit_norm
 
@@ -60,10 +60,10 @@ def test_xlstm_s_layers_are_the_authors(name):
 
     def total(params):
         first, state = model.apply_layer(
-            params, x[:HALF], model.zero_state(B, H, x.dtype), CellNoise(), None
+            params, x[:HALF], model.zero_state(zeros_of(B, x.dtype), H), LayerNoise(), None
         )
         second, state = model.apply_layer(
-            params, x[HALF:], jax.lax.stop_gradient(state), CellNoise(), None
+            params, x[HALF:], jax.lax.stop_gradient(state), LayerNoise(), None
         )
         y = jnp.concatenate([first, second])
         return (y * weights).sum(), (y, state._asdict())
@@ -114,9 +114,9 @@ def test_gated_deltanet_is_the_paper_s_equations():
 
     @jax.jit
     def windows(x):
-        zero = model.zero_state(B, H, x.dtype)
-        first, state = model.apply_layer(params, x[:4], zero, CellNoise(), None)
-        second, state = model.apply_layer(params, x[4:], state, CellNoise(), None)
+        zero = model.zero_state(zeros_of(B, x.dtype), H)
+        first, state = model.apply_layer(params, x[:4], zero, LayerNoise(), None)
+        second, state = model.apply_layer(params, x[4:], state, LayerNoise(), None)
         return first, second, state
 
     first, second, state = jax.device_get(windows(x))
@@ -242,11 +242,11 @@ def test_a_window_is_its_steps(kind):
     model = layers(kind, init_scale=0.7)
     params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(1), E, H)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(T, B, E)), jnp.float32)
-    zero = model.zero_state(B, H, x.dtype)
-    y, end = jax.jit(lambda x: model.apply_layer(params, x, zero, CellNoise(), None))(x)
+    zero = model.zero_state(zeros_of(B, x.dtype), H)
+    y, end = jax.jit(lambda x: model.apply_layer(params, x, zero, LayerNoise(), None))(x)
 
     def step(state, x):
-        y, state = model.apply_layer(params, x[None], state, CellNoise(), None)
+        y, state = model.apply_layer(params, x[None], state, LayerNoise(), None)
         return state, y[0]
 
     last, steps = jax.jit(lambda x: jax.lax.scan(step, zero, x))(x)
@@ -264,7 +264,11 @@ def test_exponential_gates_do_not_overflow(kind, gate):
     def total(params, added):
         params = {**params, gate: params[gate].at[:inputs].add(added)}
         y, state = model.apply_layer(
-            params, jnp.ones((5, 1, 3)), model.zero_state(1, H, "float32"), CellNoise(), None
+            params,
+            jnp.ones((5, 1, 3)),
+            model.zero_state(zeros_of(1, "float32"), H),
+            LayerNoise(),
+            None,
         )
         return (y**2).sum(), (y, state)
 

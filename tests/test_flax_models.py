@@ -21,7 +21,7 @@ import jaxlm
 from jaxlm import linen
 from jaxlm import nnx as ours
 from jaxlm.models import stack
-from jaxlm.models.noise import draw_noise
+from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training.gradient import minimised
 
@@ -177,9 +177,18 @@ def test_nnx_evaluates_in_float32():
     wide = ours.LanguageModel(BASE.model, params=params, rngs=nnx.Rngs(1))
     nats = nnx.jit(lambda module: module(X, Y)[1])
     assert nats(module) != nats(wide)
-    logits = nnx.jit(lambda module: module(X)[1])(module)
-    assert logits.dtype == jnp.float32  # the parameters' dtype, and not rounded to bfloat16
-    assert (logits != logits.astype(jnp.bfloat16)).any()
+
+    @nnx.jit
+    def logits_and_features(module):
+        carry = stack.zero_carry(model, B)
+        return module(X)[1], stack.read(model, module.tree(), Noise(), X.T, carry)[2]
+
+    logits, features = logits_and_features(module)
+    assert (logits.dtype, features.dtype) == (jnp.float32, jnp.bfloat16)
+    # Logits are in the parameters' dtype, and so is the product that makes them.
+    softmax = params["softmax"]
+    exact = np.asarray(features, np.float64) @ np.float64(softmax["kernel"]) + softmax["bias"]
+    close(np.moveaxis(logits, 1, 0), exact)
     module.eval()
     assert nats(module) == nats(wide)
 

@@ -13,7 +13,7 @@ from recipes import MODELS
 from recordings import recorded, summary
 
 from jaxlm.models.hawk import Hawk
-from jaxlm.models.recurrent import CellNoise
+from jaxlm.models.recurrent import LayerNoise, zeros_of
 
 T = 23
 B = 3
@@ -39,7 +39,7 @@ def drawn(kind, **fields):
         jax.tree.map(
             lambda leaf: leaf + jnp.asarray(0.7 * rng.normal(size=leaf.shape), leaf.dtype), tree
         )
-        for tree in (params, model.zero_state(B, H, jnp.float32))
+        for tree in (params, model.zero_state(zeros_of(B, jnp.float32), H))
     )
     return model, params, jnp.asarray(rng.normal(size=(T, B, E)), jnp.float32), state
 
@@ -49,7 +49,7 @@ def step_by_step(kind, step, **fields):
     E]) -> (y [B, H], state)`.
     """
     model, params, x, state = drawn(kind, **fields)
-    apply = jax.jit(lambda x, state: model.apply_layer(params, x, state, CellNoise(), None))
+    apply = jax.jit(lambda x, state: model.apply_layer(params, x, state, LayerNoise(), None))
     exact, theirs, ours, after, outputs, singly = (
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params),
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state),
@@ -125,10 +125,10 @@ def test_hawk_is_the_published_block(case):
 
     @jax.jit
     def run(params, x, state):
-        return model.apply_layer(params, x, state, CellNoise(), None)
+        return model.apply_layer(params, x, state, LayerNoise(), None)
 
     def cost(params, x):
-        y, state = run(params, x, model.zero_state(B, W, jnp.float32))
+        y, state = run(params, x, model.zero_state(zeros_of(B, jnp.float32), W))
         return jnp.sin(y).sum() + jnp.square(state["h"]).sum(), (y, state)
 
     (found, dx), (y, state) = jax.jit(jax.grad(cost, (0, 1), has_aux=True))(params, x[:T])

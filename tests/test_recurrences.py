@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm.models.gru import GRU
-from jaxlm.models.recurrent import CellNoise
+from jaxlm.models.recurrent import LayerNoise
 from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference, short_convolution
 
 
@@ -43,7 +43,7 @@ def test_the_gru_is_flax_s_cell():
             bias=bias,
             recurrent_bias=params["hn"]["bias"],
         )
-        return GRU().apply_layer(layer, x, h, CellNoise(), None)
+        return GRU().apply_layer(layer, x, h, LayerNoise(), None)
 
     def theirs(params, x, h):
         def step(h, x):
@@ -116,6 +116,6 @@ def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
     model = GRU()
     x = jnp.ones((2, 1, 3), dtype)
     y, h = model.apply_layer(
-        model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), CellNoise(), None
+        model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), LayerNoise(), None
     )
     assert y.dtype == dtype and h.dtype == jnp.float32

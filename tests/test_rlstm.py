@@ -12,11 +12,20 @@ import jaxlm
 from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import draw_noise
-from jaxlm.models.recurrent import CellNoise
+from jaxlm.models.recurrent import LayerNoise, zeros_of
+from jaxlm.ops import rlstm as rlstm_op
 from jaxlm.ops.lstm import LSTMState
-from jaxlm.ops.rlstm import rlstm, rlstm_reference
+from jaxlm.ops.recurrence import recurrence_reference
+from jaxlm.ops.rlstm import rlstm
 
 T, B, E, H = 6, 3, 5, 4
+
+
+def rlstm_reference(*arguments):
+    """The op, its cell in a plain scan that JAX differentiates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rlstm_op, "recurrence", recurrence_reference)
+        return rlstm(*arguments)
 
 
 def init_layer(model, key, inputs: int, width: int):
@@ -139,10 +148,10 @@ def test_chrono_initialisation_spreads_the_time_scales(name):
     jax.tree.map(np.testing.assert_array_equal, {**params, "bias": 0}, {**before, "bias": 0})
     assert np.count_nonzero(bias) in (width, 2 * width, width - 1)
     zeros = jax.tree.map(np.zeros_like, params)
-    state = model.zero_state(1, width, jnp.float32)
+    state = model.zero_state(zeros_of(1, jnp.float32), width)
     state = state._replace(c=state.c + 1) if hasattr(state, "c") else state + 1
     _, after = model.apply_layer(
-        {**zeros, "bias": jnp.asarray(bias)}, jnp.zeros((1, 1, 8)), state, CellNoise(), None
+        {**zeros, "bias": jnp.asarray(bias)}, jnp.zeros((1, 1, 8)), state, LayerNoise(), None
     )
     kept = np.asarray(getattr(after, "c", after), np.float64)[0]
     times = 1 / (1 - kept) - 1

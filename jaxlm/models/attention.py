@@ -5,27 +5,31 @@
 A token reads itself and the `attention_window` tokens before it, also those of earlier windows of
 training: their keys and values are the carry. In residual blocks with a feed-forward layer this is
 the Transformer (Vaswani et al. 2017, arXiv:1706.03762).
+
+A layer's parameters, of N heads with D = H / N units: `kernel` [E, 3 * N * D] of q, k and v, and
+`output_kernel` [N * D, N * D].
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import count
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import (
+    MODELS,
+    LayerNoise,
+    Params,
+    Recurrent,
+    Zeros,
+    head_count,
+    uniform,
+)
 from jaxlm.ops.attention import AttentionState, attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, Units
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    kernel: Float[Array, "E 3*N*D"]  # q, k, v
-    output_kernel: Float[Array, "N*D N*D"]
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("attention")
@@ -44,7 +48,7 @@ class Attention(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         of_inputs, of_outputs = jax.random.split(key)
         return {
@@ -52,24 +56,17 @@ class Attention(Recurrent):
             "output_kernel": uniform(of_outputs, self.layer_scale(width), width, width),
         }
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> AttentionState:
+    def zero_state(self, zeros: Zeros, width: int) -> AttentionState:
         """A layer's carry before the first token, which holds no keys."""
-        shape = (rows, self.heads, self.attention_window, width // self.heads)
-        return AttentionState(
-            jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(rows, dtype)
-        )
+        shape = (self.heads, self.attention_window, width // self.heads)
+        return AttentionState(zeros(*shape), zeros(*shape), zeros())
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: AttentionState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, AttentionState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

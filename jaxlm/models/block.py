@@ -11,15 +11,13 @@ gated block (Beck et al. 2024, arXiv:2405.04517) has a projection up before all 
 where c is u convolved, or else u. The sums are float32 or wider, whatever products multiply in.
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxlm.models.noise import Mask
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
+from jaxlm.models.recurrent import LayerNoise, Params, Recurrent, State, Zeros, uniform
 from jaxlm.ops.activations import gelu, layer_norm, rms_norm
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import product
@@ -43,21 +41,6 @@ class BlockState(NamedTuple):
 
     cell: State
     inputs: Float[Array, "B _ U"] | None
-
-
-@dataclass(frozen=True)
-class BlockNoise:
-    """What a window keeps within one block. None: everything.
-
-    Attributes:
-        cell: Within the cell.
-        output: Units of the cell's output.
-        feed_forward: Units of the feed-forward layer's output.
-    """
-
-    cell: CellNoise
-    output: Mask
-    feed_forward: Mask
 
 
 def init_block(
@@ -136,25 +119,23 @@ def _read_size(model: Recurrent, width: int) -> int:
 
 def zero_block_state(
     model: Recurrent,
-    rows: int,
+    zeros: Zeros,
     width: int,
-    dtype: Any,
 ) -> BlockState:
     """A block's carry before the first token.
 
     Args:
         model: The config's model.
-        rows: Rows B of the batch.
+        zeros: As `Recurrent.zero_state` takes it.
         width: Width H of the block.
-        dtype: The parameters' dtype.
 
     Returns:
-        Arrays of zeros [rows, ...].
+        Arrays of zeros [B, ...].
     """
     inputs = None
     if model.convolution:
-        inputs = jnp.zeros((rows, model.convolution - 1, _read_size(model, width)), dtype)
-    return BlockState(model.zero_state(rows, model.inner_size or width, dtype), inputs)
+        inputs = zeros(model.convolution - 1, _read_size(model, width))
+    return BlockState(model.zero_state(zeros, model.inner_size or width), inputs)
 
 
 def apply_block(
@@ -162,7 +143,7 @@ def apply_block(
     params: Params,
     x: Stream,
     state: BlockState,
-    noise: BlockNoise,
+    noise: LayerNoise,
     length: Length,
     dtype: Any,
 ) -> tuple[Stream, BlockState]:
@@ -190,7 +171,7 @@ def apply_block(
         convolved, inputs = short_convolution(u, kernel, params["convolution_bias"], inputs, length)
         read = jax.nn.silu(convolved)
     given = jnp.concatenate([read, u], -1) if inputs is not None and model.reads_both else read
-    y, cell = model.apply_layer(params["cell"], given.astype(dtype), state.cell, noise.cell, length)
+    y, cell = model.apply_layer(params["cell"], given.astype(dtype), state.cell, noise, length)
     if model.block == "gated":
         gate = jax.nn.silu(product(n, params["gate_kernel"], dtype))
         y = (y + params["skip"] * read) * gate

@@ -10,9 +10,12 @@ each head. With D = H / N units a head:
 where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer
 is the paper's, with the norm of its block, without its output projection, which the next layer's
 kernel or the softmax would multiply at once.
+
+A layer's parameters: the kernels of `MatrixMemory`, `convolution` [4, C] of q, k and v, `gate`
+[E, 2 * N], `rate` [N], `time_step` [N] and `norm` [H].
 """
 
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +23,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.base.fields import flag
 from jaxlm.models.matrix_memory import MatrixMemory
-from jaxlm.models.recurrent import MODELS, CellNoise, Params, uniform
+from jaxlm.models.recurrent import MODELS, LayerNoise, Params, Zeros, uniform
 from jaxlm.ops.activations import rms_norm, unit_norm
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, Units, short_convolution
-
-
-class Layer(TypedDict):
-    """A layer's parameters, with `key_kernel` where keys are of another width."""
-
-    kernel: Float[Array, "E _"]
-    convolution: Float[Array, "4 C"]  # of q, k, v
-    gate: Float[Array, "E 2*N"]
-    rate: Float[Array, " N"]
-    time_step: Float[Array, " N"]
-    norm: Float[Array, " N*D"]
-
+from jaxlm.ops.scans import Inputs, Length, Units, short_convolution
 
 TAPS = 4  # steps that the convolution sees
 
@@ -81,26 +72,20 @@ class GatedDeltaNet(MatrixMemory):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> DeltaState:
+    def zero_state(self, zeros: Zeros, width: int) -> DeltaState:
         """A layer's carry before the first token."""
         D = width // self.heads
-        convolved = 2 * self.key_size(width) + width
         return DeltaState(
-            jnp.zeros((rows, self.heads, self.key_units or D, D), dtype),
-            jnp.zeros((rows, TAPS - 1, convolved), dtype),
+            zeros(self.heads, self.key_units or D, D),
+            zeros(TAPS - 1, 2 * self.key_size(width) + width),
         )
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: DeltaState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, DeltaState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -1,12 +1,13 @@
 """The GRU, in the variant of cuDNN and PyTorch.
 
-    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))        h' = (1 -
-    z) * n + z * h
+    r, z = sigmoid(x W + h U + b)        n = tanh(x W_n + b_n + r * (h U_n + c_n))
+    h' = (1 - z) * n + z * h
 
-The order of kernels and bias is r, z, n.
+A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H] and `bias` [3H], in the order r,
+z, n; and `recurrent_bias` [H], which is c_n.
 """
 
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.models.recurrent import (
     MODELS,
-    CellNoise,
+    LayerNoise,
+    Params,
     Recurrent,
     chrono_biases,
     longest_memory,
@@ -25,16 +27,7 @@ from jaxlm.models.recurrent import (
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Length, Units
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    kernel: Float[Array, "E 3*H"]
-    bias: Float[Array, " 3*H"]
-    recurrent_kernel: Float[Array, "H 3*H"]
-    recurrent_bias: Float[Array, " H"]  # c_n
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("gru")
@@ -50,36 +43,33 @@ class GRU(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)
         bias = jnp.zeros(3 * width)
         recurrent_bias = jnp.zeros(width)
-        if (
-            self.torch_init
-        ):  # h's bias of the candidate, which the reset gate multiplies, is one of its own
+        if self.torch_init:
+            # h's bias of the candidate, which the reset gate multiplies, is one of its own.
             of_x, of_h = torch_biases(key, scale, 3 * width)
             bias = of_x + of_h.at[-width:].set(0)
             recurrent_bias = of_h[-width:]
         if self.longest_memory is not None:  # z keeps the state
             kept = chrono_biases(key, self.longest_memory, width)
             bias = bias.at[width : 2 * width].add(kept)
-        x_kernel = uniform(from_input, scale, inputs, 3 * width)
-        h_kernel = uniform(from_state, scale, width, 3 * width)
         return {
-            "kernel": x_kernel,
+            "kernel": uniform(from_input, scale, inputs, 3 * width),
             "bias": bias,
-            "recurrent_kernel": h_kernel,
+            "recurrent_kernel": uniform(from_state, scale, width, 3 * width),
             "recurrent_bias": recurrent_bias,
         }
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: Float[Array, "B H"],
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, Float[Array, "B H"]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -2,43 +2,44 @@
 
 (De et al. 2024, arXiv:2402.19427.)
 
-    n = rms_norm(x)        u = conv(n W_x + b_x)        i, r = sigmoid(u G + g)        a = exp(-8 r
-    softplus(decay)) h' = a * h + sqrt(1 - a^2) * (i * u)        y = (gelu(n W_y + b_y) * h') W_o +
-    b_o
+    n = rms_norm(x)        u = conv(n W_x + b_x)        i, r = sigmoid(u G + g)
+    a = exp(-8 r softplus(decay))        h' = a * h + sqrt(1 - a^2) * (i * u)
+    y = (gelu(n W_y + b_y) * h') W_o + b_o
 
 A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned
 scale W_x and W_y hold; it is without the residual connection and the MLP, which belong to the
 paper's stack. There are N heads with D = H / N units each. The published code resets h at a
 document's first token, which it weighs by 1 and not by the root; here a text is one stream, which
 begins with h = 0.
+
+A layer's parameters: `x_kernel` and `y_kernel` [E, H], `output_kernel` [H, H], `convolution` [4, H]
+and `gates` [N, D, 2 * D] (i before r), each with its bias; and `decay` [H].
 """
 
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
-from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import (
+    MODELS,
+    LayerNoise,
+    Params,
+    Recurrent,
+    Zeros,
+    head_count,
+    uniform,
+)
 from jaxlm.ops.product import contraction, product
-from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence, short_convolution
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    x_kernel: Float[Array, "E H"]
-    y_kernel: Float[Array, "E H"]
-    output_kernel: Float[Array, "H H"]
-    x_bias: Float[Array, " H"]
-    y_bias: Float[Array, " H"]
-    output_bias: Float[Array, " H"]
-    convolution: Float[Array, "4 H"]
-    convolution_bias: Float[Array, " H"]
-    gates: Float[Array, "N D 2*D"]  # i before r
-    gates_bias: Float[Array, "N 2*D"]
-    decay: Float[Array, " H"]
-
+from jaxlm.ops.scans import (
+    Inputs,
+    Length,
+    Units,
+    last_step,
+    linear_recurrence,
+    short_convolution,
+)
 
 REACH = 4  # steps that the convolution reads
 
@@ -64,18 +65,16 @@ class Hawk(Recurrent):
         of_decay, *keys = jax.random.split(key, 6)
         N = self.heads
         D = width // self.heads
-        shapes: dict[str, tuple[int, ...]] = {
+        shapes = {
             "x_kernel": (inputs, width),
             "y_kernel": (inputs, width),
-        }
-        shapes |= {
             "output_kernel": (width, width),
             "convolution": (REACH, width),
             "gates": (N, D, 2 * D),
         }
         params = {
-            name: uniform(one, self.layer_scale(shape[-2]), *shape)
-            for one, (name, shape) in zip(keys, shapes.items(), strict=True)
+            name: uniform(key, self.layer_scale(shape[-2]), *shape)
+            for key, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
         biases = {f"{name}_bias": jnp.zeros(width) for name in ("x", "y", "output", "convolution")}
         squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
@@ -86,56 +85,37 @@ class Hawk(Recurrent):
             "decay": jnp.log(squares**-0.5 - 1),
         }
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> dict[str, Array]:
+    def zero_state(self, zeros: Zeros, width: int) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
-        return {
-            "h": jnp.zeros((rows, width), dtype),
-            "inputs": jnp.zeros((rows, REACH - 1, width), dtype),
-        }
+        return {"h": zeros(width), "inputs": zeros(REACH - 1, width)}
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: dict[str, Array],
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, dict[str, Array]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
 
-        def linear(
-            a: Float[Array, "T B _"],
-            W: Float[Array, "_ H"],
-            b: Float[Array, " H"],
-        ) -> Float[Array, "T B H"]:
-            return product(a, W, x.dtype) + b
+        def linear(name: str, a: Inputs) -> Units:
+            return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
 
         n = self.own_norm(x, state["h"].dtype, 1e-6)
-        v = linear(n, params["x_kernel"], params["x_bias"])
+        v = linear("x", n)
         u, inputs = short_convolution(
             v, params["convolution"], params["convolution_bias"], state["inputs"], length
         )
-        by_head = jnp.moveaxis(
-            u.reshape(*u.shape[:2], self.heads, -1), 2, 0
-        )  # a product's batch comes first
-        z = (
-            contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"])
-            + params["gates_bias"][:, None, None]
-        )
-        i, r = (
-            jnp.moveaxis(part, 0, 2).reshape(u.shape)
-            for part in jnp.split(jax.nn.sigmoid(z), 2, -1)
-        )
+        # A product's batch comes first.
+        by_head = jnp.moveaxis(u.reshape(*u.shape[:2], self.heads, -1), 2, 0)
+        z = contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"])
+        gates = jax.nn.sigmoid(z + params["gates_bias"][:, None, None])
+        i, r = (jnp.moveaxis(part, 0, 2).reshape(u.shape) for part in jnp.split(gates, 2, -1))
         log_a = -8 * r * jax.nn.softplus(params["decay"])
-        written = jnp.maximum(
-            -jnp.expm1(2 * log_a), 1e-12
-        )  # 1 - a^2, whose root's gradient stays finite
+        # 1 - a^2, whose root's gradient stays finite
+        written = jnp.maximum(-jnp.expm1(2 * log_a), 1e-12)
         h = linear_recurrence(jnp.exp(log_a), jnp.sqrt(written) * i * u, state["h"])
-        gate = jax.nn.gelu(linear(n, params["y_kernel"], params["y_bias"]))
-        y = linear(gate * h, params["output_kernel"], params["output_bias"])
+        gate = jax.nn.gelu(linear("y", n))
+        y = linear("output", gate * h)
         return y.astype(x.dtype), {"h": last_step(h, length), "inputs": inputs}

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.models.noise import Mask
-from jaxlm.models.recurrent import Params, Recurrent, uniform
+from jaxlm.models.recurrent import Mask, Params, Recurrent, uniform
 from jaxlm.ops import mixture, sampled_softmax, softmax
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import product

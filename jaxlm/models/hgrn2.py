@@ -7,26 +7,30 @@ The layer has the activations and norms of the paper's language models. Their ou
 left to the next layer's kernel; residual connection and GLU belong to the paper's stack. The
 paper's lower bounds are learned and grow from layer to layer, from zero; here the bound is one
 number.
+
+A layer's parameter is `kernel` [E, 3H], of q, f and v.
 """
 
-from typing import Any, ClassVar, TypedDict
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import number
-from jaxlm.models.recurrent import MODELS, CellNoise, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import (
+    MODELS,
+    LayerNoise,
+    Params,
+    Recurrent,
+    Zeros,
+    head_count,
+    uniform,
+)
 from jaxlm.ops.activations import rms_norm
-from jaxlm.ops.linear_attention import linear_attention
+from jaxlm.ops.linear_attention import KeyValues, linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, Units
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    kernel: Float[Array, "E 3*N*D"]  # q, f, v
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("hgrn2")
@@ -44,27 +48,22 @@ class HGRN2(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> Float[Array, "B N D D"]:
+    def zero_state(self, zeros: Zeros, width: int) -> KeyValues:
         """S, gates by values, of N heads with D = H / N units."""
-        return jnp.zeros((rows, self.heads, width // self.heads, width // self.heads), dtype)
+        return zeros(self.heads, width // self.heads, width // self.heads)
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
-        state: Float[Array, "B N D D"],
-        noise: CellNoise,
+        params: Params,
+        x: Inputs,
+        state: KeyValues,
+        noise: LayerNoise,
         length: Length,
-    ) -> tuple[Units, Float[Array, "B N D D"]]:
+    ) -> tuple[Units, KeyValues]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(self.own_norm(x, state.dtype), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)

@@ -1,15 +1,21 @@
-"""The LSTM. The gates' order is i, j, f, o, as in TensorFlow's BasicLSTMCell."""
+"""The LSTM.
 
-from typing import Any, ClassVar, TypedDict
+A layer's parameters are `kernel` [E + H, 4H] and `bias` [4H]. The gates' order is i, j, f, o, as in
+TensorFlow's BasicLSTMCell.
+"""
+
+from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import number
 from jaxlm.models.recurrent import (
     MODELS,
-    CellNoise,
+    LayerNoise,
+    Params,
     Recurrent,
+    Zeros,
     chrono_biases,
     longest_memory,
     state_dropout,
@@ -18,14 +24,7 @@ from jaxlm.models.recurrent import (
     weight_drop,
 )
 from jaxlm.ops.lstm import LSTMState, lstm
-from jaxlm.ops.scans import Length, Units
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    kernel: Float[Array, "E+H 4*H"]
-    bias: Float[Array, " 4*H"]
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("lstm")
@@ -43,32 +42,27 @@ class LSTM(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(width)
-        bias = sum(
-            torch_biases(key, scale, 4 * width) if self.torch_init else (), jnp.zeros(4 * width)
-        )
+        bias = jnp.zeros(4 * width)
+        if self.torch_init:
+            bias = sum(torch_biases(key, scale, 4 * width), bias)
         if self.longest_memory is not None:
             forget = chrono_biases(key, self.longest_memory, width)
             bias = bias.at[2 * width : 3 * width].add(forget)
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> LSTMState:
+    def zero_state(self, zeros: Zeros, width: int) -> LSTMState:
         """A layer's carry before the first token."""
-        return LSTMState(jnp.zeros((rows, width), dtype), jnp.zeros((rows, width), dtype))
+        return LSTMState(c=zeros(width), h=zeros(width))
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: LSTMState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -5,10 +5,10 @@
         sigmoid(i))
 
 A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends on h, so that a
-whole layer is one associative scan.
+whole layer is one associative scan. A layer's parameters are `kernel` [E, 2H or 3H] and `bias`.
 """
 
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxlm.base.fields import flag
 from jaxlm.models.recurrent import (
     MODELS,
-    CellNoise,
+    LayerNoise,
+    Params,
     Recurrent,
     chrono_biases,
     longest_memory,
@@ -25,14 +26,7 @@ from jaxlm.models.recurrent import (
     uniform,
 )
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Length, Units, last_step, linear_recurrence
-
-
-class Layer(TypedDict):
-    """A layer's parameters."""
-
-    kernel: Float[Array, "E G"]
-    bias: Float[Array, " G"]
+from jaxlm.ops.scans import Inputs, Length, Units, last_step, linear_recurrence
 
 
 @MODELS.kind("mingru")
@@ -52,7 +46,7 @@ class MinGRU(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> Layer:
+    ) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
@@ -66,21 +60,17 @@ class MinGRU(Recurrent):
 
     def apply_layer(
         self,
-        params: Layer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: Float[Array, "B H"],
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, Float[Array, "B H"]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        *gates, n = jnp.split(
-            product(x, params["kernel"], x.dtype) + params["bias"], self.gates, -1
-        )
-        z = (
-            gates[0]
-            if len(gates) == 1
-            else jax.nn.log_sigmoid(gates[1]) - jax.nn.log_sigmoid(gates[0])
-        )
+        projected = product(x, params["kernel"], x.dtype) + params["bias"]
+        *forget, z, n = jnp.split(projected, self.gates, -1)
+        if forget:  # of a minLSTM, whose z is so far i
+            z = jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(forget[0])
         if self.positive:
             n = jnp.where(n >= 0, n + 0.5, jax.nn.sigmoid(n))
         y = linear_recurrence(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, state)

@@ -14,7 +14,7 @@ from jaxlm.base.fields import choice, count, flag, number, probability
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import (
     MODELS,
-    CellNoise,
+    LayerNoise,
     Params,
     Recurrent,
     chrono_biases,
@@ -26,7 +26,7 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import Limits, mogrifier
-from jaxlm.ops.scans import Length, Units
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("mogrifier")
@@ -93,33 +93,32 @@ class Mogrifier(Recurrent):
         scale = self.layer_scale(width)
         size = self.gates * width
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
-        bias = sum(torch_biases(key, scale, size) if self.torch_init else (), bias)
+        if self.torch_init:
+            bias = sum(torch_biases(key, scale, size), bias)
         if self.longest_memory is not None:
             bias = bias.at[-2 * width : -width].add(chrono_biases(key, self.longest_memory, width))
-        found = {
+        layer = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,
             "rounds": init_rounds(keys, scale, self.rank, inputs, width),
         }
         if self.layer_norm:
-            ones = jnp.ones(size)
-            of_cell = jnp.ones(width)
-            found["norms"] = {
-                "input": ones,
-                "state": ones,
-                "cell": of_cell,
+            layer["norms"] = {
+                "input": jnp.ones(size),
+                "state": jnp.ones(size),
+                "cell": jnp.ones(width),
                 "cell_bias": jnp.zeros(width),
             }
-        return found
+        return layer
 
     zero_state = LSTM.zero_state
 
     def apply_layer(
         self,
         params: Params,
-        x: Float[Array, "T B E"],
+        x: Inputs,
         state: LSTMState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.models.recurrent import Params, Recurrent, State
+from jaxlm.models.recurrent import Mask, Params, Recurrent, State
 from jaxlm.ops.dropout import apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
-Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
 Keep = Scalar | float | None
 
 # Numbers folded into the window's key, one for each kind of noise. The embedded input's is 0, the
@@ -231,14 +230,16 @@ def drop_weights(
     Args:
         model: The config's model.
         kept: The elements that are kept; None: all.
-        layer: The layer's parameters. Its recurrent kernel is `recurrent_kernel`, or else the rows
-            of `kernel` that read h.
+        layer: The parameters of the layer, or of a block. The recurrent kernel is
+            `recurrent_kernel`, or else the rows of `kernel` that read h.
 
     Returns:
         The parameters.
     """
     if kept is None:
         return layer
+    if "cell" in layer:
+        return {**layer, "cell": drop_weights(model, kept, layer["cell"])}
     drop = partial(apply_mask, kept=kept, keep=getattr(model, "keep_recurrent_weights", None))
     if "recurrent_kernel" in layer:
         return {**layer, "recurrent_kernel": drop(layer["recurrent_kernel"])}

@@ -4,7 +4,7 @@ A kind is one file beside this one. Letters: `T` steps, `B` batch, `E` input wid
 width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -16,23 +16,31 @@ from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import Section, choice, count, flag, number, probability, setting_text
 from jaxlm.base.kinds import Kinds
 from jaxlm.ops.activations import rms_norm
-from jaxlm.ops.scans import Length, Units
+from jaxlm.ops.scans import Inputs, Length, Units
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, ...]
+Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
+Zeros = Callable[..., Array]  # zeros(*shape): zeros [B, *shape] in the parameters' dtype
 
 
 @dataclass(frozen=True)
-class CellNoise:
-    """What a window keeps within one layer, the same at all steps. None: everything.
+class LayerNoise:
+    """What a window keeps within one layer. None: everything.
 
     Attributes:
-        kept: Units of h that the gates read (the field keep_state).
-        updated: Units of the cell that are written (the field keep_update).
+        kept: Units of h that the gates read, the same at all steps (the field keep_state).
+        updated: Units of the cell that are written, the same at all steps (keep_update).
+        output: Units of the layer's output, in a block of its cell's.
+        feed_forward: Units of the output of a block's feed-forward layer.
+        weights: Elements of the recurrent kernel.
     """
 
     kept: Bool[Array, "B H"] | None = None
     updated: Bool[Array, "B H"] | None = None
+    output: Mask = None
+    feed_forward: Mask = None
+    weights: Mask = None
 
 
 @dataclass(frozen=True)
@@ -244,30 +252,24 @@ class Recurrent(Section):
         """
         raise NotImplementedError
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> State:
+    def zero_state(self, zeros: Zeros, width: int) -> State:
         """A layer's carry before the first token.
 
         Args:
-            rows: Rows B of the batch.
+            zeros: Makes zeros of some axes behind that of the batch, in the parameters' dtype.
             width: Width H of the layer.
-            dtype: The parameters' dtype.
 
         Returns:
-            A pytree of arrays [rows, ...].
+            A pytree of arrays [B, ...].
         """
-        return jnp.zeros((rows, width), dtype)
+        return zeros(width)
 
     def apply_layer(
         self,
         params: Params,
-        x: Float[Array, "T B E"],
+        x: Inputs,
         state: State,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, State]:
         """Runs a layer over a whole sequence.
@@ -338,10 +340,10 @@ class Recurrent(Section):
 
     def own_norm(
         self,
-        x: Float[Array, "T B E"],
+        x: Inputs,
         dtype: Any,
         epsilon: float = 1e-5,
-    ) -> Float[Array, "T B E"]:
+    ) -> Inputs:
         """What a kind reads whose bare layer begins with a norm, which in a block is the block's.
 
         Args:
@@ -477,6 +479,16 @@ def chrono_biases(
     """
     times = jax.random.uniform(jax.random.fold_in(key, 1), (width,))
     return jnp.log(1 + times * (longest - 2))
+
+
+def zeros_of(rows: int, dtype: Any) -> Zeros:
+    """Makes what `Recurrent.zero_state` takes.
+
+    Args:
+        rows: Rows B of the batch.
+        dtype: The parameters' dtype.
+    """
+    return lambda *shape: jnp.zeros((rows, *shape), dtype)
 
 
 def uniform(

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import count, number
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mogrifier import check_rank, init_rounds, scale_of_mask
 from jaxlm.models.recurrent import (
     MODELS,
-    CellNoise,
+    LayerNoise,
     Params,
     Recurrent,
     chrono_biases,
@@ -27,7 +27,7 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.rlstm import rlstm
-from jaxlm.ops.scans import Length, Units
+from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("rlstm")
@@ -87,9 +87,9 @@ class RLSTM(Recurrent):
     def apply_layer(
         self,
         params: Params,
-        x: Float[Array, "T B E"],
+        x: Inputs,
         state: LSTMState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -15,13 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxlm.base.errors import JaxlmError
-from jaxlm.models.block import (
-    BlockNoise,
-    apply_block,
-    block_norm,
-    init_block,
-    zero_block_state,
-)
+from jaxlm.models.block import apply_block, block_norm, init_block, zero_block_state
 from jaxlm.models.heads import init_head
 from jaxlm.models.noise import (
     Noise,
@@ -31,7 +25,7 @@ from jaxlm.models.noise import (
     drop_words,
     keep_of_output,
 )
-from jaxlm.models.recurrent import CellNoise, Params, Recurrent, State, uniform
+from jaxlm.models.recurrent import LayerNoise, Params, Recurrent, State, uniform, zeros_of
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
 from jaxlm.ops.product import product
@@ -92,10 +86,11 @@ def zero_carry(
     Returns:
         One state a layer.
     """
+    zeros = zeros_of(batch_size, dtype)
     carry = []
     for layer, width in zip(model.layers, model.hidden_sizes, strict=True):
         zero = layer.zero_state if layer.block == "plain" else partial(zero_block_state, layer)
-        carry.append(zero(batch_size, width, dtype))
+        carry.append(zero(zeros, width))
     return tuple(carry)
 
 
@@ -190,65 +185,49 @@ def last_outputs(
     Returns:
         The features before dropout; then what `features` returns.
     """
+    dtype = x.dtype
+    in_blocks = model.block != "plain"
     if model.scale_embedding:
         # By the exact root: in bfloat16 the root itself would be rounded.
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        x = (wide * model.embedding_size**0.5).astype(x.dtype)
-    raw = dropped = apply_mask(x, noise.embedding, model.keep_embedding)
-    if model.block != "plain":
-        return _through_blocks(model, params, noise, dropped, carry, length)
-    new_carry = []
+        wide = x.astype(jnp.promote_types(dtype, jnp.float32))
+        x = (wide * model.embedding_size**0.5).astype(dtype)
+    x = apply_mask(x, noise.embedding, model.keep_embedding)
+    if in_blocks:  # their sums are float32 or wider
+        x = x.astype(jnp.promote_types(dtype, jnp.float32))
+        if model.projection:
+            x = product(x, params["input_projection"], dtype)
+    raw = x
     outputs = []
-    masks = (noise.recurrent_weights, noise.states, noise.updates, noise.outputs)
-    by_layer = zip_longest(params["layers"], carry, *masks)  # an empty tuple of masks gives None
-    for place, (layer, state, weights, kept, updated, kept_output) in enumerate(by_layer):
-        layer = drop_weights(model, weights, layer)
-        read = dropped
-        cell = model.layers[place]
-        raw, state = cell.apply_layer(layer, read, state, CellNoise(kept, updated), length)
-        outputs.append(raw)
-        if model.skip and place == len(carry) - 1:
-            raw = sum(outputs[:-1], raw)
-        dropped = apply_mask(raw, kept_output, keep_of_output(model, place))
-        if model.running_sum and place > 0:
-            dropped = read + dropped
-        new_carry.append(state)
-    if model.running_sum:
-        raw = dropped
-        dropped = apply_mask(raw, noise.features, model.keep_last_output)
-    return raw, dropped, tuple(new_carry)
-
-
-def _through_blocks(
-    model: Recurrent,
-    params: Params,
-    noise: Noise,
-    embedded: Embedded,
-    carry: Carry,
-    length: Length,
-) -> tuple[Units, Units, Carry]:
-    """`last_outputs` of a stack of blocks, which begins with the embedded input."""
-    dtype = embedded.dtype
-    x = embedded.astype(jnp.promote_types(dtype, jnp.float32))
-    if model.projection:
-        x = product(x, params["input_projection"], dtype)
     new_carry = []
     masks = (
-        noise.recurrent_weights,
         noise.states,
         noise.updates,
         noise.outputs,
         noise.feed_forwards,
+        noise.recurrent_weights,
     )
-    by_layer = zip_longest(params["layers"], carry, *masks)
-    for place, (layer, state, weights, kept, updated, *outputs) in enumerate(by_layer):
-        layer = {**layer, "cell": drop_weights(model, weights, layer["cell"])}
-        kept_within = BlockNoise(CellNoise(kept, updated), *outputs)
-        block = model.layers[place]
-        x, state = apply_block(block, layer, x, state, kept_within, length, dtype)
+    # An empty tuple of masks gives None.
+    by_layer: Any = zip_longest(model.layers, params["layers"], carry, *masks)
+    for place, (kind, layer, state, *masks_of_layer) in enumerate(by_layer):
+        kept = LayerNoise(*masks_of_layer)
+        layer = drop_weights(model, kept.weights, layer)
+        if in_blocks:
+            x, state = apply_block(kind, layer, x, state, kept, length, dtype)
+        else:
+            raw, state = kind.apply_layer(layer, x, state, kept, length)
+            outputs.append(raw)
+            if model.skip and place == len(carry) - 1:
+                raw = sum(outputs[:-1], raw)
+            dropped = apply_mask(raw, kept.output, keep_of_output(model, place))
+            x = x + dropped if model.running_sum and place > 0 else dropped
         new_carry.append(state)
-    raw = block_norm(model, params["norm"], x).astype(dtype)
-    return raw, apply_mask(raw, noise.features, model.keep_last_output), tuple(new_carry)
+    if in_blocks:
+        raw = block_norm(model, params["norm"], x).astype(dtype)
+    elif model.running_sum:
+        raw = x
+    if model.drops_features:
+        x = apply_mask(raw, noise.features, model.keep_last_output)
+    return raw, x, tuple(new_carry)
 
 
 def exact(model: Recurrent) -> Recurrent:

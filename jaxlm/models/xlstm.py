@@ -5,25 +5,27 @@
 The sLSTM. The gates' order is i, f, z, o. Within a gate the heads lie side by side; a head sees its
 own h.
 
-    c_t = f_t c_(t-1) + i_t tanh(z_t)        n_t = f_t n_(t-1) + i_t        h_t = sigmoid(o_t) c_t /
-    n_t
+    c_t = f_t c_(t-1) + i_t tanh(z_t)        n_t = f_t n_(t-1) + i_t
+    h_t = sigmoid(o_t) c_t / n_t
 
 where i_t and f_t are exp and sigmoid of their parts of x_t W + h_(t-1) R + b. The output is norm *
-layer_norm(h), head by head.
+layer_norm(h), head by head. A layer's parameters: `kernel` [E, 4H], `recurrent_kernel` [D, 4H],
+`bias` [4H] and `norm` [H].
 
 The mLSTM. The kernel's order is q, k, v, o; that of the gates, one each a head, i, f.
 
     C_t = f_t C_(t-1) + i_t k_t v_t^T        n_t = f_t n_(t-1) + i_t k_t        p_t = q_t / sqrt(D)
     h_t = C_t^T p_t / max(|n_t . p_t|, 1)        y = sigmoid(o) * norm * layer_norm(h), head by head
 
-where i = exp(x W_i + b_i) and f = sigmoid(x W_f + b_f).
+where i = exp(x W_i + b_i) and f = sigmoid(x W_f + b_f). A layer's parameters: the kernels of
+`MatrixMemory` and their `bias`, `gate` [E, 2 * N], `gate_bias` [2 * N] and `norm` [H].
 
 The carry holds c or C, and n, over exp(m), so that nothing overflows. A layer is the paper's
 without what its block has around it: residual, convolution, and feed-forward layer or projections.
 """
 
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,31 +33,20 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.base.fields import number
 from jaxlm.models.matrix_memory import MatrixMemory
-from jaxlm.models.recurrent import MODELS, CellNoise, Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import (
+    MODELS,
+    LayerNoise,
+    Params,
+    Recurrent,
+    Zeros,
+    head_count,
+    uniform,
+)
 from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Length, Units, last_step
-
-
-class SLSTMLayer(TypedDict):
-    """An sLSTM layer's parameters."""
-
-    kernel: Float[Array, "E 4*H"]
-    recurrent_kernel: Float[Array, "D 4*H"]
-    bias: Float[Array, " 4*H"]
-    norm: Float[Array, " H"]
-
-
-class MLSTMLayer(TypedDict):
-    """An mLSTM layer's parameters, with `key_kernel` where keys are of another width."""
-
-    kernel: Float[Array, "E _"]
-    bias: Float[Array, " G"]  # of q, k, v, o
-    gate: Float[Array, "E 2*N"]
-    gate_bias: Float[Array, " 2*N"]
-    norm: Float[Array, " N*D"]
+from jaxlm.ops.scans import Inputs, Length, Units, last_step
 
 
 class SLSTMState(NamedTuple):
@@ -81,7 +72,7 @@ class SLSTM(Recurrent):
         key: PRNGKeyArray,
         inputs: int,
         width: int,
-    ) -> SLSTMLayer:
+    ) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
@@ -95,21 +86,16 @@ class SLSTM(Recurrent):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> SLSTMState:
+    def zero_state(self, zeros: Zeros, width: int) -> SLSTMState:
         """A layer's carry before the first token."""
-        return SLSTMState(*jnp.zeros((4, rows, width), dtype))
+        return SLSTMState(*(zeros(width) for _ in SLSTMState._fields))
 
     def apply_layer(
         self,
-        params: SLSTMLayer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: SLSTMState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, SLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
@@ -197,26 +183,18 @@ class MLSTM(MatrixMemory):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(
-        self,
-        rows: int,
-        width: int,
-        dtype: Any,
-    ) -> MLSTMState:
+    def zero_state(self, zeros: Zeros, width: int) -> MLSTMState:
         """A layer's carry before the first token."""
-        shape = (rows, self.heads)
         D = width // self.heads
         K = self.key_units or D
-        return MLSTMState(
-            jnp.zeros((*shape, K, D), dtype), jnp.zeros((*shape, K), dtype), jnp.zeros(shape, dtype)
-        )
+        return MLSTMState(zeros(self.heads, K, D), zeros(self.heads, K), zeros(self.heads))
 
     def apply_layer(
         self,
-        params: MLSTMLayer,
-        x: Float[Array, "T B E"],
+        params: Params,
+        x: Inputs,
         state: MLSTMState,
-        noise: CellNoise,
+        noise: LayerNoise,
         length: Length,
     ) -> tuple[Units, MLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""

@@ -17,9 +17,8 @@ from jaxlm.ops.activations import activated
 from jaxlm.ops.devices import check_array
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.product import columns_times_rows, product
-from jaxlm.ops.scans import Length, Units, last_step, scan
+from jaxlm.ops.scans import Inputs, Length, Units, last_step, scan
 
-Inputs = Float[Array, "T B E"]
 Kernel = Float[Array, "E+H 4*H"]
 Bias = Float[Array, " 4*H"]
 Kept = Bool[Array, "B H"] | None

@@ -1,6 +1,4 @@
-"""The Mogrifier LSTM over time: a plain reference, and a faster twin.
-
-Melis et al. 2020, arXiv:1909.01792.
+"""The Mogrifier LSTM over time, as a `recurrence` (Melis et al. 2020, arXiv:1909.01792).
 
 Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. Before the gates of an LSTM see
 them, the input x and the state h gate each other in turns: rounds 0, 2, ... change x and rounds 1,
@@ -28,10 +26,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.activations import activated, layer_norm, sigmoid
-from jaxlm.ops.lstm import Inputs, LSTMState
+from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence, recurrence_reference
-from jaxlm.ops.scans import Length, Units
+from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence
+from jaxlm.ops.scans import Inputs, Length, Units
 
 Weights = dict[str, Any]
 
@@ -52,33 +50,6 @@ class Limits:
     state: Float[Array, "B H"] | None = None
     update: Float[Array, "B H"] | Scalar | float | None = None
     length: Length = None
-
-
-def mogrifier_reference(
-    x: Inputs,
-    weights: Weights,
-    state: LSTMState,
-    input_gate: str = "free",
-    limits: Limits = Limits(),
-) -> tuple[Units, LSTMState]:
-    """`mogrifier` written plainly: a scan of the cell, differentiated by JAX.
-
-    Args:
-        x: The inputs.
-        weights: The tree of weights.
-        state: The carry before the first step.
-        input_gate: free, capped or coupled.
-        limits: What bounds the state.
-
-    Returns:
-        The outputs, and the new carry.
-    """
-    matrices, others = _split_matrices(weights, x.shape[-1])
-    if not others["rounds"]:
-        x = _from_input(lambda name, a: a @ matrices[name], x, others)
-    return recurrence_reference(
-        partial(_cell, input_gate), x, matrices, (others, limits), state, limits.length
-    )
 
 
 def mogrifier(

@@ -28,17 +28,19 @@ def recurrence_reference(
     matrices: Matrices,
     others: Any,
     state: Any,
-    length: Length = None,
+    length: Length,
+    dtype: Any,
 ) -> tuple[Units, Any]:
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX.
 
     Args:
-        cell: As `recurrence` takes it.
+        cell: As the other arguments, what `recurrence` takes.
         x: The inputs.
         matrices: By name.
         others: What else the cell reads at each step.
         state: The carry before the first step.
         length: How many steps count.
+        dtype: Has no effect: products multiply in the dtype of their factors.
 
     Returns:
         The outputs, and the new carry.

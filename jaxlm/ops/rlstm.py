@@ -1,4 +1,4 @@
-"""The RLSTM over time (Melis 2022, arXiv:2211.01848): a plain reference, and its faster twin.
+"""The RLSTM over time, as a `recurrence` (Melis 2022, arXiv:2211.01848).
 
 The forget gate sees what would be written, the output gate what was written:
 
@@ -17,39 +17,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlm.ops.activations import sigmoid
-from jaxlm.ops.lstm import Inputs, LSTMState
+from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import after_rounds, split_rounds
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence, recurrence_reference
-from jaxlm.ops.scans import Length, Units
+from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence
+from jaxlm.ops.scans import Inputs, Length, Units
 
 Weights = dict[str, Any]
 Scale = Float[Array, "B H"] | float
-
-
-def rlstm_reference(
-    x: Inputs,
-    weights: Weights,
-    state: LSTMState,
-    state_scale: Scale = 1.0,
-    length: Length = None,
-) -> tuple[Units, LSTMState]:
-    """`rlstm` written plainly: a scan of the cell, differentiated by JAX.
-
-    Args:
-        x: The inputs.
-        weights: The tree of weights.
-        state: The carry before the first step.
-        state_scale: As `rlstm` takes it.
-        length: How many steps count; None: all.
-
-    Returns:
-        The outputs, and the new carry.
-    """
-    matrices, others = _split(weights)
-    if not others["rounds"]:
-        x = x @ matrices["input"]
-    return recurrence_reference(_cell, x, matrices, (others, state_scale), state, length)
 
 
 def rlstm(

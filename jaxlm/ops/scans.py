@@ -17,6 +17,7 @@ from jaxlm.ops.devices import by_platform
 # CPUs gain nothing.
 UNROLLED = 5
 
+Inputs = Float[Array, "T B E"]
 Units = Float[Array, "T B H"]
 # How many steps count, at least 1: the new carry is the one after them. None: all.
 Length = Scalar | None
