@@ -10,8 +10,9 @@
 nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, blocks of 64, batches
 of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
 of 64, and its mean is over all characters, not over random blocks. Our presets are trained and read
-the same part by `jaxlm train` and `jaxlm evaluate`. Seconds are of the whole command: start,
-compilation, training and all validations, without installation.
+the same part by `jaxlm train` and `jaxlm evaluate`, once plainly and once by dynamic evaluation,
+which learns from each 20 characters once they are scored. Seconds are of the whole command of
+training: start, compilation and all validations, without installation.
 
 Each run is kept in --run-dir (runs/shakespeare), and a second start does not repeat it. Nothing
 else should run beside it. The results are shakespeare.csv there, a line a run.
@@ -42,10 +43,12 @@ from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import PRESETS
+from jaxlm.config.protocols import Dynamic
 from jaxlm.data.known_texts import SHAKESPEARE, find_known_text
 from jaxlm.runs.lock import lock
 
 NANOGPT = "nanogpt"
+DYNAMIC = Dynamic(segment_length=20)
 OURS = [name for name in PRESETS if jaxlm.preset(name).data.corpus == "shakespeare"]
 # Its README's line for a CPU, but for its seed, which its code fixes at 1337.
 LINE = [
@@ -84,13 +87,14 @@ print(nats / (len(ids) - 1), sum(p.numel() for p in model.parameters()))
 
 @dataclass(frozen=True)
 class Row:
-    """A line of shakespeare.csv; the loss is of the whole validation part, in nats a character."""
+    """A line of shakespeare.csv; losses are of the whole validation part, in nats a character."""
 
     system: str
     seed: int
     parameters: int
     seconds: float
     nats: float
+    dynamic: float | None  # by dynamic evaluation; nanoGPT has none
     date: str
     commit: str
     machine: str
@@ -140,7 +144,7 @@ def nanogpt(args: argparse.Namespace, seed: int) -> Row:
     _, seconds = timed([args.python, "train.py", *LINE], folder)
     text, _ = timed([args.python, "-c", WHOLE, "out-shakespeare-char/ckpt.pt"], folder)
     nats, parameters = text.splitlines()[-1].split()  # below what its model prints
-    return Row(NANOGPT, seed, int(parameters), seconds, float(nats), **about())
+    return Row(NANOGPT, seed, int(parameters), seconds, float(nats), None, **about())
 
 
 def write_nanogpt_text(folder: Path) -> None:
@@ -178,8 +182,9 @@ def ours(args: argparse.Namespace, system: str, seed: int) -> Row:
     lm = jaxlm.load(folder)
     # The test split is the validation part, read in one row.
     nats = math.log(lm.evaluate("test").perplexity)
+    dynamic = math.log(lm.evaluate("test", protocol=DYNAMIC).perplexity)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    return Row(system, seed, parameters, seconds, nats, **about())
+    return Row(system, seed, parameters, seconds, nats, dynamic, **about())
 
 
 def about() -> dict[str, str]:
@@ -190,18 +195,26 @@ def about() -> dict[str, str]:
 def table(rows: Sequence[Row]) -> str:
     """Means and deviations over the seeds, in Markdown."""
     lines = [
-        "| system | parameters | seconds | nats a character | seeds |",
-        "|---|---|---|---|---|",
+        "| system | parameters | seconds | nats a character | dynamically | seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for system in dict.fromkeys(row.system for row in rows):
         runs = [row for row in rows if row.system == system]
         seconds, _ = mean_and_deviation([row.seconds for row in runs])
-        nats = mean_and_deviation([row.nats for row in runs])
+        losses = [shown_mean([row.nats for row in runs]), shown_mean([row.dynamic for row in runs])]
         lines.append(
-            f"| {system} | {runs[0].parameters:,} | {seconds:.0f} | "
-            f"{spread(*nats, shown='{:.3f}'.format)} | {len(runs)} |"
+            f"| {system} | {runs[0].parameters:,} | {seconds:.0f} | {' | '.join(losses)} | "
+            f"{len(runs)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def shown_mean(losses: Sequence[float | None]) -> str:
+    """Mean and deviation of losses as text; empty where they were not measured."""
+    measured = [loss for loss in losses if loss is not None]
+    if not measured:
+        return ""
+    return spread(*mean_and_deviation(measured), shown="{:.3f}".format)
 
 
 def main() -> None:
