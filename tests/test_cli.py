@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -672,3 +673,30 @@ def test_alarms_of_xla_about_slow_compilation_stay_out_of_the_terminal(monkeypat
         monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", own)
     assert main(["--version"]) == 0 and main(["info", "no-such-run"]) == 1
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
+
+
+@pytest.mark.slow
+def test_an_alarm_of_xla_reaches_a_script_and_no_command():
+    """It takes seconds to fold this constant, and XLA says so after one."""
+    compile_slowly = """
+import jax, jax.numpy as jnp
+def fold():
+    return jax.lax.reduce_window(jnp.arange(3000.0), 0.0, jax.lax.max, (1500,), (1,), "SAME")
+jax.jit(fold).lower().compile()
+"""
+    command = "from jaxlm.cli import main; main(['info', 'no-such-run'])"
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=Path(jaxlm.__path__[0]).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        for code in (compile_slowly, command + compile_slowly)
+    ]
+    assert "slow_operation_alarm" in said[0]
+    assert said[1].startswith("error: there is no directory") and said[1].count("\n") == 1

@@ -221,3 +221,5 @@ def test_the_command_line(tiny_run, tmp_path, capsys):
     assert header[:2] == ["model", "gain"] and row[0] == run and "svg" in plot.read_text()[:200]
     assert main(["humanlike", run, "--times", str(path), "--mixed", "--participant", "none"]) == 1
     assert "no column 'none'" in capsys.readouterr().err
+    assert main(["humanlike", run, f"{run}/.", "--times", str(path)]) == 1
+    assert "a run is named twice" in capsys.readouterr().err

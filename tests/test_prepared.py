@@ -403,6 +403,19 @@ def test_an_altered_file_is_refused_in_one_sentence(fresh, prepared, data):
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_the_seal_covers_each_field_and_each_option(copy):
+    path = copy / "prepared.json"
+    header = json.loads(path.read_text())
+    for part in (header, header["options"]):
+        for name in part.keys() - {"sha256"}:
+            kept = part[name]
+            part[name] = [kept]
+            path.write_text(json.dumps(header, indent=1) + "\n")
+            part[name] = kept
+            with pytest.raises(DataError, match="its sha256 is another"):
+                load_corpus(copy)
+
+
 @pytest.mark.parametrize("name", ["train.ids", "vocab.json"])
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()

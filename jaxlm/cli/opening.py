@@ -1,8 +1,9 @@
 """Opens the run that a command line names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm.base.errors import RunDirError
+from jaxlm.base.errors import JaxlmError, RunDirError
 from jaxlm.base.packaged import NAME
 from jaxlm.base.terminal import flag_text
 from jaxlm.runs import loading
@@ -28,6 +29,12 @@ def check_run(run: Path) -> None:
         )
     if (run / "trials").exists() and not (run / "config.json").exists():
         raise RunDirError(f"{run} holds a sweep: name one of the runs in {run / 'trials'}")
+
+
+def check_each_once(runs: Sequence[Path]) -> None:
+    """Raises JaxlmError where a run is named twice."""
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise JaxlmError("a run is named twice: name each once")
 
 
 def open_model(

@@ -22,7 +22,7 @@ from jaxlm.cli.arguments import (
     switch,
     whole,
 )
-from jaxlm.cli.opening import open_model
+from jaxlm.cli.opening import check_each_once, open_model
 from jaxlm.cli.tables import columns_of, json_text, table_text
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
@@ -102,6 +102,7 @@ def _add_columns(parser: Parser) -> None:
 )
 def humanlike(args: argparse.Namespace) -> None:
     """Prints what each run's surprisal explains of reading times, and each two compared."""
+    check_each_once(args.runs)
     names = {column: getattr(args, column) for column in COLUMNS}
     corpus = read_times(args.times, names)
     models = {str(run): open_model(run, args.checkpoint, args.data_dir) for run in args.runs}

@@ -29,7 +29,7 @@ from jaxlm.cli.arguments import (
     whole,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, given_protocol
-from jaxlm.cli.opening import open_model
+from jaxlm.cli.opening import check_each_once, open_model
 from jaxlm.cli.tables import (
     LAYOUTS,
     Columns,
@@ -332,9 +332,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         excluded = [given[other] for other in others if other in given]
         if name in given and excluded:
             raise JaxlmError(f"{given[name]} {why}: leave {', '.join(excluded)} out")
-    runs = [args.run, *args.runs]
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise JaxlmError("a run is named twice: name each once")
+    check_each_once([args.run, *args.runs])
     if args.hub and args.punctuation == "own":
         raise JaxlmError("--hub scores words with their punctuation: leave --punctuation own out")
     for name in ("mean", "long"):
