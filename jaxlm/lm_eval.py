@@ -152,14 +152,14 @@ class JaxLM(TemplateLM):
         if isinstance(stops, str):
             stops = [stops]
         lengths = [options[name] for name in LENGTHS if options.get(name) is not None]
-        words = int(lengths[0]) if lengths else 256
+        words = int([*lengths, 256][0])
         if words < 1:
             return ""
         sampling = options.get("do_sample")
-        temperature = float(options.get("temperature", 1.0 if sampling else 0.0))
-        limits = {}
+        temperature = float(options.get("temperature", bool(sampling)))
         if sampling is False:
             temperature = 0.0
+        limits = {}
         if temperature:
             limits = {name: options[name] for name in ("top_k", "top_p") if options.get(name)}
         drawn = self._lm.stream(

@@ -172,7 +172,7 @@ def test_each_trial_has_its_key_in_every_chart_and_in_the_table():
     for trial in range(8):
         charts = keys.count(("g", str(trial))) + keys.count(("use", str(trial)))
         assert charts == 2 + 3 and keys.count(("tr", str(trial))) == 1
-    rate, sizes, nesterov, perplexity = json.loads(found.scripts[0])["sweeps"][0]["axes"]
+    rate, sizes, nesterov, perplexity = json.loads(found.scripts[0])[0]["axes"]
     assert rate["choices"] == [] and rate["values"]["3"] == 4 and perplexity["values"]["1"] == 120
     assert rate["ends"] == [0.5, 4] and perplexity["ends"] == [100, 240]
     assert sizes["choices"] == ["16x8", "8"] and nesterov["values"]["0"] == "False"
@@ -250,7 +250,7 @@ def test_a_sweep_of_characters_is_told_in_bits_per_character():
     text = " ".join(" ".join(found.words).split())
     assert "validation bits per character test bits per character" in text
     assert "0.9000" in text and "0.8000" in text and "perplexity" not in text
-    assert json.loads(found.scripts[0])["sweeps"][0]["axes"][-1]["ends"] == [0.9, 0.9]
+    assert json.loads(found.scripts[0])[0]["axes"][-1]["ends"] == [0.9, 0.9]
 
 
 def test_a_run_with_a_test_and_no_epoch_has_its_page():

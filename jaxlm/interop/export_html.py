@@ -5,6 +5,7 @@ page, with a scale for some inputs each; vectors are float32. `cells.js` has the
 `jaxlm.models`, one function a kind.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU, MinLSTM
 from jaxlm.models.mogrifier import Mogrifier
-from jaxlm.models.recurrent import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.report.live import page
 from jaxlm.runs.state_arrays import SHARING, rounded_blocks
 from jaxlm.scoring.language_model import LanguageModel
@@ -65,14 +66,19 @@ def _page(model: LanguageModel, bits: int) -> tuple[bytes, int]:
     """The page with weights of so many bits, and how many weights have them."""
     network = model.config.model
     name = model.config.kinds["model"]
+    words = len(model.vocab)
+    softmax = {**model.params["softmax"]}
+    softmax["bias"] = softmax["bias"][:words]
+    if "kernel" in softmax:
+        softmax["kernel"] = softmax["kernel"][:, :words]
+    layers = [
+        _as_cells_read(network, layer, width)
+        for layer, width in zip(model.params["layers"], network.hidden_sizes, strict=True)
+    ]
     weights = _Weights(bits)
     params = {
-        "embedding": weights.matrix(model.params["embedding"][: len(model.vocab)]),
-        "layers": [
-            _layer(name, layer, width, weights)
-            for layer, width in zip(model.params["layers"], network.hidden_sizes, strict=True)
-        ],
-        "softmax": _head(model.params["softmax"], len(model.vocab), weights),
+        "embedding": weights.matrix(model.params["embedding"][:words]),
+        **jax.tree.map(weights.add, {"layers": layers, "softmax": softmax}),
     }
     scale = network.embedding_size**0.5 if network.scale_embedding else 1.0
     config = {
@@ -106,14 +112,18 @@ class _Weights:
     def __init__(self, bits: int) -> None:
         self.bits = bits
         self.numbers = 0
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._file = io.BytesIO()
 
-    def _add(self, data: bytes) -> int:
-        offset = self._size
-        padded = data + bytes(-len(data) % 4)
-        self._parts.append(padded)
-        self._size += len(padded)
+    def add(self, array: Any) -> dict[str, int]:
+        """Adds a matrix [inputs, outputs] or a vector."""
+        if array.ndim == 2:
+            return self.matrix(array.T)
+        values = np.asarray(array, "<f4")
+        return {"offset": self._append(values.tobytes()), "size": len(values)}
+
+    def _append(self, data: bytes) -> int:
+        offset = self._file.tell()
+        self._file.write(data + bytes(-len(data) % 4))
         return offset
 
     def matrix(self, array: Any) -> dict[str, int]:
@@ -126,18 +136,13 @@ class _Weights:
             bits, inputs = self.bits, INPUTS
             numbers, scales = _rounded(values, bits, inputs)
             self.numbers += values.size
-        offset = self._add(scales.astype("<f4").tobytes() + _packed(numbers, bits))
+        offset = self._append(scales.astype("<f4").tobytes() + _packed(numbers, bits))
         rows, columns = values.shape
         return {"offset": offset, "rows": rows, "columns": columns, "bits": bits, "inputs": inputs}
 
-    def vector(self, array: Any) -> dict[str, int]:
-        """Adds a vector as float32."""
-        values = np.asarray(array, "<f4")
-        return {"offset": self._add(values.tobytes()), "size": len(values)}
-
     def bytes(self) -> bytes:
         """All arrays."""
-        return b"".join(self._parts)
+        return self._file.getvalue()
 
 
 def _rounded(
@@ -159,49 +164,13 @@ def _packed(numbers: np.ndarray, bits: int) -> bytes:
     return np.packbits(lowest, bitorder="little").tobytes()
 
 
-def _layer(
-    kind: str,
-    params: Params,
-    width: int,
-    weights: _Weights,
-) -> dict[str, Any]:
-    """Where a layer's arrays lie, by the names that `cells.js` reads."""
-    if kind != "mogrifier":
-        return {name: _array(value, weights) for name, value in params.items()}
-    kernel = np.asarray(params["kernel"])
-    inputs = len(kernel) - width
-    rounds = [
-        {name: _array(value, weights) for name, value in matrices.items()}
-        for matrices in params["rounds"]
-    ]
-    norms = params.get("norms")
-    return {
-        "input_kernel": weights.matrix(kernel[:inputs].T),
-        "state_kernel": weights.matrix(kernel[inputs:].T),
-        "bias": weights.vector(params["bias"]),
-        "rounds": rounds,
-        "norms": norms and {name: weights.vector(value) for name, value in norms.items()},
-    }
-
-
-def _array(value: Any, weights: _Weights) -> dict[str, int]:
-    array = np.asarray(value)
-    if array.ndim == 2:
-        return weights.matrix(array.T)
-    return weights.vector(array)
-
-
-def _head(
-    head: Params,
-    words: int,
-    weights: _Weights,
-) -> dict[str, Any]:
-    """Where the head's arrays lie; without a kernel it reads the embedding."""
-    arrays = {name: np.asarray(value) for name, value in head.items()}
-    arrays["bias"] = arrays["bias"][:words]
-    if "kernel" in arrays:
-        arrays["kernel"] = arrays["kernel"][:, :words]
-    return {name: _array(value, weights) for name, value in arrays.items()}
+def _as_cells_read(network: Recurrent, layer: Params, width: int) -> Params:
+    """A layer's arrays under the names that `cells.js` reads: a Mogrifier's kernel in two."""
+    if not isinstance(network, Mogrifier):
+        return layer
+    others = {**layer}
+    kernel = others.pop("kernel")
+    return {**others, "input_kernel": kernel[:-width], "state_kernel": kernel[-width:]}
 
 
 def _tokens(model: LanguageModel) -> dict[str, Any]:
@@ -254,6 +223,6 @@ def _about(model: LanguageModel) -> str:
 def _first_text(model: LanguageModel) -> str:
     """A text of common words to begin with."""
     words = [word for word in model.vocab.words if word.isalpha() and len(word) > 1]
-    if model.vocab.kind != "words" or not words:
-        return "the old man" if _all_lower(model.vocab.words) else "The old man"
-    return " ".join(words[:3])
+    if model.vocab.kind == "words" and words:
+        return " ".join(words[:3])
+    return "the old man" if _all_lower(model.vocab.words) else "The old man"

@@ -375,27 +375,15 @@ def _reordered(rows: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
     return np.concatenate([blocks[place] for place in gates])
 
 
-def to_arpa(model: LanguageModel) -> tuple[bytes, list[str]]:
-    """An n-gram model as an ARPA file.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The file, and no notes.
-
-    Raises:
-        JaxlmError: The model is no n-gram model, or a token has white space in its name.
-    """
-    if not isinstance(model, NgramModel):
-        raise JaxlmError("an ARPA file holds an n-gram model: name one that `jaxlm ngram` made")
+def to_arpa(model: NgramModel) -> tuple[bytes, list[str]]:
+    """An ARPA file, and no notes. Raises JaxlmError where a token has white space in its name."""
     file = io.BytesIO()
     arpa.write(file, model.ngram, model.vocab.words)
     return file.getvalue(), []
 
 
 # Each gives a file's bytes, and notes.
-EXPORTERS = {
+EXPORTERS: dict[str, Callable[[Any], tuple[bytes, list[str]]]] = {
     "safetensors": to_safetensors,
     "onnx": to_onnx,
     "stablehlo": to_stablehlo,

@@ -1,6 +1,7 @@
 """Curves of runs, from their metrics alone: perplexities, gradient norms and learning rates."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +64,13 @@ class Results:
 
     def window_ends(self) -> np.ndarray:
         """Where each window ends, in epochs; an unfinished epoch counts as long as the longest."""
-        epoch = np.array([row["epoch"] for row in self.windows], float)
-        epochs, starts, place, sizes = np.unique(
-            epoch, return_index=True, return_inverse=True, return_counts=True
-        )
-        within = np.arange(1, len(epoch) + 1) - starts[place]
-        finished = np.isin(epochs, [row["epoch"] for row in self.epochs])
-        lengths = np.where(finished, sizes, max(sizes, default=1))
-        return epoch - 1 + within / lengths[place]
+        finished = {row["epoch"] for row in self.epochs}
+        sizes = Counter(row["epoch"] for row in self.windows)
+        ends = [np.empty(0)]
+        for epoch, size in sizes.items():
+            length = size if epoch in finished else max(sizes.values())
+            ends.append(epoch - 1 + np.arange(1, size + 1) / length)
+        return np.concatenate(ends)
 
     def end(self) -> float:
         """Where the last window or epoch ends, in epochs."""

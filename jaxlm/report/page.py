@@ -317,12 +317,8 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
         for run in runs
         if run.corpus.get("name") == "ptb" and not run.config.preset_changes
     )
-    known = []
-    for preset in presets:
-        value = PRESETS.get(preset, {}).get("published")
-        if value:
-            known.append((f"published ({preset})", value))
-    return known
+    known = {preset: PRESETS.get(preset, {}).get("published") for preset in presets}
+    return [(f"published ({preset})", value) for preset, value in known.items() if value]
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def write_report(
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
         names = [str(path) for path in directories]
-    view = _Viewer(which, texts, data_dir, live)
+    view = partial(_model_view, which=which, texts=texts, data_dir=data_dir, live=live)
     runs = []
     sweeps = []
     for path, name in zip(directories, names, strict=True):
@@ -75,7 +75,7 @@ def write_report(
     best: dict[str, RunRecord] = {}
     for run in ranked:
         best.setdefault(str(run.corpus.get("sha256")), run)
-    models = [view.of(Path(run.path), run.name) for run in best.values()]
+    models = [view(Path(run.path), run.name) for run in best.values()]
     title = names[0]
     if len(names) > 1:
         title = " and ".join(
@@ -115,7 +115,7 @@ def _is_sweep(path: Path) -> bool:
 def _sweep_record(
     path: Path,
     name: str,
-    view: "_Viewer",
+    view: Callable[[Path, str], ModelView],
 ) -> SweepRecord:
     """A sweep, with a view of the model of its best member."""
     sweep, corpus = read_sweep(path)
@@ -128,7 +128,7 @@ def _sweep_record(
     model = None
     if run_dir.exists():
         check_below(path, run_dir, "name the run itself")
-        model = view.of(run_dir, f"trial {best.number}, seed {best.seed}")
+        model = view(run_dir, f"trial {best.number}, seed {best.seed}")
     return SweepRecord(name, corpus, trials, sweep.command(best), model, sweep.importances)
 
 
@@ -175,45 +175,42 @@ def run_record(path: Path, name: str) -> RunRecord:
     )
 
 
-@dataclass(frozen=True)
-class _Viewer:
-    """Views models: maps of their words, surprisals of texts, and samples."""
+def _model_view(
+    path: Path,
+    name: str,
+    which: str,
+    texts: Sequence[str],
+    data_dir: str | Path | None,
+    live: LivePage | None,
+) -> ModelView:
+    """A run's map of words, surprisals of texts, and samples; notes name what there is not."""
+    lm = load(path, which)
+    vocab = lm.vocab
+    notes: list[str] = []
 
-    which: str  # the checkpoint
-    texts: Sequence[str]
-    data_dir: str | Path | None
-    live: LivePage | None
+    @contextmanager
+    def noted(missing: str) -> Iterator[None]:
+        try:
+            yield
+        except JaxlmError as error:
+            notes.append(f"There is no {missing}: {error}.")
 
-    def of(self, path: Path, name: str) -> ModelView:
-        """The view of a run's model; notes name what cannot be computed."""
-        lm = load(path, self.which)
-        vocab = lm.vocab
-        notes: list[str] = []
-
-        @contextmanager
-        def noted(missing: str) -> Iterator[None]:
-            try:
-                yield
-            except JaxlmError as error:
-                notes.append(f"There is no {missing}: {error}.")
-
-        words = None
-        scored = {}
-        samples = []
-        with noted(f"map of the {vocab.kind}"):
-            embedding = np.asarray(lm.params["embedding"])
-            words = map_words(embedding, vocab.words, tokens=vocab.kind)
-        baseline = ""
-        with noted("text of the test split"):
-            corpus = lm.find_corpus(data_dir=self.data_dir)
-            scored |= _test_text(lm, corpus)
-            baseline = baseline_text(corpus, lm.config.train.baseline_order)
-        for number, text in enumerate(self.texts, 1):
-            scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
-        with noted("sample"):
-            samples += map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))
-        live = self.live(lm) if self.live else ""
-        return ModelView(name, self.which, words, scored, samples, notes, live, baseline)
+    words = None
+    scored = {}
+    samples = []
+    with noted(f"map of the {vocab.kind}"):
+        words = map_words(np.asarray(lm.params["embedding"]), vocab.words, tokens=vocab.kind)
+    baseline = ""
+    with noted("text of the test split"):
+        corpus = lm.find_corpus(data_dir=data_dir)
+        scored |= _test_text(lm, corpus)
+        baseline = baseline_text(corpus, lm.config.train.baseline_order)
+    for number, text in enumerate(texts, 1):
+        scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
+    with noted("sample"):
+        samples += map(str, lm.generate(words=SAMPLE_WORDS, samples=SAMPLES, no_unk=True))
+    page = live(lm) if live else ""
+    return ModelView(name, which, words, scored, samples, notes, page, baseline)
 
 
 def _test_text(lm: LanguageModel, corpus: Corpus) -> dict[str, list[tuple[str, float]]]:

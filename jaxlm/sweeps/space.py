@@ -19,7 +19,7 @@ import numpy as np
 from jaxlm.base import files, hashed_json
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import shown, specs
-from jaxlm.config.config import KINDS, Config, spec_of_field
+from jaxlm.config.config import KINDS, Config, spec_of_field, starting_values
 from jaxlm.data.corpora import NAMES
 from jaxlm.sweeps.storage import import_optuna
 
@@ -153,19 +153,19 @@ def with_flags(
     """
     added = {**space}
     for slot in KINDS.keys() & space.keys():
-        named = {KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])}
-        kinds = {type(getattr(config, slot)), *named}
-        for name, value in given.items():
-            having = {kind: specs(kind)[name] for kind in kinds if name in specs(kind)}
-            meanings = {(spec, getattr(kind, name)) for kind, spec in having.items()}
-            differ = len(meanings) > 1 or any(spec.kind_specific for spec in having.values())
-            if differ and len(having) == len(kinds):
-                added.setdefault(name, [value])
-            elif having and (not having.keys() & named or (differ and len(having) > 1)):
+        section = getattr(config, slot)
+        kinds = [KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])]
+        for name in [name for name in given if name in specs(type(section))]:
+            value = getattr(section, name)
+            having = [kind for kind in kinds if name in specs(kind)]
+            if having and all(starting_values(section, kind)[name] == value for kind in having):
+                continue  # each takes it over, or has it as its default
+            if len(having) < len(kinds):
                 raise JaxlmError(
                     f"{name} would not reach each {slot} of the space: sweep the kinds that have "
                     f"it apart, or leave it out"
                 )
+            added.setdefault(name, [value])
     return added
 
 

@@ -167,18 +167,18 @@ class Journal:
         Raises:
             OSError: The file was removed, or cannot be written.
         """
-        lines = bytearray()
+        lines = b""
         for log in logs:
             body = json.dumps(log, separators=(",", ":")).encode()
             lines += body[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(body)
         with Folder.open(self._path.parent) as folder:
             if not folder.exists(self._path.name):
                 raise FileNotFoundError(2, "it was removed while it was in use", str(self._path))
-            with folder.append(self._path.name, buffering=0) as file:
+            with folder.append(self._path.name) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 _cut_unfinished_line(file.fileno())
-                while lines:
-                    del lines[: file.write(lines)]
+                file.write(lines)
+                file.flush()
                 os.fsync(file.fileno())
 
 
