@@ -21,7 +21,7 @@ ODD = 5
     ("T", "W", "held", "length"),
     [
         (5, 8, (0, 3), None),  # a chunk that is shorter than the window
-        (9, 4, (2, 4), 6),  # chunks, the last of them padded, in a window that is padded
+        (10, 4, (2, 4), 6),  # chunks, the last of them padded, in a window that is padded
         (1, 6, (6, 1), None),
     ],
 )
