@@ -165,7 +165,7 @@ def pack(run: Path, out: Path) -> None:
                 step=manifest.step,
                 epoch=manifest.epoch,
                 valid_perplexity=manifest.valid_perplexity,
-                corpus=directory.named(corpus),
+                corpus=corpus.identity,
                 metrics_bytes=sealed.bytes,
                 metrics_sha256=sealed.sha256,
             ),

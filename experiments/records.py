@@ -24,7 +24,7 @@ import jaxlm
 from jaxlm.base.errors import JaxlmError
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import batch
-from jaxlm.runs.directory import drew_params, named, problems, saved_config, saved_record
+from jaxlm.runs.directory import drew_params, problems, saved_config, saved_record
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 
@@ -170,7 +170,7 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
         return
     described = saved_record(run_dir)["corpus"]
     for name, described_by in (("text", "sha256"), ("vocabulary", "vocab_sha256")):
-        if described.get(described_by) != named(corpus)[described_by]:
+        if described.get(described_by) != corpus.identity[described_by]:
             yield f"another {name}: its hash is not that of {record['corpus']}"
     config = saved_config(run_dir)
     expected = jaxlm.preset(record["preset"]).replace(

@@ -74,7 +74,7 @@ def recorded(corpus, tmp_path_factory) -> Path:
             "metrics_bytes": len(metrics),
             "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
         }
-        manifest = checkpoint.Manifest(23, 1, None, rundir.named(corpus), **seal)
+        manifest = checkpoint.Manifest(23, 1, None, corpus.identity, **seal)
         checkpoint.save(held.folder, state, CONFIG, corpus.vocab, manifest)
     return path
 

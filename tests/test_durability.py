@@ -17,7 +17,7 @@ from processes import CONFIG
 
 from jaxlm.base.files import Folder
 from jaxlm.data.corpora import load_corpus
-from jaxlm.runs import checkpoint
+from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.lock import lock
 from jaxlm.runs.run import Run
 from jaxlm.runs.trainer import new_state
@@ -112,7 +112,9 @@ def test_a_checkpoint_its_metrics_and_its_directory_are_on_the_disk_before_an_ol
 
     monkeypatch.setattr(checkpoint, "save", saving)
     with ExitStack() as stack:
-        run = Run(config, corpus, stack.enter_context(lock(tmp_path / "run")), stack, resume=False)
+        held = stack.enter_context(lock(tmp_path / "run"))
+        directory.begin(held.folder, config, corpus)
+        run = Run(config, corpus, held, stack)
         for _ in range(3):
             some = jnp.ones(4)
             run.trained(Metrics(cost=some, grad_norm=some, learning_rate=some, finite=some > 0), 4)

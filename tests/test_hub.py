@@ -28,8 +28,9 @@ from jaxlm.cli import main
 from jaxlm.data.tokens import Characters, Subwords
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.interop import export_hub
-from jaxlm.interop.export_hub import CELLS, WHITE_SPACE, as_json, tokenizer_files
+from jaxlm.interop.export_hub import CELLS
 from jaxlm.interop.exporting import export_model
+from jaxlm.interop.hub_files import WHITE_SPACE, as_json, tokenizer_files
 from jaxlm.interop.importing import import_model
 from jaxlm.runs import state_arrays
 from jaxlm.scoring.language_model import LanguageModel

@@ -1,15 +1,15 @@
 """What a run is: a recipe of a model, an optimiser and a schedule; counts; and a text."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 
-import jaxlm.published  # noqa: F401 (its kinds stand in the tables too)
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import (
     Spec,
@@ -28,6 +28,7 @@ from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import MODELS, Recurrent
 from jaxlm.optimizers.descent import SGD
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer
+from jaxlm.published import awd_lstm, lamb  # noqa: F401 (their kinds stand in the tables too)
 from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 
 FORMAT = 2  # of config.json
@@ -114,9 +115,9 @@ class Config:
 
         Args:
             **changes: Fields of any section, as in `learning_rate=0.5`; a kind by its name, as in
-            `model="gru"`, which
-                has its own defaults but for the fields that it carries over from the old kind
-                (`carried_over`); whole sections, as in `train=TrainConfig()`; or `preset`.
+                `model="gru"`, which has its own defaults but for the fields that it carries over
+                from the old kind (`carried_over`); whole sections, as in `train=TrainConfig()`; or
+                `preset`.
 
         Returns:
             The changed config. Sections without a change are the same objects.
@@ -130,25 +131,22 @@ class Config:
         ('gru', 3, 0.002)
         """
         label = changes.pop("preset", self.preset)
-        kinds = {slot: type(getattr(self, slot)) for slot in SECTIONS}
-        values: dict[str, dict[str, Any]] = {}  # of the sections that change
-        for slot in SECTIONS:
+        sections = {slot: getattr(self, slot) for slot in SECTIONS}
+        for slot, section in sections.items():
             if slot in changes:
-                chosen = _chosen_kind(slot, changes.pop(slot), getattr(self, slot))
-                kinds[slot], values[slot] = chosen
+                sections[slot] = _chosen_section(slot, changes.pop(slot), section)
+        values: dict[str, dict[str, Any]] = defaultdict(dict)  # by section, of those that change
         for name, value in changes.items():
             slot, having = _kinds_with(name)
-            kind = kinds[slot]
-            if name not in specs(kind):
+            section = sections[slot]
+            if name not in specs(type(section)):
                 raise JaxlmError(
                     f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
-                    f"{kind.kind_name}, whose fields are {', '.join(specs(kind))}"
+                    f"{section.kind_name}, whose fields are {', '.join(specs(type(section)))}"
                 )
-            if slot not in values:
-                values[slot] = dict(vars(getattr(self, slot)))
             values[slot][name] = value
-        sections = {slot: getattr(self, slot) for slot in SECTIONS}
-        sections |= {slot: kinds[slot](**changed) for slot, changed in values.items()}
+        for slot, changed in values.items():
+            sections[slot] = replace(sections[slot], **changed)
         return Config(**sections, preset=label)
 
     def to_json(self) -> str:
@@ -367,23 +365,32 @@ def differences(a: Config, b: Config) -> list[str]:
     Returns:
         One line for each field that differs: `section.field: a's value -> b's value`.
     """
-    old = _flat(a)
-    new = _flat(b)
-    lines = []
-    for name in old | new:
-        left = old.get(name, "absent")
-        right = new.get(name, "absent")
-        if left != right:
-            lines.append(f"{name}: {left!r} -> {right!r}")
-    return lines
+    old, new = (
+        {
+            f"{slot}.{name}": repr(value)
+            for slot, values in config.sections.items()
+            for name, value in values.items()
+        }
+        for config in (a, b)
+    )
+    return different(old, new)
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{slot}.{name}": value
-        for slot, values in config.sections.items()
-        for name, value in values.items()
-    }
+def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Compares two tables.
+
+    Args:
+        old: The values before, by name.
+        new: The values now; of a name that either lacks it is None.
+
+    Returns:
+        `name: old -> new` for each value that differs.
+    """
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
 
 
 def conflicts(saved: Config, given: Config) -> list[str]:
@@ -404,18 +411,18 @@ def conflicts(saved: Config, given: Config) -> list[str]:
     return [line for line in differences(saved, given) if line.split(":")[0] not in may_change]
 
 
-def _chosen_kind(
+def _chosen_section(
     slot: str,
     choice: Any,
     section: Any,
-) -> tuple[type, dict[str, Any]]:
-    """A chosen kind (a section of it, or its name) and the values that it begins with."""
+) -> Any:
+    """What replaces a section: another one, or the kind of a name with what it carries over."""
     if _is_section(slot, choice):
-        return type(choice), dict(vars(choice))
+        return choice
     kind = _kind_named(slot, slot, choice)
     if kind is type(section):
-        return kind, dict(vars(section))
-    return kind, carried_over(section, kind)[0]
+        return section
+    return kind(**carried_over(section, kind)[0])
 
 
 def _is_section(slot: str, value: Any) -> bool:

@@ -1,14 +1,12 @@
 """What a training step takes: a model, an optimiser and a schedule."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 
-from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Recurrent
-from jaxlm.optimizers.descent import SGD
 from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.schedules import Piecewise, Schedule
+from jaxlm.schedules import Schedule
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +20,6 @@ class Recipe:
         schedule: A kind of `SCHEDULES`.
     """
 
-    model: Recurrent = field(default_factory=LSTM)
-    optimizer: Optimizer = field(default_factory=SGD)
-    schedule: Schedule = field(default_factory=Piecewise)
+    model: Recurrent
+    optimizer: Optimizer
+    schedule: Schedule

@@ -62,6 +62,11 @@ class Corpus:
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """The name and the hashes by which a run knows its corpus."""
+        return {"name": self.name, "sha256": self.sha256, "vocab_sha256": self.vocab.sha256}
+
     def unknown_shares(self, *splits: str) -> dict[str, float]:
         """Returns the share of `<unk>` among the tokens of each split (default: all)."""
         return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}

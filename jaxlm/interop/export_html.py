@@ -16,7 +16,7 @@ import sentencepiece
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.data.tokens import Subwords
-from jaxlm.interop.export_hub import tokenizer_files
+from jaxlm.interop.hub_files import tokenizer_files
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.mingru import MinGRU, MinLSTM

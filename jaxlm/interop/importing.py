@@ -19,20 +19,14 @@ from jaxlm.data.text import decode, read_errors, read_string
 from jaxlm.data.tokens import EOS, WORDS
 from jaxlm.data.vocab import Vocab
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
+from jaxlm.interop.hub_files import CODE, CONFIG, FORMAT, SUMS, VOCAB, WEIGHTS
 from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
 from jaxlm.ngrams import arpa
-from jaxlm.runs import directory, ram, state_arrays
+from jaxlm.runs import ram, state_arrays
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.runs.ngram_models import import_arpa
 from jaxlm.scoring.language_model import LanguageModel
-
-FORMAT = 1  # of a hub's folder, whose files are:
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CODE = "modeling_jaxlm.py"
-VOCAB = "vocab.json"
-SUMS = "SHA256SUMS"  # of the others, as the program sha256sum writes it
 
 
 def import_model(
@@ -89,7 +83,7 @@ def import_model(
     if run_dir is not None:
         keep_model(run_dir, config, model.params, corpus)
     params = jax.tree.map(jnp.asarray, model.params)
-    return LanguageModel(params, config, words, directory.named(corpus))
+    return LanguageModel(params, config, words, corpus.identity)
 
 
 def read_model(file: str | Path) -> ForeignModel:

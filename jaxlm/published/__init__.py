@@ -1,6 +1,4 @@
 """Kinds that repeat published codes to the quirk, one file a code.
 
-They add themselves to the tables of all kinds.
+They add themselves to the tables of all kinds. `config` imports each.
 """
-
-from jaxlm.published import awd_lstm, lamb  # noqa: F401

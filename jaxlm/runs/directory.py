@@ -25,9 +25,8 @@ from jaxlm.base.errors import CheckpointError, JaxlmError, RunDirError
 from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
 from jaxlm.base.hashed_json import from_hashed_json, strict_json, to_hashed_json
 from jaxlm.base.terminal import without_password
-from jaxlm.config.config import Config, conflicts
+from jaxlm.config.config import Config, conflicts, different
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.vocab import Vocab
 from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
@@ -49,33 +48,32 @@ class Setup:
     rates: Mapping[str, float] | None = None  # {dtype: 1e9 operations a second}, where measured
 
 
-def check(run: str | Path | Folder, resume: bool) -> None:
-    """Checks that a run can be resumed, or begin, in a directory.
+def check_vacant(run: str | Path | Folder) -> None:
+    """Checks that a run can begin in a directory.
 
     Args:
         run: The directory, which may be missing.
-        resume: Whether a run is to be resumed there.
 
     Raises:
-        RunDirError: There is no run to resume; or a run is to begin, and the place is not empty.
+        RunDirError: The directory is not empty.
     """
-    where = Path(run)
-    names = []
+    # A process that is killed before it writes config.json leaves these.
+    left = re.compile(r"\.lock|\.partial-.*|run\.json")
+    other = [name for name in _names(run) if not left.fullmatch(name)]
+    if other:
+        remedy = "resume the run in it with --resume, or choose another --run-dir"
+        raise RunDirError(f"{Path(run)} is not empty (it holds {', '.join(other[:4])}): {remedy}")
+
+
+def _names(run: str | Path | Folder) -> list[str]:
+    """What a directory holds; nothing where it is missing. Raises RunDirError."""
     with (
-        explained(RunDirError, f"{where} cannot be used", ELSEWHERE),
+        explained(RunDirError, f"{Path(run)} cannot be used", ELSEWHERE),
         suppress(FileNotFoundError),
         Folder.open(run) as folder,
     ):
-        names = folder.names()
-    if resume and CONFIG not in names:
-        remedy = "check the path, or train one there, without --resume"
-        raise RunDirError(f"{where} holds no run ({CONFIG} is not there): {remedy}")
-    # A process that is killed before it writes config.json leaves these.
-    left = re.compile(r"\.lock|\.partial-.*|run\.json")
-    other = [name for name in names if not left.fullmatch(name)]
-    if other and not resume:
-        remedy = "resume the run in it with --resume, or choose another --run-dir"
-        raise RunDirError(f"{where} is not empty (it holds {', '.join(other[:4])}): {remedy}")
+        return folder.names()
+    return []
 
 
 def begin(
@@ -96,7 +94,7 @@ def begin(
         RunDirError: The directory is not empty or cannot be written, or no checkpoint could hold
             the vocabulary.
     """
-    check(run, resume=False)
+    check_vacant(run)
     size = len(corpus.vocab.to_json())  # ASCII
     if size > MAX_VOCAB_BYTES:
         raise RunDirError(
@@ -131,26 +129,18 @@ def saved_config(run: str | Path | Folder) -> Config:
     Raises:
         RunDirError: There is no run.
     """
-    check(run, resume=True)
+    where = Path(run)
+    if CONFIG not in _names(run):
+        remedy = "check the path, or train one there, without --resume"
+        raise RunDirError(f"{where} holds no run ({CONFIG} is not there): {remedy}")
     try:
         with Folder.open(run) as folder:
             return _read_config(folder)
     except RunDirError as error:
         saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
         if saved is None:
-            raise RunDirError(f"{Path(run)} holds no run that can be resumed: {error}") from None
+            raise RunDirError(f"{where} holds no run that can be resumed: {error}") from None
         return saved.config
-
-
-def saved_dtype(run: str | Path | Folder) -> str:
-    """The dtype that the run in a directory multiplies in. Raises RunDirError."""
-    return saved_config(run).model.compute_dtype
-
-
-def saved_vocab(run: str | Path | Folder) -> Vocab | None:
-    """The vocabulary of a run's newest intact checkpoint, if any. Raises CheckpointError."""
-    saved, _ = checkpoint.newest_intact(run, state_arrays.nothing)
-    return saved.vocab if saved else None
 
 
 def _read_config(run: Folder) -> Config:
@@ -182,6 +172,34 @@ def drew_params(run: str | Path | Folder) -> bool:
     with suppress(RunDirError):
         return saved_record(run).get("params") == DRAWN
     return False
+
+
+def enter(
+    run: Folder,
+    config: Config,
+    corpus: Corpus,
+    setup: Setup,
+    resumed: bool,
+) -> tuple[Checkpoint | None, list[str]]:
+    """Begins a run in a directory, or resumes the one there.
+
+    Args:
+        run: The directory, which the caller holds (`lock.lock`).
+        config: What is trained.
+        corpus: What it is trained on.
+        setup: How this process trains it.
+        resumed: Whether there is a run to resume.
+
+    Returns:
+        As `resume`.
+
+    Raises:
+        JaxlmError: As `begin` and `resume`.
+    """
+    if resumed:
+        return resume(run, config, corpus, setup)
+    begin(run, config, corpus, setup)
+    return None, []
 
 
 def resume(
@@ -230,7 +248,9 @@ def resume(
         read_prefix(run, saved.manifest.metrics)
         began = saved.config
         trained_on = saved.manifest.corpus
-    changed = _changes(began, trained_on, config, corpus)
+    now = corpus.identity
+    before = {name: trained_on.get(name) for name in now}
+    changed = conflicts(began, config) + [f"corpus {line}" for line in different(before, now)]
     if saved:
         changed += _changes_since(saved, config, corpus)
     if changed:
@@ -255,18 +275,6 @@ def resume(
         if saved:
             checkpoint.set_aside_later(run, saved.manifest.step)
     return saved, notes
-
-
-def _changes(
-    saved: Config,
-    saved_corpus: Mapping[str, Any],
-    config: Config,
-    corpus: Corpus,
-) -> list[str]:
-    """`name: old -> new` of each field and hash whose change would train something else."""
-    now = named(corpus)
-    before = {name: saved_corpus.get(name) for name in now}
-    return conflicts(saved, config) + [f"corpus {line}" for line in different(before, now)]
 
 
 def _changes_since(
@@ -343,11 +351,6 @@ def _check_metrics(run: Folder) -> None:
         )
 
 
-def named(corpus: Corpus) -> dict[str, str]:
-    """The name and hashes that identify a corpus."""
-    return {"name": corpus.name, "sha256": corpus.sha256, "vocab_sha256": corpus.vocab.sha256}
-
-
 def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     """The command, versions, machine and flags of this process.
 
@@ -364,24 +367,10 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
     }
 
 
-def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`name: old -> new` of each value that differs.
-
-    Args:
-        old: The values before, by name.
-        new: The values now; of a name that either lacks it is None.
-    """
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
-        for name in {**old, **new}
-        if old.get(name) != new.get(name)
-    ]
-
-
 def _described(corpus: Corpus) -> dict[str, Any]:
     tokens = {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")}
     return {
-        **named(corpus),
+        **corpus.identity,
         "description": corpus.description,
         "notes": list(corpus.notes),
         "tokens": tokens,

@@ -1,7 +1,6 @@
 """The device side of runs: one spread over a mesh, or the members of a sweep in one program.
 
-For the loop (`loop.py`) each group trains windows, validates, and gives the states and the tests of
-its runs, each run by its slot.
+Each is a `loop.Group`, whose methods are told there.
 """
 
 import math
@@ -52,17 +51,7 @@ class SingleGroup:
         count: int,
         ahead: int,
     ) -> Metrics:
-        """Begins to train windows of each run.
-
-        Args:
-            tokens: The text at hand [R, B].
-            first_row: The row of the whole text with which it begins.
-            count: How many windows to train.
-            ahead: How many windows before them are not logged yet.
-
-        Returns:
-            The metrics to come, each [W]; of members [M, W].
-        """
+        """As `Group.train`; metrics [W]."""
         counts = self._run.config.train
         step = self._run.step + ahead
         self._state, metrics = train_windows(
@@ -79,7 +68,7 @@ class SingleGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        """Validates each slot's run, and updates the states' records; the perplexities."""
+        """As `Group.validate`."""
         run = self._run
         counts = run.config.train
         shape = (run.corpus.valid, counts.batch_size, counts.bptt_length)
@@ -94,7 +83,7 @@ class SingleGroup:
         return [valid]
 
     def state(self, slot: int = 0) -> TrainState:
-        """A run's state, whole. Every process must call it."""
+        """As `Group.state`. Every process must call it."""
         return fetch(self.mesh, self._state, self._recipe.model.vocab_size)
 
     def nats(
@@ -104,24 +93,14 @@ class SingleGroup:
         batch_size: int = 1,
         bptt_length: int = 1,
     ) -> tuple[float, int]:
-        """Evaluates a run's parameters.
-
-        Args:
-            slot: The run's.
-            ids: The text [N].
-            batch_size: The rows to read it in.
-            bptt_length: The steps of a window.
-
-        Returns:
-            The summed nats, and the number of predictions.
-        """
+        """As `Group.nats`."""
         return stream_nats(
             self._recipe.model, self._state.evaluated, ids, batch_size, bptt_length, self.mesh
         )
 
 
 class MemberGroup:
-    """Members of equal shapes in slots, over this process's devices; methods as in `SingleGroup`.
+    """Members of equal shapes in slots, over this process's devices.
 
     Members share each operation (`vmapped`), or follow one another on their device, where an empty
     slot costs nothing.
@@ -172,7 +151,10 @@ class MemberGroup:
         count: int,
         ahead: int,
     ) -> Metrics:
-        """As `SingleGroup.train`. An empty slot reads another slot's windows, to no effect."""
+        """As `Group.train`; metrics [M, W].
+
+        An empty slot reads another slot's windows, to no effect.
+        """
         any_run = self._any_run
         counts = any_run.config.train
         windows = []
@@ -198,7 +180,7 @@ class MemberGroup:
         return metrics
 
     def validate(self) -> list[float]:
-        """As `SingleGroup.validate`; nan for an empty slot."""
+        """As `Group.validate`; nan for an empty slot."""
         any_run = self._any_run
         rows = any_run.config.train.batch_size
         steps = any_run.config.train.bptt_length
@@ -231,7 +213,7 @@ class MemberGroup:
         return perplexities
 
     def state(self, slot: int) -> TrainState:
-        """A member's state, on the first device."""
+        """As `Group.state`, on the first device."""
         return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
 
     def _recipe(self, slot: int) -> Recipe:
@@ -245,7 +227,7 @@ class MemberGroup:
         batch_size: int = 1,
         bptt_length: int = 1,
     ) -> tuple[float, int]:
-        """As `SingleGroup.nats`."""
+        """As `Group.nats`."""
         recipe = self._recipe(slot)
         return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
 
@@ -288,6 +270,3 @@ def _switched(
 def _loss(perplexity: float) -> np.float32:
     """Mean nats."""
     return np.float32(math.log(perplexity) if perplexity > 0 else math.nan)
-
-
-Group = SingleGroup | MemberGroup

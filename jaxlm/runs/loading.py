@@ -181,7 +181,7 @@ def keep_model(
         directory.begin(folder, config, corpus, directory.Setup(given_params=True))
         folder.write("metrics.jsonl", b"")
         manifest = checkpoint.Manifest(
-            step=0, epoch=0, valid_perplexity=None, corpus=directory.named(corpus)
+            step=0, epoch=0, valid_perplexity=None, corpus=corpus.identity
         )
         checkpoint.save(folder, state, config, corpus.vocab, manifest)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -15,15 +16,74 @@ from jaxlm.config.settings import TrainConfig
 from jaxlm.data.windows import batch
 from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import put_rows
-from jaxlm.runs.group import Group
 from jaxlm.runs.run import Run
 from jaxlm.training.members import member_at
-from jaxlm.training.step import Metrics
+from jaxlm.training.step import Metrics, TrainState
 
 WHOLE_TOKENS = 1 << 26  # of a split, up to which all of it is put on the device
 
 # (row, next row) -> tokens from that row or an earlier one on, and the row that they begin with
 Take = Callable[[int, int], tuple[Integer[Array, "R B"], int]]
+
+
+class Group(Protocol):
+    """Runs at the same window of their epochs, with their states on the devices (`group.py`).
+
+    Attributes:
+        runs: The run of each slot; None: the slot is empty.
+        mesh: The devices; None: one device.
+    """
+
+    runs: list[Run | None]
+    mesh: Mesh | None
+
+    def train(
+        self,
+        tokens: Integer[Array, "R B"],
+        first_row: int,
+        count: int,
+        ahead: int,
+    ) -> Metrics:
+        """Begins to train windows of each run.
+
+        Args:
+            tokens: The text at hand.
+            first_row: The row of the whole text with which it begins.
+            count: How many windows to train.
+            ahead: How many windows before them are not logged yet.
+
+        Returns:
+            The metrics to come, each [W]; of members [M, W].
+        """
+        ...
+
+    def validate(self) -> list[float]:
+        """Validates each slot's run, and updates the states' records; the perplexities."""
+        ...
+
+    def state(self, slot: int) -> TrainState:
+        """A run's state, whole."""
+        ...
+
+    def nats(
+        self,
+        slot: int,
+        ids: Integer[np.ndarray, " N"],
+        batch_size: int = 1,
+        bptt_length: int = 1,
+    ) -> tuple[float, int]:
+        """Evaluates a run's parameters.
+
+        Args:
+            slot: The run's.
+            ids: The text.
+            batch_size: The rows to read it in.
+            bptt_length: The steps of a window.
+
+        Returns:
+            The summed nats, and the number of predictions.
+        """
+        ...
 
 
 class Observer:

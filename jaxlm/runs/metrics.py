@@ -104,8 +104,7 @@ class MetricsLog:
         files: ExitStack,
         corpus: str,
         bptt_length: int,
-        *,
-        prefix: Prefix | None = None,
+        prefix: Prefix = Prefix(),  # noqa: B008 (immutable)
         on_metrics: OnMetrics | None = None,
     ):
         """Opens the file, and cuts off the lines after those of the checkpoint.
@@ -115,14 +114,14 @@ class MetricsLog:
             files: Closes the file.
             corpus: The corpus's name, for the line of every result.
             bptt_length: The steps of a window whose line does not say otherwise.
-            prefix: The lines to keep (None: none).
+            prefix: The lines to keep.
             on_metrics: Called with (step, values by tag) of each window and each result.
         """
         self._folder = folder
         self._corpus = corpus
         self._bptt_length = bptt_length
         self._on_metrics = on_metrics
-        lines = read_prefix(folder, prefix or Prefix())
+        lines = read_prefix(folder, prefix)
         self._digest = hashlib.sha256(lines)
         self._step = 0
         self.skipped: Counter[int] = Counter()

@@ -10,7 +10,6 @@ import math
 import os
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +17,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Scalar
 
-from jaxlm.base.errors import CheckpointError, RunDirError
 from jaxlm.base.files import Folder
 from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
 from jaxlm.data.cache import cache_dir, processor
 from jaxlm.distributed import hosts
 from jaxlm.ops.product import product
-from jaxlm.runs import directory
 
 DTYPES = ("float32", "bfloat16")
 MARGIN = 1.15  # by which `auto` wants bfloat16 to be faster
@@ -36,22 +33,21 @@ TURNS = 5
 
 def resolved(
     config: Config,
-    resumed: str | Path | Folder | None = None,
+    began: Config | None = None,
 ) -> tuple[Config, dict[str, float] | None, list[str]]:
     """Chooses the dtype in place of `auto`. Every process must call it; all choose the same.
 
     Args:
         config: The run's config.
-        resumed: The directory of a run that is resumed, whose dtype stays.
+        began: The saved config of a run that is resumed, whose dtype stays.
 
     Returns:
         The config with its dtype; the rates, if they were asked for (`measured_rates`); and notes
         for the user.
     """
     dtype = config.model.compute_dtype
-    if dtype == "auto" and resumed is not None:
-        with suppress(RunDirError, CheckpointError):  # of which resuming the run will tell
-            dtype = directory.saved_dtype(resumed)
+    if dtype == "auto" and began is not None:
+        dtype = began.model.compute_dtype
     rates = None
     notes = []
     if dtype != "float32":

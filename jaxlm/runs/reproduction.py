@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.base.errors import JaxlmError
-from jaxlm.config.config import Config
+from jaxlm.config.config import Config, different
 from jaxlm.data.corpus import Corpus
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, Manifest
@@ -76,7 +76,7 @@ def reproduce(
     now = _flat(directory.session((rows, words)))
     surroundings: dict[str, None] = {}  # each sentence once, in order
     for session in record["sessions"]:
-        surroundings.update(dict.fromkeys(directory.different(_flat(session), now)))
+        surroundings.update(dict.fromkeys(different(_flat(session), now)))
     results = []
     if result.stopped_by is None:
         results = _differences(run_dir, saved.manifest, again)
@@ -92,7 +92,7 @@ def _same_corpus(
     # The vocabulary has the pieces of a tokenizer's file, which is not needed again.
     vocab = saved.vocab if saved.config.data.tokenizer_file else None
     config, corpus = with_corpus(saved.config, None, data_dir, vocab)
-    changed = directory.different(saved.manifest.corpus, directory.named(corpus))
+    changed = different(saved.manifest.corpus, corpus.identity)
     if changed:
         raise JaxlmError(
             f"{run_dir} was trained on another corpus than is found here ({'; '.join(changed)}): "

@@ -23,10 +23,9 @@ from jaxlm.data.windows import RandomLengths, WindowPlan, batch
 from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
 from jaxlm.report.trackers import OnMetrics
-from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.directory import Setup
+from jaxlm.runs import checkpoint
 from jaxlm.runs.lock import Held
-from jaxlm.runs.metrics import MetricsLog
+from jaxlm.runs.metrics import MetricsLog, Prefix
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
 
@@ -42,7 +41,6 @@ class Run:
         plan: Which rows each window reads.
         step: Windows trained.
         last: Windows to be trained in all.
-        resumed: The checkpoint that the run is resumed from, until its state is taken.
         notes: Sentences for the user about how it was resumed.
         learning_rate: Of the last window trained.
         averages_from: The step after whose validation averaging started, if this process saw it.
@@ -54,28 +52,26 @@ class Run:
         corpus: Corpus,
         held: Held,
         files: ExitStack,
+        saved: checkpoint.Checkpoint | None = None,
         *,
-        resume: bool,
         kept: bool = True,
         steps: int | None = None,
-        setup: Setup = Setup(),  # noqa: B008 (frozen)
         on_metrics: OnMetrics | None = None,
     ):
-        """Begins or resumes a run.
+        """Opens the metrics of a run, which has entered its directory (`directory.enter`).
 
         Args:
             config: What is trained.
             corpus: What it is trained on.
             held: The run's directory.
             files: Closes the run's files; the caller closes it before the directory is released.
-            resume: Whether a run in the directory is resumed, or a new one begins.
+            saved: The checkpoint that the run is resumed from; None: it begins.
             kept: Whether checkpoints are saved.
             steps: Windows to be trained in all (None: those of all epochs).
-            setup: How this process trains the run, for the record.
             on_metrics: Called with (step, values by tag) of each window and each result.
 
         Raises:
-            JaxlmError: Another run is there, or none, or it cannot be read.
+            JaxlmError: The metrics cannot be read or written.
         """
         self.config = config
         self.corpus = corpus
@@ -90,31 +86,26 @@ class Run:
         self.notes: list[str] = []
         self.step = 0
         self._validations: Validations | None = None
-        prefix = None
-        self.resumed: checkpoint.Checkpoint | None = None
-        if resume:
-            self.resumed, self.notes = directory.resume(self.folder, config, corpus, setup)
-        else:
-            directory.begin(self.folder, config, corpus, setup)
-        if self.resumed:
-            self.step = self.resumed.manifest.step
-            self._validations = self.resumed.state.validations
-            prefix = self.resumed.manifest.metrics
+        prefix = Prefix()
+        if saved:
+            self.step = saved.manifest.step
+            self._validations = saved.state.validations
+            prefix = saved.manifest.metrics
         self._saved = self.step
         self.log = MetricsLog(
             self.folder,
             files,
             corpus.name,
             counts.bptt_length,
-            prefix=prefix,
-            on_metrics=on_metrics,
+            prefix,
+            on_metrics,
         )
         names = [field.name for field in fields(EpochResult)]
         self.epochs = [
             EpochResult(**{name: row[name] for name in names if name in row})
             for row in self.log.epochs
         ]
-        if self.resumed and self.finished:
+        if saved and self.finished:
             self.notes.append(
                 f"{self.folder.path} has finished ({self.epoch} epochs, {self.step} windows): "
                 "nothing is left to train, and it is tested again"
@@ -316,7 +307,7 @@ class Run:
             self.step,
             self.epoch,
             valid,
-            directory.named(self.corpus),
+            self.corpus.identity,
             *self.log.sync(),
             words=self._milestones.get(self.step),
         )

@@ -1,5 +1,6 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
+import math
 import shlex
 import signal
 import tempfile
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxlm.base.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.base.fields import checked_value, shown
@@ -28,11 +28,12 @@ from jaxlm.report.curve import learning_curve
 from jaxlm.report.progress import EpochResult, Progress, lasting_console
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
+from jaxlm.runs.checkpoint import Checkpoint
 from jaxlm.runs.directory import Setup
-from jaxlm.runs.group import Group, SingleGroup
+from jaxlm.runs.group import SingleGroup
 from jaxlm.runs.lock import NAME as LOCK
 from jaxlm.runs.lock import excludes_others, lock, without_locks
-from jaxlm.runs.loop import Observer, fit
+from jaxlm.runs.loop import Group, Observer, fit
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.ngram_models import baseline
 from jaxlm.runs.profile import Profiler
@@ -121,53 +122,45 @@ def train(
     if profile and folder is None:
         raise JaxlmError("profile writes a trace into the run's directory: give run_dir")
     mesh, devices_note = make_mesh(config.train.batch_size, devices, model_devices)
+    began = None
     vocab = None
     if resume:
         if folder is None:
             raise JaxlmError("resume continues a run in its directory: give run_dir")
+        began = directory.saved_config(folder)
         vocab = _own_vocab(config.data, folder)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    config, rates, notes = precision.resolved(config, folder if resume else None)
+    config, rates, notes = precision.resolved(config, began)
     if devices_note:
         notes.insert(0, devices_note)
-    sharing = 1 if mesh is None else mesh.size
+    spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
+    sharing = math.prod(spread)
     state = None
     if resume:
         state_arrays.check_memory(config, sharing)
     else:
         state = new_state(config, params, sharing)
-    setup = Setup(params is not None, _spread(mesh), rates)
+    setup = Setup(params is not None, spread, rates)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
-
-        def begin() -> Run:
-            """Begins or resumes the run. Only the first process writes into `run_dir`."""
-            where = folder if first else None
-            if where is None:
-                where = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
-            directory.check(where, resume and first)
-            run = Run(
-                config,
-                corpus,
-                held.enter_context(lock(where)),
-                held,
-                resume=resume and first,
-                kept=where == folder,
-                steps=steps,
-                setup=setup,
-                on_metrics=on_metrics if first else None,
-            )
-            if run.kept and not excludes_others(where / LOCK):
-                run.notes.append(without_locks(where))
-            return run
-
-        run = hosts.together(begin)
+        enter = partial(
+            _enter,
+            config,
+            corpus,
+            folder if first else None,  # the first process alone writes there
+            held,
+            setup,
+            resume=resume and first,
+            steps=steps,
+            on_metrics=on_metrics if first else None,
+        )
+        run, saved = hosts.together(enter)
         shared = folder or run.folder.path
-        saved = _saved_state(run, shared)
-        begins = saved is None
-        state = saved or state or new_state(config, params, sharing)
+        resumed_state = _shared_state(run, saved, shared)
+        begins = resumed_state is None
+        state = resumed_state or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
-        del state, saved  # the group has copies
+        del state, saved, resumed_state  # the group has copies
         progress = held.enter_context(_progress(run, quiet or not first, notes))
         if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
@@ -195,6 +188,45 @@ def train(
         model_devices=model_devices,
         on_metrics=on_metrics,
     )
+
+
+def _enter(
+    config: Config,
+    corpus: Corpus,
+    folder: Path | None,
+    held: ExitStack,
+    setup: Setup,
+    *,
+    resume: bool,
+    steps: int | None,
+    on_metrics: OnMetrics | None,
+) -> tuple[Run, Checkpoint | None]:
+    """Begins or resumes a run in a directory.
+
+    Args:
+        config: What is trained.
+        corpus: What it is trained on.
+        folder: The directory; None: a temporary one, in which nothing is kept.
+        held: Closes the run's files, and releases the directory.
+        setup: How this process trains the run.
+        resume: Whether a run is resumed.
+        steps: Windows to be trained in all.
+        on_metrics: Called with each window's metrics and each result.
+
+    Returns:
+        The run, and the checkpoint that it is resumed from, if there is one.
+    """
+    where = folder or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
+    if not resume:
+        directory.check_vacant(where)
+    locked = held.enter_context(lock(where))
+    saved, notes = directory.enter(locked.folder, config, corpus, setup, resume)
+    kept = folder is not None
+    run = Run(config, corpus, locked, held, saved, kept=kept, steps=steps, on_metrics=on_metrics)
+    run.notes += notes
+    if kept and not excludes_others(where / LOCK):
+        run.notes.append(without_locks(where))
+    return run, saved
 
 
 def _go_back(run: Run) -> int:
@@ -236,27 +268,24 @@ def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:
         )
     if data.tokens == "subwords" or not directory.drew_params(run_dir):
         with suppress(CheckpointError):
-            return directory.saved_vocab(run_dir)
+            saved, _ = checkpoint.newest_intact(run_dir, state_arrays.nothing)
+            return saved.vocab if saved else None
     return None
 
 
-def _spread(mesh: Mesh | None) -> tuple[int, int]:
-    """How many devices the rows, and how many the words, are spread over."""
-    if mesh is None:
-        return 1, 1
-    return mesh.shape[DATA], mesh.shape[MODEL]
+def _shared_state(run: Run, saved: Checkpoint | None, shared: Path) -> TrainState | None:
+    """The state that a run is resumed from, in every process; None: it begins.
 
-
-def _saved_state(run: Run, shared: Path) -> TrainState | None:
-    """The state that a run is resumed from, in every process; None: it begins."""
-    step = hosts.agreed(run.step if run.resumed else -1)
+    Args:
+        run: The run.
+        saved: The checkpoint that it is resumed from; None in all processes but the first.
+        shared: The directory, which all processes see.
+    """
+    step = hosts.agreed(saved.manifest.step if saved else -1)
     if step < 0:
         return None
-    resumed = run.resumed
-    run.resumed = None
     run.step = step
-    saved = hosts.together(lambda: resumed or checkpoint.load(shared, str(step)))
-    return saved.state
+    return hosts.together(lambda: saved or checkpoint.load(shared, str(step))).state
 
 
 def _progress(

@@ -8,8 +8,7 @@ from typing import Any
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import checked_value
-from jaxlm.config.config import MAY_CHANGE, Config, differences
-from jaxlm.runs import directory
+from jaxlm.config.config import MAY_CHANGE, Config, differences, different
 from jaxlm.sweeps.space import (
     MOST_POINTS,
     Space,
@@ -35,7 +34,7 @@ class Plan:
     trials: int
     seeds: int  # members of a trial
     prune: str  # one of PRUNING
-    corpus: dict[str, str]  # as `runs.directory.named` names it
+    corpus: dict[str, str]  # `Corpus.identity`
 
     def config_of(self, values: Mapping[str, Any], seed: int) -> Config:
         """The config of one member, which keeps its last and its best checkpoint.
@@ -78,7 +77,7 @@ class Plan:
         ignored = MAY_CHANGE - {"train.epochs"}
         lines = differences(self.config, other.config)
         lines = [line for line in lines if line.split(":")[0] not in ignored]
-        return lines + directory.different(self._settings(), other._settings())
+        return lines + different(self._settings(), other._settings())
 
     def _settings(self) -> dict[str, Any]:
         space = {f"space.{name}": to_json(values) for name, values in self.space.items()}

@@ -28,7 +28,7 @@ from jaxlm.report.progress import lasting_console
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import Sweep
 from jaxlm.report.sweep_view import SweepView
-from jaxlm.runs import directory, precision, ram, signals
+from jaxlm.runs import precision, ram, signals
 from jaxlm.runs.lock import ELSEWHERE, without_locks
 from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.runs.state_arrays import shapes_of_state
@@ -191,7 +191,7 @@ def _complete(
     tokenizer = config.data.tokenizer_file
     if tokenizer and not is_prepared(config.data.corpus):  # what is prepared needs it no more
         config = config.replace(tokenizer_file=os.path.abspath(tokenizer))
-    return replace(draft, config=config, corpus=directory.named(text))
+    return replace(draft, config=config, corpus=text.identity)
 
 
 @dataclass

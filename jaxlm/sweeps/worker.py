@@ -25,8 +25,8 @@ from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory, precision, ram
-from jaxlm.runs.group import Group, MemberGroup, SingleGroup
-from jaxlm.runs.loop import Observer, fit
+from jaxlm.runs.group import MemberGroup, SingleGroup
+from jaxlm.runs.loop import Group, Observer, fit
 from jaxlm.runs.run import Run
 from jaxlm.runs.state_arrays import new_state, shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
@@ -194,14 +194,14 @@ class Worker(Observer):
         resume = held.folder.exists("config.json")
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        config, rates, _ = precision.resolved(config, held.folder if resume else None)
+        began = directory.saved_config(held.folder) if resume else None
+        config, rates, _ = precision.resolved(config, began)
         setup = directory.Setup(rates=rates)
-        member = Member(
-            config, corpus, held, claim.held, resume=resume, kept=self.kept, setup=setup
-        )
+        saved, notes = directory.enter(held.folder, config, corpus, setup, resume)
+        member = Member(config, corpus, held, claim.held, saved, kept=self.kept)
+        member.notes += notes
         member.claim = claim
-        member.state = member.resumed.state if member.resumed else new_state(config)
-        member.resumed = None
+        member.state = saved.state if saved else new_state(config)
         return member
 
     def fill(self, group: Group) -> None:
