@@ -122,17 +122,9 @@ def train(
     if profile and folder is None:
         raise JaxlmError("profile writes a trace into the run's directory: give run_dir")
     mesh, devices_note = make_mesh(config.train.batch_size, devices, model_devices)
-    began = None
-    vocab = None
-    if resume:
-        if folder is None:
-            raise JaxlmError("resume continues a run in its directory: give run_dir")
-        began = directory.saved_config(folder)
-        vocab = _own_vocab(config.data, folder)
+    began, vocab = _own_settings(folder, config.data) if resume else (None, None)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     config, rates, notes = precision.resolved(config, began)
-    if devices_note:
-        notes.insert(0, devices_note)
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
     sharing = math.prod(spread)
     state = None
@@ -143,17 +135,34 @@ def train(
     setup = Setup(params is not None, spread, rates)
     first = jax.process_index() == 0
     with hosts.guarded(), ExitStack() as held:
-        enter = partial(
-            _enter,
-            config,
-            corpus,
-            folder if first else None,  # the first process alone writes there
-            held,
-            setup,
-            resume=resume and first,
-            steps=steps,
-            on_metrics=on_metrics if first else None,
-        )
+
+        def enter() -> tuple[Run, Checkpoint | None]:
+            """Begins or resumes the run. Only the first process writes into `run_dir`."""
+            where = folder if first else None
+            if where is None:
+                where = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
+            kept = where == folder
+            if not (resume and first):
+                directory.check_vacant(where)
+            locked = held.enter_context(lock(where))
+            saved, resume_notes = directory.enter(
+                locked.folder, config, corpus, setup, resume and first
+            )
+            run = Run(
+                config,
+                corpus,
+                locked,
+                held,
+                saved,
+                kept=kept,
+                steps=steps,
+                on_metrics=on_metrics if first else None,
+            )
+            run.notes += resume_notes
+            if kept and not excludes_others(where / LOCK):
+                run.notes.append(without_locks(where))
+            return run, saved
+
         run, saved = hosts.together(enter)
         shared = folder or run.folder.path
         resumed_state = _shared_state(run, saved, shared)
@@ -161,7 +170,7 @@ def train(
         state = resumed_state or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
         del state, saved, resumed_state  # the group has copies
-        progress = held.enter_context(_progress(run, quiet or not first, notes))
+        progress = held.enter_context(_progress(run, quiet or not first, [devices_note, *notes]))
         if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
@@ -190,45 +199,6 @@ def train(
     )
 
 
-def _enter(
-    config: Config,
-    corpus: Corpus,
-    folder: Path | None,
-    held: ExitStack,
-    setup: Setup,
-    *,
-    resume: bool,
-    steps: int | None,
-    on_metrics: OnMetrics | None,
-) -> tuple[Run, Checkpoint | None]:
-    """Begins or resumes a run in a directory.
-
-    Args:
-        config: What is trained.
-        corpus: What it is trained on.
-        folder: The directory; None: a temporary one, in which nothing is kept.
-        held: Closes the run's files, and releases the directory.
-        setup: How this process trains the run.
-        resume: Whether a run is resumed.
-        steps: Windows to be trained in all.
-        on_metrics: Called with each window's metrics and each result.
-
-    Returns:
-        The run, and the checkpoint that it is resumed from, if there is one.
-    """
-    where = folder or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
-    if not resume:
-        directory.check_vacant(where)
-    locked = held.enter_context(lock(where))
-    saved, notes = directory.enter(locked.folder, config, corpus, setup, resume)
-    kept = folder is not None
-    run = Run(config, corpus, locked, held, saved, kept=kept, steps=steps, on_metrics=on_metrics)
-    run.notes += notes
-    if kept and not excludes_others(where / LOCK):
-        run.notes.append(without_locks(where))
-    return run, saved
-
-
 def _go_back(run: Run) -> int:
     """Prepares a run's best checkpoint to be resumed from, at a lower rate (arXiv:2211.01848).
 
@@ -254,13 +224,19 @@ def _go_back(run: Run) -> int:
     return best
 
 
-def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:
-    """A resumed run's vocabulary, if it may differ from the one that the text gives.
+def _own_settings(run_dir: Path | None, data: DataConfig) -> tuple[Config, Vocab | None]:
+    """What a run that is resumed began with.
 
-    So it may if the run has subwords, or began from given parameters.
+    Returns:
+        Its config; and its vocabulary, if it may differ from the one that the text gives: if the
+            run has subwords, or began from given parameters.
 
-    Raises RunDirError for an imported model.
+    Raises:
+        JaxlmError: There is no run, or an imported model.
     """
+    if run_dir is None:
+        raise JaxlmError("resume continues a run in its directory: give run_dir")
+    config = directory.saved_config(run_dir)
     if data.corpus == UNKNOWN:
         raise RunDirError(
             f"{run_dir} holds an imported model, which has no run to resume: train it further in "
@@ -269,8 +245,9 @@ def _own_vocab(data: DataConfig, run_dir: Path) -> Vocab | None:
     if data.tokens == "subwords" or not directory.drew_params(run_dir):
         with suppress(CheckpointError):
             saved, _ = checkpoint.newest_intact(run_dir, state_arrays.nothing)
-            return saved.vocab if saved else None
-    return None
+            if saved:
+                return config, saved.vocab
+    return config, None
 
 
 def _shared_state(run: Run, saved: Checkpoint | None, shared: Path) -> TrainState | None:
@@ -304,7 +281,7 @@ def _progress(
         lasting_console(quiet),
         corpus.vocab.kind,
     )
-    for note in (*corpus.notes, *notes, *run.notes):
+    for note in filter(None, (*corpus.notes, *notes, *run.notes)):
         progress.say(note, loud=True)
     progress.say(f"{corpus.name}: {corpus.description}")
     where = run.folder.path if run.kept else "none, so nothing is kept"
