@@ -9,7 +9,6 @@ from pathlib import Path
 from jaxlm.base.errors import JaxlmError, RunDirError
 from jaxlm.base.files import Folder, explained
 from jaxlm.base.terminal import say_line
-from jaxlm.config.config import preset
 from jaxlm.runs.metrics import read_metrics
 
 RUNS = Path("runs")
@@ -61,10 +60,8 @@ def newest_unfinished(name: str | None) -> Path:
         The newest run in the usual place that has not finished.
 
     Raises:
-        JaxlmError: There is none, or no such preset.
+        JaxlmError: There is none.
     """
-    if name:
-        preset(name)  # It raises where there is no such preset.
     runs = []
     for path in RUNS.glob("*/config.json"):
         dated = _DATED.fullmatch(path.parent.name)

@@ -1,10 +1,7 @@
 """The verbs that train: `jaxlm train` and `reproduce`."""
 
 import argparse
-from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -16,7 +13,7 @@ from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, change
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.ending import FAILED, SIGNALLED
 from jaxlm.cli.opening import check_run, open_model
-from jaxlm.config.config import Config, changed_kinds
+from jaxlm.config.config import changed_kinds
 from jaxlm.distributed import hosts
 from jaxlm.report.trackers import tracked
 from jaxlm.runs import reproduction, trainer
@@ -63,26 +60,31 @@ def train(args: argparse.Namespace) -> int:
     if args.resume and (args.init or args.config):
         flag = "--init" if args.init else "--config"
         raise JaxlmError(f"--resume takes the run's own parameters and config: leave {flag} out")
-    joined = hosts.join_processes(args.coordinator, args.processes, args.process)
     run_dir = args.run_dir
-    if joined and run_dir is None:
+    if args.resume:
+        run_dir = run_dir or newest_unfinished(args.preset)
+        start = saved_config(run_dir)
+        if args.preset not in (None, start.preset):
+            raise JaxlmError(
+                f"{run_dir} holds a run of {start.preset}, not of {args.preset}: leave --preset out"
+            )
+    else:
+        start = starting_config(args.config, args.preset)
+    # Before JAX's devices are used.
+    if hosts.join_processes(args.coordinator, args.processes, args.process) and not args.run_dir:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
     given = changes(args)
     corpus = None
     params = None
-    if args.resume:
-        run_dir = run_dir or newest_unfinished(args.preset)
-        config = _resumed_config(run_dir, args.preset).replace(**given)
+    if args.init:
+        model = open_model(args.init, "last")
+        config = init_config(model, start, given, own_model=bool(args.config))
+        corpus = init_corpus(model, config, str(args.init), args.data_dir)
+        params = model.params
     else:
-        start = starting_config(args.config, args.preset)
-        if args.init:
-            model = open_model(args.init, "last")
-            config = init_config(model, start, given, own_model=bool(args.config))
-            corpus = init_corpus(model, config, str(args.init), args.data_dir)
-            params = model.params
-        else:
-            config = start.replace(**given)
-            _say_what_changes(start, given, config.data.tokens, args.config)
+        config = start.replace(**given)
+        for sentence in changed_kinds(start, given):
+            say(sentence)
     with ExitStack() as stack:
         if run_dir is None:
             run_dir = stack.enter_context(new_run(config.preset))
@@ -158,29 +160,3 @@ The run's corpus has the sha256 {sha256}.
 It ends at a perplexity of about {valid:.1f} a subword on valid and {test:.1f} on test:
 on another machine numbers differ by rounding, which training amplifies."""
     )
-
-
-def _resumed_config(run_dir: Path, name: str | None) -> Config:
-    """The config of a run. Raises JaxlmError where --preset names another recipe than the run's."""
-    config = saved_config(run_dir)
-    if name not in (None, config.preset):
-        raise JaxlmError(
-            f"{run_dir} holds a run of {config.preset}, not of {name}: leave --preset out"
-        )
-    return config
-
-
-def _say_what_changes(
-    start: Config,
-    given: Mapping[str, Any],
-    tokens: str,
-    file: Path | None,
-) -> None:
-    """Says what flags change beyond their own field, and that the file's vocab_size stays."""
-    limited = file is not None and tokens in ("words", "characters")
-    other_text = not given.keys().isdisjoint(("corpus", "tokens"))
-    if limited and other_text and "vocab_size" not in given:
-        size = start.model.vocab_size
-        say(f"vocab_size is {size:,}, as in {file}: --vocab-size changes it")
-    for sentence in changed_kinds(start, given):
-        say(sentence)

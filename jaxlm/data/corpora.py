@@ -33,7 +33,7 @@ from jaxlm.data.text import Stamp, stamp
 from jaxlm.data.tokens import DEFAULT_PIECES
 from jaxlm.data.vocab import Vocab
 
-__all__ = ["NAMES", "UNKNOWN", "load_corpus", "prepare", "reload_corpus"]
+__all__ = ["NAMES", "UNKNOWN", "load_corpus", "open_corpus", "prepare", "reload_corpus"]
 
 _TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
@@ -69,14 +69,33 @@ def load_corpus(
         DataError: The text is missing, empty, binary or ambiguous, has another hash, or does not
             fit an option.
     """
-    read = checked(TextOptions(max_vocab=max_vocab, **options))
     checked_value("corpus", spec, Path)
+    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    return open_corpus(spec, read, data_dir, vocab, download)
+
+
+def open_corpus(
+    spec: str | Path,
+    options: TextOptions,
+    data_dir: str | Path | None = None,
+    vocab: Vocab | None = None,
+    download: bool = True,
+) -> Corpus:
+    """`load_corpus` of options that are checked already, as those of a config are.
+
+    Args:
+        spec: The text.
+        options: How it is read.
+        data_dir: Where to look for Penn Treebank and Shakespeare first.
+        vocab: A vocabulary to encode with, in place of one built from train.
+        download: Whether they may be downloaded.
+    """
     if spec != "auto":
-        return _load(spec, read, data_dir, vocab, download)
+        return _load(spec, options, data_dir, vocab, download)
     try:
-        return _load("ptb", read, data_dir, vocab, download)
+        return _load("ptb", options, data_dir, vocab, download)
     except NotFound:
-        corpus = _load("embedded", read, data_dir, vocab, download)
+        corpus = _load("embedded", options, data_dir, vocab, download)
         note = (
             "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could "
             "be downloaded; ask for the corpus 'ptb' to see why"
@@ -104,7 +123,7 @@ def reload_corpus(
     """
     # A prepared folder has its own vocabulary, and its hash tells whether it is the run's.
     given = None if is_prepared(spec) else vocab
-    return load_corpus(spec, data_dir=data_dir, max_vocab=len(vocab), vocab=given, **options)
+    return open_corpus(spec, TextOptions(max_vocab=len(vocab), **options), data_dir, given)
 
 
 def prepare(

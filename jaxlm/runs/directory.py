@@ -113,6 +113,7 @@ def _write(
     setup: Setup,
 ) -> None:
     """Writes run.json, with a new session; then config.json, at first the only copy."""
+    settings = json.loads(config.to_json())
     sessions = [*record.get("sessions", []), session(setup.devices)]
     record = {**record, "rates": setup.rates or record.get("rates"), "sessions": sessions}
     text = json.dumps(record, indent=1)
@@ -120,7 +121,7 @@ def _write(
         del sessions[1]  # `reproduce` needs the first
         text = json.dumps(record, indent=1)
     run.write(RECORD, f"{text}\n".encode())
-    run.write(CONFIG, to_hashed_json(json.loads(config.to_json())).encode())
+    run.write(CONFIG, to_hashed_json(settings).encode())
 
 
 def saved_config(run: str | Path | Folder) -> Config:

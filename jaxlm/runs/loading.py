@@ -15,8 +15,9 @@ from jaxlm.base.packaged import resolved
 from jaxlm.config.config import Config, differences
 from jaxlm.config.protocols import Plain
 from jaxlm.config.settings import TOKEN_FIELDS
-from jaxlm.data.corpora import UNKNOWN, load_corpus
+from jaxlm.data.corpora import UNKNOWN, open_corpus
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.options import TextOptions
 from jaxlm.data.vocab import Vocab
 from jaxlm.models.recurrent import Params
 from jaxlm.ngrams import folder
@@ -50,8 +51,7 @@ def load(
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
-    run_dir = checked_value("run_dir", run_dir, Path)
-    run_dir = resolved(run_dir)
+    run_dir = resolved(checked_value("run_dir", run_dir, Path))
     if folder.is_ngram_folder(run_dir):
         return NgramModel.of(folder.load(run_dir), data_dir)
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
@@ -238,13 +238,8 @@ def init_corpus(
             `<unk>`.
     """
     data = config.data
-    corpus = load_corpus(
-        data.corpus,
-        data_dir=data_dir,
-        max_vocab=len(model.vocab),
-        vocab=model.vocab,
-        **data.options,
-    )
+    options = TextOptions(max_vocab=len(model.vocab), **data.options)
+    corpus = open_corpus(data.corpus, options, data_dir, model.vocab)
     note = (
         f"begins from the parameters and the vocabulary of {source}, "
         f"trained on {model.corpus.get('name')}"

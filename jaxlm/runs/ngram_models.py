@@ -49,16 +49,8 @@ def ngram(
     tables = kneser_ney.estimate(
         train, len(corpus.vocab), order, end if end >= 0 else None, warn=say
     )
-    about = {
-        "name": corpus.name,
-        "sha256": corpus.sha256,
-        "vocab_sha256": corpus.vocab.sha256,
-        "spec": corpus.spec,
-    }
-    ngrams = Ngrams(tables, corpus.vocab, about, dict(corpus.options))
-    if out is not None:
-        folder.save(out, ngrams)
-    return NgramModel.of(ngrams)
+    about = {**corpus.identity, "spec": corpus.spec}
+    return _kept(Ngrams(tables, corpus.vocab, about, dict(corpus.options)), out)
 
 
 def baseline(corpus: Corpus, order: int) -> float | None:
@@ -113,7 +105,11 @@ def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:
         "vocab_sha256": vocab.sha256,
         "spec": UNKNOWN,
     }
-    ngrams = Ngrams(tables, vocab, about, {})
+    return _kept(Ngrams(tables, vocab, about, {}), out)
+
+
+def _kept(ngrams: Ngrams, out: str | Path | None) -> NgramModel:
+    """A model of n-grams, which a new directory keeps if one is named."""
     if out is not None:
         folder.save(out, ngrams)
     return NgramModel.of(ngrams)

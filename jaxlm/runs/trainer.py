@@ -116,12 +116,12 @@ def train(
         raise JaxlmError(
             f"config takes a Config, such as jaxlm.preset('small'); it is {shown(config)}"
         )
+    mesh, devices_note = make_mesh(config.train.batch_size, devices, model_devices)
     steps = checked_value("steps", steps, int, low=0, optional=True)
     profile = checked_value("profile", profile, int, low=1, optional=True)
     folder: Path | None = checked_value("run_dir", run_dir, Path, optional=True)
     if profile and folder is None:
         raise JaxlmError("profile writes a trace into the run's directory: give run_dir")
-    mesh, devices_note = make_mesh(config.train.batch_size, devices, model_devices)
     began, vocab = _own_settings(folder, config.data) if resume else (None, None)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     config, rates, notes = precision.resolved(config, began)
@@ -183,20 +183,20 @@ def train(
             progress.say(
                 f"{error.args[0].partition(':')[0]}: going back to window {back}", loud=True
             )
-        else:
-            return _finish(run, group, shared, progress, stopped_by, data_dir)
-    return train(
-        config,
-        corpus,
-        run_dir,
-        resume=True,
-        steps=steps,
-        data_dir=data_dir,
-        quiet=quiet,
-        devices=devices,
-        model_devices=model_devices,
-        on_metrics=on_metrics,
-    )
+            held.close()  # of the directory, in which the run is resumed
+            return train(
+                config,
+                corpus,
+                run_dir,
+                resume=True,
+                steps=steps,
+                data_dir=data_dir,
+                quiet=quiet,
+                devices=devices,
+                model_devices=model_devices,
+                on_metrics=on_metrics,
+            )
+        return _finish(run, group, shared, progress, stopped_by, data_dir)
 
 
 def _go_back(run: Run) -> int:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.config.config import Config
-from jaxlm.data.corpora import load_corpus, reload_corpus
+from jaxlm.data.corpora import open_corpus, reload_corpus
 from jaxlm.data.corpus import Corpus
+from jaxlm.data.options import TextOptions
 from jaxlm.data.vocab import Vocab
 from jaxlm.data.windows import check_fits
 
@@ -39,7 +40,7 @@ def with_corpus(
         if vocab:
             corpus = reload_corpus(spec, vocab, data_dir=data_dir, **options)
         else:
-            corpus = load_corpus(spec, data_dir=data_dir, max_vocab=most, **options)
+            corpus = open_corpus(spec, TextOptions(max_vocab=most, **options), data_dir)
     if len(corpus.vocab) > most and not corpus.vocab.tokens.names:
         raise JaxlmError(
             f"the corpus has {len(corpus.vocab):,} words and vocab_size is {most:,}: raise it, or "
