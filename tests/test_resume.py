@@ -115,9 +115,9 @@ def test_killed_before_there_is_a_run_it_begins_again(tmp_path):
     run_dir.mkdir()
     for name in ("run.json", ".partial-config.json", ".lock"):
         (run_dir / name).write_text("half")
-    rundir.check(run_dir, resume=False)
+    rundir.check_vacant(run_dir)
     with pytest.raises(RunDirError, match="train one there, without --resume"):
-        rundir.check(run_dir, resume=True)
+        rundir.saved_config(run_dir)
 
 
 def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):

@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from jaxlm.base import files
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import Spec, either, setting_text, specs
 from jaxlm.cli.arguments import LARGEST, Parser, argument, pathname, suggest
-from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, all_kinds, preset
+from jaxlm.config.config import KINDS, PRESETS, SECTIONS, Config, preset
 from jaxlm.config.protocols import PROTOCOLS, Plain, protocol_of
 
 MOST_CONFIG_BYTES = 1 << 20
@@ -99,8 +99,7 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
     """
     config = _shown_config(parser)
     brief = parser.add_argument_group("fields used most")
-    own = set()
-    for section in SECTIONS:
+    for section, kinds in SECTIONS.items():
         settings = getattr(config, section)
         kind = config.kinds.get(section)
         if parser.brief:
@@ -111,20 +110,13 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
         else:
             group = parser.add_argument_group(_TITLES[section])
         if kind:
-            kinds = tuple(KINDS[section])
-            spec = Spec(str, either(list(kinds)), choices=kinds)
+            spec = Spec(str, either(list(kinds)), choices=tuple(kinds))
             shown = section in often or not parser.brief
             add_field(group, section, spec, kind, shown=shown, metavar="KIND")
-        for name, spec in specs(type(settings)).items():
-            own.add(name)
-            shown = name in often or not parser.brief
-            add_field(group, name, spec, getattr(settings, name), shown=shown)
-    others = {}
-    for *_, other_kind in all_kinds():
-        others |= specs(other_kind)
-    for name, spec in others.items():
-        if name not in own:  # `Config.replace` explains which kind has the field.
-            add_field(parser, name, spec, None, shown=False)
+        own = specs(type(settings))
+        for name, spec in _own_first(own, kinds).items():
+            shown = name in own and (name in often or not parser.brief)
+            add_field(group, name, spec, getattr(settings, name, None), shown=shown)
 
 
 def add_protocol_flags(parser: Parser) -> None:
@@ -136,14 +128,16 @@ def add_protocol_flags(parser: Parser) -> None:
     help = f"how probabilities are made: {kinds} (default plain; with --help: show its flags)"
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
     own = specs(chosen)
-    for field, spec in own.items():
-        add_field(group, field, spec, getattr(chosen(), field))
-    others = {}
-    for kind in PROTOCOLS.values():
-        others |= specs(kind)
-    for field, spec in others.items():
-        if field not in own:
-            add_field(group, field, spec, None, shown=False)
+    for field, spec in _own_first(own, PROTOCOLS).items():
+        add_field(group, field, spec, getattr(chosen(), field, None), shown=field in own)
+
+
+def _own_first(own: Mapping[str, Spec], kinds: Mapping[str, type]) -> dict[str, Spec]:
+    """The fields of a kind, then those that other kinds alone have: an error tells which."""
+    fields = dict(own)
+    for kind in kinds.values():
+        fields = specs(kind) | fields
+    return own | fields
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -345,15 +345,18 @@ def _manifest(folder: Folder) -> Manifest:
 
 
 def _well_formed(manifest: Manifest) -> bool:
-    tables = (manifest.corpus, manifest.versions, manifest.files)
+    """Whether the values, which a stranger may have written, are of their fields' types."""
+
+    def fits(value: Any, kind: Any) -> bool:
+        if kind == dict[str, str]:
+            texts = [*value, *value.values()] if isinstance(value, dict) else [None]
+            return all(isinstance(text, str) for text in texts)
+        return isinstance(value, kind) and not isinstance(value, bool)
+
     return (
-        all(type(count) is int and 0 <= count < 2**31 for count in (manifest.step, manifest.epoch))
-        and type(manifest.metrics_bytes) is int
-        and manifest.metrics_bytes >= 0
-        and type(manifest.valid_perplexity) in (float, type(None))
-        and type(manifest.words) in (int, type(None))
-        and all(isinstance(table, dict) for table in tables)
-        and all(isinstance(text, str) for table in tables for text in [*table, *table.values()])
+        all(fits(getattr(manifest, item.name), item.type) for item in fields(Manifest))
+        and min(manifest.step, manifest.epoch, manifest.metrics_bytes) >= 0
+        and max(manifest.step, manifest.epoch) < 2**31
         and manifest.corpus.keys() >= {"name", "sha256"}
     )
 

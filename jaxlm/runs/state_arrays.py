@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from jaxlm.base.errors import CheckpointError, JaxlmError
 from jaxlm.base.hashed_json import strict_json
-from jaxlm.config.config import Config
+from jaxlm.config.config import Config, different
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
@@ -69,13 +69,7 @@ def new_state(
 
 def _check_shapes(params: Params, template: Any) -> None:
     """Raises JaxlmError where parameters do not have the shapes of a template."""
-    expected = shapes(template)
-    given = shapes(params)
-    wrong = [
-        f"{name}: {expected.get(name)} -> {given.get(name)}"
-        for name in expected | given
-        if expected.get(name) != given.get(name)
-    ]
+    wrong = different(shapes(template), shapes(params))
     if wrong:
         raise JaxlmError(
             f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
