@@ -39,7 +39,10 @@ def new_run(label: str) -> Iterator[Path]:
         explained(RunDirError, f"no run can begin in {RUNS}", remedy),
         Folder.open(RUNS, create=True) as runs,
     ):
-        while not _made(run_dir):
+        while True:
+            with suppress(FileExistsError):
+                run_dir.mkdir()
+                break
             number += 1
             run_dir = first.with_name(f"{first.name}-{number}")
         runs.sync()
@@ -85,12 +88,3 @@ def newest_unfinished(name: str | None) -> Path:
         f"there is no {kind} in {RUNS}/ to resume: "
         "name one with --run-dir, or start one without --resume"
     )
-
-
-def _made(folder: Path) -> bool:
-    """Makes a directory; False where something of its name is there already."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True

@@ -270,7 +270,14 @@ def resume(
     else:
         newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
         notes += [f"{problem}; {newest}" for problem in problems]
-        notes += _changed_versions(saved.manifest.versions)
+        now = library_versions()
+        versions = {name: old for name, old in saved.manifest.versions.items() if name in now}
+        newer = different(versions, {name: now[name] for name in versions})
+        if newer:
+            notes.append(
+                f"the checkpoint was written under other library versions ({', '.join(newer)}): "
+                "the results may differ"
+            )
     with explained(RunDirError, what, ELSEWHERE):
         _write(run, record, config, setup)
         if saved:
@@ -299,22 +306,6 @@ def _changes_since(
                 break
         changed.append(line)
     return changed
-
-
-def _changed_versions(saved: Mapping[str, str]) -> list[str]:
-    """A note where libraries that were used, and still are, have another version now."""
-    now = library_versions()
-    changed = [
-        f"{name}: {old} -> {now[name]}"
-        for name, old in saved.items()
-        if name in now and old != now[name]
-    ]
-    if not changed:
-        return []
-    return [
-        f"the checkpoint was written under other library versions ({', '.join(changed)}): "
-        "the results may differ"
-    ]
 
 
 def problems(run: str | Path | Folder) -> list[str]:

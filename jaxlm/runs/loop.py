@@ -147,8 +147,7 @@ def fit(group: Group, observer: Observer) -> int | None:
         unlogged: tuple[Metrics, int] | None = None  # the last call's metrics and windows
         while signal is None and _unfinished(group):
             ahead = unlogged[1] if unlogged else 0
-            count, at_edge = _next_call(group, ahead)
-            metrics = _train(group, take, count, ahead)
+            metrics, count, at_edge = _begin_call(group, take, ahead)
             if unlogged:
                 _log(group, observer, *unlogged)
             unlogged = (metrics, count)
@@ -161,29 +160,26 @@ def fit(group: Group, observer: Observer) -> int | None:
     return signal
 
 
-def _next_call(group: Group, ahead: int) -> tuple[int, bool]:
-    """The windows of the next call, and whether an epoch or a checkpoint's span ends with them."""
-    runs = _unfinished(group)
-    edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
-    count = min(edge, runs[0].config.train.windows_per_call)
-    return count, count == edge
-
-
-def _train(
+def _begin_call(
     group: Group,
     take: Take,
-    count: int,
     ahead: int,
-) -> Metrics:
-    """Begins a call of `count` windows, after `ahead` that are not logged yet."""
-    run = _unfinished(group)[0]
-    step = run.step + ahead
-    epoch, index = run.plan.locate(step)
-    next_epoch, next_index = run.plan.locate(step + count)
-    row = run.plan.row(index, epoch)
-    next_row = run.plan.row(next_index, next_epoch)
+) -> tuple[Metrics, int, bool]:
+    """Begins a call, after the windows `ahead` that are not logged yet.
+
+    Returns:
+        The metrics to come, of how many windows, and whether an epoch or a checkpoint's span ends
+            with them.
+    """
+    runs = _unfinished(group)
+    edge = min(run.edge_after(run.step + ahead) - run.step for run in runs) - ahead
+    first = runs[0]
+    count = min(edge, first.config.train.windows_per_call)
+    step = first.step + ahead
+    places = [first.plan.locate(at) for at in (step, step + count)]
+    row, next_row = (first.plan.row(index, epoch) for epoch, index in places)
     tokens, first_row = take(row, next_row)
-    return group.train(tokens, first_row, count, ahead)
+    return group.train(tokens, first_row, count, ahead), count, count == edge
 
 
 def _log(

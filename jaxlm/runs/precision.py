@@ -48,28 +48,24 @@ def resolved(
     dtype = config.model.compute_dtype
     if dtype == "auto" and began is not None:
         dtype = began.model.compute_dtype
-    rates = None
-    notes = []
-    if dtype != "float32":
-        rates = measured_rates(config)
-        dtype, notes = _chosen(dtype, rates)
-    return config.replace(compute_dtype=dtype), rates, notes
-
-
-def _chosen(dtype: str, rates: dict[str, float]) -> tuple[str, list[str]]:
-    """The dtype in place of `auto`, and what the user should know of the rates."""
+    if dtype == "float32":
+        return config.replace(compute_dtype=dtype), None, []
+    rates = measured_rates(config)
     plain = rates["float32"]
     narrow = rates["bfloat16"]
-    speed = f"{narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in float32"
+    choice = ""
     if dtype == "auto":
         dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
-        return dtype, [f"compute_dtype auto: {dtype}; this model's products run here at {speed}"]
-    if narrow < plain:
-        return dtype, [
-            "compute_dtype bfloat16 is slower than float32: this model's products run here at "
-            f"{speed}"
-        ]
-    return dtype, []
+        choice = f"compute_dtype auto: {dtype}"
+    elif narrow < plain:
+        choice = "compute_dtype bfloat16 is slower than float32"
+    notes = []
+    if choice:
+        notes.append(
+            f"{choice}; this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and "
+            f"{plain:,.0f} in float32"
+        )
+    return config.replace(compute_dtype=dtype), rates, notes
 
 
 def measured_rates(config: Config) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A trace of some windows of a run, by JAX's profiler."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import jax
 FOLDER = "profile"
 
 
-class Profiler:
+class Profiler(ExitStack):
     """Traces windows into a run's directory; a context manager.
 
     The first call of windows compiles the program, so the trace begins after it. It ends with the
@@ -15,7 +16,7 @@ class Profiler:
 
     Attributes:
         path: The folder of the trace.
-        written: Whether there is a trace.
+        begun_at: The step after which the trace has begun; None: there is none.
     """
 
     def __init__(self, run_dir: Path, windows: int | None):
@@ -25,28 +26,17 @@ class Profiler:
             run_dir: The run's directory.
             windows: How many windows to trace; None: none.
         """
+        super().__init__()
         self.path = run_dir / FOLDER
-        self.written = False
+        self.begun_at: int | None = None
         self._windows = windows
-        self._begun_at: int | None = None
 
     def trained(self, step: int) -> None:
         """Begins or ends the trace, after a call of windows has reached a step."""
-        if self._windows is None or self.written:
+        if self._windows is None:
             return
-        if self._begun_at is None:
-            jax.profiler.start_trace(str(self.path))
-            self._begun_at = step
-        elif step - self._begun_at >= self._windows:
-            self._stop()
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self.written = True
-
-    def __enter__(self) -> "Profiler":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._begun_at is not None and not self.written:
-            self._stop()
+        if self.begun_at is None:
+            self.enter_context(jax.profiler.trace(str(self.path)))
+            self.begun_at = step
+        elif step - self.begun_at >= self._windows:
+            self.close()

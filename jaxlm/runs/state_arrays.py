@@ -56,24 +56,18 @@ def new_state(
         JaxlmError: Given parameters do not have the config's shapes, or there is not enough memory.
     """
     template = check_memory(config, devices)
-    if params is not None:
-        _check_shapes(params, template.params)
-        params = jax.tree.map(np.float32, params)
     counts = config.train
     if params is None:
         seed = np.uint32(counts.seed)
         return fresh_state(config.recipe, seed, counts.batch_size, counts.patience)
-    key = jax.random.key(counts.seed)
-    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
-
-
-def _check_shapes(params: Params, template: Any) -> None:
-    """Raises JaxlmError where parameters do not have the shapes of a template."""
-    wrong = different(shapes(template), shapes(params))
+    wrong = different(shapes(template.params), shapes(params))
     if wrong:
         raise JaxlmError(
             f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
         )
+    params = jax.tree.map(np.float32, params)
+    key = jax.random.key(counts.seed)
+    return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
 
 def encoded(state: Any) -> bytes:

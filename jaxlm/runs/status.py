@@ -3,10 +3,9 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jaxlm.base.errors import RunDirError
-from jaxlm.config.config import Config
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint, directory
 from jaxlm.runs.metrics import read_metrics
@@ -56,11 +55,15 @@ def status(run_dir: str | Path) -> Status:
     windows = None
     if tokens is not None:
         windows = window_plan(config, tokens // config.train.batch_size).total
-    if _diverged(rows):
+    valid = [row.get("valid_perplexity", math.inf) for row in rows if row["kind"] == "epoch"]
+    kinds = [row["kind"] for row in rows]
+    if kinds[-1:] == ["diverged"] or not all(map(math.isfinite, valid[-1:])):
         return Status("diverged", step, windows)
-    tested = any(row["kind"] == "test" for row in rows)
-    left = step < windows if windows is not None else not tested
-    if left and not _ended_early(config, rows):
+    left = step < windows if windows is not None else "test" not in kinds
+    patience = config.train.patience
+    # As many last validations as the patience did not improve on the best before.
+    ended_early = 0 < patience < len(valid) and min(valid[-patience:]) >= min(valid[:-patience])
+    if left and not ended_early:
         return Status("stopped", step, windows)
     return Status("finished", step, windows)
 
@@ -72,20 +75,3 @@ def _train_tokens(run_dir: str | Path) -> int | None:
     except (RunDirError, KeyError, TypeError):
         return None
     return count if type(count) is int else None
-
-
-def _diverged(rows: list[dict[str, Any]]) -> bool:
-    """Whether a window ended the run, or its last epoch was validated to no number."""
-    if rows and rows[-1]["kind"] == "diverged":
-        return True
-    valid = [row.get("valid_perplexity") for row in rows if row["kind"] == "epoch"]
-    return bool(valid) and not (valid[-1] is not None and math.isfinite(valid[-1]))
-
-
-def _ended_early(config: Config, rows: list[dict[str, Any]]) -> bool:
-    """Whether as many last validations as the patience did not improve on the best before."""
-    patience = config.train.patience
-    valid = [row.get("valid_perplexity", math.inf) for row in rows if row["kind"] == "epoch"]
-    if not patience or len(valid) <= patience:
-        return False
-    return min(valid[-patience:]) >= min(valid[:-patience])

@@ -345,7 +345,7 @@ def _fit(
         stopped_by = fit(group, reporter)
         if stopped_by is None:  # a signal may have come in the last validation
             stopped_by = reporter.stopped()
-    if profiler.written:
+    if profiler.begun_at is not None:
         progress.say(f"trace of {profile} windows: {profiler.path}", wrap=False)
     return stopped_by
 
