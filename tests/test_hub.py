@@ -306,7 +306,7 @@ def described(**changes):
             "was not written by `jaxlm export --to hub`",
         ),
         ("model.safetensors", lambda data: data[:-1], "not a file of safetensors"),
-        ("model.safetensors", lambda data: data + bytes(10**6), "bytes after its last"),
+        ("model.safetensors", lambda data: data + bytes(10**6), "not a file of safetensors"),
         (
             "model.safetensors",
             lambda data: data.replace(b"embedding.weight", b"embedding.height"),

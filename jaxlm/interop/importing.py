@@ -148,7 +148,7 @@ def _read_hub(folder: Path) -> ForeignModel:
     path = folder / WEIGHTS
     ram.check(state_arrays.bytes_of(template), "its model", "it cannot be loaded here")
     with reader(path) as file:
-        params: Any = state_arrays.decoded(file.read, template, path)
+        params: Any = state_arrays.decoded(file, template, path)
     for name, leaf in state_arrays.flat(params).items():
         as_float32(name, np.asarray(leaf), leaf.shape)  # refuses what is not finite
     params = {**params, "embedding": params["embedding"]["weight"]}

@@ -379,26 +379,15 @@ def _verified_state(
     template: Any,
     part: Callable[[Any], Any],
 ) -> Any:
-    """A part of the state, decoded from the very bytes that are hashed."""
+    """A part of the state, from a file whose every byte is verified first."""
     path = folder.path / STATE
     most = state_arrays.most_file_bytes(template)
     with _sound(path), folder.reader(STATE) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"expected at most {most:,} bytes, found {size:,}")
-        digest = hashlib.sha256()
-
-        def read(count: int) -> bytes:
-            data = file.read(count)
-            digest.update(data)
-            return data
-
-        try:
-            return state_arrays.decoded(read, template, path, part)
-        finally:  # a wrong hash is the error to report, whatever decoding has met
-            while read(state_arrays.BLOCK):
-                pass
-            _check_hash(manifest, STATE, digest.hexdigest())
+        _check_hash(manifest, STATE, hashlib.file_digest(file, "sha256").hexdigest())
+        return state_arrays.decoded(file, template, path, part)
 
 
 def _check_hash(

@@ -1,25 +1,23 @@
 """A training state as named arrays: its beginning, shapes, memory, and safetensors file.
 
 The format (huggingface.co/docs/safetensors): the length of a header in 8 bytes; the header, JSON
-with each array's dtype, shape and place; then the arrays' bytes, one after the other. A file is
-read once, from its first byte to its last, and only the arrays that are asked for take memory.
+with each array's dtype, shape and place; then the arrays' bytes, one after the other. Only the
+arrays that are asked for take memory.
 
 A file for use alone holds the parameters, rounded to 8 bits (`rounded`), and no more of a state.
 """
 
-import math
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError, safe_open
 
 from jaxlm.base.errors import CheckpointError, JaxlmError
-from jaxlm.base.hashed_json import strict_json
 from jaxlm.config.config import Config, different
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
@@ -28,8 +26,7 @@ from jaxlm.training.step import TrainState, fresh_state, init_state
 SHARING = 32  # numbers one after the other that share a scale where they are rounded
 SCALES = "scales."  # begins the names of the scales, as "params." those of the parameters
 MOST_LAYERS = 1000  # tracing more takes minutes
-BLOCK = 1 << 20  # bytes that are read at a time of arrays that are not asked for
-DTYPES = {
+DTYPES = {  # safetensors' names of those that states have
     "F64": "float64",
     "F32": "float32",
     "BF16": "bfloat16",
@@ -138,7 +135,7 @@ def nothing(_: TrainState) -> tuple[()]:
 
 
 def decoded(
-    read: Callable[[int], bytes],
+    file: BinaryIO,
     template: Any,
     path: Path,
     part: Callable[[Any], Any] = whole,
@@ -146,7 +143,7 @@ def decoded(
     """A state, or a part of it, from a safetensors file; its other arrays take no memory.
 
     Args:
-        read: Reads so many bytes of the file, from its first on; called up to the end of the file.
+        file: The open file.
         template: The shapes and dtypes of the whole state (`shapes_of_state`).
         path: The file's name in errors.
         part: Picks the tree to decode, such as `evaluated`.
@@ -163,27 +160,19 @@ def decoded(
     wanted = set(jax.tree.leaves(names))
     arrays = {}
     try:
-        header = _read_header(read, template)
-        _check_arrays(header, template, path)
-        missing = wanted - header.keys()
-        if missing:
-            raise CheckpointError(
-                f"{path} holds parameters alone, to use and not to train further: begin a run from "
-                "them with jaxlm train --init"
-            )
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            if name.replace(SCALES, "params.", 1) in wanted:
-                data = np.frombuffer(read(end - begin), DTYPES[entry["dtype"]])
-                arrays[name] = jax.device_put(data.reshape(entry["shape"]))
-            else:
-                for start in range(begin, end, BLOCK):
-                    _exactly(read, min(BLOCK, end - start))
-        if read(1):
-            raise ValueError("there are bytes after its last array")
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # By its descriptor it is this file, whatever has its name now.
+        with safe_open(f"/dev/fd/{file.fileno()}", "numpy") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+            _check_arrays(slices, template, path)
+            if wanted - slices.keys():
+                raise CheckpointError(
+                    f"{path} holds parameters alone, to use and not to train further: begin a run "
+                    "from them with jaxlm train --init"
+                )
+            for name in slices:
+                if name.replace(SCALES, "params.", 1) in wanted:
+                    arrays[name] = jax.device_put(stored.get_tensor(name))
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
 
     def array(name: str) -> jax.Array:
@@ -199,38 +188,20 @@ def decoded(
     return jax.tree.map(array, names)
 
 
-def _read_header(read: Callable[[int], bytes], template: Any) -> dict[str, Any]:
-    """{array's name: its entry} in the order of the file. Raises ValueError and others."""
-    (length,) = struct.unpack("<Q", _exactly(read, 8))
-    most = _most_header_bytes(template)
-    if length > most:
-        raise ValueError(f"expected a header of at most {most:,} bytes, found {length:,}")
-    entries = strict_json(_exactly(read, length))
-    entries.pop("__metadata__", None)
-    header = dict(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
-    place = 0
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if not all(type(length) is int for length in entry["shape"]):
-            raise ValueError(f"the array {name!r} has no shape")
-        size = math.prod(entry["shape"]) * jnp.dtype(DTYPES[entry["dtype"]]).itemsize
-        if (begin, end) != (place, place + size):
-            raise ValueError(f"the array {name!r} does not lie where its shape says")
-        place = end
-    return header
-
-
 def _check_arrays(
-    header: dict[str, Any],
+    slices: dict[str, Any],
     template: Any,
     path: Path,
 ) -> None:
     """Raises CheckpointError where the arrays of a file are not those of a template."""
     stored = flat(jax.eval_shape(_without_keys, template))
-    if any(name.startswith(SCALES) for name in header):
+    if any(name.startswith(SCALES) for name in slices):
         stored = flat(jax.eval_shape(_shapes_of_rounded, template.params))
     expected = {name: f"{leaf.dtype.name} {list(leaf.shape)}" for name, leaf in stored.items()}
-    present = {name: f"{DTYPES[entry['dtype']]} {entry['shape']}" for name, entry in header.items()}
+    present = {}
+    for name, array in slices.items():
+        dtype = array.get_dtype()
+        present[name] = f"{DTYPES.get(dtype, dtype)} {array.get_shape()}"
     for name in sorted(expected | present):
         wanted = expected.get(name, "none")
         there = present.get(name, "none")
@@ -250,13 +221,6 @@ def _shapes_of_rounded(params: Params) -> dict[str, Any]:
         return leaf.reshape(-1, SHARING)[:, 0] if _is_rounded(leaf) else None
 
     return {"params": jax.tree.map(numbers, params), "scales": jax.tree.map(scales, params)}
-
-
-def _exactly(read: Callable[[int], bytes], count: int) -> bytes:
-    data = read(count)
-    if len(data) < count:
-        raise ValueError("it is cut short")
-    return data
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -328,11 +292,8 @@ def bytes_of(tree: Any) -> int:
 
 def most_file_bytes(template: Any) -> int:
     """The most bytes of the safetensors file of such a state."""
-    return 8 + _most_header_bytes(template) + bytes_of(template)
-
-
-def _most_header_bytes(template: Any) -> int:
-    return 4096 + sum(256 + len(name) for name in flat(template))
+    most_header = 4096 + sum(256 + len(name) for name in flat(template))
+    return 8 + most_header + bytes_of(template)
 
 
 def _without_keys(state: Any) -> Any:
