@@ -55,25 +55,30 @@ def reproduce(
     again = Path(again or f"{os.path.abspath(run_dir)}-again")
     record = directory.saved_record(run_dir)
     saved = checkpoint.load(run_dir, part=state_arrays.nothing)
-    if record.get("params") != directory.DRAWN:
+    if not directory.drew_params(run_dir):
         raise JaxlmError(
             f"{run_dir} did not begin from its seed alone: parameters were given, and only their "
             "owner can train it again"
         )
     config, corpus = _same_corpus(saved, run_dir, data_dir)
-    if _skipped_windows(run_dir, saved.manifest):
+    read_prefix(run_dir, saved.manifest.metrics)  # raises where the metrics are damaged
+    windows = [row for row in read_metrics(run_dir) if row["kind"] == "window"]
+    if not all(math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]) for row in windows):
         config = config.replace(on_nonfinite="skip")  # as before it was told to stop
-    rows, words = _devices(record)
+    devices = (1, 1)
+    match record["sessions"][0].get("devices"):
+        case [int(rows), int(words)]:
+            devices = (rows, words)
     result = train(
         config,
         corpus,
         again,
         steps=saved.manifest.step,
         quiet=quiet,
-        devices=rows,
-        model_devices=words,
+        devices=devices[0],
+        model_devices=devices[1],
     )
-    now = _flat(directory.session((rows, words)))
+    now = _flat(directory.session(devices))
     surroundings: dict[str, None] = {}  # each sentence once, in order
     for session in record["sessions"]:
         surroundings.update(dict.fromkeys(different(_flat(session), now)))
@@ -101,24 +106,6 @@ def _same_corpus(
     return config, corpus
 
 
-def _skipped_windows(run_dir: Path, manifest: Manifest) -> bool:
-    """Whether a window of a run was not finite. Raises JaxlmError where the metrics are damaged."""
-    read_prefix(run_dir, manifest.metrics)
-    return any(
-        not (math.isfinite(row["cost"]) and math.isfinite(row["grad_norm"]))
-        for row in read_metrics(run_dir)
-        if row["kind"] == "window"
-    )
-
-
-def _devices(record: dict[str, Any]) -> tuple[int, int]:
-    """How many devices the rows, and how many the words, were spread over in the first session."""
-    match record["sessions"][0].get("devices"):
-        case [int(rows), int(words)]:
-            return rows, words
-    return 1, 1
-
-
 def _differences(
     run_dir: Path,
     old: Manifest,
@@ -144,9 +131,8 @@ def _differences(
             sentences.append(f"{name} of the last checkpoint differs")
     tests = _tests(run_dir)
     new_tests = _tests(again)[: len(tests)]  # a sweep's member is tested once
-    if str(tests) != str(
-        new_tests
-    ):  # nan, as per word of a text without words, is not equal to nan
+    # As texts: nan, as per word of a text without words, is not equal to nan.
+    if str(tests) != str(new_tests):
         sentences.append(f"the test's results differ: {tests} -> {new_tests}")
     return sentences
 
