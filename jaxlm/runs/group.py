@@ -71,9 +71,9 @@ class SingleGroup:
         """As `Group.validate`."""
         run = self._run
         counts = run.config.train
-        shape = (run.corpus.valid, counts.batch_size, counts.bptt_length)
-        nats, predictions = self.nats(0, *shape)
-        nats, self._state = _switched(self._recipe, self._state, nats, *shape, self.mesh)
+        text = (run.corpus.valid, counts.batch_size, counts.bptt_length)
+        nats, predictions = self.nats(0, *text)
+        nats, self._state = _switched(self._recipe, self._state, nats, *text, self.mesh)
         valid = run.perplexity(nats, predictions, counts.batch_size)
         record = self._state.validations
         if record is not None:
@@ -181,26 +181,26 @@ class MemberGroup:
 
     def validate(self) -> list[float]:
         """As `Group.validate`; nan for an empty slot."""
-        any_run = self._any_run
-        rows = any_run.config.train.batch_size
-        steps = any_run.config.train.bptt_length
-        valid = any_run.corpus.valid
+        config = self._any_run.config
+        counts = config.train
+        text = (self._any_run.corpus.valid, counts.batch_size, counts.bptt_length)
         recipes, states = self._members
+        of_all = None
+        if self._vmapped and self.mesh is None and not config.optimizer.two_tailed:
+            of_all = stream_nats(recipes.model, states.evaluated, *text, members=True)
         perplexities = [math.nan] * len(self.runs)
-        if self._vmapped and self.mesh is None and not any_run.config.optimizer.two_tailed:
-            nats, predictions = stream_nats(
-                recipes.model, states.evaluated, valid, rows, steps, members=True
-            )
-            perplexities = [any_run.perplexity(total, predictions, rows) for total in nats]
-        else:
-            for slot, run in enumerate(self.runs):
-                if run is not None:
-                    nats, predictions = self.nats(slot, valid, rows, steps)
-                    if run.config.optimizer.two_tailed:
-                        recipe = self._recipe(slot)
-                        nats, state = _switched(recipe, self.state(slot), nats, valid, rows, steps)
-                        self._members = members.with_member(self._members, slot, recipe, state)
-                    perplexities[slot] = run.perplexity(nats, predictions, rows)
+        for slot, run in enumerate(self.runs):
+            if run is None:
+                continue
+            if of_all:
+                nats, predictions = of_all[0][slot], of_all[1]
+            else:
+                nats, predictions = self.nats(slot, *text)
+            if config.optimizer.two_tailed:
+                recipe, state = self._member(slot)
+                nats, state = _switched(recipe, state, nats, *text)
+                self._members = members.with_member(self._members, slot, recipe, state)
+            perplexities[slot] = run.perplexity(nats, predictions, counts.batch_size)
         recipes, states = self._members
         if states.validations is not None:
             losses = np.array([_loss(perplexity) for perplexity in perplexities])
@@ -214,11 +214,11 @@ class MemberGroup:
 
     def state(self, slot: int) -> TrainState:
         """As `Group.state`, on the first device."""
-        return jax.device_put(members.member_at(self._members[1], slot), jax.local_devices()[0])
+        return self._member(slot)[1]
 
-    def _recipe(self, slot: int) -> Recipe:
-        """A member's recipe, on the first device."""
-        return jax.device_put(members.member_at(self._members[0], slot), jax.local_devices()[0])
+    def _member(self, slot: int) -> tuple[Recipe, TrainState]:
+        """A member's recipe and state, on the first device."""
+        return jax.device_put(members.member_at(self._members, slot), jax.local_devices()[0])
 
     def nats(
         self,
@@ -228,8 +228,8 @@ class MemberGroup:
         bptt_length: int = 1,
     ) -> tuple[float, int]:
         """As `Group.nats`."""
-        recipe = self._recipe(slot)
-        return stream_nats(recipe.model, self.state(slot).evaluated, ids, batch_size, bptt_length)
+        recipe, state = self._member(slot)
+        return stream_nats(recipe.model, state.evaluated, ids, batch_size, bptt_length)
 
 
 def _switched(
