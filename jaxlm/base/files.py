@@ -18,6 +18,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -157,7 +158,7 @@ class Folder:
                 self.sync()
         return Folder(_open(name, path, flags, self._descriptor, "a directory"), path)
 
-    def reader(self, name: str) -> BinaryIO:
+    def reader(self, name: str) -> BufferedReader:
         """Opens a regular file for reading. Raises OSError where there is none, or another kind."""
         path = self.path / _entry(name)
         return open(_open(name, path, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor), "rb")

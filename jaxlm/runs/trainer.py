@@ -4,6 +4,7 @@ import math
 import shlex
 import signal
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -268,7 +269,7 @@ def _shared_state(run: Run, saved: Checkpoint | None, shared: Path) -> TrainStat
 def _progress(
     run: Run,
     quiet: bool,
-    notes: list[str],
+    notes: Sequence[str | None],
 ) -> Progress:
     """The progress of a run, after it has told what the run is."""
     corpus = run.corpus
