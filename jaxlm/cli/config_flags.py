@@ -132,7 +132,7 @@ def add_protocol_flags(parser: Parser) -> None:
         add_field(group, field, spec, getattr(chosen(), field, None), shown=field in own)
 
 
-def _own_first(own: Mapping[str, Spec], kinds: Mapping[str, type]) -> dict[str, Spec]:
+def _own_first(own: dict[str, Spec], kinds: Mapping[str, type]) -> dict[str, Spec]:
     """The fields of a kind, then those that other kinds alone have: an error tells which."""
     fields = dict(own)
     for kind in kinds.values():

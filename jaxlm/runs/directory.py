@@ -245,10 +245,21 @@ def resume(
     if saved is None:
         began = saved_config(run)
         trained_on = record["corpus"]
+        notes.append(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         read_prefix(run, saved.manifest.metrics)
         began = saved.config
         trained_on = saved.manifest.corpus
+        newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
+        notes += [f"{problem}; {newest}" for problem in problems]
+        installed = library_versions()
+        versions = {name: old for name, old in saved.manifest.versions.items() if name in installed}
+        newer = different(versions, {name: installed[name] for name in versions})
+        if newer:
+            notes.append(
+                f"the checkpoint was written under other library versions ({', '.join(newer)}): "
+                "the results may differ"
+            )
     now = corpus.identity
     before = {name: trained_on.get(name) for name in now}
     changed = conflicts(began, config) + [f"corpus {line}" for line in different(before, now)]
@@ -266,18 +277,6 @@ def resume(
             raise RunDirError(f"{run.path} {why}: remove it, and begin again with --init")
         if setup.given_params:
             record["params"] = "given"
-        notes.append(f"{run.path} has no checkpoint yet: starting from the beginning")
-    else:
-        newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
-        notes += [f"{problem}; {newest}" for problem in problems]
-        now = library_versions()
-        versions = {name: old for name, old in saved.manifest.versions.items() if name in now}
-        newer = different(versions, {name: now[name] for name in versions})
-        if newer:
-            notes.append(
-                f"the checkpoint was written under other library versions ({', '.join(newer)}): "
-                "the results may differ"
-            )
     with explained(RunDirError, what, ELSEWHERE):
         _write(run, record, config, setup)
         if saved:

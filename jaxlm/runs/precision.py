@@ -48,23 +48,19 @@ def resolved(
     dtype = config.model.compute_dtype
     if dtype == "auto" and began is not None:
         dtype = began.model.compute_dtype
-    if dtype == "float32":
-        return config.replace(compute_dtype=dtype), None, []
-    rates = measured_rates(config)
-    plain = rates["float32"]
-    narrow = rates["bfloat16"]
-    choice = ""
-    if dtype == "auto":
-        dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
-        choice = f"compute_dtype auto: {dtype}"
-    elif narrow < plain:
-        choice = "compute_dtype bfloat16 is slower than float32"
+    rates = None
     notes = []
-    if choice:
-        notes.append(
-            f"{choice}; this model's products run here at {narrow:,.0f} GFLOP/s in bfloat16 and "
-            f"{plain:,.0f} in float32"
-        )
+    if dtype != "float32":
+        rates = measured_rates(config)
+        plain = rates["float32"]
+        narrow = rates["bfloat16"]
+        if dtype == "auto":
+            dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
+            notes = [f"compute_dtype auto: {dtype}"]
+        elif narrow < plain:
+            notes = ["compute_dtype bfloat16 is slower than float32"]
+        speeds = f"{narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in float32"
+        notes = [f"{note}; this model's products run here at {speeds}" for note in notes]
     return config.replace(compute_dtype=dtype), rates, notes
 
 

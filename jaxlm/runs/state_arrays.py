@@ -18,7 +18,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from jaxlm.base.errors import CheckpointError, JaxlmError
-from jaxlm.config.config import Config, different
+from jaxlm.config.config import Config
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
@@ -57,7 +57,13 @@ def new_state(
     if params is None:
         seed = np.uint32(counts.seed)
         return fresh_state(config.recipe, seed, counts.batch_size, counts.patience)
-    wrong = different(shapes(template.params), shapes(params))
+    expected = shapes(template.params)
+    given = shapes(params)
+    wrong = [
+        f"{name}: {expected.get(name)} -> {given.get(name)}"
+        for name in expected | given
+        if expected.get(name) != given.get(name)
+    ]
     if wrong:
         raise JaxlmError(
             f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
