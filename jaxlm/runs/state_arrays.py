@@ -53,22 +53,23 @@ def new_state(
         JaxlmError: Given parameters do not have the config's shapes, or there is not enough memory.
     """
     template = check_memory(config, devices)
+    if params is not None:
+        expected = shapes(template.params)
+        given = shapes(params)
+        wrong = [
+            f"{name}: {expected.get(name)} -> {given.get(name)}"
+            for name in expected | given
+            if expected.get(name) != given.get(name)
+        ]
+        if wrong:
+            raise JaxlmError(
+                f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
+            )
+        params = jax.tree.map(np.float32, params)
     counts = config.train
     if params is None:
         seed = np.uint32(counts.seed)
         return fresh_state(config.recipe, seed, counts.batch_size, counts.patience)
-    expected = shapes(template.params)
-    given = shapes(params)
-    wrong = [
-        f"{name}: {expected.get(name)} -> {given.get(name)}"
-        for name in expected | given
-        if expected.get(name) != given.get(name)
-    ]
-    if wrong:
-        raise JaxlmError(
-            f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
-        )
-    params = jax.tree.map(np.float32, params)
     key = jax.random.key(counts.seed)
     return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 
