@@ -177,8 +177,8 @@ def _warnings_as_lines() -> Iterator[list[BaseException]]:
     """Shows a warning as one line, and collects what background threads raise.
 
     A damaged entry of the compilation cache is removed: JAX would warn of it in every process. A
-        Ctrl-C that arrives in
-    a destructor or a callback, where Python drops exceptions, is raised again a moment later.
+    Ctrl-C that arrives in a destructor or a callback, where Python drops exceptions, is raised
+    again a moment later.
     """
     thread_errors: list[BaseException] = []
 

@@ -1,7 +1,6 @@
 """`train`: one run from its beginning, or from where it was stopped, to its test."""
 
 import math
-import shlex
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -197,7 +196,7 @@ def train(
                 model_devices=model_devices,
                 on_metrics=on_metrics,
             )
-        return _finish(run, group, shared, progress, stopped_by, data_dir)
+        return _finish(run, group, shared, progress, stopped_by)
 
 
 def _go_back(run: Run) -> int:
@@ -357,7 +356,6 @@ def _finish(
     shared: Path,
     progress: Progress,
     stopped_by: int | None,
-    data_dir: str | Path | None,
 ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     result = TrainResult(
@@ -390,12 +388,6 @@ def _finish(
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.title)
-    if run.kept and run.epochs:
-        words = ["jaxlm", "report", str(run.folder.path)]
-        words += ["-o", str(run.folder.path / "report.html")]
-        if data_dir:
-            words.append(f"--data-dir={data_dir}")
-        progress.say(f"a page of curves, words and samples: {shlex.join(words)}", wrap=False)
     return replace(result, test_perplexity=tests["last"])
 
 
