@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -30,7 +30,8 @@ from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
 from jaxlm.data.vocab import Vocab
 from jaxlm.runs import ram, state_arrays
-from jaxlm.runs.metrics import Prefix
+from jaxlm.runs.metrics import Prefix, RunDir
+from jaxlm.runs.state_arrays import Part
 
 FORMAT = 3
 FOLDER = "checkpoints"
@@ -165,7 +166,7 @@ def set_aside_later(
         folder.sync()
 
 
-def manifests(run: str | Path | Folder, problems: list[str] | None = None) -> dict[int, Manifest]:
+def manifests(run: RunDir, problems: list[str] | None = None) -> dict[int, Manifest]:
     """The manifests of a run's checkpoints that are intact; no arrays are read.
 
     Args:
@@ -200,7 +201,7 @@ def best_step(manifests: Mapping[int, Manifest]) -> int | None:
     return min(measured, key=measured.__getitem__, default=None)
 
 
-def find(run: str | Path | Folder, which: str | int = "last") -> Path:
+def find(run: RunDir, which: str | int = "last") -> Path:
     """The directory of a checkpoint.
 
     Args:
@@ -229,9 +230,9 @@ def find(run: str | Path | Folder, which: str | int = "last") -> Path:
 
 
 def load(
-    run: str | Path | Folder,
+    run: RunDir,
     which: str | int = "last",
-    part: Callable[[Any], Any] = state_arrays.whole,
+    part: Part = state_arrays.whole,
 ) -> Checkpoint:
     """Finds and reads a checkpoint.
 
@@ -259,7 +260,7 @@ def load(
 
 
 def newest_intact(
-    run: str | Path | Folder, part: Callable[[Any], Any] = state_arrays.whole
+    run: RunDir, part: Part = state_arrays.whole
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a sentence for each newer one that does not.
 
@@ -281,7 +282,7 @@ def newest_intact(
     return None, problems
 
 
-def read(path: str | Path, part: Callable[[Any], Any] = state_arrays.whole) -> Checkpoint:
+def read(path: str | Path, part: Part = state_arrays.whole) -> Checkpoint:
     """A checkpoint from its own directory, every byte of it verified; `load` finds it in a run's.
 
     Args:
@@ -377,7 +378,7 @@ def _verified_state(
     folder: Folder,
     manifest: Manifest,
     template: Any,
-    part: Callable[[Any], Any],
+    part: Part,
 ) -> Any:
     """A part of the state, from a file whose every byte is verified first."""
     path = folder.path / STATE
@@ -400,7 +401,7 @@ def _check_hash(
         raise ValueError(f"expected sha256 {expected}, found {actual}")
 
 
-def _listed(run: str | Path | Folder) -> dict[int, Path]:
+def _listed(run: RunDir) -> dict[int, Path]:
     """{step: directory} of a run's checkpoints, by step. Raises CheckpointError."""
     path = Path(run) / FOLDER
     names = []

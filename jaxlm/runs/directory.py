@@ -31,7 +31,7 @@ from jaxlm.runs import checkpoint, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint, library_versions
 from jaxlm.runs.lock import ELSEWHERE, holder
 from jaxlm.runs.metrics import NAME as METRICS
-from jaxlm.runs.metrics import read_metrics, read_prefix
+from jaxlm.runs.metrics import RunDir, read_metrics, read_prefix
 
 CONFIG = "config.json"
 RECORD = "run.json"
@@ -48,7 +48,7 @@ class Setup:
     rates: Mapping[str, float] | None = None  # {dtype: 1e9 operations a second}, where measured
 
 
-def check_vacant(run: str | Path | Folder) -> None:
+def check_vacant(run: RunDir) -> None:
     """Checks that a run can begin in a directory.
 
     Args:
@@ -65,7 +65,7 @@ def check_vacant(run: str | Path | Folder) -> None:
         raise RunDirError(f"{Path(run)} is not empty (it holds {', '.join(other[:4])}): {remedy}")
 
 
-def _names(run: str | Path | Folder) -> list[str]:
+def _names(run: RunDir) -> list[str]:
     """What a directory holds; nothing where it is missing. Raises RunDirError."""
     with (
         explained(RunDirError, f"{Path(run)} cannot be used", ELSEWHERE),
@@ -124,7 +124,7 @@ def _write(
     run.write(CONFIG, to_hashed_json(settings).encode())
 
 
-def saved_config(run: str | Path | Folder) -> Config:
+def saved_config(run: RunDir) -> Config:
     """The config of the run in a directory, from its last checkpoint where its own file is damaged.
 
     Raises:
@@ -153,7 +153,7 @@ def _read_config(run: Folder) -> Config:
         return Config.from_json(text.decode())
 
 
-def saved_record(run: str | Path | Folder) -> dict[str, Any]:
+def saved_record(run: RunDir) -> dict[str, Any]:
     """The contents of `run.json`.
 
     Raises:
@@ -168,7 +168,7 @@ def saved_record(run: str | Path | Folder) -> dict[str, Any]:
         raise ValueError("it has no corpus and no sessions, as jaxlm writes them")
 
 
-def drew_params(run: str | Path | Folder) -> bool:
+def drew_params(run: RunDir) -> bool:
     """Whether a run is known, from its `run.json`, to have drawn its parameters from its seed."""
     with suppress(RunDirError):
         return saved_record(run).get("params") == DRAWN
@@ -307,7 +307,7 @@ def _changes_since(
     return changed
 
 
-def problems(run: str | Path | Folder) -> list[str]:
+def problems(run: RunDir) -> list[str]:
     """A sentence for each damaged file of a run; of a checkpoint only the manifest is read.
 
     Raises:

@@ -22,6 +22,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.models.recurrent import Params
 from jaxlm.ngrams import folder
 from jaxlm.runs import checkpoint, directory, state_arrays
+from jaxlm.runs.metrics import RunDir
 from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_model import NgramModel
@@ -156,7 +157,7 @@ def unread_corpus(
 
 
 def keep_model(
-    run_dir: str | Path | Folder,
+    run_dir: RunDir,
     config: Config,
     params: Params,
     corpus: Corpus,

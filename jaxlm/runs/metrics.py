@@ -37,6 +37,7 @@ MOST_BYTES = 1 << 32  # of a metrics.jsonl: thirty million windows
 MOST_TIMING = 64 << 20  # bytes of a timing.jsonl
 NAME = "metrics.jsonl"
 TIMING = "timing.jsonl"
+RunDir = str | Path | Folder  # a run's directory, by its path or held open
 SERIES = ("cost", "grad_norm", "learning_rate")
 _NEEDED = {"window": {"step", "epoch", *SERIES}, "epoch": {"epoch"}}
 _COUNT = re.compile("step|steps|epoch")
@@ -51,7 +52,7 @@ class Prefix(NamedTuple):
     sha256: str = hashlib.sha256().hexdigest()
 
 
-def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
+def read_metrics(run: RunDir) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`, without an unfinished last one of a killed writer.
 
     Args:
@@ -67,7 +68,7 @@ def read_metrics(run: str | Path | Folder) -> list[dict[str, Any]]:
     return _rows(_read(run), Path(run) / NAME)
 
 
-def read_prefix(run: str | Path | Folder, prefix: Prefix) -> bytes:
+def read_prefix(run: RunDir, prefix: Prefix) -> bytes:
     """The lines of a run's `metrics.jsonl` up to a checkpoint.
 
     Args:
@@ -245,7 +246,7 @@ def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
     return epochs
 
 
-def _read(run: str | Path | Folder) -> bytes:
+def _read(run: RunDir) -> bytes:
     what = f"expected a run's metrics in {Path(run) / NAME}"
     remedy = "give the directory of a run that has started"
     with explained(RunDirError, what, remedy), Folder.open(run) as folder:

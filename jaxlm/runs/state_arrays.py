@@ -25,6 +25,7 @@ from jaxlm.training.step import TrainState, fresh_state, init_state
 
 SHARING = 32  # numbers one after the other that share a scale where they are rounded
 SCALES = "scales."  # begins the names of the scales, as "params." those of the parameters
+Part = Callable[[Any], Any]  # picks the part of a state to decode
 MOST_LAYERS = 1000  # tracing more takes minutes
 DTYPES = {  # safetensors' names of those that states have
     "F64": "float64",
@@ -145,7 +146,7 @@ def decoded(
     file: BinaryIO,
     template: Any,
     path: Path,
-    part: Callable[[Any], Any] = whole,
+    part: Part = whole,
 ) -> Any:
     """A state, or a part of it, from a safetensors file; its other arrays take no memory.
 
