@@ -30,7 +30,6 @@ from jaxlm.data.options import TextOptions
 from jaxlm.data.prepared import HEADER, is_prepared, load_prepared, read_header, write
 from jaxlm.data.sources import NAMES, UNKNOWN, Source, find_source
 from jaxlm.data.text import Stamp, stamp
-from jaxlm.data.tokens import DEFAULT_PIECES
 from jaxlm.data.vocab import Vocab
 
 __all__ = ["NAMES", "UNKNOWN", "load_corpus", "open_corpus", "prepare", "reload_corpus"]
@@ -172,8 +171,6 @@ def prepare(
         with Folder.open(out) as folder:
             header = read_header(folder)
     prepared = {"text": header["text"], "max_vocab": header["max_vocab"], **header["options"]}
-    if read.pieces is None and prepared["pieces"] == DEFAULT_PIECES:  # as 0.2 wrote it
-        prepared["pieces"] = None
     asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
     changed = [
         f"{name} {prepared[name]}, not {value}"

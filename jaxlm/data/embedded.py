@@ -27,8 +27,6 @@ from jaxlm.data.vocab import EOS, UNK
 BITS = 24  # every row of weights sums to 2**BITS
 UNIT = 1 << 20  # the numerator of Zipf's law; the rank is its denominator
 
-CONTENT = ("noun_s", "noun_p", "verb_s", "verb_p", "adjective", "name")
-
 
 @lru_cache(maxsize=1)
 def language() -> dict[str, Any]:
@@ -99,25 +97,19 @@ def _draw(
 
 def _words(category: str, kind: int) -> list[str]:
     """The words of a category, and of a kind if they are content words, the most frequent first."""
-    if category in language()["words"]:
+    parts = language()["content"].get(category)
+    if parts is None:
         return language()["words"][category].split()
-    stems = {}
-    for name, words in language()["stems"].items():
-        stems[name] = (words if isinstance(words, str) else words[kind]).split()
-    if category == "name":
-        places = stems["places"][2 * kind : 2 * kind + 2]
-        return [stem + place for stem, place in product(stems["names"], places)]
-    if category == "adjective":
-        prefixes = ("", "once-", "ever-")
-        return [prefix + stem for prefix, stem in product(prefixes, stems["adjectives"])]
-    if category.startswith("noun"):
-        ends = ("", "-expert", "-problem", "-story", "-museum")
-        words = [stem + end for end, stem in product(ends, stems["nouns"])]
-    else:
-        words = [prefix + stem for prefix, stem in product(("", "re-", "over-"), stems["verbs"])]
-    if category in ("noun_s", "verb_p"):
-        return words
-    return [_with_s(word) for word in words]
+    endings = parts.get("endings", "_").split()
+    beginnings = parts.get("beginnings", "_").split()
+    stems = language()["stems"][parts["stems"]][kind].split()
+    words = [
+        f"{beginning}{stem}{ending}".replace("_", "")
+        for ending, beginning, stem in product(endings, beginnings, stems)
+    ]
+    if "inflected" in parts:
+        return [_with_s(word) for word in words]
+    return words
 
 
 def _with_s(word: str) -> str:
@@ -150,7 +142,7 @@ class Generator:
         sizes = {EOS: 1, UNK: 1, **spec.words}
         classes = []
         for name in sizes:
-            kinds = spec.kinds if name in CONTENT else 1
+            kinds = spec.kinds if name in language()["content"] else 1
             classes += [(name, kind) for kind in range(kinds)]
         self.spec = spec
         words = [_words(name, kind)[: sizes[name]] for name, kind in classes]
@@ -245,7 +237,7 @@ def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.n
             if category == EOS:
                 arc = spec.close
                 register = 0
-            elif category in CONTENT:
+            elif category in language()["content"]:
                 aside = name.startswith("aside") & (registers > 0)  # keeps the kind
                 chance = kind_weight
                 register = np.where(aside, registers, kinds + 1)

@@ -142,13 +142,6 @@ def _number(
                     scratch.write(numbers.tobytes())
                     digest.update(numbers.tobytes())
                     advance(size)
-                if part.joined and not ended:
-                    newline = np.array([number_of[kind.newline]], np.int32)
-                    ended = True
-                    lines += 1
-                    count += 1
-                    scratch.write(newline.tobytes())
-                    digest.update(newline.tobytes())
             if not has_words:
                 raise _no_word(split, several[0])
             spans[split] = (start, count)
@@ -164,9 +157,15 @@ def _units(
 ) -> Iterator[tuple[list[str], int]]:
     """Yields the units of a part, a block at a time, and the size of the block in bytes."""
     before = "\n" if part.joined else ""  # the end of the text before
+    last = kind.newline
     for block, size in part.blocks(kind.errors):
-        yield kind.units(as_read(options, before + block)[len(before) :]), size
+        units = kind.units(as_read(options, before + block)[len(before) :])
         before = ""
+        if units:
+            last = units[-1]
+        yield units, size
+    if part.joined and last != kind.newline:
+        yield [kind.newline], 0
 
 
 def _no_word(split: str, part: Part) -> DataError:
@@ -281,7 +280,7 @@ class Encoder:
             yield ids
 
     def describe(self) -> dict[str, Any]:
-        """Returns the corpus's name, description, sha256, floor and notes.
+        """Returns what a prepared folder tells of the corpus (`prepared.FIELDS`).
 
         The name has each option that changed the corpus behind a "+".
         """
@@ -314,7 +313,7 @@ class Encoder:
             "description": (
                 f"{self.source.title}: {sizes} {tokens}{unknown}; {len(self.vocab):,} types"
             ),
-            "sha256": self._digest.hexdigest(),
+            "corpus_sha256": self._digest.hexdigest(),
             "floor": self.source.floor(self.vocab),
             "notes": (*notes, *unlearned_warning(shares)),
         }

@@ -34,24 +34,19 @@ _BLOCK = 1 << 20  # bytes that are read at once
 _MOST = 64 << 20  # bytes of a header, which names every file of the text: half a million of them
 
 
-_TYPES = {  # of the fields of `prepared.json`
-    "format": (int,),
-    "name": (str,),
-    "description": (str,),
-    "corpus_sha256": (str,),
-    "notes": (list,),
-    "text": (list,),  # the stamp of each file
-    "max_vocab": (int, type(None)),
-    "min_count": (int,),
-    "words": (int,),  # of the vocabulary
-    "lowercase": (bool,),
-    "limited": (bool,),  # whether max_vocab left words out
-    "options": (dict,),
-    "floor": (dict, type(None)),  # the least nats of each split, of the generated corpus
-    "dtype": (str,),  # of the ids
-    "files": (dict,),  # the bytes and the sha256 of each file
+# The fields of `prepared.json`, and their types.
+FIELDS = {
+    "format": int,
+    "name": str,
+    "description": str,
+    "corpus_sha256": str,
+    "notes": list,
+    "text": list,  # the stamp of each file
+    "max_vocab": int | None,
+    "options": dict,
+    "floor": dict | None,  # the least nats of each split, of the generated corpus
+    "files": dict,  # the bytes and the sha256 of each file
 }
-_LATER = {"options": {}, "floor": None}  # fields that the first folders lack
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -83,8 +78,9 @@ def write(
             f"the vocabulary of {source.title} has {len(vocab):,} words, more than fit into "
             f"{MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count"
         )
-    dtype = "<u2" if len(vocab) <= 1 << 16 else "<i4"
-    files: dict[str, tuple[int, str]] = {}
+    dtype = _dtype(vocab)
+    files = {VOCAB: (len(vocab_json), hashlib.sha256(vocab_json).hexdigest())}
+    folder.write(VOCAB, vocab_json)
     with progress_bar(f"writing {source.title}", sum(encoder.sizes.values())) as advance:
         for split, name in IDS.items():
             digest = hashlib.sha256()
@@ -95,23 +91,13 @@ def write(
                     file.write(data)
                     advance(len(ids))
                 files[name] = file.tell(), digest.hexdigest()
-    folder.write(VOCAB, vocab_json)
-    files[VOCAB] = len(vocab_json), hashlib.sha256(vocab_json).hexdigest()
-    options = source.options.options | {"tokens": vocab.kind}
-    description = encoder.describe()
     header = {
         "format": FORMAT,
         "text": stamps,
         "max_vocab": source.options.max_vocab,
-        "min_count": source.options.min_count,
-        "lowercase": source.options.lowercase,
-        "options": options,
-        "limited": encoder.limited,
-        "words": len(vocab),
-        "dtype": dtype,
+        "options": source.options.options | {"tokens": vocab.kind},
         "files": files,
-        "corpus_sha256": description.pop("sha256"),
-        **description,
+        **encoder.describe(),
     }
     folder.write(HEADER, _seal(header).encode())
 
@@ -135,11 +121,12 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
             if [len(data), hashlib.sha256(data).hexdigest()] != header["files"][VOCAB]:
                 raise ValueError("its content is not what was prepared")
             vocab = Vocab.from_json(data.decode())
-            if len(vocab) != header["words"]:
-                raise ValueError(f"it has {len(vocab):,} words, not {header['words']:,}")
         if options:
             _check_options(path, header, vocab, options)
-        ids = {split: _map_ids(folder, header, name) for split, name in IDS.items()}
+        ids = {
+            split: _map_ids(folder, name, header["files"][name], vocab)
+            for split, name in IDS.items()
+        }
     return Corpus(
         name=header["name"],
         description=header["description"],
@@ -183,44 +170,51 @@ def read_header(folder: Folder) -> dict[str, Any]:
         DataError: The file is missing, or is not what was written.
     """
     with _intact(folder, HEADER):
-        tree = from_hashed_json(folder.read(HEADER, _MOST), _seal)
-        header = _LATER | tree
-        wrong = header.keys() ^ _TYPES.keys()
-        if not wrong:
-            wrong = {name for name, types in _TYPES.items() if type(header[name]) not in types}
-        if not wrong:
-            wrong = _wrong_values(header)
+        header: dict[str, Any] = dict.fromkeys(FIELDS)
+        header |= from_hashed_json(folder.read(HEADER, _MOST), _seal)
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(header[name], kind)]
+        wrong = wrong or _wrong_values(header)
         if wrong:
-            names = ascii(", ".join(sorted(wrong)))[1:-1]
-            raise ValueError(f"its {names:.200} cannot be right")
-    first = {name: header[name] for name in ("min_count", "lowercase")}  # the options of 0.1
-    return header | {"options": DataConfig().options | first | header["options"]}
+            raise ValueError(f"its {', '.join(wrong)} cannot be right")
+    return header | {"options": DataConfig().options | header["options"]}
 
 
-def _wrong_values(header: dict[str, Any]) -> set[str]:
+def _wrong_values(header: dict[str, Any]) -> list[str]:
     """The fields whose values cannot be right, though they have the right types."""
     files = header["files"]
     entries_are_right = files.keys() == {*IDS.values(), VOCAB} and all(
-        type(entry) is list and len(entry) == 2 for entry in files.values()
+        type(entry) is list and list(map(type, entry)) == [int, str] for entry in files.values()
     )
     is_right = {
         "format": header["format"] == FORMAT,
         "notes": all(type(note) is str for note in header["notes"]),
         "options": header["options"].keys() <= DataConfig().options.keys(),
-        "dtype": header["dtype"] in ("<u2", "<i4"),
         "files": entries_are_right,
     }
-    return {name for name, right in is_right.items() if not right}
+    return [name for name, right in is_right.items() if not right]
+
+
+def _dtype(vocab: Vocab) -> str:
+    """The ids' dtype: of two bytes while they fit."""
+    return "<u2" if len(vocab) <= 1 << 16 else "<i4"
 
 
 def _map_ids(
     folder: Folder,
-    header: dict[str, Any],
     name: str,
+    entry: tuple[int, str],
+    vocab: Vocab,
 ) -> np.ndarray:
-    """The ids of a file, memory-mapped, once one pass over it has verified all of them."""
+    """The ids of a file, memory-mapped, once one pass over it has verified all of them.
+
+    Args:
+        folder: The prepared folder.
+        name: The file.
+        entry: How many bytes it has, and their sha256.
+        vocab: The vocabulary that the ids are of.
+    """
     path = folder.path / name
-    size, sha256 = header["files"][name]
+    size, sha256 = entry
     with _intact(folder, name), folder.reader(name) as file:
         actual = os.fstat(file.fileno()).st_size
         if actual != size:
@@ -232,12 +226,12 @@ def _map_ids(
             if not data:
                 break
             digest.update(data)
-            block = np.frombuffer(data, header["dtype"])
+            block = np.frombuffer(data, _dtype(vocab))
             bounds += [int(block.min()), int(block.max())]
         if digest.hexdigest() != sha256:
             raise ValueError("its content is not what was prepared")
-        check_ids(np.array(bounds), header["words"], str(path))
-        ids = np.memmap(file, np.dtype(header["dtype"]), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
+        check_ids(np.array(bounds), len(vocab), str(path))
+        ids = np.memmap(file, np.dtype(_dtype(vocab)), "r")  # pyright: ignore[reportCallIssue, reportArgumentType]
     # An open descriptor has no name, and `filename` is typed as final.
     setattr(ids, "filename", os.path.abspath(path))  # noqa: B010
     return ids

@@ -66,6 +66,7 @@ class Source:
         options: How the text is read.
         size: The bytes of the text, or about so many.
         vocab: The vocabulary to encode with; None: one is made of train.
+        generated: The size of the generated corpus, if the text is that.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Source:
     options: TextOptions
     size: int
     vocab: Vocab | None = None
+    generated: Size | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -84,8 +86,15 @@ class Source:
         return [part.path for part in parts if isinstance(part, FilePart) and self.spec]
 
     def floor(self, vocab: Vocab) -> dict[str, float] | None:
-        """The least summed nats of each split, where they are known for this vocabulary."""
-        return None
+        """The least summed nats of each split, where they are known.
+
+        They are those of the generated corpus, while the vocabulary distinguishes all its words.
+        """
+        if self.generated is None or self.options.lowercase:
+            return None
+        if not vocab.ids.keys() >= set(Generator(self.generated).words):
+            return None
+        return dict(zip(SPLITS, self.generated.floor, strict=True))
 
 
 def find_source(
@@ -196,24 +205,10 @@ _KNOWN = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _GeneratedText(Source):
-    """The generated corpus, whose floor is known."""
-
-    generator_size: Size
-
-    def floor(self, vocab: Vocab) -> dict[str, float] | None:
-        """The least summed nats of each split, while the vocabulary distinguishes all words."""
-        words = Generator(self.generator_size).words
-        if self.options.lowercase or not vocab.ids.keys() >= set(words):
-            return None
-        return dict(zip(SPLITS, self.generator_size.floor, strict=True))
-
-
 def _generated(name: str, options: TextOptions) -> Source:
     """The generated corpus, which has no paragraphs."""
     size = Size.of(name)
-    return _GeneratedText(
+    return Source(
         name=name,
         title=f"{name} corpus (a generated language)",
         spec=name,
@@ -221,5 +216,5 @@ def _generated(name: str, options: TextOptions) -> Source:
         parts={split: [GeneratedSplit(size, stream)] for stream, split in enumerate(SPLITS)},
         options=replace(options, lines="eos"),
         size=6 * sum(size.tokens),
-        generator_size=size,
+        generated=size,
     )

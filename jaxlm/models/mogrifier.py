@@ -4,6 +4,8 @@ A layer's parameters are `kernel`, `bias`, `rounds` and `norms`, as in `ops/mogr
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,25 +31,76 @@ from jaxlm.ops.mogrifier import Limits, mogrifier
 from jaxlm.ops.scans import Inputs, Length, Units
 
 
-@MODELS.kind("mogrifier")
-class Mogrifier(Recurrent):
-    """LSTM whose input and state gate each other before its gates (arXiv:1909.01792)."""
+def rounds(default: int) -> Any:
+    """The field of kinds whose input and state gate each other.
 
-    rounds: int = count(
-        5,
-        "how often input and state gate each other, the input first (0: an LSTM)",
+    Args:
+        default: How often they do by default.
+    """
+    return count(
+        default,
+        "how often input and state gate each other, the input first (0: not)",
         "rounds",
         high=100,  # tracing more takes minutes
     )
+
+
+@dataclass(frozen=True)
+class WithRounds(Recurrent):
+    """What LSTMs share whose input and state gate each other before their gates."""
+
+    rounds: int = rounds(0)
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
+    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
+    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
+
+    def check(self) -> None:
+        """Raises JaxlmError where two fields contradict each other."""
+        super().check()
+        widths = {"embedding_size": self.embedding_size, "hidden_sizes": min(self.hidden_sizes)}
+        if self.inner_size:
+            widths["inner_size"] = self.inner_size
+        name = min(widths, key=lambda name: widths[name])
+        if self.rank > widths[name]:
+            raise JaxlmError(
+                f"rank must be at most the width of what a round gates: rank is {self.rank}, and "
+                f"{name} has {widths[name]}; rank 0 is full matrices"
+            )
+
+    def init_rounds(
+        self,
+        keys: Sequence[PRNGKeyArray],
+        inputs: int,
+        width: int,
+    ) -> list[Params]:
+        """Fresh weights of a layer's rounds: even ones gate the input, odd ones the state.
+
+        Args:
+            keys: One a round.
+            inputs: E.
+            width: H.
+        """
+        scale = self.layer_scale(width)
+        rounds = []
+        for place, key in enumerate(keys):
+            shape = (inputs, width) if place % 2 else (width, inputs)
+            rounds.append(_init_round(key, scale, self.rank, *shape))
+        return rounds
+
+    zero_state = LSTM.zero_state
+
+
+@MODELS.kind("mogrifier")
+class Mogrifier(WithRounds):
+    """LSTM whose input and state gate each other before its gates (arXiv:1909.01792)."""
+
+    rounds: int = rounds(5)
     input_gate: str = choice(
         "free",
         "what the input gate i is, given the forget gate f: free, capped (min(i, 1 - f)) or "
         "coupled (1 - f)",
         ("free", "capped", "coupled"),
     )
-    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
-    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     cell_clip: float | None = number(
         None,
         "clips the cell state that is carried to the next step to +-this (none: no clipping)",
@@ -77,11 +130,6 @@ class Mogrifier(Recurrent):
             return 2
         return 1
 
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-        super().check()
-        check_rank(self, self.rank)
-
     def init_layer(
         self,
         key: PRNGKeyArray,
@@ -100,7 +148,7 @@ class Mogrifier(Recurrent):
         layer = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,
-            "rounds": init_rounds(keys, scale, self.rank, inputs, width),
+            "rounds": self.init_rounds(keys, inputs, width),
         }
         if self.layer_norm:
             layer["norms"] = {
@@ -110,8 +158,6 @@ class Mogrifier(Recurrent):
                 "cell_bias": jnp.zeros(width),
             }
         return layer
-
-    zero_state = LSTM.zero_state
 
     def apply_layer(
         self,
@@ -135,50 +181,6 @@ class Mogrifier(Recurrent):
     ) -> Float[Array, "B H"] | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
         return scale_of_mask(updated, self.keep_update)
-
-
-def check_rank(model: Recurrent, rank: int) -> None:
-    """Checks the rank of the matrices of rounds.
-
-    Args:
-        model: The model.
-        rank: The rank; 0 for full matrices.
-
-    Raises:
-        JaxlmError: The rank is larger than what a round gates is wide.
-    """
-    widths = {"embedding_size": model.embedding_size, "hidden_sizes": min(model.hidden_sizes)}
-    if model.inner_size:
-        widths["inner_size"] = model.inner_size
-    name = min(widths, key=lambda name: widths[name])
-    if rank > widths[name]:
-        raise JaxlmError(
-            f"rank must be at most the width of what a round gates: rank is {rank}, and {name} has "
-            f"{widths[name]}; rank 0 is full matrices"
-        )
-
-
-def init_rounds(
-    keys: Sequence[PRNGKeyArray],
-    scale: Scalar | float,
-    rank: int,
-    inputs: int,
-    width: int,
-) -> list[Params]:
-    """Fresh weights of the rounds of a layer: even ones gate the input, odd ones the state.
-
-    Args:
-        keys: One a round.
-        scale: Half the width of their distribution, were their matrices full.
-        rank: Rank of their matrices; 0 for full ones.
-        inputs: E.
-        width: H.
-    """
-    rounds = []
-    for place, key in enumerate(keys):
-        shape = (inputs, width) if place % 2 else (width, inputs)
-        rounds.append(_init_round(key, scale, rank, *shape))
-    return rounds
 
 
 def _init_round(

@@ -10,16 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from jaxlm.base.fields import count, number
-from jaxlm.models.lstm import LSTM
-from jaxlm.models.mogrifier import check_rank, init_rounds, scale_of_mask
+from jaxlm.models.mogrifier import WithRounds, scale_of_mask
 from jaxlm.models.recurrent import (
     MODELS,
     LayerNoise,
     Params,
-    Recurrent,
     chrono_biases,
-    longest_memory,
     state_dropout,
     torch_biases,
     uniform,
@@ -31,7 +27,7 @@ from jaxlm.ops.scans import Inputs, Length, Units
 
 
 @MODELS.kind("rlstm")
-class RLSTM(Recurrent):
+class RLSTM(WithRounds):
     """LSTM whose forget gate reads the update and whose output gate the cell (arXiv:2211.01848)."""
 
     gates: ClassVar[int] = 3
@@ -40,22 +36,8 @@ class RLSTM(Recurrent):
         "update_kernel": 1,
         "cell_kernel": 1,
     }
-    rounds: int = count(
-        0,
-        "how often input and state gate each other, the input first (0: not)",
-        "rounds",
-        high=100,  # tracing more takes minutes
-    )
-    rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
-    forget_bias: float = number(0.0, "the forget gates' bias at the start; it is trained")
-    longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
-
-    def check(self) -> None:
-        """Raises JaxlmError where two fields contradict each other."""
-        super().check()
-        check_rank(self, self.rank)
 
     def init_layer(
         self,
@@ -79,10 +61,8 @@ class RLSTM(Recurrent):
             "update_kernel": uniform(keys[2], scale, width, width),
             "cell_kernel": uniform(keys[3], scale, width, width),
             "bias": bias.at[2 * width : 3 * width].add(forget),
-            "rounds": init_rounds(round_keys, scale, self.rank, inputs, width),
+            "rounds": self.init_rounds(round_keys, inputs, width),
         }
-
-    zero_state = LSTM.zero_state
 
     def apply_layer(
         self,

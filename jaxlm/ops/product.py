@@ -11,7 +11,6 @@ recipe's `matmul_precision`.
 """
 
 import re
-from functools import partial
 from typing import Any
 
 import jax
@@ -125,14 +124,10 @@ def _digits(dtype: Any) -> dict[str, Any]:
     return {"precision": precision, "preferred_element_type": wide}
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(
-    dtype,
-    transposed,
-    a,
-    b,
-):
-    return _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),)))
+_product = jax.custom_vjp(
+    lambda dtype, transposed, a, b: _dot(dtype, a, b, ((a.ndim - 1,), (int(transposed),))),
+    nondiff_argnums=(0, 1),
+)
 
 
 def _forward(
@@ -158,14 +153,10 @@ def _backward(
 _product.defvjp(_forward, _backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _contraction(
-    spec,
-    dtype,
-    a,
-    b,
-):
-    return jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype))
+_contraction = jax.custom_vjp(
+    lambda spec, dtype, a, b: jnp.einsum(spec, a.astype(dtype), b.astype(dtype), **_digits(dtype)),
+    nondiff_argnums=(0, 1),
+)
 
 
 def _contraction_forward(

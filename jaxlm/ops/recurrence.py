@@ -77,20 +77,13 @@ def recurrence(
     Returns:
         The outputs, and the new carry.
     """
-    return _run(cell, dtype, x, matrices, others, state, length)  # pyright: ignore (a custom_vjp has no type)
+    return _run(cell, dtype, x, matrices, others, state, length)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run(
-    cell,
-    dtype,
-    x,
-    matrices,
-    others,
-    state,
-    length,
-):
-    return _scan(cell, dtype, matrices, None, x, others, state, length)[0]
+_run = jax.custom_vjp(
+    lambda cell, dtype, x, matrices, *rest: _scan(cell, dtype, matrices, None, x, *rest)[0],
+    nondiff_argnums=(0, 1),
+)
 
 
 def _forward(
@@ -98,9 +91,7 @@ def _forward(
     dtype,
     x,
     matrices,
-    others,
-    state,
-    length,
+    *rest,
 ):
     # Zeros are added to each product at each step: their gradient is that of the product.
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -108,7 +99,7 @@ def _forward(
         name: jnp.zeros((*x.shape[:2], matrix.shape[-1]), wide) for name, matrix in matrices.items()
     }
     outputs, back, operands = jax.vjp(
-        partial(_scan, cell, dtype, matrices), zeros, x, others, state, length, has_aux=True
+        partial(_scan, cell, dtype, matrices), zeros, x, *rest, has_aux=True
     )
     return outputs, (back, operands, matrices)
 
