@@ -85,7 +85,7 @@ class Cosine(Schedule):
     (Loshchilov and Hutter 2017, arXiv:1608.03983.)
     """
 
-    depends_on_total: ClassVar[bool] = True
+    depends_on_total = True
     warmup: float = number(
         0.0, "share of all windows over which the rate rises from zero", low=0, below=1
     )
@@ -107,7 +107,7 @@ class Cosine(Schedule):
 class Linear(Schedule):
     """Linear warm-up, then linear down to `final`."""
 
-    depends_on_total: ClassVar[bool] = True
+    depends_on_total = True
     warmup: float = number(
         0.05, "share of all windows over which the rate rises from zero", low=0, below=1
     )

@@ -76,10 +76,9 @@ def _share(weights: np.ndarray) -> np.ndarray:
     The largest weight absorbs the rounding.
     """
     shares = (weights << BITS) // weights.sum(-1, keepdims=True)
-    largest = weights.argmax(-1)[..., None]
     rest = (1 << BITS) - shares.sum(-1, keepdims=True)
-    np.put_along_axis(shares, largest, np.take_along_axis(shares, largest, -1) + rest, -1)
-    return shares
+    is_largest = np.arange(weights.shape[-1]) == weights.argmax(-1)[..., None]
+    return shares + rest * is_largest
 
 
 def _draw(

@@ -320,12 +320,12 @@ class Subwords(_Exact):
     @property
     def is_byte_level(self) -> bool:
         """Whether the model is a byte-level BPE, such as GPT-2's."""
-        return _is_byte_level(self.model)
+        return self.is_json and b'"ByteLevel"' in self.model
 
     @cached_property
     def _tokenizer(self) -> _Tokenizer:
         if self.is_json:
-            return _load_json(self.model)
+            return _load_json(self.model, self.is_byte_level)
         import sentencepiece
 
         model = sentencepiece.SentencePieceProcessor(model_proto=self.model)
@@ -425,10 +425,6 @@ def _newline_name(names: Set[str], byte_level: bool) -> str:
     return next((name for name in usual if name in names), EOS)
 
 
-def _is_byte_level(model: bytes) -> bool:
-    return model.startswith(b"{") and b'"ByteLevel"' in model
-
-
 def _plain_json(model: bytes, where: str) -> bytes:
     """A tokenizer.json that adds no space, drops and adds no token, and draws nothing at random.
 
@@ -517,12 +513,12 @@ def _import_tokenizers() -> Any:
     return tokenizers
 
 
-def _load_json(model: bytes) -> _Tokenizer:
+def _load_json(model: bytes, byte_level: bool) -> _Tokenizer:
     """Loads a tokenizer.json. Raises DataError where its ids have gaps, or as the library does."""
     library = _import_tokenizers()
     tree = json.loads(model)
     made = library.Tokenizer.from_str(model.decode())
-    if not _is_byte_level(model):
+    if not byte_level:
         newline = _newline_name(made.get_vocab().keys(), byte_level=False)
         made = library.Tokenizer.from_str(json.dumps(without_spelled_bytes(tree, newline)))
     ids = made.get_vocab()

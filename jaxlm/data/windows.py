@@ -192,9 +192,7 @@ class WindowPlan:
             index: The window's number within its epoch.
             epoch: The epoch, from 0.
         """
-        if index:
-            return int(self._epoch(epoch).rows[index])
-        return 0
+        return int(self._epoch(epoch).rows[index])
 
     def rows_read(self, step: int) -> int:
         """Returns how many rows the windows before a step read, each epoch's anew."""

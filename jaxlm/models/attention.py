@@ -25,7 +25,6 @@ from jaxlm.models.recurrent import (
     Recurrent,
     Zeros,
     head_count,
-    uniform,
 )
 from jaxlm.ops.attention import AttentionState, attention
 from jaxlm.ops.product import product
@@ -36,7 +35,7 @@ from jaxlm.ops.scans import Inputs, Length, Units
 class Attention(Recurrent):
     """Causal attention over the last tokens, with rotary positions (arXiv:2104.09864)."""
 
-    gates: ClassVar[int] = 3
+    gates = 3
     kernel_gates: ClassVar[Mapping[str, int]] = {"output_kernel": 1}
     heads: int = head_count()
     attention_window: int = count(
@@ -52,8 +51,8 @@ class Attention(Recurrent):
         """A layer's fresh parameters."""
         of_inputs, of_outputs = jax.random.split(key)
         return {
-            "kernel": uniform(of_inputs, self.layer_scale(inputs), inputs, 3 * width),
-            "output_kernel": uniform(of_outputs, self.layer_scale(width), width, width),
+            "kernel": self.matrix(of_inputs, inputs, 3 * width),
+            "output_kernel": self.matrix(of_outputs, width, width),
         }
 
     def zero_state(self, zeros: Zeros, width: int) -> AttentionState:

@@ -105,7 +105,7 @@ def _matrices(
     shapes: dict[str, tuple[int, int]],
 ) -> Params:
     return {
-        name: uniform(key, model.layer_scale(shape[0]), *shape)
+        name: model.matrix(key, *shape)
         for key, (name, shape) in zip(keys, shapes.items(), strict=False)
     }
 

@@ -57,16 +57,14 @@ class GatedDeltaNet(MatrixMemory):
     ) -> Params:
         """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
-        scale = self.layer_scale(inputs)
         N = self.heads
         convolved = 2 * self.key_size(width) + width
-        step = 10 ** jax.random.uniform(
-            keys[0], (N,), minval=-3.0, maxval=-1.0
-        )  # the decay begins as Mamba-2's
+        # The decay begins as Mamba-2's.
+        step = 10 ** jax.random.uniform(keys[0], (N,), minval=-3.0, maxval=-1.0)
         return {
             **self.init_kernels(keys[1], inputs, width),
             "convolution": uniform(keys[2], TAPS**-0.5, TAPS, convolved),  # as PyTorch's
-            "gate": uniform(keys[3], scale, inputs, 2 * N),
+            "gate": self.matrix(keys[3], inputs, 2 * N),
             "rate": jnp.log(jax.random.uniform(keys[4], (N,), minval=1.0, maxval=16.0)),
             "time_step": jnp.log(jnp.expm1(step)),
             "norm": jnp.ones(width),

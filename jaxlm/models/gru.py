@@ -7,8 +7,6 @@ A layer's parameters: `kernel` [E, 3H], `recurrent_kernel` [H, 3H] and `bias` [3
 z, n; and `recurrent_bias` [H], which is c_n.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -27,14 +25,14 @@ from jaxlm.models.recurrent import (
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units
 
 
 @MODELS.kind("gru")
 class GRU(Recurrent):
     """Gated recurrent unit, the variant of cuDNN and PyTorch (Cho et al. 2014, arXiv:1406.1078)."""
 
-    gates: ClassVar[int] = 3
+    gates = 3
     longest_memory: float | None = longest_memory()
     keep_recurrent_weights: float | None = weight_drop()
 
@@ -68,10 +66,10 @@ class GRU(Recurrent):
         self,
         params: Params,
         x: Inputs,
-        state: Float[Array, "B H"],
+        state: Hidden,
         noise: LayerNoise,
         length: Length,
-    ) -> tuple[Units, Float[Array, "B H"]]:
+    ) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}
@@ -81,10 +79,10 @@ class GRU(Recurrent):
 
 def _cell(
     linear: LinearMap,
-    h: Float[Array, "B H"],
+    h: Hidden,
     projected: Float[Array, "B 3*H"],
     recurrent_bias: Float[Array, " H"],
-) -> tuple[Float[Array, "B H"], Float[Array, "B H"]]:
+) -> tuple[Hidden, Hidden]:
     gates = 2 * h.shape[-1]
     (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
     r, z = jnp.split(sigmoid(rz + hrz), 2, -1)

@@ -16,8 +16,6 @@ A layer's parameters: `x_kernel` and `y_kernel` [E, H], `output_kernel` [H, H], 
 and `gates` [N, D, 2 * D] (i before r), each with its bias; and `decay` [H].
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -48,7 +46,7 @@ REACH = 4  # steps that the convolution reads
 class Hawk(Recurrent):
     """Hawk: a real-gated linear recurrent unit behind a convolution (arXiv:2402.19427)."""
 
-    gates: ClassVar[int] = 1
+    gates = 1
     heads: int = head_count()
 
     def init_layer(

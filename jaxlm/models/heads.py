@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.models.recurrent import Mask, Params, Recurrent, uniform
+from jaxlm.models.recurrent import Params, Recurrent, uniform
 from jaxlm.ops import mixture, sampled_softmax, softmax
-from jaxlm.ops.dropout import apply_mask
+from jaxlm.ops.dropout import Mask, apply_mask
 from jaxlm.ops.product import product
 from jaxlm.ops.sampled_softmax import Drawn
 

@@ -11,8 +11,6 @@ number.
 A layer's parameter is `kernel` [E, 3H], of q, f and v.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
@@ -25,7 +23,6 @@ from jaxlm.models.recurrent import (
     Recurrent,
     Zeros,
     head_count,
-    uniform,
 )
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.linear_attention import KeyValues, linear_attention
@@ -37,7 +34,7 @@ from jaxlm.ops.scans import Inputs, Length, Units
 class HGRN2(Recurrent):
     """Gated linear RNN; a head's state is a matrix, decayed row by row (arXiv:2404.07904)."""
 
-    gates: ClassVar[int] = 3
+    gates = 3
     heads: int = head_count()
     lower_bound: float = number(
         0.0, "least share of the state that each step keeps", low=0, below=1
@@ -50,7 +47,7 @@ class HGRN2(Recurrent):
         width: int,
     ) -> Params:
         """A layer's fresh parameters."""
-        return {"kernel": uniform(key, self.layer_scale(inputs), inputs, 3 * width)}
+        return {"kernel": self.matrix(key, inputs, 3 * width)}
 
     def zero_state(self, zeros: Zeros, width: int) -> KeyValues:
         """S, gates by values, of N heads with D = H / N units."""

@@ -4,8 +4,6 @@ A layer's parameters are `kernel` [E + H, 4H] and `bias` [4H]. The gates' order 
 TensorFlow's BasicLSTMCell.
 """
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
@@ -31,7 +29,7 @@ from jaxlm.ops.scans import Inputs, Length, Units
 class LSTM(Recurrent):
     """Long short-term memory, as TensorFlow's BasicLSTMCell (arXiv:1409.2329)."""
 
-    gates: ClassVar[int] = 4
+    gates = 4
     forget_bias: float = number(0.0, "added to the forget gate before its sigmoid")
     longest_memory: float | None = longest_memory(excludes=("forget_bias",))
     keep_recurrent_weights: float | None = weight_drop()

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxlm.base.fields import count
-from jaxlm.models.recurrent import Params, Recurrent, head_count, uniform
+from jaxlm.models.recurrent import Params, Recurrent, head_count
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class MatrixMemory(Recurrent):
     Where keys are not as wide as values, queries and keys have a kernel of their own, `key_kernel`.
     """
 
-    gates: ClassVar[int] = 4
-    head_units: ClassVar[int] = 2
+    gates = 4
+    head_units = 2
     heads: int = head_count()
     key_units: int = count(0, "units of each head's keys (0: as of its values)", "units")
 
@@ -51,13 +51,12 @@ class MatrixMemory(Recurrent):
         Returns:
             `kernel` [E, 4 * H], or `key_kernel` [E, 2 * keys] and `kernel` [E, 2 * H].
         """
-        scale = self.layer_scale(inputs)
         if not self.key_units:
-            return {"kernel": uniform(key, scale, inputs, 4 * width)}
+            return {"kernel": self.matrix(key, inputs, 4 * width)}
         of_keys, of_values = jax.random.split(key)
         return {
-            "key_kernel": uniform(of_keys, scale, inputs, 2 * self.key_size(width)),
-            "kernel": uniform(of_values, scale, inputs, 2 * width),
+            "key_kernel": self.matrix(of_keys, inputs, 2 * self.key_size(width)),
+            "kernel": self.matrix(of_values, inputs, 2 * width),
         }
 
     def whole_kernel(self, params: Mapping[str, Any]) -> Float[Array, "E G"]:

@@ -8,11 +8,9 @@ A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends 
 whole layer is one associative scan. A layer's parameters are `kernel` [E, 2H or 3H] and `bias`.
 """
 
-from typing import ClassVar
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import flag
 from jaxlm.models.recurrent import (
@@ -26,14 +24,14 @@ from jaxlm.models.recurrent import (
     uniform,
 )
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Inputs, Length, Units, last_step, linear_recurrence
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step, linear_recurrence
 
 
 @MODELS.kind("mingru")
 class MinGRU(Recurrent):
     """Minimal GRU, whose gates depend on the input alone (Feng et al. 2024, arXiv:2410.01201)."""
 
-    gates: ClassVar[int] = 2
+    gates = 2
     longest_memory: float | None = longest_memory()
     positive: bool = flag(
         False,
@@ -62,10 +60,10 @@ class MinGRU(Recurrent):
         self,
         params: Params,
         x: Inputs,
-        state: Float[Array, "B H"],
+        state: Hidden,
         noise: LayerNoise,
         length: Length,
-    ) -> tuple[Units, Float[Array, "B H"]]:
+    ) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         projected = product(x, params["kernel"], x.dtype) + params["bias"]
         *forget, z, n = jnp.split(projected, self.gates, -1)
@@ -81,4 +79,4 @@ class MinGRU(Recurrent):
 class MinLSTM(MinGRU):
     """Minimal LSTM, whose gates depend on the input alone and sum to one (arXiv:2410.01201)."""
 
-    gates: ClassVar[int] = 3
+    gates = 3

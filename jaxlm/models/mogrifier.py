@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
+from jaxtyping import PRNGKeyArray, Scalar
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import choice, count, flag, number, probability
@@ -26,9 +26,10 @@ from jaxlm.models.recurrent import (
     uniform,
     weight_drop,
 )
+from jaxlm.ops.dropout import Kept
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import Limits, mogrifier
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units
 
 
 def rounds(default: int) -> Any:
@@ -176,9 +177,7 @@ class Mogrifier(WithRounds):
         )
         return mogrifier(x, params, state, self.input_gate, limits)
 
-    def update_scale(
-        self, updated: Bool[Array, "B H"] | None
-    ) -> Float[Array, "B H"] | float | None:
+    def update_scale(self, updated: Kept) -> Hidden | float | None:
         """The factor on what is written to the cell, given which units are written; None: 1."""
         return scale_of_mask(updated, self.keep_update)
 
@@ -200,9 +199,7 @@ def _init_round(
     return {"left": left, "right": right, "bias": jnp.zeros(outputs)}
 
 
-def scale_of_mask(
-    kept: Bool[Array, "B H"] | None, keep: Scalar | float | None
-) -> Float[Array, "B H"] | None:
+def scale_of_mask(kept: Kept, keep: Scalar | float | None) -> Hidden | None:
     """What a mask multiplies by: 1 / keep where a unit is kept, else 0; None: nothing.
 
     Args:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.models.recurrent import Mask, Params, Recurrent, State
-from jaxlm.ops.dropout import apply_mask, draw_mask
+from jaxlm.models.recurrent import Params, Recurrent, State
+from jaxlm.ops.dropout import Mask, apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
 Keep = Scalar | float | None

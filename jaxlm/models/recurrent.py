@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, Scalar
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import Section, choice, count, flag, number, probability, setting_text
 from jaxlm.base.kinds import Kinds
 from jaxlm.ops.activations import rms_norm
+from jaxlm.ops.dropout import Kept, Mask
 from jaxlm.ops.scans import Inputs, Length, Units
 
 Params = dict[str, Any]  # nested dicts and lists of arrays
 State = Any  # one layer's carry: a pytree of arrays [B, ...]
-Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
 Zeros = Callable[..., Array]  # zeros(*shape): zeros [B, *shape] in the parameters' dtype
 
 
@@ -36,8 +36,8 @@ class LayerNoise:
         weights: Elements of the recurrent kernel.
     """
 
-    kept: Bool[Array, "B H"] | None = None
-    updated: Bool[Array, "B H"] | None = None
+    kept: Kept = None
+    updated: Kept = None
     output: Mask = None
     feed_forward: Mask = None
     weights: Mask = None
@@ -290,6 +290,10 @@ class Recurrent(Section):
     def layers(self) -> list["Recurrent"]:
         """Each layer's model, whose kind may be another one's in a mixed stack (`mixed.py`)."""
         return [self] * len(self.hidden_sizes)
+
+    def matrix(self, key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "_ _"]:
+        """A fresh matrix [inputs, outputs], uniform in +-layer_scale(inputs)."""
+        return uniform(key, self.layer_scale(inputs), inputs, outputs)
 
     def layer_scale(self, width: int) -> Scalar | float:
         """The largest initial value: init_scale, or 1 / sqrt(width) as PyTorch begins."""

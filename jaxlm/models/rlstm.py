@@ -30,7 +30,7 @@ from jaxlm.ops.scans import Inputs, Length, Units
 class RLSTM(WithRounds):
     """LSTM whose forget gate reads the update and whose output gate the cell (arXiv:2211.01848)."""
 
-    gates: ClassVar[int] = 3
+    gates = 3
     kernel_gates: ClassVar[Mapping[str, int]] = {
         "kernel": 2,
         "update_kernel": 1,

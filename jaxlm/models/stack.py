@@ -67,7 +67,7 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
         if model.projection:
             key = jax.random.fold_in(embedding_key, 0)
             E = model.embedding_size
-            params["input_projection"] = uniform(key, model.layer_scale(E), E, H)
+            params["input_projection"] = model.matrix(key, E, H)
     return {**params, "layers": [*layers]}
 
 

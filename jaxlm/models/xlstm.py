@@ -25,7 +25,7 @@ without what its block has around it: residual, convolution, and feed-forward la
 """
 
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,25 +46,25 @@ from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Inputs, Length, Units, last_step
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step
 
 
 class SLSTMState(NamedTuple):
     """Cell and normaliser, each over exp(m), the stabiliser m, and the output h."""
 
-    c: Float[Array, "B H"]
-    n: Float[Array, "B H"]
-    m: Float[Array, "B H"]
-    h: Float[Array, "B H"]
+    c: Hidden
+    n: Hidden
+    m: Hidden
+    h: Hidden
 
 
 @MODELS.kind("slstm")
 class SLSTM(Recurrent):
     """xLSTM's LSTM with exponential gates and a normaliser (Beck et al. 2024, arXiv:2405.04517)."""
 
-    gates: ClassVar[int] = 4
-    head_units: ClassVar[int] = 2
-    reads_both: ClassVar[bool] = True
+    gates = 4
+    head_units = 2
+    reads_both = True
     heads: int = head_count()
 
     def init_layer(
@@ -77,12 +77,10 @@ class SLSTM(Recurrent):
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
         return {
-            "kernel": uniform(from_input, self.layer_scale(inputs), inputs, 4 * width),
+            "kernel": self.matrix(from_input, inputs, 4 * width),
             "recurrent_kernel": uniform(from_state, self.layer_scale(width), D, 4 * width),
-            "bias": jnp.zeros((4, self.heads, D))
-            .at[1]
-            .set(jnp.linspace(3, 6, D))
-            .ravel(),  # the authors' small_init
+            # As the authors begin f.
+            "bias": jnp.zeros((4, self.heads, D)).at[1].set(jnp.linspace(3, 6, D)).ravel(),
             "norm": jnp.ones(width),
         }
 
@@ -118,7 +116,7 @@ def _slstm_cell(
     state: SLSTMState,
     projected: Float[Array, "B 4*H"],
     _: None,
-) -> tuple[SLSTMState, Float[Array, "B H"]]:
+) -> tuple[SLSTMState, Hidden]:
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
     recurrent = (
@@ -128,12 +126,10 @@ def _slstm_cell(
         .reshape(projected.shape)
     )
     i, f, z, o = jnp.split(projected + recurrent, 4, -1)
-    f = jnp.where(
-        n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m
-    )  # before the first step there is nothing to keep
-    m = jax.lax.stop_gradient(
-        jnp.maximum(i, f)
-    )  # it scales both sides of c / n, so that it has no gradient
+    # Before the first step there is nothing to keep.
+    f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)
+    # It scales both sides of c / n, so that it has no gradient.
+    m = jax.lax.stop_gradient(jnp.maximum(i, f))
     i = jnp.exp(i - m)
     f = jnp.exp(f - m)
     c = f * c + i * jnp.tanh(z)
@@ -154,7 +150,7 @@ class MLSTMState(NamedTuple):
 class MLSTM(MatrixMemory):
     """xLSTM's layer with a matrix as memory and exponential gates (arXiv:2405.04517)."""
 
-    reads_both: ClassVar[bool] = True
+    reads_both = True
     gate_cap: float | None = number(
         15.0,
         "i and f before their exponentials stay within +-this, by a tanh (none: no limit; "
@@ -171,15 +167,13 @@ class MLSTM(MatrixMemory):
     ) -> Params:
         """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
-        scale = self.layer_scale(inputs)
         N = self.heads
         return {
             **self.init_kernels(of_kernel, inputs, width),
             "bias": jnp.zeros(2 * self.key_size(width) + 2 * width),
-            "gate": uniform(of_gate, scale, inputs, 2 * N),
-            "gate_bias": jnp.concatenate(
-                [jnp.zeros(N), jnp.linspace(3, 6, N)]
-            ),  # as the authors begin f
+            "gate": self.matrix(of_gate, inputs, 2 * N),
+            # As the authors begin f.
+            "gate_bias": jnp.concatenate([jnp.zeros(N), jnp.linspace(3, 6, N)]),
             "norm": jnp.ones(width),
         }
 

@@ -4,17 +4,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+Values = Float[Array, "*shape"]
+Vectors = Float[Array, "*rows H"]
 
-def sigmoid(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+
+def sigmoid(x: Values) -> Values:
     """1 / (1 + exp(-x)) by one tanh, on CPUs twice as fast as by exp; equal up to rounding."""
     return 0.5 * jnp.tanh(0.5 * x) + 0.5
 
 
 def activated(
-    z: Float[Array, "*shape"],
+    z: Values,
     gates: int,
     candidate: int,
-) -> Float[Array, "*shape"]:
+) -> Values:
     """Applies a cell's activations by one tanh over all gates.
 
     XLA does not vectorise an operation that reads gates which lie beside each other and takes a
@@ -33,12 +36,12 @@ def activated(
     return jnp.where(is_candidate, tanh, 0.5 * tanh + 0.5)
 
 
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def gelu(x: Values) -> Values:
     """x times the normal distribution's share below x (arXiv:1606.08415), on CPUs faster by erf."""
     return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
 
 
-def rms_norm(x: Float[Array, "*rows H"], epsilon: float = 1e-5) -> Float[Array, "*rows H"]:
+def rms_norm(x: Vectors, epsilon: float = 1e-5) -> Vectors:
     """Divides vectors by the root of their mean square (Zhang and Sennrich 2019, arXiv:1910.07467).
 
     Args:
@@ -51,11 +54,11 @@ def rms_norm(x: Float[Array, "*rows H"], epsilon: float = 1e-5) -> Float[Array, 
     return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
 
 
-def layer_norm(x: Float[Array, "*rows H"]) -> Float[Array, "*rows H"]:
+def layer_norm(x: Vectors) -> Vectors:
     """Vectors with mean 0 and variance 1 (Ba et al. 2016, arXiv:1607.06450)."""
     return rms_norm(x - x.mean(-1, keepdims=True))
 
 
-def unit_norm(x: Float[Array, "*rows H"]) -> Float[Array, "*rows H"]:
+def unit_norm(x: Vectors) -> Vectors:
     """Vectors over their length; a vector of zeros stays zero."""
     return x * lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-6)

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
+Mask = Bool[Array, "..."] | None  # true where something is kept; None: nothing is dropped
+Kept = Bool[Array, "B H"] | None  # a mask that is the same at all steps
+
 
 def draw_mask(
     key: PRNGKeyArray,
@@ -33,7 +36,7 @@ def draw_mask(
 
 def apply_mask(
     x: Float[Array, "*shape"],
-    kept: Bool[Array, "..."] | None,
+    kept: Mask,
     keep: Scalar | float | None,
 ) -> Float[Array, "*shape"]:
     """Drops units.

@@ -11,17 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Scalar
+from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.activations import activated
 from jaxlm.ops.devices import check_array
-from jaxlm.ops.dropout import apply_mask
+from jaxlm.ops.dropout import Kept, apply_mask
 from jaxlm.ops.product import columns_times_rows, product
-from jaxlm.ops.scans import Inputs, Length, Units, last_step, scan
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step, scan
 
 Kernel = Float[Array, "E+H 4*H"]
 Bias = Float[Array, " 4*H"]
-Kept = Bool[Array, "B H"] | None
 
 
 class LSTMState(NamedTuple):
@@ -32,8 +31,8 @@ class LSTMState(NamedTuple):
         h: The output.
     """
 
-    c: Float[Array, "B H"]
-    h: Float[Array, "B H"]
+    c: Hidden
+    h: Hidden
 
 
 def lstm_reference(

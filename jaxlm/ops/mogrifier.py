@@ -29,7 +29,7 @@ from jaxlm.ops.activations import activated, layer_norm, sigmoid
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units
 
 Weights = dict[str, Any]
 
@@ -47,8 +47,8 @@ class Limits:
     """
 
     cell_clip: Scalar | float | None = None
-    state: Float[Array, "B H"] | None = None
-    update: Float[Array, "B H"] | Scalar | float | None = None
+    state: Hidden | None = None
+    update: Hidden | Scalar | float | None = None
     length: Length = None
 
 
@@ -134,9 +134,9 @@ def _cell(
 def after_rounds(
     linear: LinearMap,
     x: Float[Array, "B E"],
-    h: Float[Array, "B H"],
+    h: Hidden,
     rounds: list[Weights],
-) -> tuple[Float[Array, "B E"], Float[Array, "B H"]]:
+) -> tuple[Float[Array, "B E"], Hidden]:
     """Input and state, after they have gated each other in turns.
 
     Args:

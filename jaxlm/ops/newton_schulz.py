@@ -7,42 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxlm.ops.product import product
 
 Quintic = tuple[float, float, float]  # a, b and c of x' = a x + b (x x^T) x + c (x x^T)^2 x
 JORDAN: Quintic = (3.4445, -4.7750, 2.0315)  # steepest at zero
-SMALLEST = 0.01  # `polar_express` brings singular values from here to 1 close to one
-
-
-def polar_express(steps: int) -> list[Quintic]:
-    """For each iteration the quintic that brings all singular values closest to one.
-
-    Each is the best on the interval in which those before it leave the values (Amsel et al. 2025,
-    arXiv:2505.16932), found by Remez's exchange.
-
-    >>> [tuple(round(number, 2) for number in quintic) for quintic in polar_express(3)]
-    [(8.09, -23.62, 17.45), (3.64, -2.72, 0.54), (2.66, -1.98, 0.45)]
-    """
-    quintics = []
-    low = SMALLEST
-    high = 1.0
-    for _ in range(steps):
-        if high - low < 1e-3:  # the limit of a narrow interval, whose equations are singular
-            quintics.append((15 / 8, -10 / 8, 3 / 8))
-            continue
-        inner = low + (high - low) * np.array([1 / 4, 3 / 4])
-        for _ in range(50):  # it has converged after some ten
-            points = np.array([low, *inner, high])
-            powers = np.stack([points, points**3, points**5, [1, -1, 1, -1]], 1)
-            a, b, c, error = np.linalg.solve(powers, np.ones(4))
-            inner = np.sqrt(np.sort(np.roots([5 * c, 3 * b, a])))  # where the quintic is level
-        quintics.append((float(a), float(b), float(c)))
-        low = 1 - error
-        high = 1 + error
-    return quintics
+# For each iteration the quintic that brings all singular values closest to one, on the interval in
+# which those before it leave the values; at first this is 0.01 to 1 (Amsel et al. 2025,
+# arXiv:2505.16932; found by Remez's exchange). The last one serves for all later iterations too.
+POLAR_EXPRESS: tuple[Quintic, ...] = (
+    (8.093368512548258, -23.620430328824277, 17.44615174983625),
+    (3.636585554259041, -2.7219267466089088, 0.5365462883273615),
+    (2.661299985777098, -1.9771545218846247, 0.45261640699640115),
+    (1.9561716388844543, -1.3375077459440736, 0.3838527013298804),
+    (1.8751655627364436, -1.2501839462936057, 0.37501839510566143),
+    (15 / 8, -10 / 8, 3 / 8),
+)
 
 
 def orthogonalized(
@@ -73,10 +54,11 @@ def orthogonalized(
 
     products = jax.vmap(lambda a, b: product(a, b, dtype))
     grams = jax.vmap(lambda a: product(a, a, dtype, transposed=True))
-    polar = rule == "polar-express"
-    for step, (a, b, c) in enumerate(polar_express(steps) if polar else [JORDAN] * steps):
+    quintics = POLAR_EXPRESS if rule == "polar-express" else (JORDAN,)
+    for step in range(steps):
+        a, b, c = quintics[min(step, len(quintics) - 1)]
         gram = grams(x)
-        if polar and step == 0:
+        if quintics is POLAR_EXPRESS and step == 0:
             square = jnp.linalg.norm(gram, axis=(1, 2), keepdims=True) + 1e-7
             x = x / jnp.sqrt(square)
             gram = gram / square

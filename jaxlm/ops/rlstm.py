@@ -14,17 +14,17 @@ Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. The weights of
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import after_rounds, split_rounds
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Inputs, Length, Units
 
 Weights = dict[str, Any]
-Scale = Float[Array, "B H"] | float
+Scale = Hidden | float
 
 
 def rlstm(

@@ -19,6 +19,7 @@ UNROLLED = 5
 
 Inputs = Float[Array, "T B E"]
 Units = Float[Array, "T B H"]
+Hidden = Float[Array, "B H"]  # of one step
 # How many steps count, at least 1: the new carry is the one after them. None: all.
 Length = Scalar | None
 
@@ -80,7 +81,7 @@ def last_step(outputs: Any, length: Length) -> Any:
 def linear_recurrence_reference(
     a: Units,
     b: Units,
-    h: Float[Array, "B H"],
+    h: Hidden,
 ) -> Units:
     """`linear_recurrence` written plainly: one step after the other.
 
@@ -103,7 +104,7 @@ def linear_recurrence_reference(
 def linear_recurrence(
     a: Units,
     b: Units,
-    h: Float[Array, "B H"],
+    h: Hidden,
 ) -> Units:
     """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps.
 

@@ -13,7 +13,7 @@ What differs from `ASGD`:
 - An epoch of random windows ends, and rates its last window, as `RandomLengths.as_published` tells.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ from jaxlm.optimizers.optimizer import OPTIMIZERS, clip_by_given_norm
 class PublishedASGD(ASGD):
     """NT-ASGD with the quirks of AWD-LSTM's published code (docs/awd-lstm.md)."""
 
-    forgotten_iterates: ClassVar[int] = 1
-    windows_as_published: ClassVar[bool] = True
+    forgotten_iterates = 1
+    windows_as_published = True
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError for a model that is no LSTM."""

@@ -12,8 +12,6 @@ What differs:
 - A kept update of the cell is scaled by 1.5 whatever its probability, and in evaluation too.
 """
 
-from typing import ClassVar
-
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
@@ -31,8 +29,8 @@ UPDATE_SCALE = 1.5
 class LambAdam(AdamW):
     """Adam with the quirks of lamb and TensorFlow 1 (docs/mogrifier.md)."""
 
-    updates_rows: ClassVar[bool] = False
-    averages_once_stale: ClassVar[bool] = True
+    updates_rows = False
+    averages_once_stale = True
 
     def check(self) -> None:
         """Raises JaxlmError where a field is none of lamb's."""
