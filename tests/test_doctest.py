@@ -27,5 +27,5 @@ def test_the_functions_that_others_call_first_have_examples():
         "jaxlm.ops.lstm",
         "jaxlm.ops.softmax",
         "jaxlm.base.units",
-        "jaxlm.scoring.language_model",
+        "jaxlm.scoring.surprisal",
     } <= {*WITH_EXAMPLES}

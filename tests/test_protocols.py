@@ -557,7 +557,7 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
         read.append(len(ids))
         return plainly(reader, ids)
 
-    monkeypatch.setattr("jaxlm.scoring.language_model.reader_nats", noted)
+    monkeypatch.setattr("jaxlm.scoring.evaluation.reader_nats", noted)
     few = {"dynamic": {"segment_length": 200}, "mc": {"samples": 2}}
     protocol = protocol_of(name, **few.get(name, {}))
     found = jaxlm.tune_protocol(lm, protocol, grid=GRIDS[name])
@@ -577,7 +577,7 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
 def test_a_test_split_that_a_protocol_cannot_read_is_told_before_valid_is_read(run, monkeypatch):
     corpus = jaxlm.load_corpus("embedded-tiny")
     monkeypatch.setattr(
-        "jaxlm.scoring.language_model.reader_nats", lambda *_: pytest.fail("valid was read")
+        "jaxlm.scoring.evaluation.reader_nats", lambda *_: pytest.fail("valid was read")
     )
     short = replace(corpus, test=corpus.test[:50])
     with pytest.raises(

@@ -176,7 +176,7 @@ def test_the_table_of_the_command_line(tiny_run, tmp_path, capsys):
 def test_a_mistake_in_the_last_suite_is_told_before_the_first_is_scored(
     tiny_run, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr("jaxlm.scoring.language_model.score_suite", None)
+    monkeypatch.setattr("jaxlm.scoring.syntaxgym.sentence_nats", None)
     suites = [str(written(tmp_path, SUITE)), str(tmp_path / "none.json")]
     assert main(["syntaxgym", str(tiny_run[0].run_dir), *suites]) == 1
     assert "there is no file" in capsys.readouterr().err

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jaxlm.base.fields import specs
 from jaxlm.base.packaged import NAME, resolved
 from jaxlm.base.terminal import say
 from jaxlm.cli.ending import UNPARSED, fail
 
 LARGEST = 2**31 - 1
 BETWEEN_GROUPS = Path("-")  # a `--` on the command line, as `two_groups` leaves it among the paths
+_LETTERS = {int: "N", float: "X"}  # what help calls the value of a field
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -212,6 +214,35 @@ def two_groups(
     def add(parser: Parser) -> None:
         parser.has_groups = True
         add_paths(parser)
+
+    return add
+
+
+def fields_of(kind: type, *names: str, rare: bool = False) -> Adder:
+    """The flags of some declared fields of a dataclass, which checks their values itself.
+
+    Args:
+        kind: The dataclass (`jaxlm.base.fields`).
+        *names: The fields.
+        rare: Whether `--help-all` alone shows them.
+
+    Returns:
+        What adds them to a parser.
+    """
+
+    def add(parser: Parser) -> None:
+        for name in names:
+            spec = specs(kind)[name]
+            default = getattr(kind, name)
+            options: dict[str, Any] = {"type": spec.type, "default": default}
+            if spec.choices:
+                options["choices"] = spec.choices
+            if spec.type is bool:
+                options = {"action": "store_true"}
+            help = f"{spec.help} (default {default})" if default else spec.help
+            flag = "--" + name.replace("_", "-")
+            metavar = "" if spec.choices else _LETTERS.get(spec.type, "")
+            argument(flag, metavar, help, rare=rare, **options)(parser)
 
     return add
 

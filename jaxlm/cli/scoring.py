@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,13 +21,12 @@ from jaxlm.cli.arguments import (
     DATA_DIR,
     MODEL,
     TOKENIZER,
-    Adder,
     argument,
     choice,
     command,
+    fields_of,
     pathname,
     switch,
-    whole,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, given_protocol
 from jaxlm.cli.opening import check_each_once, open_model
@@ -46,8 +46,8 @@ from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
+from jaxlm.scoring.scorers import UNITS, SurprisalOptions
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
-from jaxlm.scoring.surprisal import UNITS, SurprisalOptions
 from jaxlm.scoring.syntaxgym import read_suite
 
 _SCORES = (
@@ -57,14 +57,12 @@ _SCORES = (
     add_protocol_flags,
 )
 _TEXTS = "text, a sentence a line (default, or -: standard input); a directory is one more run"
-_BOUNDARY = (
-    "include the boundary after a word made of pieces (corrected, default), or not (published)"
-)
 _WORDS = (
     TOKENIZER,
     choice("--punctuation", ("word", "own"), "attached to its word, or a word of its own"),
-    choice("--boundary", ("corrected", "published"), _BOUNDARY, default="corrected", rare=True),
+    fields_of(SurprisalOptions, "boundary", rare=True),
 )
+_OOV = "read unknown words as <unk>, refuse them (error)"
 _NEEDS = {
     "column": "csv",
     "regions": "csv",
@@ -97,11 +95,7 @@ _USUAL = {  # defaults of `surprisal` that count as not given
     "context": "sentence",
     "unit": "bits",
     "boundary": "corrected",
-}
-_OOV = {  # --oov -> what it does with unknown words
-    "error": "refuse them",
-    "nan": "give them NaN",
-    "filter": "leave out pairs that differ in nothing else",
+    "top_k": 0,
 }
 
 
@@ -119,15 +113,51 @@ class _Block(NamedTuple):
     where: Callable[[int], str]
 
 
-# Scores a block by a model: (model, block, what `LanguageModel.scorer` returned) -> a table.
-_Score = Callable[[LanguageModel, _Block, Any], Any]
+# Makes a table of sentences: (model, sentences, **fields of `SurprisalOptions`).
+_TableOf = Callable[..., Any]
 
 
-def _oov(*choices: str) -> Adder:
-    remedies = " or ".join(_OOV[choice] for choice in choices)
-    return choice(
-        "--oov", ("unk", *choices), f"read unknown words as <unk>, or {remedies}", default="unk"
-    )
+@dataclass
+class _Run:
+    """A run whose model scores texts, and the words that it has met.
+
+    Attributes:
+        lm: The model.
+        scoring: What `LanguageModel.scorer` or `adaptive` returned.
+        counts: How often each word is in a text, where that is asked for and known.
+        words: How many words there were.
+        unknown: Those of them that are outside the vocabulary.
+    """
+
+    lm: LanguageModel
+    scoring: Any
+    counts: Mapping[str, int] | None
+    words: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+
+    def columns(
+        self,
+        args: argparse.Namespace,
+        table_of: _TableOf,
+        block: _Block,
+        options: Mapping[str, Any],
+    ) -> Columns:
+        """The table of a block."""
+        table = table_of(
+            self.lm,
+            block.lines,
+            where=block.where,
+            first=block.first,
+            scoring=self.scoring,
+            **options,
+        )
+        words, unknown = table.words_and_unknown()
+        self.words += words
+        self.unknown.update(unknown)
+        columns = dict(LAYOUTS[args.layout](table))
+        if args.predictors:
+            columns |= predictors(self.lm, table, self.counts)
+        return columns
 
 
 @command(
@@ -163,11 +193,7 @@ def _oov(*choices: str) -> Adder:
     switch("--mean", "of several runs: the mean of their numbers"),
     switch("--long", "of several runs: a row for each run, in place of columns"),
     *_WORDS,
-    choice("--unit", ("bits", "nats"), "of surprisal and entropy (default bits)", default="bits"),
-    choice("--context", ("sentence", "stream"), "stream: pass the state on", default="sentence"),
-    _oov("error", "nan"),
-    argument("--top-k", "K", "add the K likeliest words in each word's place", type=whole(1)),
-    switch("--eos", "also a row for the <eos> that ends each line"),
+    fields_of(SurprisalOptions, "unit", "context", "oov", "top_k", "eos"),
     choice("--layout", [*LAYOUTS], "columns of another tool", default="jaxlm"),
     argument(
         "--adapt", "RATE", "after each sentence take a step of SGD on it", type=float, rare=True
@@ -181,63 +207,37 @@ def surprisal(args: argparse.Namespace) -> None:
     args.runs = [path for path in named if path.is_dir()]
     args.texts = [path for path in named if not path.is_dir()]
     _check_flags(args)
-    runs = [args.run, *args.runs]
-    options = _options(args) | {
-        "context": args.context,
-        "unit": args.unit,
-        "eos": args.eos,
-        "top_k": args.top_k or 0,
-    }
-    names_differ = len({run.name for run in runs}) == len(runs)
+    options = _options(args)
+    paths = [args.run, *args.runs]
+    names = [path.name for path in paths]
+    if len({*names}) < len(names):
+        names = [*map(str, paths)]
     lms = {
-        run.name if names_differ else str(run): open_model(run, args.checkpoint, args.data_dir)
-        for run in runs
+        name: open_model(path, args.checkpoint, args.data_dir)
+        for name, path in zip(names, paths, strict=True)
     }
-    rate: float | None = args.adapt
-    scorers: dict[str, Any] = {}
-    for name, lm in lms.items():
-        if rate is None:
-            scorers[name] = lm.scorer(**options)
-        else:
-            scorers[name] = lm.adaptive(rate, **options)
+    scorings = {
+        name: lm.scorer(**options) if args.adapt is None else lm.adaptive(args.adapt, **options)
+        for name, lm in lms.items()
+    }
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    score = _score_function(args, stimuli, options, {lm.vocab.kind for lm in lms.values()})
-    counts = {}
-    if args.predictors:
-        given = read_counts(args.frequencies) if args.frequencies else None
-        counts = {name: given or _word_counts(name, lm) for name, lm in lms.items()}
-    join = _join_function(args)
-    blocks: Iterator[_Block] | list[_Block] = _blocks(args.texts)
-    if stimuli is not None:
-        blocks = [_Block(1, stimuli.sentences, stimuli.where)]
-    word_count = Counter[str]()
-    unknown = {name: Counter[str]() for name in lms}
+    table_of = _table_function(args, stimuli, {lm.vocab.kind for lm in lms.values()})
+    hub = HubModel(args.hub) if args.hub else None
+    runs = {name: _Run(lm, scorings[name], _counts(args, name, lm)) for name, lm in lms.items()}
     with ExitStack() as stack:
         if args.save_adapted:
-            ((name, lm),) = lms.items()
-            note = f"adapted from {args.run} by jaxlm surprisal --adapt {rate:g}"
-            stack.enter_context(_keeping(args.save_adapted, lm, scorers[name], note))
+            stack.enter_context(_keeping(args, runs[names[0]]))
         default_format = args.layout if stimuli is None else "csv"
         write = stack.enter_context(_writer(args.output, args.format or default_format))
-        for block in blocks:
-            tables = {}
-            for name, lm in lms.items():
-                table = score(lm, block, scorers[name])
-                words, outside = table.words_and_unknown()
-                word_count[name] += words
-                unknown[name].update(outside)
-                tables[name] = dict(LAYOUTS[args.layout](table))
-                if args.predictors:
-                    tables[name] |= predictors(lm, table, counts[name])
-            columns = join(tables)
-            if stimuli is not None:
-                regions = args.regions, args.region_names
-                columns = {**_stimulus_columns(stimuli, columns, regions), **columns}
-            write(columns, block.first == 1)
+        for block in _blocks(args.texts, stimuli):
+            columns = {
+                name: run.columns(args, table_of, block, options) for name, run in runs.items()
+            }
+            write(_joined(args, columns, hub, stimuli), block.first == 1)
     subject = "critical spans have words" if args.spans else "words are"
-    for name in lms:
-        whose = f" of {name}" if len(lms) > 1 else ""
-        say_unknown(unknown[name], word_count[name], subject, whose)
+    for name, run in runs.items():
+        whose = f" of {name}" if len(runs) > 1 else ""
+        say_unknown(run.unknown, run.words, subject, whose)
 
 
 @command(
@@ -276,7 +276,12 @@ def states(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("pairs", "FILE", "JSON lines with sentence_good and sentence_bad", nargs="+"),
     *_WORDS,
-    _oov("error", "filter"),
+    choice(
+        "--oov",
+        ("unk", "error", "filter"),
+        f"{_OOV}, or leave out pairs that differ in nothing else (filter)",
+        default="unk",
+    ),
     switch("--eos", "score the <eos> after the last word too"),
     *_SCORES,
 )
@@ -285,7 +290,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     options = _options(args)
     lm = open_model(args.run, args.checkpoint, args.data_dir)
     with _writer(args.output, args.format) as write:
-        result = lm.minimal_pairs(args.pairs, eos=args.eos, **options)
+        result = lm.minimal_pairs(args.pairs, **options)
         write(columns_of(result.total._fields, [*result.by_uid, result.total]), True)
 
 
@@ -293,7 +298,7 @@ def minimal_pairs(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("suites", "SUITE.json", "test suites in SyntaxGym's format", nargs="+"),
     *_WORDS,
-    _oov("error"),
+    choice("--oov", ("unk", "error"), _OOV, default="unk"),
     *_SCORES,
 )
 def syntaxgym(args: argparse.Namespace) -> None:
@@ -338,51 +343,23 @@ def _check_flags(args: argparse.Namespace) -> None:
     for name in ("mean", "long"):
         if name in given and not args.runs:
             raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")
-    if args.save_adapted and (args.save_adapted.exists() or args.save_adapted == args.output):
-        raise JaxlmError(
-            f"{args.save_adapted} exists already, or is --output too: name a new directory"
-        )
+    if args.save_adapted and args.save_adapted == args.output:
+        raise JaxlmError(f"{args.save_adapted} is --output too: name a new directory")
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of scoring that verbs share. Raises JaxlmError."""
-    return {
-        "oov": args.oov,
-        "tokenizer": args.tokenizer,
-        "boundary": args.boundary,
-        "punctuation": args.punctuation or "word",
-        "protocol": given_protocol(args),
-    }
+    """The fields of `SurprisalOptions` that have a flag. Raises JaxlmError."""
+    names = SurprisalOptions.__annotations__
+    options = {name: value for name, value in vars(args).items() if name in names}
+    options["punctuation"] = args.punctuation or "word"
+    options["protocol"] = given_protocol(args)
+    return options
 
 
-def _join_function(args: argparse.Namespace) -> Callable[[Mapping[str, Columns]], Columns]:
-    """What makes one table of those of several runs, with a column of --hub's model."""
-    join = side_by_side
-    if args.mean:
-        join = mean_table
-    elif args.long:
-        join = one_below_the_other
-    if not args.hub:
-        return join
-    model = HubModel(args.hub)
-
-    def with_hub(tables: Mapping[str, Columns]) -> Columns:
-        columns = join(tables)
-        corrected = args.boundary == "corrected"
-        nats = model.column(columns["sentence_id"], columns["word"], corrected)
-        name = Path(args.hub).resolve().name
-        return {**columns, f"surprisal.{name}": nats / UNITS[args.unit]}
-
-    return with_hub
-
-
-def _score_function(
-    args: argparse.Namespace,
-    stimuli: StimulusTable | None,
-    options: Mapping[str, Any],
-    kinds: set[str],
-) -> _Score:
-    """What scores a block by a model: by spans, regions, displayed words or tokens."""
+def _table_function(
+    args: argparse.Namespace, stimuli: StimulusTable | None, kinds: set[str]
+) -> _TableOf:
+    """What makes a table of sentences: by spans, regions, displayed words or tokens."""
     by_tokens = args.layout != "jaxlm" or args.top_k
     if by_tokens and args.punctuation and "words" in kinds:
         raise JaxlmError(
@@ -392,78 +369,27 @@ def _score_function(
         raise JaxlmError(
             "--predictors are of words, and --top-k has a row for each piece: leave one out"
         )
-
     if stimuli is not None and args.spans:
-        spans = list(zip(stimuli.numbers("start"), stimuli.numbers("end"), strict=True))
-        span_options = {name: options[name] for name in ("oov", "unit", "tokenizer")}
-
-        def score_spans(
-            lm: LanguageModel,
-            block: _Block,
-            _: Any,
-        ) -> Any:
-            return span_surprisal(lm, block.lines, spans, block.where, **span_options)
-
-        return score_spans
-
+        spans = [*zip(stimuli.numbers("start"), stimuli.numbers("end"), strict=True)]
+        return partial(span_surprisal, spans=spans)
     if stimuli is not None and args.regions:
         regions = stimuli.regions(args.regions, args.region_names)
-        options = {**options, "regions": regions}
+        return partial(LanguageModel.word_surprisal, regions=regions)
     by_words = stimuli is not None or args.punctuation or args.hub or kinds != {"words"}
-
-    def score(
-        lm: LanguageModel,
-        block: _Block,
-        scoring: Any,
-    ) -> Any:
-        method = lm.word_surprisal if by_words and not by_tokens else lm.surprisal
-        return method(block.lines, where=block.where, first=block.first, scoring=scoring, **options)
-
-    return score
+    if by_words and not by_tokens:
+        return LanguageModel.word_surprisal
+    return LanguageModel.surprisal
 
 
-@contextmanager
-def _keeping(
-    run_dir: Path,
-    lm: LanguageModel,
-    scorer: Any,
-    note: str,
-) -> Iterator[None]:
-    """Opens the folder of --save-adapted before hours of scoring, and fills it afterwards."""
-    with ExitStack() as stack:
-        with files.explained(RunDirError, f"cannot make the run {run_dir}"):
-            folder = stack.enter_context(files.new_folder(run_dir))
-        yield
-        corpus = unread_corpus(
-            lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus
-        )
-        keep_model(folder, lm.config.replace(epochs=0), scorer.params, corpus)
+def _counts(args: argparse.Namespace, name: str, lm: LanguageModel) -> Mapping[str, int] | None:
+    """How often each word is in --frequencies or in a run's training text, for --predictors.
 
-
-def _stimulus_columns(
-    stimuli: StimulusTable,
-    columns: Columns,
-    without: Sequence[str | None],
-) -> Columns:
-    """The other columns of the stimuli, except some, a row for each row of the result.
-
-    Raises DataError where names collide.
+    None, with a note, without the text.
     """
-    repeated = {}
-    others = {name: cells for name, cells in stimuli.columns.items() if name not in without}
-    for name, cells in others.items():
-        title = f"stimulus.{name}" if name in columns else name
-        repeated[title] = [cells[sentence - 1] for sentence in columns["sentence_id"]]
-    if len({*repeated, *columns}) < len(others) + len(columns):
-        raise DataError(
-            f"{stimuli.name} has a column named as one of the result: "
-            f"rename one of {', '.join(repeated)}"
-        )
-    return repeated
-
-
-def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
-    """How often each word is in a run's training text; None, with a note, without the text."""
+    if not args.predictors:
+        return None
+    if args.frequencies:
+        return read_counts(args.frequencies)
     try:
         return word_counts(lm.find_corpus())
     except DataError as error:  # Its sentence may name flags of other verbs.
@@ -474,11 +400,52 @@ def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
         return None
 
 
-def _blocks(texts: Sequence[Path]) -> Iterator[_Block]:
-    """The lines of files one after the other, or of standard input.
+def _joined(
+    args: argparse.Namespace,
+    tables: Mapping[str, Columns],
+    hub: HubModel | None,
+    stimuli: StimulusTable | None,
+) -> Columns:
+    """One table of those of the runs, with columns of --hub's model and of the stimuli."""
+    join = side_by_side
+    if args.mean:
+        join = mean_table
+    elif args.long:
+        join = one_below_the_other
+    columns = join(tables)
+    if hub is not None:
+        corrected = args.boundary == "corrected"
+        nats = hub.column(columns["sentence_id"], columns["word"], corrected)
+        name = Path(args.hub).resolve().name
+        columns = {**columns, f"surprisal.{name}": nats / UNITS[args.unit]}
+    if stimuli is None:
+        return columns
+    return stimuli.beside(columns, (args.regions, args.region_names))
+
+
+@contextmanager
+def _keeping(args: argparse.Namespace, run: _Run) -> Iterator[None]:
+    """Opens the folder of --save-adapted before hours of scoring, and fills it afterwards."""
+    lm = run.lm
+    note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
+    with ExitStack() as stack:
+        with files.explained(RunDirError, f"cannot make the run {args.save_adapted}"):
+            folder = stack.enter_context(files.new_folder(args.save_adapted))
+        yield
+        corpus = unread_corpus(
+            lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus
+        )
+        keep_model(folder, lm.config.replace(epochs=0), run.scoring.params, corpus)
+
+
+def _blocks(texts: Sequence[Path], stimuli: StimulusTable | None = None) -> Iterator[_Block]:
+    """The sentences of stimuli; or the lines of files, or of standard input, one after the other.
 
     All files are looked for before the first is read.
     """
+    if stimuli is not None:
+        yield _Block(1, stimuli.sentences, stimuli.where)
+        return
     paths = texts or [Path("-")]
     for path in paths:
         if path.suffix.lower() in (".csv", ".tsv"):

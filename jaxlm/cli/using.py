@@ -30,6 +30,7 @@ from jaxlm.cli.arguments import (
     argument,
     choice,
     command,
+    fields_of,
     pathname,
     switch,
     two_groups,
@@ -45,25 +46,16 @@ from jaxlm.data.tokens import EOS, normalize_newlines
 from jaxlm.runs.status import status
 from jaxlm.scoring import comparison as comparing
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
 
 MOST_NAMED = 10  # unknown words that a note names
 MOST_SHOWN = 40  # characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
-_SAMPLING = (  # the flags that `LanguageModel.generate` takes by their names
-    "words",
-    "tokens",
-    "seed",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "ban",
-    "no_unk",
-    "stop",
-)
+# What `LanguageModel.generate` takes, each a flag of this name.
+_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_GENERATED = ("words", "tokens", "seed", "stop", "ban", "no_unk")
 _TEXT = (
     choice("--split", SPLITS, "which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
@@ -85,7 +77,7 @@ _HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole(1), default=
 )
 def evaluate(args: argparse.Namespace) -> None:
     """Evaluates a model on a split or a text."""
-    _check_no_split_beside_text(args.text, args.split, args.corpus)
+    _check_no_split_beside_text(args)
     if args.tokenizer and not args.text:
         raise JaxlmError(
             "--tokenizer splits a text, and a corpus is split already: give --text, or leave it out"
@@ -150,7 +142,7 @@ def evaluate(args: argparse.Namespace) -> None:
 )
 def compare(args: argparse.Namespace) -> None:
     """Compares two models, or two groups of seeds, on one text."""
-    _check_no_split_beside_text(args.text, args.split)
+    _check_no_split_beside_text(args)
     runs, others = _groups(args.runs)
     statuses = _comparable([*runs, *others], args.unfinished)
     protocol = given_protocol(args)
@@ -296,17 +288,7 @@ def neighbors(args: argparse.Namespace) -> None:
     argument(
         "--seed", "N", "sample i depends on the seed and i alone (default 0)", type=int, default=0
     ),
-    argument(
-        "--temperature", "X", "divides the logits; 0: the likeliest word", type=float, default=1.0
-    ),
-    argument("--top-k", "K", "draw from the K likeliest words", type=int),
-    argument(
-        "--top-p", "P", "draw from the likeliest words that together have probability P", type=float
-    ),
-    argument(
-        "--min-p", "P", "draw from words at least P times as probable as the likeliest", type=float
-    ),
-    argument("--repetition-penalty", "X", "above 1 makes earlier words less likely", type=float),
+    fields_of(Sampling, *_SAMPLED),
     argument("--beam", "K", "search for the most probable text, keeping K at each word", type=int),
     argument("--ban", "WORD", "a word never to draw; repeatable", action="append", default=[]),
     switch("--no-unk", "never draw <unk>"),
@@ -331,7 +313,7 @@ def generate(args: argparse.Namespace) -> None:
         prompt = _text_in(args.prompt_file or "-").removesuffix("\n")
     lm = open_model(args.run, args.checkpoint)
     _say_unknown_in(lm, prompt)
-    options = {name: getattr(args, name) for name in _SAMPLING}
+    options = {name: getattr(args, name) for name in (*_SAMPLED, *_GENERATED)}
     if args.words is None and args.tokens is None:
         options["tokens"] = 100
     texts: list[Iterable[tuple[str, float]]]
@@ -410,17 +392,13 @@ def say_unknown(
         )
 
 
-def _check_no_split_beside_text(
-    text: Path | None,
-    split: str | None,
-    corpus: str | None = None,
-) -> None:
+def _check_no_split_beside_text(args: argparse.Namespace) -> None:
     """Raises JaxlmError where a text is given beside a split or a corpus."""
-    if text and (split or corpus):
-        flag = "--corpus" if corpus else "--split"
-        raise JaxlmError(
-            f"--text is a whole text, and no split of a corpus: leave it or {flag} out"
-        )
+    for name in ("split", "corpus"):
+        if args.text and getattr(args, name, None):
+            raise JaxlmError(
+                f"--text is a whole text, and no split of a corpus: leave it or --{name} out"
+            )
 
 
 def _protocol_text(protocol: Plain) -> str:
@@ -478,14 +456,12 @@ def _text_in(path: str | Path) -> str:
     Raises DataError as `lines_of`, and where there are more than `MOST_TEXT` characters: a pipe may
     never end.
     """
-    parts = []
-    size = 0
+    text = ""
     for lines in lines_of(path, MOST_TEXT):
-        parts.append("".join(lines))
-        size += len(parts[-1])
-        if size > MOST_TEXT:
+        text += "".join(lines)
+        if len(text) > MOST_TEXT:
             raise DataError(
                 f"{source(path)} has more than {MOST_TEXT:,} characters: "
                 "give less, or a file to `jaxlm evaluate RUN --text FILE`"
             )
-    return normalize_newlines("".join(parts))
+    return normalize_newlines(text)

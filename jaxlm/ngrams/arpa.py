@@ -5,7 +5,9 @@ Read as data alone.
 
 import math
 import re
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,14 +71,11 @@ def write(
         if order == 1:
             probabilities[model.begin] = NEVER
         backoffs = table.log_backoff / _LN_10
+        row = "{:.9g}\t{}\t{:.9g}\n" if order < model.order else "{:.9g}\t{}\n"
         for start in range(0, len(texts), _LINES_AT_ONCE):
             block = slice(start, start + _LINES_AT_ONCE)
             rows = zip(probabilities[block], texts[block], backoffs[block], strict=True)
-            if order < model.order:
-                lines = [f"{p:.9g}\t{text}\t{backoff:.9g}\n" for p, text, backoff in rows]
-            else:
-                lines = [f"{p:.9g}\t{text}\n" for p, text, _ in rows]
-            file.write("".join(lines).encode())
+            file.write("".join(starmap(row.format, rows)).encode())
     file.write(b"\n\\end\\\n")
 
 
@@ -143,8 +142,7 @@ class _Parser:
 
     def parse(self) -> tuple[BackoffModel, list[str]]:
         """The model and the names of its tokens. Raises DataError."""
-        line = self._next("\\data\\")
-        if line != "\\data\\":
+        if self._next("\\data\\") != "\\data\\":
             raise self._error("it does not begin with \\data\\")
         sizes, line = self._sizes()
         words: dict[str, int] = {}
@@ -196,23 +194,16 @@ class _Parser:
 
     def _unigrams(self, size: int, words: dict[str, int]) -> Table:
         """The table of unigrams; fills `words` with the id of each, that of `<s>` last."""
-        columns: list[tuple[float, float]] = []
-        begin = (NEVER, 0.0)
-        has_begin = False
-        for probability, (word,), backoff in self._rows(1, size):
-            if word in words or (word == BEGIN and has_begin):
-                raise self._error(f"the unigram {word[:40]!r} is there twice")
-            if word == BEGIN:
-                begin = (0.0, backoff)
-                has_begin = True
-            else:
-                words[word] = len(words)
-                columns.append((probability, backoff))
-        if not columns:
+        values = {word: (p, backoff) for p, (word,), backoff in self._rows(1, size)}
+        if len(values) < size:
+            raise self._error("one of the unigrams is there twice")
+        _, backoff = values.pop(BEGIN, (0.0, 0.0))
+        if not values:
             raise self._error("it has no unigrams")
-        words[BEGIN] = len(words)
-        values = np.array([*columns, begin]) * _LN_10
-        return Table(np.arange(len(words)), values[:, 0].copy(), values[:, 1].copy())
+        values[BEGIN] = (0.0, backoff)
+        words.update((word, place) for place, word in enumerate(values))
+        numbers = np.array([*values.values()]) * _LN_10
+        return Table(np.arange(len(words)), *numbers.T.copy())
 
     def _table(
         self,
@@ -222,45 +213,28 @@ class _Parser:
         tables: Sequence[Table],
     ) -> Table:
         """The table of an order above one."""
-        blocks: list[tuple[np.ndarray, np.ndarray]] = []
-        ids: list[list[int]] = []
-        values: list[tuple[float, float]] = []
+        ids = array("q")
+        values = array("d")
         for probability, tokens, backoff in self._rows(order, size):
             try:
-                ids.append([words[token] for token in tokens])
+                ids.extend([words[token] for token in tokens])
             except KeyError as error:
                 token = str(error.args[0])
                 raise self._error(f"{token[:40]!r} is no unigram of the file") from None
-            values.append((probability, backoff))
-            if len(ids) == _LINES_AT_ONCE:
-                blocks.append((np.array(ids), np.array(values)))
-                ids, values = [], []
-        if ids:
-            blocks.append((np.array(ids), np.array(values)))
-        if not blocks:
-            return Table(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+            values.extend((probability, backoff))
+        grams = np.frombuffer(ids, np.int64).reshape(-1, order)
+        numbers = np.frombuffer(values).reshape(-1, 2) * _LN_10
         begin = words[BEGIN]
-        keys = np.concatenate([self._keys(grams, tables, begin) for grams, _ in blocks])
-        numbers = np.concatenate([number for _, number in blocks]) * _LN_10
-        places = np.argsort(keys)
-        keys = keys[places]
-        if (keys[1:] == keys[:-1]).any():
-            raise self._error(f"one of the {order}-grams is there twice")
-        return Table(keys, numbers[places, 0], numbers[places, 1])
-
-    def _keys(
-        self,
-        grams: np.ndarray,
-        tables: Sequence[Table],
-        begin: int,
-    ) -> np.ndarray:
-        """The keys `[G]` of n-grams, ids `[G, n]`."""
         places = grams[:, 0]
         for column, table in zip(grams.T[1:-1], tables[1:], strict=True):
             places = table.places(places, column, begin)
         if (places == ABSENT).any():
-            order = grams.shape[1]
             raise self._error(
                 f"a {order}-gram's first {order - 1} tokens are no n-gram of the file"
             )
-        return places * (begin + 1) + grams[:, -1]
+        keys = places * (begin + 1) + grams[:, -1]
+        rows = np.argsort(keys)
+        keys = keys[rows]
+        if (keys[1:] == keys[:-1]).any():
+            raise self._error(f"one of the {order}-grams is there twice")
+        return Table(keys, numbers[rows, 0], numbers[rows, 1])

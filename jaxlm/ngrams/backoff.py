@@ -86,33 +86,22 @@ class BackoffModel:
 
         Args:
             tokens: Ids `[N]` below V.
-            context: Ids before the first token, at most V (the beginning of a sentence): the last
-                order - 1 count.
+            context: Ids before the first token, at most V (the beginning of a sentence).
 
         Returns:
             float64 `[N]`.
         """
-        scores = np.empty(len(tokens))
-        for start in range(0, len(tokens), _POSITIONS_AT_ONCE):
-            stop = min(start + _POSITIONS_AT_ONCE, len(tokens))
-            scores[start:stop] = self._log_probabilities(tokens[start:stop], context)
-            context = self.context_after(context, tokens[start:stop])
-        return scores
-
-    def context_after(self, context: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """The ids that later tokens are read after: order - 1, or from the sentence's beginning on.
-
-        Args:
-            context: Ids before the tokens.
-            tokens: Ids `[N]` that have been read since.
-        """
-        recent = np.concatenate([context, tokens[-self.order :]])
-        ends = np.flatnonzero(recent == self.end)
-        if len(ends):
-            recent = np.concatenate([[self.begin], recent[ends[-1] + 1 :]])
-        if self.order == 1:
-            return recent[:0]
-        return recent[1 - self.order :]
+        stream = np.concatenate([context, tokens]).astype(np.int64)
+        ends = np.flatnonzero(stream[:-1] == self.end) + 1
+        places = np.arange(len(context), len(stream))
+        places += np.searchsorted(ends, places, "right")
+        stream = np.insert(stream, ends, self.begin)
+        scores = np.empty(len(stream))
+        for start in range(0, len(stream), _POSITIONS_AT_ONCE):
+            before = max(0, start - self.order)
+            block = slice(start, start + _POSITIONS_AT_ONCE)
+            scores[block] = self._scores(stream[before : block.stop])[start - before :]
+        return scores[places]
 
     def next_log_probabilities(self, context: np.ndarray) -> np.ndarray:
         """The distribution of the next token after a context, float64 `[V]`.
@@ -145,11 +134,6 @@ class BackoffModel:
         """
         return self._scores(np.column_stack([contexts, tokens]).astype(np.int64))[:, -1]
 
-    def _log_probabilities(self, tokens: np.ndarray, context: np.ndarray) -> np.ndarray:
-        """`log_probabilities` of tokens `[N]` at once."""
-        stream, read = self._with_beginnings(context, tokens)
-        return self._scores(stream)[read]
-
     def _scores(self, stream: np.ndarray) -> np.ndarray:
         """The log probability of each token of streams `[..., N]` with their beginnings."""
         places = self._places(stream)
@@ -166,17 +150,6 @@ class BackoffModel:
                 shorter = self.tables[order - 2]
                 scores[backs_off] += shorter.log_backoff[before[backs_off]]
         return scores
-
-    def _with_beginnings(
-        self, context: np.ndarray, tokens: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Context and tokens, with a beginning after each end; and where the tokens stand."""
-        stream = np.concatenate([context, tokens]).astype(np.int64)
-        if self.end is None:
-            return stream, np.arange(len(context), len(stream))
-        ends = np.flatnonzero(stream[:-1] == self.end) + 1
-        read = np.arange(len(stream)) + np.searchsorted(ends, np.arange(len(stream)), "right")
-        return np.insert(stream, ends, self.begin), read[len(context) :]
 
     def _places(self, tokens: np.ndarray) -> list[np.ndarray]:
         """For each order, the place `[..., N]` of the n-gram that ends at each token, or ABSENT."""

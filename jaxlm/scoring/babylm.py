@@ -5,11 +5,12 @@ ones the first, the wanted one, is taken. As in the pipeline a text begins from 
 its first token, which nothing predicts, has no score.
 """
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxlm.scoring.acquisition import Heard, curve_fitness, read_children, read_
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.regression import r_squared
 from jaxlm.scoring.sentences import blocks
-from jaxlm.scoring.stimuli import json_object, lines_of, read_table
+from jaxlm.scoring.stimuli import json_lines, read_table
 
 _BLOCK = 1 << 14  # texts that are sorted by length together
 _SPLITS = ("regular", "ambiref", "move_contents")  # of entity tracking
@@ -256,16 +257,16 @@ def _choices(name: str, folder: Path) -> list[Choice]:
     """The choices of all files of a test. Raises DataError."""
     choices = []
     for file in sorted(folder.glob("*.jsonl")):
-        for number, text in enumerate(chain.from_iterable(lines_of(file)), 1):
-            where = f"{file}, line {number}"
-            line = json_object(text, where)
+        for where, line in json_lines(file):
             try:
                 choice = TESTS[name](line, file.stem)
                 sound = all(completion.length > 0 for completion in choice.completions)
             except (AttributeError, KeyError, TypeError, ValueError):
                 sound = False
             if not sound:
-                raise DataError(f"{where}: expected an item of {name}, found {text.strip():.120}")
+                raise DataError(
+                    f"{where}: expected an item of {name}, found {json.dumps(line):.120}"
+                )
             choices.append(choice)
     if not choices:
         raise DataError(f"{folder} has no file NAME.jsonl: restore {name} from a copy")

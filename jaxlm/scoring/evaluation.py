@@ -1,13 +1,34 @@
-"""What evaluating a text by a protocol finds, and how its tokens are counted."""
+"""The perplexity of a text under a model, by any protocol, and the tuning of a protocol."""
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.base import units
 from jaxlm.base.errors import DataError, Diverged, JaxlmError
-from jaxlm.base.units import perplexity
-from jaxlm.config.protocols import Cache, Dynamic, Plain
+from jaxlm.base.fields import specs
+from jaxlm.config.protocols import (
+    Cache,
+    Dynamic,
+    Interpolation,
+    Plain,
+    Temperature,
+    protocol_of,
+)
+from jaxlm.data.corpus import Corpus
+from jaxlm.scoring.interpolation import likeliest_weight
+from jaxlm.scoring.reading import GridReader, OneStream
+from jaxlm.scoring.stream import reader_nats, windowed_nats
+from jaxlm.scoring.token_scores import NATS_ALONE
+from jaxlm.scoring.trained_model import TrainedModel
+
+# Protocols whose state depends on no setting: one pass scores a whole grid.
+READ_ONCE = Cache, Interpolation, Temperature
 
 
 class Evaluation(NamedTuple):
@@ -51,6 +72,193 @@ class Tuned(NamedTuple):
     test: Evaluation
 
 
+def perplexity(
+    model: TrainedModel,
+    text: str,
+    *,
+    tokenizer: str | None = None,
+    from_eos: bool = False,
+) -> float:
+    """The perplexity of every word of a text but the first.
+
+    The state is passed on from line to line.
+
+    Args:
+        model: The model.
+        text: The text; a newline is a word `<eos>`.
+        tokenizer: Name of the tokenizer.
+        from_eos: Whether the first word counts too, predicted from `<eos>` as `surprisal`
+            predicts it: of one line it is then exp of the mean surprisal in nats.
+
+    Raises:
+        DataError: The text has no word to predict.
+
+    >>> import jaxlm, math
+    >>> lm = jaxlm.load("runs/tiny")
+    >>> mean = lm.surprisal(["the bank lends"], unit="nats").surprisal.mean()
+    >>> perplexity = lm.perplexity("the bank lends", from_eos=True)
+    >>> math.isclose(perplexity, math.exp(mean), rel_tol=1e-5)
+    True
+    """
+    ids = model.vocab.encode(model.tokens(text, tokenizer))
+    if from_eos:
+        ids = np.append(model.vocab.eos, ids).astype(np.int32)
+    ids, count = read_and_counted(ids, "the text", Plain())
+    return units.perplexity(float(reader_nats(model.reader_of(Plain()), ids)), count)
+
+
+def evaluate(
+    model: TrainedModel,
+    split: str = "test",
+    *,
+    text: str | Path | None = None,
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    protocol: str | Plain | None = None,
+    tokenizer: str | None = None,
+) -> Evaluation:
+    """Evaluates a model on a split of a corpus, or on a file of text.
+
+    `plain` reads train and valid of the run's own corpus in training's rows. Everything else is
+    read in one row.
+
+    Args:
+        model: The model.
+        split: train, valid or test.
+        text: A file, in place of a split.
+        corpus: The run's corpus, if it is already loaded; or any text that `--corpus` takes,
+            encoded with this model's vocabulary.
+        data_dir: The folder of Penn Treebank's files.
+        protocol: A name, as in "cache", or its settings, as in `Cache(cache_window=100)`
+            (default: plain).
+        tokenizer: Name of the tokenizer of `text`.
+
+    Returns:
+        The perplexity of every token but the first of each row.
+
+    Raises:
+        DataError: The corpus is not the training corpus, or the file cannot be read.
+        JaxlmError: The protocol means nothing for this text or model.
+        Diverged: Dynamic evaluation learnt at too high a rate.
+    """
+    how = protocol_of(protocol)
+    name, ids, tokens, source = model.read(
+        split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer
+    )
+    shape = 1, 1
+    own = source is not None and not isinstance(corpus, str | Path)
+    if own and split != "test" and type(how) is Plain:
+        shape = model.config.train.batch_size, model.config.train.bptt_length
+    return _evaluated(model, ids, name, how, source, data_dir, shape, tokens)
+
+
+def _evaluated(
+    model: TrainedModel,
+    ids: np.ndarray,
+    text: str,
+    protocol: Plain,
+    corpus: Corpus | None,
+    data_dir: str | Path | None = None,
+    shape: tuple[int, int] = (1, 1),
+    tokens: Sequence[str] = (),
+) -> Evaluation:
+    """The perplexity of all tokens but the first of a stream [N], called `text`.
+
+    Plainly it is read as B rows in windows of T, its shape; every other protocol reads one row.
+    `tokens` are those of a text that has unknown ones, whose size is then its own; `corpus` and
+    `data_dir` are those of `reader_of`.
+    """
+    unknown = model.vocab.unknown_share(ids)
+    if type(protocol) is Plain:
+        nats, predictions = windowed_nats(model.reader_of(protocol), ids, *shape)
+        count = model.config.optimizer.counted(predictions, shape[0])
+    else:
+        ids, count = read_and_counted(ids, text, protocol)
+        nats = float(reader_nats(model.reader_of(protocol, corpus, data_dir), ids))
+        predictions = count
+    check_converged(protocol, text, nats, predictions)
+    numbers = units.comparable(nats, model.vocab.text_size(ids, *shape, tokens))
+    perplexity = units.perplexity(nats, count)
+    return Evaluation(perplexity, nats, predictions, text, unknown, **numbers)
+
+
+def tune(
+    model: TrainedModel,
+    protocol: str | Plain,
+    *,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
+) -> Tuned:
+    """Chooses a protocol's settings on valid; then reads test, once.
+
+    Args:
+        model: The model.
+        protocol: A name or a protocol; fields that the grid lacks keep their values.
+        grid: Values to try, by field (default: the protocol's `grid`).
+        corpus: As `evaluate` takes it.
+        data_dir: As `evaluate` takes it.
+
+    Returns:
+        The best settings, all that were tried, and the evaluation of test.
+
+    Raises:
+        JaxlmError: There is nothing to tune, or the protocol means nothing for this text or model.
+        Diverged: Every combination diverged.
+    """
+    source = model.find_corpus(corpus, data_dir)
+    protocol = protocol_of(protocol)
+    test, valid = f"{source.name} test", f"{source.name} valid"
+    if grid is None:
+        grid = protocol.grid
+    if isinstance(protocol, Interpolation) and grid == protocol.grid:
+        ids, _ = read_and_counted(source.valid, valid, protocol)
+        grid = {"weight": (*grid["weight"], _likeliest_weight(model, protocol, ids))}
+    grid = {name: np.ravel(values).tolist() for name, values in grid.items()}
+    if not grid or not all(grid.values()):
+        kind = protocol.kind_name
+        raise JaxlmError(
+            f"the protocol {kind} has nothing left to tune: evaluate it without tuning"
+        )
+    protocols = [
+        protocol_of(protocol, **dict(zip(grid, values, strict=True)))
+        for values in product(*grid.values())
+    ]
+    for candidate in protocols:
+        read_and_counted(source.test, test, candidate)  # before hours of valid
+    traced = all(specs(type(protocol))[name].type is float for name in grid)
+    perplexities = []
+    failure = None
+    if isinstance(protocol, READ_ONCE) and traced:
+        ids, count = read_and_counted(source.valid, valid, protocol)
+        values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
+        nats = reader_nats(GridReader(model.reader_of(protocol), tuple(grid), values), ids)
+        perplexities = [units.perplexity(total, count) for total in nats.ravel().tolist()]
+    else:
+        for candidate in protocols:
+            try:
+                evaluation = _evaluated(model, source.valid, valid, candidate, source)
+                perplexities.append(evaluation.perplexity)
+            except Diverged as error:
+                perplexities.append(math.nan)
+                failure = error
+    trials = zip(protocols, perplexities, strict=True)
+    tried = sorted(trials, key=lambda trial: (math.isnan(trial[1]), trial[1]))
+    best, lowest = tried[0]
+    if failure and math.isnan(lowest):
+        raise failure
+    return Tuned(best, lowest, tried, _evaluated(model, source.test, test, best, source))
+
+
+def _likeliest_weight(model: TrainedModel, protocol: Interpolation, ids: np.ndarray) -> float:
+    """The weight of the n-gram model that makes a text likeliest."""
+    nats = []
+    for weight in protocol.grid["weight"]:
+        reader = model.reader_of(protocol_of(protocol, weight=weight))
+        nats.append(OneStream(reader, NATS_ALONE)([ids]).nats)
+    return likeliest_weight(*nats)
+
+
 def check_converged(
     protocol: Plain,
     text: str,
@@ -68,7 +276,7 @@ def check_converged(
     Raises:
         Diverged: Dynamic evaluation learnt at so high a rate that the perplexity is not finite.
     """
-    if isinstance(protocol, Dynamic) and not math.isfinite(perplexity(nats, count)):
+    if isinstance(protocol, Dynamic) and not math.isfinite(units.perplexity(nats, count)):
         rate = f"lower learning_rate, which is {protocol.learning_rate:g}"
         raise Diverged(f"dynamic evaluation diverged on {text}: {rate}")
 

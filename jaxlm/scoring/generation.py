@@ -7,7 +7,7 @@ Letters: `S` samples, `n` tokens, `B` texts of a beam, `V` vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -17,14 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxlm.base.errors import JaxlmError
+from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.base.fields import checked_value
 from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.sampling import Sampling, draw
-from jaxlm.scoring.sentences import Boundaries
+from jaxlm.scoring.sampling import Sampling, draw, sampling_of
+from jaxlm.scoring.sentences import Boundaries, Sentence, encode
 from jaxlm.scoring.token_scores import Network
+from jaxlm.scoring.trained_model import TrainedModel
 
 CHUNK = 64  # tokens of one call, at most
 READ = 256  # least tokens of a program that reads a prompt
@@ -97,40 +98,169 @@ def texts_of(
     ]
 
 
-def drawn(
-    network: Network,
-    sampling: Sampling,
-    prompt: np.ndarray,
+def generate(
+    model: TrainedModel,
+    prompt: Sentence = (),
     *,
-    tokens: int | None,
-    end: int,
-    samples: int,
-    seed: int,
-) -> Iterator[Chunk]:
-    """Draws texts after a prompt, all at once: the first token, then more and more together.
+    words: int | None = None,
+    tokens: int | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    stop: str = "none",
+    beam: int | None = None,
+    **sampling: Any,
+) -> list[Text]:
+    """Texts that continue a prompt, all in one compiled loop.
 
     Args:
-        network: The model.
-        sampling: How tokens are drawn.
-        prompt: Ids of `<eos>` and the prompt.
-        tokens: Most tokens of a text; None: no end.
-        end: Id that ends a text; -1: none.
-        samples: Texts S.
-        seed: Seed of all texts.
+        model: The model.
+        prompt: A text or words; unknown words are read as `<unk>`.
+        words: Most words of each text, also where tokens are pieces of words.
+        tokens: Most tokens of each text, in place of `words` (default: 100).
+        samples: How many texts.
+        seed: Of all texts: a sample is the same alone and among many.
+        stop: "eos" ends a text at its first `<eos>`; "none" does not.
+        beam: In place of sampling, search for the most probable text, keeping so many at each
+            token.
+        **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `Sampling`;
+            `ban`, words that never come; `no_unk`, so that `<unk>` never comes.
 
     Raises:
-        JaxlmError: A count is below 1, or the seed is out of range.
+        JaxlmError: A number is outside its limits, options contradict each other, or a banned word
+            is unknown.
+
+    >>> import jaxlm
+    >>> lm = jaxlm.load("runs/tiny")
+    >>> texts = lm.generate("the bank", words=5, samples=2, top_p=0.9, ban=["<eos>"])
+    >>> [len(text.words) for text in texts], texts[0].log_probs.shape
+    ([5, 5], (5,))
+    >>> alone, (first, *_) = lm.generate("a", words=5), lm.generate("a", words=5, samples=3)
+    >>> str(alone[0]) == str(first)
+    True
     """
+    if words is None and tokens is None:
+        tokens = 100
+    if beam is None:
+        chunks = _drawn(model, prompt, words, tokens, samples, seed, stop, sampling)
+        return texts_of(model.vocab, *map(np.concatenate, zip(*chunks, strict=True)))
+    neutral = {"samples": 1, "seed": 0, "temperature": 1.0}
+    for name, value in {"samples": samples, "seed": seed, **sampling}.items():
+        if name not in ("ban", "no_unk") and value != neutral.get(name):
+            raise JaxlmError(
+                "beam searches for the most probable text and draws nothing, and "
+                f"{name} is given: leave one out"
+            )
+    most, boundaries = _length(model.vocab, words, tokens)
+    if boundaries is not None:
+        raise JaxlmError("beam counts tokens: give tokens in place of words")
+    how, ids, end = _begun(model, prompt, stop, **sampling)
+    return [
+        beam_search(model.network, model.vocab, how, ids, tokens=most or 100, beam=beam, end=end)
+    ]
+
+
+def stream(
+    model: TrainedModel,
+    prompt: Sentence = (),
+    *,
+    words: int | None = None,
+    tokens: int | None = None,
+    seed: int = 0,
+    stop: str = "none",
+    **sampling: Any,
+) -> Iterator[tuple[str, float]]:
+    """The first text of `generate`, token by token.
+
+    Args:
+        model: The model.
+        prompt: A text or words.
+        words: Most words of the text.
+        tokens: Most tokens of the text; without both it has no end.
+        seed: Seed of the text.
+        stop: "eos" ends the text at its first `<eos>`; "none" does not.
+        **sampling: As `generate` takes it.
+
+    Returns:
+        An iterator of each token and its log-probability in nats.
+
+    Raises:
+        JaxlmError: As `generate`, before the first token is drawn.
+    """
+    chunks = _drawn(model, prompt, words, tokens, 1, seed, stop, sampling)
+    return (
+        (model.vocab.words[token], log_p)
+        for ids, log_probs in chunks
+        for token, log_p in zip(ids[:, 0].tolist(), log_probs[:, 0].tolist(), strict=True)
+        if token >= 0
+    )
+
+
+def _drawn(
+    model: TrainedModel,
+    prompt: Sentence,
+    words: int | None,
+    tokens: int | None,
+    samples: int,
+    seed: int,
+    stop: str,
+    sampling: Mapping[str, Any],
+) -> Iterator[Chunk]:
+    """Texts drawn after a prompt, of so many words or tokens."""
+    most, boundaries = _length(model.vocab, words, tokens)
+    how, ids, end = _begun(model, prompt, stop, **sampling)
     checked_value("samples", samples, int, low=1)
     seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
     key = jax.random.key(seed % 2**32)
     high = seed >> 32  # JAX itself takes 32 bits
     if high:
         key = jax.random.fold_in(key, high)
-    return _drawn(network, sampling, begin(network, sampling, prompt, samples), key, tokens, end)
+    network = model.network
+    chunks = _advanced(network, how, begin(network, how, ids, samples), key, most, end)
+    if words is None or boundaries is None:
+        return chunks
+    return first_words(chunks, boundaries, int(ids[-1]), words)
 
 
-def _drawn(
+def _length(
+    vocab: Vocab, words: int | None, tokens: int | None
+) -> tuple[int | None, Boundaries | None]:
+    """Most tokens of a text (None: no end), and what tells words of pieces where they count."""
+    checked_value("tokens", tokens, int, low=1, optional=True)
+    if words is None:
+        return tokens, None
+    checked_value("words", words, int, low=1)
+    if tokens is not None:
+        raise JaxlmError("a text has so many words or so many tokens: leave one out")
+    boundaries = Boundaries.of(vocab, "word")
+    if boundaries is None or not boundaries.begins.any():
+        return words, None
+    return words * LONGEST_WORD, boundaries
+
+
+def _begun(
+    model: TrainedModel,
+    prompt: Sentence,
+    stop: str,
+    ban: Iterable[str] = (),
+    **options: Any,
+) -> tuple[Sampling, np.ndarray, int]:
+    """How to sample, the ids of `<eos>` and the prompt, the id that ends a text (-1: none)."""
+    vocab = model.vocab
+    checked_value("stop", stop, str, choices=("eos", "none"))
+    if stop == "eos" and vocab.newline_id < 0:
+        raise JaxlmError(
+            "stop eos ends a text at a newline, and this model's training text had none: "
+            "leave it out"
+        )
+    ban = [ban] if isinstance(ban, str) else ban
+    how = sampling_of(vocab, ban=map(model.as_known, ban), **options)
+    tokens = model.tokens(prompt)
+    lowercase = model.config.data.lowercase
+    ids = encode(vocab, tokens, "unk", "the prompt", lowercase, blank=True).ids
+    return how, ids[:-1], vocab.eos if stop == "eos" else -1
+
+
+def _advanced(
     network: Network,
     sampling: Sampling,
     position: Position,
@@ -138,7 +268,7 @@ def _drawn(
     tokens: int | None,
     end: int,
 ) -> Iterator[Chunk]:
-    """The texts of `drawn` from their first position on."""
+    """Texts from a position on, all at once: one token of each, then more and more together."""
     count = 1
     left = math.inf if tokens is None else tokens
     while left > 0 and not bool(position.done.all()):
@@ -160,7 +290,7 @@ def first_words(
     """Texts whose tokens are pieces of words, each cut before the word after the first so many.
 
     Args:
-        chunks: The texts, as `drawn` yields them.
+        chunks: The texts, as `_advanced` yields them.
         boundaries: Where pieces make up words.
         last: The last id of the prompt, whose word a text may continue.
         words: Most words of a text.
@@ -239,24 +369,33 @@ def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
     return np.asarray(_next_word(network, ids[-1:], carry_after(network, ids[:-1]))[0])
 
 
-def next_words(
-    network: Network,
-    vocab: Vocab,
-    ids: np.ndarray,
-    k: int,
+def predict(
+    model: TrainedModel,
+    text: str,
+    k: int = 10,
+    *,
+    tokenizer: str | None = None,
 ) -> list[tuple[str, float]]:
-    """The most probable words after a text, with their probabilities.
+    """The most probable next words after a text, with their probabilities.
 
     Args:
-        network: The model.
-        vocab: The tokens.
-        ids: Ids [n] of the text, n >= 1.
+        model: The model.
+        text: The words so far.
         k: How many.
+        tokenizer: Name of the tokenizer.
+
+    Raises:
+        DataError: The text has no words.
     """
+    vocab = model.vocab
+    checked_value("k", k, int, low=1)
+    ids = vocab.encode(model.tokens(text, tokenizer))
+    if not len(ids):
+        raise DataError("there is no word to predict from: give at least one")
     boundaries = Boundaries.of(vocab, "word")
     if boundaries is not None and boundaries.begins.any():
-        return _next_words_of_pieces(network, vocab, boundaries, ids, k)
-    p = next_word(network, ids)
+        return _next_words_of_pieces(model.network, vocab, boundaries, ids, k)
+    p = next_word(model.network, ids)
     likeliest = np.argsort(-p, kind="stable")[:k]
     return [(vocab.words[place], float(p[place])) for place in likeliest]
 
@@ -277,7 +416,7 @@ def _next_words_of_pieces(
     ids: np.ndarray,
     k: int,
 ) -> list[tuple[str, float]]:
-    """`next_words` by a search, the likeliest first, among the pieces of all words.
+    """`predict` by a search, the likeliest first, among the pieces of all words.
 
     What is less probable than `UNLIKELY` is left out. The pieces that write one word, as found so
     far, are summed.

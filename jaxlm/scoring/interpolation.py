@@ -15,7 +15,6 @@ import numpy as np
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import Interpolation
 from jaxlm.data.vocab import Vocab
-from jaxlm.models.recurrent import Recurrent
 from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork
 from jaxlm.scoring.reading import Reader
@@ -44,7 +43,6 @@ class InterpolationReader(Reader):
         cls,
         network: Network,
         protocol: Interpolation,
-        model: Recurrent,
         vocab: Vocab,
     ) -> "InterpolationReader":
         """The reader of a protocol, whose n-gram model is loaded.
@@ -52,7 +50,6 @@ class InterpolationReader(Reader):
         Args:
             network: The network.
             protocol: Names the n-gram model's directory.
-            model: The model section of the network's config.
             vocab: The network's vocabulary.
 
         Raises:
@@ -69,7 +66,7 @@ class InterpolationReader(Reader):
                 f"the vocabulary of {protocol.with_} is not the run's: make the n-gram model of "
                 "the run's own corpus, with the run's --vocab-size and --tokens"
             )
-        return cls(network, NgramNetwork(ngrams.model, model), protocol)
+        return cls(network, NgramNetwork(ngrams.model, network.model), protocol)
 
     def start_all(self, texts: int) -> Any:
         """The carry and the context of B texts, as `Reader.start_all`."""

@@ -7,17 +7,16 @@ are not correct.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
-from jaxlm.scoring.sentences import BLOCK, SentenceReader, blocks, sentence_nats
-from jaxlm.scoring.stimuli import json_object, lines_of, source
-from jaxlm.scoring.token_scores import Scoring
+from jaxlm.scoring.scorers import SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.sentences import BLOCK, blocks, sentence_nats
+from jaxlm.scoring.stimuli import json_lines
+from jaxlm.scoring.trained_model import TrainedModel
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -141,11 +140,7 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
         if isinstance(path, Pair):
             pairs.append(path)
             continue
-        for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
-            if not line.strip():
-                continue
-            where = f"{source(path)}, line {number}"
-            tree = json_object(line, where)
+        for where, tree in json_lines(path):
             good = tree.get("sentence_good", "")
             bad = tree.get("sentence_bad", "")
             if not all(isinstance(text, str) and text.split() for text in (good, bad)):
@@ -161,28 +156,37 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
     return pairs
 
 
-def score_pairs(
-    scoring: Scoring,
-    read: SentenceReader,
-    pairs: Iterable[Pair],
-    oov: str,
-    eos: bool,
+def minimal_pairs(
+    model: TrainedModel,
+    pairs: str | Path | Iterable[str | Path | Pair],
+    *,
+    oov: str = "unk",
+    eos: bool = False,
+    **options: Any,
 ) -> MinimalPairs:
-    """Scores pairs, each sentence by itself, and counts.
+    """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
+
+    Each sentence is scored by itself.
 
     Args:
-        scoring: Scores sentences.
-        read: Reads sentences.
-        pairs: The pairs.
-        oov: "unk", "error" or "filter", as `LanguageModel.minimal_pairs` takes it.
+        model: The model.
+        pairs: Files of JSON lines, or pairs.
+        oov: Unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out
+            pairs that differ in unknown words only.
         eos: Whether the `<eos>` after the last word is a part of the sentence.
+        **options: `tokenizer`, `boundary`, `punctuation`, `protocol` and `data_dir` of
+            `SurprisalOptions`.
 
     Raises:
-        DataError: An unknown word is refused, or a sentence has no words.
+        DataError: A file is malformed, an unknown word is refused, or a sentence has no words.
     """
+    how = SurprisalOptions(context="sentence", **options)
+    given = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
+    scoring = scoring_of(model, how, full=False)
+    read = sentence_reader(model, how)
     results: list[PairResult] = []
-    for block in blocks(pairs, BLOCK):
+    for block in blocks(given, BLOCK):
         sentences = [
             read(text, oov, f"{pair.where}, {text!r:.80}")
             for pair in block
@@ -194,10 +198,9 @@ def score_pairs(
         log_p = {key: -float(of_tokens.sum()) for key, of_tokens in zip(unique, nats, strict=True)}
         for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
             unknown = [[*compress(one.tokens, one.oov)] for one in (good, bad)]
-            alike = np.array_equal(good.ids, bad.ids) and unknown[0] != unknown[1]
-            p_good = log_p[good.ids.tobytes()]
-            p_bad = log_p[bad.ids.tobytes()]
-            results.append(PairResult(pair, p_good, p_bad, alike))
+            keys = good.ids.tobytes(), bad.ids.tobytes()
+            alike = keys[0] == keys[1] and unknown[0] != unknown[1]
+            results.append(PairResult(pair, log_p[keys[0]], log_p[keys[1]], alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)

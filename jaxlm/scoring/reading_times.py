@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +17,10 @@ from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.scorers import UNITS, SurprisalOptions
 from jaxlm.scoring.sentences import Encoded, is_punctuation
 from jaxlm.scoring.stimuli import read_table
-from jaxlm.scoring.surprisal import UNITS, SurprisalOptions, Surprisals, WordSurprisals
+from jaxlm.scoring.surprisal import Surprisals, WordSurprisals
 from jaxlm.scoring.token_scores import TINY
 
 BLOCK = 1 << 20  # tokens read at once
@@ -35,7 +37,6 @@ def span_surprisal(
     lm: LanguageModel,
     sentences: Sequence[str],
     spans: Sequence[tuple[int, int]],
-    where: Callable[[int], str] = "sentence {}".format,
     **options: Any,
 ) -> WordSurprisals:
     """The surprisal of a span of characters of each line.
@@ -50,8 +51,7 @@ def span_surprisal(
         lm: The model.
         sentences: Lines.
         spans: (start, end) of the span of each line, in characters from 0.
-        where: Names a sentence, given its number, in an error.
-        **options: `unit`, `oov` and `tokenizer` of `SurprisalOptions`.
+        **options: `unit`, `oov`, `tokenizer` and `where` of `SurprisalOptions` count.
 
     Returns:
         A row for each span; one without tokens, as of a mark that the vocabulary lacks, has nan.
@@ -59,7 +59,9 @@ def span_surprisal(
     Raises:
         DataError: A span is not within its sentence, or cuts a token that is a word.
     """
-    how = SurprisalOptions(eos=True, boundary="published", where=where, **options)
+    how = SurprisalOptions(**options)
+    where = how.where
+    how = replace(how, eos=True, boundary="published", scoring=None)
     blocks = list(lm.scored(list(sentences), how))
     table = Surprisals.joined(of_block for _, _, of_block in blocks)
     encoded = chain.from_iterable(sentences for _, sentences, _ in blocks)

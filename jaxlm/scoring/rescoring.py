@@ -18,9 +18,9 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.scorers import SurprisalOptions
 from jaxlm.scoring.sentences import sentence_nats
 from jaxlm.scoring.stimuli import lines_of
-from jaxlm.scoring.surprisal import SurprisalOptions
 
 MOST = 100.0  # of a weight
 _ROUNDS = 20  # over all weights

@@ -38,19 +38,19 @@ class Sampling:
     """
 
     temperature: float | None = number(
-        1.0, "divides the logits; None: always the likeliest word", low=0, optional=True
+        1.0, "divides the logits; 0: the likeliest word", low=0, optional=True
     )
     top_k: int | None = count(
-        None, "only the k likeliest words, and those that tie with them", low=1, high=math.inf
+        None, "draw from the K likeliest words, and those that tie with them", low=1, high=math.inf
     )
     top_p: float | None = number(
-        None, "only the likeliest words that together have this probability", above=0, high=1
+        None, "draw from the likeliest words that together have this probability", above=0, high=1
     )
     min_p: float | None = number(
-        None, "only words at least this share as probable as the likeliest", low=0, high=1
+        None, "draw from words at least this share as probable as the likeliest", low=0, high=1
     )
     repetition_penalty: float | None = number(
-        None, "above 1 makes words that were there less likely", low=1e-6
+        None, "above 1 makes earlier words less likely", low=1e-6
     )
     banned: jax.Array | None = None
 

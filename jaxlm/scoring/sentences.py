@@ -68,6 +68,11 @@ class Encoded:
             if self.oov[first:end].any()
         ]
 
+    def with_end(self) -> "Encoded":
+        """The sentence whose last displayed word is the `<eos>` after its tokens."""
+        starts = np.append(self.starts, len(self.tokens) + 1)
+        return replace(self, words=(*self.words, EOS), starts=starts)
+
 
 class Boundaries(NamedTuple):
     """Where pieces make up words: properties of each token, bool [V].
@@ -269,16 +274,12 @@ def _cut(word: str, texts: list[str]) -> list[str]:
     return texts
 
 
-def in_regions(
-    sentence: Encoded,
-    regions: Sequence[Region],
-    where: str,
-) -> list[int]:
+def in_regions(sentence: Encoded, texts: Sequence[str], where: str) -> list[int]:
     """Where regions begin in a sentence.
 
     Args:
         sentence: The sentence, of W words.
-        regions: Texts that make up its words in their order; case, composed letters and white space
+        texts: Texts that make up its words in their order; case, composed letters and white space
             do not count.
         where: Names the sentence in an error.
 
@@ -288,19 +289,18 @@ def in_regions(
     Raises:
         DataError: The regions do not tile the sentence, or a region begins within a word.
     """
-    texts = [region if isinstance(region, str) else region[1] for region in regions]
     words = [*map(_plain, sentence.words)]
-    ends = {length: place for place, length in enumerate(accumulate(map(len, words), initial=0))}
-    lengths = accumulate((len(_plain(text)) for text in texts), initial=0)
-    places = [ends.get(length, -1) for length in lengths]
-    if -1 in places or "".join(map(_plain, texts)) != "".join(words):
+    regions = [*map(_plain, texts)]
+    places = {end: place for place, end in enumerate(accumulate(map(len, words), initial=0))}
+    edges = [*accumulate(map(len, regions), initial=0)]
+    if "".join(regions) != "".join(words) or not places.keys() >= {*edges}:
         given = " | ".join(texts)
-        whole = " ".join(words)
+        whole = " ".join(sentence.words)
         raise DataError(
             f"{where}: the regions {given!r:.120} do not tile the words of the sentence "
             f"{whole!r:.120}: give every word once, in order"
         )
-    return places
+    return [places[edge] for edge in edges]
 
 
 def _plain(text: str) -> str:

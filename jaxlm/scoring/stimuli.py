@@ -4,7 +4,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -108,6 +108,29 @@ class StimulusTable:
                 raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}") from None
         return np.array(values)
 
+    def beside(self, columns: Mapping[str, Any], without: Collection[str | None]) -> dict[str, Any]:
+        """The columns of a result, after the other columns of the stimuli.
+
+        Args:
+            columns: The result, whose `sentence_id` names the sentence of each row.
+            without: Names of columns to leave out.
+
+        Raises:
+            DataError: Names collide.
+        """
+        others = {name: cells for name, cells in self.columns.items() if name not in without}
+        repeated = {}
+        for name, cells in others.items():
+            title = f"stimulus.{name}" if name in columns else name
+            repeated[title] = [cells[sentence - 1] for sentence in columns["sentence_id"]]
+        joined = {**repeated, **columns}
+        if len(joined) < len(others) + len(columns):
+            raise DataError(
+                f"{self.name} has a column named as one of the result: "
+                f"rename one of {', '.join(repeated)}"
+            )
+        return joined
+
 
 def _parts(cell: str) -> list[str]:
     return [part.strip() for part in cell.split("|")]
@@ -196,6 +219,24 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(tree).__name__}")
     return tree
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a file that has one a line; blank lines are passed over.
+
+    Args:
+        path: As `lines_of` takes it.
+
+    Yields:
+        What names the line in an error, and its object.
+
+    Raises:
+        DataError: As `lines_of`; a line is not JSON, or no object.
+    """
+    for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
+        if line.strip():
+            where = f"{source(path)}, line {number}"
+            yield where, json_object(line, where)
 
 
 def read_table(path: str | Path, *columns: str) -> StimulusTable:

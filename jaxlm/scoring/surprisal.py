@@ -6,76 +6,28 @@ fell since the word before.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import chain, pairwise
-from pathlib import Path
+from itertools import chain, islice, pairwise
 from typing import Any, Self
 
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
-from jaxlm.base.fields import checked, choice, count, flag
-from jaxlm.config.protocols import Plain
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.scoring.sentences import BLOCK, Encoded, Region, word_nats
-from jaxlm.scoring.token_scores import Scoring, TokenScores
-
-UNITS = {"bits": math.log(2), "nats": 1.0}  # nats of each unit
-
-
-@dataclass(frozen=True)
-class SurprisalOptions:
-    """How the surprisal of sentences is found.
-
-    Attributes:
-        tokenizer: What splits lines: "none" at white space, "ptb" as Penn Treebank's files are;
-            None: as the text that the model was trained on.
-        protocol: A name, as in "cache", or its settings, as in `Cache(cache_window=100)`; None:
-            plain.
-        data_dir: Where Penn Treebank's files lie, which dynamic evaluation reads.
-        block: Sentences that are read together.
-        first: Number of the first sentence.
-        scoring: A scoring of `LanguageModel.scorer` or `adaptive`, continued from its state; None:
-            a new `scorer`.
-        where: Names a sentence, given its number, in an error.
-
-    Raises:
-        JaxlmError: A value is outside its limits.
-    """
-
-    context: str = choice(
-        "sentence",
-        "sentence begins each anew (state, cache and parameters), stream goes on",
-        ("sentence", "stream"),
-    )
-    oov: str = choice(
-        "unk",
-        "unknown words are read as <unk>, refused (error), or have no surprisal (nan)",
-        ("unk", "error", "nan"),
-    )
-    top_k: int = count(0, "likeliest words that are found in each word's place")
-    unit: str = choice("bits", "of surprisal and entropy", tuple(UNITS))
-    tokenizer: str | None = None
-    eos: bool = flag(False, "whether the <eos> that ends each sentence has a row too")
-    punctuation: str = choice(
-        "word", "word counts punctuation to its word, own makes it a word", ("word", "own")
-    )
-    boundary: str = choice(
-        "corrected",
-        "of words made of pieces (see sentences.py), or of the pieces alone",
-        ("corrected", "published"),
-    )
-    protocol: str | Plain | None = None
-    data_dir: str | Path | None = None
-    block: int = count(BLOCK, "sentences that are read together", low=1)
-    first: int = 1
-    scoring: Scoring | None = None
-    where: Callable[[int], str] = "sentence {}".format
-
-    def __post_init__(self) -> None:
-        checked(self)
+from jaxlm.scoring.scorers import UNITS, SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.sentences import (
+    Encoded,
+    Region,
+    Sentence,
+    as_given,
+    blocks,
+    in_regions,
+    word_nats,
+)
+from jaxlm.scoring.token_scores import TokenScores
+from jaxlm.scoring.trained_model import TrainedModel
 
 
 class Table:
@@ -94,7 +46,7 @@ class Table:
         return f"{type(self).__name__}({len(self):,} rows: {', '.join(self.columns())})"
 
     @classmethod
-    def joined(cls, tables: "Iterable[Self]") -> "Self":
+    def joined(cls, tables: Iterable[Self]) -> Self:
         """The tables, one after the other. Raises DataError where there is none."""
         parts = list(tables)
         if not parts:
@@ -190,16 +142,16 @@ def surprisals(
     # Of the tokens predicted, `<eos>` among them.
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
-    token_id = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    token_id = np.concatenate([np.arange(length) for length in lengths])
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
+    words = [word for sentence in sentences for word in (*sentence.tokens, EOS)]
     nats = word_nats(scores, sentences, lengths.tolist())
-    entropy = scores.entropy.astype(float)
-    before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
     if options.oov == "nan":
         nats[unknown] = math.nan
+    entropy = scores.entropy.astype(float)
+    before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
     rows = np.flatnonzero(token_id + 1 < np.repeat(lengths + options.eos, lengths))
-    words = [word for sentence in sentences for word in (*sentence.tokens, EOS)]
     unit = UNITS[options.unit]
     return Surprisals(
         sentence_id=sentence_id[rows] + first,
@@ -282,33 +234,24 @@ class RegionSurprisals(WordSurprisals):
         return int(self.word_count.sum()), " ".join(self.unknown).split()
 
 
-def by_word(
-    table: Surprisals,
-    sentences: Sequence[Encoded],
-    first: int,
-    eos: bool,
-) -> WordSurprisals:
+def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int) -> WordSurprisals:
     """The table of sentences' tokens, summed over words.
 
     Args:
-        table: A row for each token.
+        table: A row for each token of the words.
         sentences: The sentences.
         first: Number of the first sentence.
-        eos: Whether the `<eos>` that ends each sentence is a word.
     """
-    ends_of_lines = [EOS] * eos
-    counts = [[*np.diff(sentence.starts), *[1] * eos] for sentence in sentences]
-    counts = np.concatenate(counts).astype(int)
-    displayed = [[*sentence.words, *ends_of_lines] for sentence in sentences]
-    lengths = [*map(len, displayed)]
+    counts = np.concatenate([np.diff(sentence.starts) for sentence in sentences])
+    lengths = [len(sentence.words) for sentence in sentences]
     ends = np.cumsum(counts)
     starts = ends - counts
     owner = np.repeat(np.arange(len(counts)), counts)
     gap = np.where(counts > 0, 0, math.nan)  # a word without pieces has no numbers
     return WordSurprisals(
-        sentence_id=np.repeat(np.arange(len(displayed)), lengths) + first,
+        sentence_id=np.repeat(np.arange(len(sentences)), lengths) + first,
         word_id=np.concatenate([np.arange(1, length + 1) for length in lengths]),
-        word=[*chain.from_iterable(displayed)],
+        word=[word for sentence in sentences for word in sentence.words],
         tokens=[" ".join(table.token[start:end]) for start, end in zip(starts, ends, strict=True)],
         oov=np.bincount(owner, table.oov, len(counts)) > 0,
         surprisal=np.bincount(owner, table.surprisal, len(counts)) + gap,
@@ -321,41 +264,173 @@ def by_region(
     table: Surprisals,
     sentences: Sequence[Encoded],
     regions: Sequence[Sequence[Region]],
-    places: Sequence[Sequence[int]],
     first: int,
-    eos: bool,
+    where: Callable[[int], str],
 ) -> RegionSurprisals:
     """The table of sentences' tokens, summed over regions.
 
     Args:
-        table: A row for each token.
+        table: A row for each token of the words.
         sentences: The sentences.
         regions: The regions of each sentence.
-        places: The first word of each region, and the number of all words (`in_regions`).
         first: Number of the first sentence.
-        eos: Whether the `<eos>` that ends each sentence is a region.
+        where: Names a sentence, given its number, in an error.
+
+    Raises:
+        DataError: Regions do not tile a sentence.
     """
     names, counts, unknown, entropy_of, coarse = [], [], [], [], []
-    for sentence, named, edges in zip(sentences, regions, places, strict=True):
+    for number, (sentence, of_sentence) in enumerate(zip(sentences, regions, strict=True), first):
         texts = []
-        for region, (start, stop) in zip(named, pairwise(edges), strict=True):
+        for region in of_sentence:
             name, text = ("", region) if isinstance(region, str) else region
-            texts.append(text)
             names.append(name)
+            texts.append(text)
+        edges = in_regions(sentence, texts, where(number))
+        for start, stop in pairwise(edges):
             counts.append(stop - start)
             unknown.append(" ".join(sentence.unknown_in(start, stop)))
             entropy_of.append(" ".join(sentence.words[start:stop][:1]))
-        if eos:
-            names.append(EOS)
-            counts.append(1)
-            unknown.append("")
-            entropy_of.append(EOS)
         coarse.append(replace(sentence, words=tuple(texts), starts=sentence.starts[edges]))
-    summed = by_word(table, coarse, first, eos)
     return RegionSurprisals(
-        **vars(summed),
+        **vars(by_word(table, coarse, first)),
         region=names,
         word_count=np.array(counts),
         unknown=unknown,
         entropy_of=entropy_of,
     )
+
+
+def surprisal(model: TrainedModel, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
+    """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
+
+    Args:
+        model: The model.
+        sentences: Lines, or lists of words; the first word of each is predicted from `<eos>`.
+        **options: Fields of `SurprisalOptions`, as in `context="stream"`.
+
+    Raises:
+        DataError: There are no sentences, one has no words, or an unknown word is refused.
+        JaxlmError: An option is none of the choices.
+
+    >>> import jaxlm
+    >>> lm = jaxlm.load("runs/tiny")
+    >>> table = lm.surprisal(["the bank", "zebra"])
+    >>> table.word, table.oov.tolist(), table.surprisal.shape
+    (['the', 'bank', 'zebra'], [False, False, True], (3,))
+    """
+    return Surprisals.joined(surprisal_stream(model, sentences, **options))
+
+
+def surprisal_stream(
+    model: TrainedModel, sentences: Iterable[Sentence], **options: Any
+) -> Iterator[Surprisals]:
+    """`surprisal` of an iterator of any length in constant memory.
+
+    Args:
+        model: The model.
+        sentences: Lines, or lists of words; with the context "stream" they may be empty.
+        **options: Fields of `SurprisalOptions`.
+
+    Returns:
+        A table for each block of sentences.
+
+    Raises:
+        DataError: A sentence has no words, or an unknown word is refused.
+        JaxlmError: An option is none of the choices.
+    """
+    how = SurprisalOptions(**options)
+    return (table for _, _, table in scored(model, sentences, how))
+
+
+def word_surprisal(
+    model: TrainedModel, sentences: Iterable[Sentence], **options: Any
+) -> WordSurprisals:
+    """The surprisal of every displayed word: one with white space around it, its pieces summed.
+
+    Args:
+        model: The model.
+        sentences: Lines.
+        **options: `regions` of `word_surprisal_stream`; fields of `SurprisalOptions` except
+            `top_k`.
+
+    Raises:
+        DataError: There are no sentences, one has no piece, or regions do not tile them.
+        JaxlmError: An option is none of the choices.
+    """
+    return WordSurprisals.joined(word_surprisal_stream(model, sentences, **options))
+
+
+def word_surprisal_stream(
+    model: TrainedModel,
+    sentences: Iterable[Sentence],
+    *,
+    regions: Iterable[Sequence[Region]] | None = None,
+    **options: Any,
+) -> Iterator[WordSurprisals]:
+    """`word_surprisal` of an iterator of any length in constant memory.
+
+    Args:
+        model: The model.
+        sentences: Lines.
+        regions: The regions of each sentence, to sum over in place of words: texts that make up its
+            words, or pairs of a name and such a text.
+        **options: Fields of `SurprisalOptions` except `top_k`.
+
+    Yields:
+        A table for each block of sentences; with `regions` it is of `RegionSurprisals`.
+
+    Raises:
+        DataError: A sentence has no piece, or regions do not tile the sentences.
+        JaxlmError: An option is none of the choices.
+    """
+    how = SurprisalOptions(**options)
+    ends = [EOS] if how.eos else []
+    given = iter(regions or ())
+    for first, sentences_read, table in scored(model, sentences, how):
+        if how.eos:
+            sentences_read = [sentence.with_end() for sentence in sentences_read]
+        if regions is None:
+            yield by_word(table, sentences_read, first)
+            continue
+        of_block = [[*of_sentence, *ends] for of_sentence in islice(given, len(sentences_read))]
+        of_block += [[]] * (len(sentences_read) - len(of_block))
+        yield by_region(table, sentences_read, of_block, first, how.where)
+    more = len([*given])
+    if more:
+        raise DataError(
+            f"regions has {more} lists more than sentences has lines: give one for each line"
+        )
+
+
+def scored(
+    model: TrainedModel, sentences: Iterable[Sentence], how: SurprisalOptions
+) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
+    """Reads and scores sentences block by block.
+
+    Args:
+        model: The model.
+        sentences: As `surprisal_stream` takes them.
+        how: The options.
+
+    Yields:
+        Of each block the number of its first sentence, how its sentences are read, and the
+        table of their tokens.
+
+    Raises:
+        DataError: A sentence has no words, or an unknown word is refused.
+        JaxlmError: These are no sentences.
+    """
+    scoring = how.scoring or scoring_of(model, how)
+    if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
+        raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
+    read = sentence_reader(model, how)
+    first = how.first
+    for lines in blocks(sentences, how.block):
+        encoded = [
+            as_given(read(line, how.oov, how.where(number)))
+            for number, line in enumerate(lines, first)
+        ]
+        scores = scoring([sentence.ids for sentence in encoded])
+        yield first, encoded, surprisals(scores, model.vocab, encoded, how, first)
+        first += len(lines)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
-from jaxlm.scoring.sentences import SentenceReader, in_regions, sentence_nats
+from jaxlm.scoring.scorers import SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.sentences import in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
-from jaxlm.scoring.token_scores import Scoring
+from jaxlm.scoring.trained_model import TrainedModel
 
 # A condition's name, and a region's number from 1, or ALL.
 Region = tuple[str, int]
@@ -222,24 +223,30 @@ def read_suite(path: str | Path) -> Suite:
     return Suite(str(meta.get("name", Path(path).stem)), predictions, items, where)
 
 
-def score_suite(
-    scoring: Scoring,
-    read: SentenceReader,
-    suite: Suite,
-    oov: str,
+def syntaxgym(
+    model: TrainedModel,
+    suite: str | Path | Suite,
+    *,
+    oov: str = "unk",
+    **options: Any,
 ) -> SuiteResult:
-    """Scores a suite, each sentence by itself.
+    """Results of a SyntaxGym test suite, each sentence scored by itself.
 
     Args:
-        scoring: Scores sentences.
-        read: Reads sentences.
-        suite: The suite.
+        model: The model.
+        suite: Its JSON file, or what `read_suite` made of it.
         oov: Unknown words are read as `<unk>` ("unk") or refused ("error").
+        **options: As `minimal_pairs` takes them.
 
     Raises:
-        DataError: A word is refused, or a sentence has no words.
+        DataError: The suite is malformed, an unknown word is refused, or a sentence has no words.
     """
+    how = SurprisalOptions(context="sentence", **options)
     checked_value("oov", oov, str, choices=("unk", "error"))
+    if not isinstance(suite, Suite):
+        suite = read_suite(suite)
+    scoring = scoring_of(model, how, full=False)
+    read = sentence_reader(model, how)
     sentences = []
     starts = []  # of the regions of each sentence
     for item in suite.items:

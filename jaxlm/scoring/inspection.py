@@ -1,0 +1,72 @@
+"""What a network has learnt: the states of its layers, and words that lie near each other."""
+
+import jax
+import numpy as np
+
+from jaxlm.base.errors import DataError
+from jaxlm.base.fields import checked_value
+from jaxlm.scoring.reading import FREE, carries
+from jaxlm.scoring.scorers import SurprisalOptions, sentence_reader
+from jaxlm.scoring.sentences import Sentence
+from jaxlm.scoring.trained_model import TrainedModel
+
+
+def states(
+    model: TrainedModel,
+    words: Sentence,
+    *,
+    tokenizer: str | None = None,
+    where: str = "the sentence",
+) -> dict[str, np.ndarray]:
+    """The state of every layer after each of N words of a sentence; `<eos>` is read first.
+
+    Args:
+        model: The model.
+        words: A line, or a list of words.
+        tokenizer: Name of the tokenizer.
+        where: Names the sentence in an error.
+
+    Returns:
+        Arrays [N, ...] by name, as in `lstm.0.c`.
+
+    Raises:
+        DataError: A word is refused, or there is none.
+    """
+    read = sentence_reader(model, SurprisalOptions(tokenizer=tokenizer))
+    ids = read(words, "unk", where).ids[:-1]
+    # Padded, so that few lengths are compiled.
+    after = carries(model.network, np.pad(ids, (0, -len(ids) % FREE)))
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if "." not in name:  # a layer whose carry is one array
+            name = f"{name}.h"
+        arrays[f"{model.config.kinds['model']}.{name}"] = np.asarray(leaf)[1 : len(ids), 0]
+    return arrays
+
+
+def neighbors(model: TrainedModel, word: str, k: int = 10) -> list[tuple[str, float]]:
+    """The other words nearest to a word, with the cosine of their embeddings.
+
+    Args:
+        model: The model.
+        word: A word of the vocabulary.
+        k: How many.
+
+    Raises:
+        DataError: The word is unknown.
+    """
+    checked_value("k", k, int, low=1)
+    vocab = model.vocab
+    word = model.as_known(word)
+    if word not in vocab.ids:
+        raise DataError(
+            f"{word!r} is not among the {len(vocab):,} words of this model's vocabulary"
+        )
+    place = vocab.ids[word]
+    embedding = np.asarray(model.params["embedding"])
+    unit = embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit[place]
+    cosine[place] = -np.inf
+    nearest = np.argsort(-cosine, kind="stable")[: min(k, len(vocab) - 1)]
+    return [(vocab.words[i], float(cosine[i])) for i in nearest]
