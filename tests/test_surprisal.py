@@ -622,7 +622,7 @@ def test_an_output_that_cannot_be_is_refused_before_a_text_is_read(
 
 def test_an_adapted_model_appears_whole_or_not_at_all(run, text, tmp_path, capsys):
     flags = ["surprisal", run, str(text), "--adapt", "0.1", "--oov", "error", "--save-adapted"]
-    assert main([*flags, str(tmp_path)]) == 1 and "exists already" in capsys.readouterr().err
+    assert main([*flags, str(tmp_path)]) == 1 and "of this name already" in capsys.readouterr().err
     before = sorted(tmp_path.iterdir())
     assert main([*flags, str(tmp_path / "adapted")]) == 1 and "zebra" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before

@@ -17,7 +17,6 @@ from jaxlm.cli.ending import UNPARSED, fail
 
 LARGEST = 2**31 - 1
 BETWEEN_GROUPS = Path("-")  # a `--` on the command line, as `two_groups` leaves it among the paths
-_LETTERS = {int: "N", float: "X"}  # what help calls the value of a field
 _NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 
 
@@ -233,16 +232,16 @@ def fields_of(kind: type, *names: str, rare: bool = False) -> Adder:
     def add(parser: Parser) -> None:
         for name in names:
             spec = specs(kind)[name]
+            flag = "--" + name.replace("_", "-")
+            if spec.type is bool:
+                switch(flag, spec.help)(parser)
+                continue
             default = getattr(kind, name)
             options: dict[str, Any] = {"type": spec.type, "default": default}
             if spec.choices:
                 options["choices"] = spec.choices
-            if spec.type is bool:
-                options = {"action": "store_true"}
             help = f"{spec.help} (default {default})" if default else spec.help
-            flag = "--" + name.replace("_", "-")
-            metavar = "" if spec.choices else _LETTERS.get(spec.type, "")
-            argument(flag, metavar, help, rare=rare, **options)(parser)
+            argument(flag, "", help, rare=rare, **options)(parser)
 
     return add
 

@@ -113,7 +113,7 @@ class _Block(NamedTuple):
     where: Callable[[int], str]
 
 
-# Makes a table of sentences: (model, sentences, **fields of `SurprisalOptions`).
+# Makes a table of sentences: (model, sentences, fields of `SurprisalOptions` by name).
 _TableOf = Callable[..., Any]
 
 
@@ -124,40 +124,24 @@ class _Run:
     Attributes:
         lm: The model.
         scoring: What `LanguageModel.scorer` or `adaptive` returned.
-        counts: How often each word is in a text, where that is asked for and known.
         words: How many words there were.
         unknown: Those of them that are outside the vocabulary.
     """
 
     lm: LanguageModel
     scoring: Any
-    counts: Mapping[str, int] | None
     words: int = 0
     unknown: Counter[str] = field(default_factory=Counter)
 
-    def columns(
-        self,
-        args: argparse.Namespace,
-        table_of: _TableOf,
-        block: _Block,
-        options: Mapping[str, Any],
-    ) -> Columns:
-        """The table of a block."""
+    def table(self, table_of: _TableOf, block: _Block) -> Any:
+        """The table of a block, whose words are counted."""
         table = table_of(
-            self.lm,
-            block.lines,
-            where=block.where,
-            first=block.first,
-            scoring=self.scoring,
-            **options,
+            self.lm, block.lines, where=block.where, first=block.first, scoring=self.scoring
         )
         words, unknown = table.words_and_unknown()
         self.words += words
         self.unknown.update(unknown)
-        columns = dict(LAYOUTS[args.layout](table))
-        if args.predictors:
-            columns |= predictors(self.lm, table, self.counts)
-        return columns
+        return table
 
 
 @command(
@@ -212,28 +196,40 @@ def surprisal(args: argparse.Namespace) -> None:
     names = [path.name for path in paths]
     if len({*names}) < len(names):
         names = [*map(str, paths)]
-    lms = {
-        name: open_model(path, args.checkpoint, args.data_dir)
-        for name, path in zip(names, paths, strict=True)
-    }
-    scorings = {
-        name: lm.scorer(**options) if args.adapt is None else lm.adaptive(args.adapt, **options)
-        for name, lm in lms.items()
-    }
+    runs: dict[str, _Run] = {}
+    for name, path in zip(names, paths, strict=True):
+        lm = open_model(path, args.checkpoint, args.data_dir)
+        adaptive = args.adapt is not None
+        scoring = lm.adaptive(args.adapt, **options) if adaptive else lm.scorer(**options)
+        runs[name] = _Run(lm, scoring)
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
-    table_of = _table_function(args, stimuli, {lm.vocab.kind for lm in lms.values()})
+    kinds = {run.lm.vocab.kind for run in runs.values()}
+    table_of = partial(_table_function(args, stimuli, kinds), **options)
     hub = HubModel(args.hub) if args.hub else None
-    runs = {name: _Run(lm, scorings[name], _counts(args, name, lm)) for name, lm in lms.items()}
+    given = read_counts(args.frequencies) if args.frequencies else None
+    counts = {}
+    if args.predictors:
+        counts = {name: given or _word_counts(name, run.lm) for name, run in runs.items()}
+    adapted = None
     with ExitStack() as stack:
-        if args.save_adapted:
-            stack.enter_context(_keeping(args, runs[names[0]]))
         default_format = args.layout if stimuli is None else "csv"
         write = stack.enter_context(_writer(args.output, args.format or default_format))
+        if args.save_adapted:
+            with files.explained(RunDirError, f"cannot make the run {args.save_adapted}"):
+                adapted = stack.enter_context(files.new_folder(args.save_adapted))
         for block in _blocks(args.texts, stimuli):
-            columns = {
-                name: run.columns(args, table_of, block, options) for name, run in runs.items()
-            }
-            write(_joined(args, columns, hub, stimuli), block.first == 1)
+            tables = {}
+            for name, run in runs.items():
+                table = run.table(table_of, block)
+                tables[name] = dict(LAYOUTS[args.layout](table))
+                if args.predictors:
+                    tables[name] |= predictors(run.lm, table, counts[name])
+            write(_joined(args, tables, hub, stimuli), block.first == 1)
+        if adapted:
+            (run,) = runs.values()
+            _keep(
+                adapted, run, f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
+            )
     subject = "critical spans have words" if args.spans else "words are"
     for name, run in runs.items():
         whose = f" of {name}" if len(runs) > 1 else ""
@@ -381,15 +377,8 @@ def _table_function(
     return LanguageModel.surprisal
 
 
-def _counts(args: argparse.Namespace, name: str, lm: LanguageModel) -> Mapping[str, int] | None:
-    """How often each word is in --frequencies or in a run's training text, for --predictors.
-
-    None, with a note, without the text.
-    """
-    if not args.predictors:
-        return None
-    if args.frequencies:
-        return read_counts(args.frequencies)
+def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
+    """How often each word is in a run's training text; None, with a note, without the text."""
     try:
         return word_counts(lm.find_corpus())
     except DataError as error:  # Its sentence may name flags of other verbs.
@@ -423,19 +412,13 @@ def _joined(
     return stimuli.beside(columns, (args.regions, args.region_names))
 
 
-@contextmanager
-def _keeping(args: argparse.Namespace, run: _Run) -> Iterator[None]:
-    """Opens the folder of --save-adapted before hours of scoring, and fills it afterwards."""
+def _keep(folder: files.Folder, run: _Run, note: str) -> None:
+    """Fills the folder of --save-adapted with the run's model as it has learnt."""
     lm = run.lm
-    note = f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
-    with ExitStack() as stack:
-        with files.explained(RunDirError, f"cannot make the run {args.save_adapted}"):
-            folder = stack.enter_context(files.new_folder(args.save_adapted))
-        yield
-        corpus = unread_corpus(
-            lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus
-        )
-        keep_model(folder, lm.config.replace(epochs=0), run.scoring.params, corpus)
+    corpus = unread_corpus(
+        lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus
+    )
+    keep_model(folder, lm.config.replace(epochs=0), run.scoring.params, corpus)
 
 
 def _blocks(texts: Sequence[Path], stimuli: StimulusTable | None = None) -> Iterator[_Block]:

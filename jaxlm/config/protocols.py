@@ -173,22 +173,18 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
             f"protocol must be {either(list(PROTOCOLS))}, or an object of theirs, such as Cache(); "
             f"it is {protocol!r:.200}"
         )
+    known = specs(type(protocol))
     for name in values:
-        if name not in specs(type(protocol)):
-            raise JaxlmError(_unknown_field(protocol, name))
+        having = [other for other, kind in PROTOCOLS.items() if name in specs(kind)]
+        if name not in known and having:
+            raise JaxlmError(
+                f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
+                f"{protocol.kind_name}: leave it out, or choose that protocol"
+            )
+        if name not in known:
+            near = nearest(name, list(known))
+            raise JaxlmError(f"the protocol {protocol.kind_name} has no {name!r}{near}")
     return checked(replace(protocol, **values))
-
-
-def _unknown_field(protocol: Plain, name: str) -> str:
-    """The message about a field that a protocol does not have."""
-    having = [other for other, kind in PROTOCOLS.items() if name in specs(kind)]
-    if having:
-        return (
-            f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
-            f"{protocol.kind_name}: leave it out, or choose that protocol"
-        )
-    known = list(specs(type(protocol)))
-    return f"the protocol {protocol.kind_name} has no {name!r}{nearest(name, known)}"
 
 
 def described(protocol: Plain) -> str:

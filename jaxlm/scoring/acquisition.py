@@ -75,8 +75,7 @@ def read_children(path: Path) -> dict[str, float]:
     shares = np.stack([table.decimals(str(month)) for month in months], 1)
     ages: dict[str, float | None] = {}
     for word, of_word in zip(table.sentences, shares, strict=True):
-        known = np.isfinite(of_word)
-        ages.setdefault(word, _age(np.array(months)[known], of_word[known]))
+        ages.setdefault(word, _age(np.array(months), of_word))
     return {word: age for word, age in ages.items() if age is not None}
 
 
@@ -121,41 +120,39 @@ def _crossing(
     guess: Sequence[float],
     **bounds: Any,
 ) -> float | None:
-    """Where a sigmoid fitted to points reaches a level; None where it never does."""
+    """Where a sigmoid fitted to points reaches a level; None where it does not among them."""
+    if len(x) < _FEWEST:
+        return None
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)  # A flat curve is told below.
             curve, _ = curve_fit(_sigmoid, x, y, p0=guess, maxfev=_MOST_TRIES, **bounds)
-    except (RuntimeError, ValueError, TypeError):  # No fit; points that are no numbers, too few.
+    except (RuntimeError, ValueError, TypeError):  # No fit; points that are no numbers.
         return None
     height, slope, middle, floor = curve
     if slope <= 0 or height <= 0 or not floor < level < floor + height:
         return None
-    return float(middle - np.log(height / (level - floor) - 1) / slope)
+    place = float(middle - np.log(height / (level - floor) - 1) / slope)
+    return place if x[0] <= place <= x[-1] else None
 
 
 def _age(months: np.ndarray, shares: np.ndarray) -> float | None:
     """The month in which half of the children know a word."""
-    if len(months) < _FEWEST:
+    known = np.isfinite(shares)
+    months = months[known]
+    if not len(months):
         return None
-    guess = (1.0, 0.1, months.mean(), 0.0)
     bounds = ((0, 0, months[0], -0.5), (2.0, 1.0, months[-1], 0.5))
-    age = _crossing(months, shares, 0.5, guess, bounds=bounds)
-    if age is None or not months[0] <= age <= months[-1]:
-        return None
-    return age
+    guess = (1.0, 0.1, months.mean(), 0.0)
+    return _crossing(months, shares[known], 0.5, guess, bounds=bounds)
 
 
 def _learnt(words: Sequence[int], surprisals: Sequence[float]) -> float | None:
     """log10 of how many words had been seen when one was halfway from chance to its best."""
     known = np.isfinite(surprisals)
-    steps = np.array(words)[known]
+    if not known.any():
+        return None
+    x = np.log10(np.array(words)[known] + 1)
     scores = -np.array(surprisals)[known]
-    if len(scores) < _FEWEST:
-        return None
-    x = np.log10(steps + 1)
     guess = (np.ptp(scores), 1.0, x.mean(), scores.min())
-    learnt = _crossing(x, scores, -_CHANCE - 0.5 * (-_CHANCE - scores.max()), guess)
-    if learnt is None or not steps[0] <= 10**learnt - 1 <= steps[-1]:
-        return None
-    return learnt
+    return _crossing(x, scores, -_CHANCE - 0.5 * (-_CHANCE - scores.max()), guess)

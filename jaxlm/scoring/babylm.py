@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from jaxlm.base.errors import DataError
 from jaxlm.scoring.acquisition import Heard, curve_fitness, read_children, read_contexts
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.regression import r_squared
-from jaxlm.scoring.sentences import blocks
+from jaxlm.scoring.sentences import blocks, character_ends
 from jaxlm.scoring.stimuli import json_lines, read_table
 
 _BLOCK = 1 << 14  # texts that are sorted by length together
@@ -173,18 +172,17 @@ class Completions:
         # Equal texts get equal numbers, so that a tie is one.
         unique = {ids.tobytes(): ids.astype(np.int32) for ids in texts if len(ids) > 1}
         score = self.lm.scorer(full=False, boundary="published")
-        summed = {}
+        nats = {}
         for block in blocks(unique.items(), _BLOCK):
-            nats = score([ids for _, ids in block]).nats.astype(float)
+            scores = score([ids for _, ids in block]).nats.astype(float)
             lengths = [len(ids) - 1 for _, ids in block]
-            for (key, _), of_text in zip(block, np.split(nats, np.cumsum(lengths)), strict=False):
-                # The sums of the last 0, 1, ... tokens.
-                summed[key] = np.append(0.0, -np.cumsum(of_text[::-1]))
-        none = np.zeros(1)
-        of_texts = [summed.get(ids.tobytes(), none) for ids in texts]
-        return np.array(
-            [sums[min(end, len(sums) - 1)] for sums, end in zip(of_texts, ends, strict=True)]
-        )
+            of_texts = np.split(scores, np.cumsum(lengths)[:-1])
+            nats.update((key, of_text) for (key, _), of_text in zip(block, of_texts, strict=True))
+        last = [
+            nats.get(ids.tobytes(), np.zeros(0))[::-1][:end]
+            for ids, end in zip(texts, ends, strict=True)
+        ]
+        return -np.array([sum(of_end.tolist()) for of_end in last], float)
 
     def _first(self, completion: Completion, tokens: Sequence[str]) -> int:
         """The first token that ends behind the first character of the completion."""
@@ -194,19 +192,11 @@ class Completions:
         if self.lm.vocab.kind == "words":
             # Of a word that is cut the rest is one word too.
             return len(tokens) - len(self.lm.tokens(completion.text[start:], self.tokenizer))
-        ends = _ends(self.lm, tokens)
+        ends = character_ends(self.lm.vocab, tokens)
         if ends[-1] != len(completion.text):  # Reading has changed the text.
             prefix = self.lm.tokens(completion.text[:start])
-            start = int(_ends(self.lm, prefix)[-1])
+            start = character_ends(self.lm.vocab, prefix)[-1]
         return int(np.searchsorted(ends, start, "right"))
-
-
-def _ends(lm: LanguageModel, tokens: Sequence[str]) -> np.ndarray:
-    """Behind which character of the text as it is read each token ends, where they are no words."""
-    lengths = []
-    for data in map(lm.vocab.tokens.data, tokens):
-        lengths.append(sum(byte & 0xC0 != 0x80 for byte in data))  # characters that begin in it
-    return np.fromiter(accumulate(lengths), int)
 
 
 def babylm(

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jaxtyping import Array
 
 from jaxlm.base.errors import DataError, Diverged
 from jaxlm.base.fields import checked_value
@@ -120,7 +121,7 @@ class DynamicReader(Reader):
 
         return jax.tree.map(step, params, trained, grads, times, self.rms)
 
-    def _mean(self, rms: Params) -> jax.Array:
+    def _mean(self, rms: Params) -> Array:
         """The mean that RMS is compared with."""
         protocol = self.protocol
         tensors = jax.tree.leaves(rms)
@@ -212,8 +213,8 @@ def text_gradient(
     tokens: Tokens,
     carry: Carry,
     optimizer: Optimizer | None = None,
-    length: jax.Array | None = None,
-) -> tuple[Params, tuple[jax.Array, Carry]]:
+    length: Array | None = None,
+) -> tuple[Params, tuple[Array, Carry]]:
     """The gradient of the mean nats of the targets that count.
 
     Args:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.base.fields import checked_value
@@ -73,10 +74,10 @@ class Position(NamedTuple):
     """
 
     carry: Carry
-    token: jax.Array
-    step: jax.Array
-    done: jax.Array
-    seen: jax.Array | None
+    token: Array
+    step: Array
+    done: Array
+    seen: Array | None
 
 
 def texts_of(
@@ -264,7 +265,7 @@ def _advanced(
     network: Network,
     sampling: Sampling,
     position: Position,
-    key: jax.Array,
+    key: Array,
     tokens: int | None,
     end: int,
 ) -> Iterator[Chunk]:
@@ -460,9 +461,9 @@ def _next_word(
 
 def next_logits(
     network: Network,
-    token: jax.Array,
+    token: Array,
     carry: Carry,
-) -> tuple[jax.Array, Carry]:
+) -> tuple[Array, Carry]:
     """Reads one token of each text.
 
     Args:

@@ -11,7 +11,7 @@ Letters: `W` words, `N` times, `I` items.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,24 +107,24 @@ def read_times(path: str | Path, names: Mapping[str, str | None] | None = None) 
     table = read_table(path, *known["word"])
 
     def name_of(column: str) -> str:
-        found = [name for name in known[column] if name in table.columns]
-        return (found or [*known[column]])[0]
+        present = [name for name in known[column] if name in table.columns]
+        return (present or [*known[column]])[0]
 
     def has(column: str) -> bool:
         return name_of(column) in table.columns or known[column] != COLUMNS[column]
 
     items = np.unique(table.cells(name_of("item")), return_inverse=True)[1]
     positions = table.decimals(name_of("position"))
-    order = np.lexsort((positions, items))
-    words = np.char.strip(table.sentences)[order]
-    new = np.append(True, (np.diff(items[order]) != 0) | (np.diff(positions[order]) != 0))
-    odd = np.isnan(positions[order]) | (~new & (words != np.roll(words, 1)))
+    places, rows, read = np.unique(
+        np.stack([items, positions], 1), axis=0, return_index=True, return_inverse=True
+    )
+    read = read.ravel()
+    words = np.char.strip(table.sentences)
+    odd = np.isnan(positions) | (words != words[rows][read])
     if odd.any():
-        row = int(order[odd.argmax()])
+        row = int(odd.argmax())
         expected = f"expected the position of {table.sentences[row]!r:.40} and one word at each"
         raise DataError(f"{table.where(row + 1)}: {expected} position of an item")
-    read = np.empty(len(order), int)
-    read[order] = np.cumsum(new) - 1
     times = table.decimals(name_of("time"))
     positive = times > 0
     participants = frequencies = None
@@ -132,11 +132,11 @@ def read_times(path: str | Path, names: Mapping[str, str | None] | None = None) 
         readers = np.unique(table.cells(name_of("participant")), return_inverse=True)[1]
         participants = readers[positive]
     if has("frequency"):
-        frequencies = table.decimals(name_of("frequency"))[order][new]
+        frequencies = table.decimals(name_of("frequency"))[rows]
     return ReadingTimes(
-        words=words[new],
-        items=items[order][new],
-        positions=positions[order][new],
+        words=words[rows],
+        items=items[rows],
+        positions=places[:, 1],
         frequencies=frequencies,
         read=read[positive],
         times=times[positive],
@@ -204,29 +204,25 @@ def gains_of(
     lengths = [len(word) for word in corpus.words.tolist()]
     baseline = [corpus.positions, *with_before(lengths), *with_before(corpus.frequencies)]
     added = {name: with_before(of_model) for name, of_model in surprisals.items()}
-    predictors_of_all = [*baseline, *(column for columns in added.values() for column in columns)]
-    rows = _rows_of(corpus, predictors_of_all, mixed, folds)
+    rows = _rows_of(corpus, [*baseline, *chain.from_iterable(added.values())], mixed, folds)
     without = rows.log_densities(baseline)
     everything = np.full(len(rows.times), True)
-    sums = {}
-    results = []  # name, sums of items, what a model alone has
+    sums = {}  # of each item, by model or by two
+    measures = {}  # what a model alone has
     for name, columns in added.items():
-        predictors_of_model = [*baseline, *columns]
-        sums[name] = rows.log_densities(predictors_of_model) - without
-        slopes = rows.fitted(predictors_of_model, everything).coefficients[-2:].tolist()
-        perplexity = float(2 ** np.nanmean(surprisals[name]))
-        results.append((name, sums[name], (perplexity, *slopes)))
+        with_model = [*baseline, *columns]
+        sums[name] = rows.log_densities(with_model) - without
+        slopes = rows.fitted(with_model, everything).coefficients[-2:].tolist()
+        measures[name] = (float(2 ** np.nanmean(surprisals[name])), *slopes)
     for name, other in combinations(added, 2):
-        results.append((f"{name} - {other}", sums[name] - sums[other], ()))
+        sums[f"{name} - {other}"] = sums[name] - sums[other]
     counts = np.bincount(rows.items)
     times = len(rows.times)
-    intervals = _sampled(counts, np.stack([of_items for _, of_items, _ in results], 1))
+    intervals = np.transpose(_sampled(counts, np.stack([*sums.values()], 1))).tolist()
     gains = []
-    for (name, of_items, measures), (low, high, p) in zip(
-        results, np.transpose(intervals).tolist(), strict=True
-    ):
+    for (name, of_items), interval in zip(sums.items(), intervals, strict=True):
         gain = float(of_items.sum() / times)
-        gains.append(Gain(name, gain, low, high, p, times, len(counts), *measures))
+        gains.append(Gain(name, gain, *interval, times, len(counts), *measures.get(name, ())))
     return gains
 
 

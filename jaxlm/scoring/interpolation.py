@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import Interpolation
@@ -88,19 +89,19 @@ class InterpolationReader(Reader):
         shape = tokens.targets.shape
         return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), scores), after
 
-    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
+    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[Array, Any]:
         """The nats of one segment of B texts, as `Reader.nats_of_all`."""
         features, contexts, after = self._features(state, tokens)
         own = -self.network.token_nats(features, tokens.targets)
         return -self._mixed(own, -self.ngram.token_nats(contexts, tokens.targets)), after
 
-    def _features(self, state: Any, tokens: Tokens) -> tuple[jax.Array, jax.Array, Any]:
+    def _features(self, state: Any, tokens: Tokens) -> tuple[Array, Array, Any]:
         carry, context = state
         features, carry = self.network.features(tokens.inputs, carry)
         contexts, context = self.ngram.features(tokens.inputs, context)
         return features, contexts, (carry, context)
 
-    def _mixed(self, own: jax.Array, counted: jax.Array) -> jax.Array:
+    def _mixed(self, own: Array, counted: Array) -> Array:
         """The logarithm of the interpolated probability of two log probabilities."""
         weight = self.protocol.weight
         return jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(weight) + counted)

@@ -11,6 +11,8 @@ from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
 from jaxlm.scoring.scorers import SurprisalOptions, scoring_of, sentence_reader
@@ -192,15 +194,14 @@ def minimal_pairs(
             for pair in block
             for text in (pair.good, pair.bad)
         ]
-        # Equal sentences get equal numbers, so that a tie is one.
-        unique = {sentence.ids.tobytes(): sentence for sentence in sentences}
-        nats = sentence_nats(scoring, [*unique.values()], eos)
-        log_p = {key: -float(of_tokens.sum()) for key, of_tokens in zip(unique, nats, strict=True)}
-        for pair, good, bad in zip(block, sentences[::2], sentences[1::2], strict=True):
+        nats = sentence_nats(scoring, sentences, eos)
+        log_p = [-float(of_tokens.sum()) for of_tokens in nats]
+        for place, pair in enumerate(block):
+            both = slice(2 * place, 2 * place + 2)
+            good, bad = sentences[both]
             unknown = [[*compress(one.tokens, one.oov)] for one in (good, bad)]
-            keys = good.ids.tobytes(), bad.ids.tobytes()
-            alike = keys[0] == keys[1] and unknown[0] != unknown[1]
-            results.append(PairResult(pair, log_p[keys[0]], log_p[keys[1]], alike))
+            alike = np.array_equal(good.ids, bad.ids) and unknown[0] != unknown[1]
+            results.append(PairResult(pair, *log_p[both], alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxlm.config.protocols import Cache
 from jaxlm.models.stack import Carry
@@ -40,9 +41,9 @@ class CacheState(NamedTuple):
     """
 
     carry: Carry
-    keys: jax.Array
-    words: jax.Array
-    position: jax.Array
+    keys: Array
+    words: Array
+    position: Array
 
 
 @jax.tree_util.register_dataclass

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxlm.models.recurrent import Recurrent
 from jaxlm.ngrams.backoff import BackoffModel
@@ -32,14 +33,14 @@ class NgramNetwork:
 
     ngram: BackoffModel = field(metadata={"static": True})
     model: Recurrent = field(metadata={"static": True})
-    begins: jax.Array | None = None
+    begins: Array | None = None
 
     @property
     def _width(self) -> int:
         """C: how many tokens the longest n-gram has before its last."""
         return max(1, self.ngram.order - 1)
 
-    def with_boundaries(self, begins: jax.Array) -> "NgramNetwork":
+    def with_boundaries(self, begins: Array) -> "NgramNetwork":
         """The network, which also scores where words begin.
 
         Args:
@@ -47,16 +48,16 @@ class NgramNetwork:
         """
         return replace(self, begins=begins)
 
-    def carry(self, rows: int = 1) -> jax.Array:
+    def carry(self, rows: int = 1) -> Array:
         """The contexts of B rows before the first token, int32 `[B, C]`: all beginnings."""
         return jnp.full((rows, self._width), self.ngram.begin, jnp.int32)
 
     def features(
         self,
-        tokens: jax.Array,
-        carry: jax.Array,
+        tokens: Array,
+        carry: Array,
         *_: Any,
-    ) -> tuple[jax.Array, jax.Array]:
+    ) -> tuple[Array, Array]:
         """The context after each token.
 
         Args:
@@ -75,7 +76,7 @@ class NgramNetwork:
             contexts = jnp.where(later_ends > 0, self.ngram.begin, contexts)
         return contexts, contexts[-1]
 
-    def logits(self, features: jax.Array, *_: Any) -> jax.Array:
+    def logits(self, features: Array, *_: Any) -> Array:
         """The log probability of every next token, float32 `[..., V]`.
 
         Args:
@@ -86,10 +87,10 @@ class NgramNetwork:
 
     def token_nats(
         self,
-        features: jax.Array,
-        targets: jax.Array,
+        features: Array,
+        targets: Array,
         *_: Any,
-    ) -> jax.Array:
+    ) -> Array:
         """-log p of targets `[T, B]` after contexts `[T, B, C]`, float32.
 
         Args:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from jaxlm.config.protocols import Plain
 from jaxlm.models.stack import Carry
@@ -121,7 +122,7 @@ class Reader:
         scores = jax.tree.map(lambda leaf: leaf[:, None], scores)
         return scores, jax.tree.map(lambda leaf: leaf[None], state)
 
-    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[jax.Array, Any]:
+    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[Array, Any]:
         """The nats [T, B] of `read_all` alone, in the fastest way, and the state after the segment.
 
         Args:
@@ -155,7 +156,7 @@ class ModelReader(Reader):
         temperature = getattr(self.protocol, "temperature", None)
         return own_scores(self.network, features, tokens, detail, temperature), state
 
-    def nats_of_all(self, state: Carry, tokens: Tokens) -> tuple[jax.Array, Carry]:
+    def nats_of_all(self, state: Carry, tokens: Tokens) -> tuple[Array, Carry]:
         """As `Reader.nats_of_all`."""
         features, state = self.network.features(tokens.inputs, state)
         return self.network.token_nats(features, tokens.targets), state
@@ -177,7 +178,7 @@ class GridReader(Reader):
 
     reader: Any
     names: tuple[str, ...] = field(metadata={"static": True})
-    values: tuple[jax.Array, ...]
+    values: tuple[Array, ...]
 
     def start_all(self, texts: int) -> Any:
         """As `Reader.start_all`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from jaxlm.data.windows import batch
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.scorers import UNITS, SurprisalOptions
-from jaxlm.scoring.sentences import Encoded, is_punctuation
+from jaxlm.scoring.sentences import Encoded, character_ends, is_punctuation
 from jaxlm.scoring.stimuli import read_table
 from jaxlm.scoring.surprisal import Surprisals, WordSurprisals
 from jaxlm.scoring.token_scores import TINY
@@ -26,11 +26,8 @@ from jaxlm.scoring.token_scores import TINY
 BLOCK = 1 << 20  # tokens read at once
 
 
-class _Cut(NamedTuple):
-    """A place within a line: the token that it follows, and the surprisal of what lies between."""
-
-    token: int
-    surprisal: float
+# A place within a line: the token that it follows, and the nats of what lies between.
+_Cut = tuple[int, float]
 
 
 def span_surprisal(
@@ -59,48 +56,37 @@ def span_surprisal(
     Raises:
         DataError: A span is not within its sentence, or cuts a token that is a word.
     """
-    how = SurprisalOptions(**options)
-    where = how.where
-    how = replace(how, eos=True, boundary="published", scoring=None)
+    how = replace(SurprisalOptions(**options), eos=True, boundary="published", scoring=None)
     blocks = list(lm.scored(list(sentences), how))
     table = Surprisals.joined(of_block for _, _, of_block in blocks)
     encoded = chain.from_iterable(sentences for _, sentences, _ in blocks)
     in_words = lm.vocab.kind == "words"
+    cut = _cut_between_words if in_words else _cut_in_pieces
     unit = UNITS[how.unit]
     rows = []
-    first_row = 0
-    for number, (given, span, sentence) in enumerate(
-        zip(sentences, spans, encoded, strict=True), 1
-    ):
-        if not in_words:
-            given = given.rstrip()
-        if not 0 <= span[0] < span[1] <= len(given):
-            text = f"the {len(given)} characters"
-            raise DataError(
-                f"{where(number)}: the span {span[0]} to {span[1]} is not within {text}"
-            )
-        if in_words:
-            start, end = (_cut_between_words(given, place, sentence) for place in span)
-            if start is None or end is None:
-                cut = f"the span {span[0]} to {span[1]} cuts a word of {given!r:.80}"
-                raise DataError(f"{where(number)}: {cut}: give whole words")
-        else:
-            start, end = (_cut_in_pieces(lm, given, place, sentence, unit) for place in span)
-        covers = end.token > start.token or not in_words
-        last = end.token + (end.surprisal > 0)
-        pieces = slice(first_row + start.token, first_row + max(last, start.token + covers))
-        whole = table.surprisal[first_row + start.token : first_row + end.token].sum()
+    row = 0  # of the sentence's first token
+    lines = zip(sentences, spans, encoded, strict=True)
+    for number, (line, (start, end), sentence) in enumerate(lines, 1):
+        text = line if in_words else line.rstrip()
+        span = f"{how.where(number)}: the span {start} to {end}"
+        if not 0 <= start < end <= len(text):
+            raise DataError(f"{span} is not within the {len(text)} characters")
+        cuts = [cut(lm, text, place, sentence) for place in (start, end)]
+        if None in cuts:
+            raise DataError(f"{span} cuts a word of {text!r:.80}: give whole words")
+        (first, before), (last, within) = cuts
+        covers = last > first or not in_words
+        pieces = slice(row + first, row + max(last + (within > 0), first + covers))
         numbers = [math.nan] * 3
         if covers:
             numbers = [
-                whole + end.surprisal - start.surprisal,
+                table.surprisal[row + first : row + last].sum() + within / unit - before / unit,
                 table.entropy[pieces.start],
                 table.entropy_reduction[pieces].sum(),
             ]
         tokens = " ".join(table.token[pieces])
-        unknown = table.oov[pieces].any()
-        rows.append((number, 1, given[slice(*span)], tokens, unknown, *numbers))
-        first_row += len(sentence.tokens) + 1
+        rows.append((number, 1, text[start:end], tokens, table.oov[pieces].any(), *numbers))
+        row += len(sentence.tokens) + 1
     columns: list[Any] = [
         list(column) if isinstance(column[0], str) else np.array(column)
         for column in zip(*rows, strict=True)
@@ -108,45 +94,31 @@ def span_surprisal(
     return WordSurprisals(*columns)
 
 
-def _cut_between_words(
-    text: str,
-    place: int,
-    sentence: Encoded,
-) -> _Cut | None:
+def _cut_between_words(lm: LanguageModel, text: str, place: int, sentence: Encoded) -> _Cut | None:
     """A place of a line of words; None where it cuts a word."""
     words = [word.span() for word in re.finditer(r"\S+", text)]
     if any(start < place < end for start, end in words):
         return None
     before = sum(end <= place for _, end in words)
-    return _Cut(int(sentence.starts[before]), 0.0)
+    return int(sentence.starts[before]), 0.0
 
 
-def _cut_in_pieces(
-    lm: LanguageModel,
-    text: str,
-    place: int,
-    sentence: Encoded,
-    unit: float,
-) -> _Cut:
+def _cut_in_pieces(lm: LanguageModel, text: str, place: int, sentence: Encoded) -> _Cut:
     """A place of a line, whose tokens are no words: they may be cut.
 
     A letter and its combining mark may be read as one character.
     """
-    vocab = lm.vocab
     place = len(_as_read(lm, text[:place]))
-    text = _as_read(lm, text)
-    data = map(vocab.tokens.data, sentence.tokens)  # an unknown token as it stands there
-    lengths = [sum(byte & 0xC0 != 0x80 for byte in of_token) for of_token in data]
-    ends = np.cumsum([0, *lengths])
-    token = int(np.flatnonzero(ends <= place)[-1])
-    rest = text[ends[token] : place].encode()
+    ends = [0, *character_ends(lm.vocab, sentence.tokens)]
+    token = int(np.searchsorted(ends, place, "right")) - 1
+    rest = _as_read(lm, text)[ends[token] : place].encode()
     if token == len(sentence.tokens) or not rest:
-        return _Cut(token, 0.0)
-    alike = np.array([of_token.startswith(rest) for of_token in vocab.token_bytes])
+        return token, 0.0
+    alike = np.array([of_token.startswith(rest) for of_token in lm.vocab.token_bytes])
     # The bytes of an unknown letter, or of half a letter, do not say that the token begins so.
     alike[sentence.ids[token + 1]] = True
     p = float(next_word(lm.network, sentence.ids[: token + 1])[alike].sum())
-    return _Cut(token, -math.log(max(p, TINY)) / unit)
+    return token, -math.log(max(p, TINY))
 
 
 def _as_read(lm: LanguageModel, text: str) -> str:

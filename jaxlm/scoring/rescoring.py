@@ -76,13 +76,11 @@ def costs_of(hypotheses: Sequence[Hypothesis], models: Iterable[LanguageModel]) 
         DataError: A model cannot read a text.
     """
     columns = [np.array([hypothesis.costs for hypothesis in hypotheses], float)]
-    texts = list(dict.fromkeys(hypothesis.text for hypothesis in hypotheses))
     for lm in models:
         read = lm.sentence_reader(SurprisalOptions(context="stream"))  # which may be empty
-        sentences = [read(text, "unk", repr(text)) for text in texts]
+        sentences = [read(one.text, "unk", repr(one.text)) for one in hypotheses]
         nats = sentence_nats(lm.scorer(full=False), sentences, eos=True)
-        of_text = dict(zip(texts, (float(of_one.sum()) for of_one in nats), strict=True))
-        columns.append(np.array([[of_text[hypothesis.text]] for hypothesis in hypotheses]))
+        columns.append(np.array([[of_words.sum()] for of_words in nats]))
     columns.append(np.array([[len(hypothesis.text.split())] for hypothesis in hypotheses], float))
     return np.concatenate(columns, 1)
 

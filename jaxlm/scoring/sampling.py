@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import checked, count, float32, number
@@ -52,7 +53,7 @@ class Sampling:
     repetition_penalty: float | None = number(
         None, "above 1 makes earlier words less likely", low=1e-6
     )
-    banned: jax.Array | None = None
+    banned: Array | None = None
 
 
 def sampling_of(
@@ -100,10 +101,10 @@ def sampling_of(
 
 def draw(
     sampling: Sampling,
-    logits: jax.Array,
-    seen: jax.Array | None,
-    uniform: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    logits: Array,
+    seen: Array | None,
+    uniform: Array,
+) -> tuple[Array, Array]:
     """Draws one word for each sample.
 
     Args:
@@ -131,16 +132,16 @@ def draw(
     )
 
 
-def _log_prob(logits: jax.Array, ids: jax.Array) -> jax.Array:
+def _log_prob(logits: Array, ids: Array) -> Array:
     """Log p of one word a row: logits [S, V], ids [S] -> [S]."""
     return jnp.take_along_axis(logits, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, -1)
 
 
 def adjusted(
     sampling: Sampling,
-    logits: jax.Array,
-    seen: jax.Array | None,
-) -> jax.Array:
+    logits: Array,
+    seen: Array | None,
+) -> Array:
     """Logits after the penalty and the ban.
 
     Args:
@@ -157,7 +158,7 @@ def adjusted(
     return jnp.where(sampling.banned, -jnp.inf, logits)
 
 
-def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
+def kept(sampling: Sampling, odds: Array) -> Array:
     """Odds with those of words that are not among the likeliest set to 0.
 
     By top-k, then by top-p among the words that top-k leaves, then by min-p.
@@ -177,7 +178,7 @@ def kept(sampling: Sampling, odds: jax.Array) -> jax.Array:
     return odds
 
 
-def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def likeliest(odds: Array, enough: Callable[[Array], Array]) -> Array:
     """Odds with those that are not needed set to 0.
 
     In each row the odds below t are, the largest t in [0, 1] for which `enough(odds >= t)`. The
@@ -203,7 +204,7 @@ def likeliest(odds: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.
     return jnp.where(odds >= lax.bitcast_convert_type(low, jnp.float32)[:, None], odds, 0)
 
 
-def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pick(odds: Array, uniform: Array) -> tuple[Array, Array]:
     """A word of each row in proportion to its odds, by the inverse of their running sum.
 
     The sum has two levels, blocks of 128 words and the words of one block, so that no running sum
@@ -231,7 +232,7 @@ def pick(odds: jax.Array, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
     return (block * LANES + place).astype(jnp.int32), words[rows, place] / total
 
 
-def _first_above(sums: jax.Array, target: jax.Array) -> jax.Array:
+def _first_above(sums: Array, target: Array) -> Array:
     """Where running sums [S, n] first exceed the target [S].
 
     Where rounding lets none exceed it, where they last grow.

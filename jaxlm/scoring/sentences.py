@@ -338,17 +338,19 @@ def sentence_nats(
     sentences: Sequence[Encoded],
     eos: bool = False,
 ) -> list[np.ndarray]:
-    """`word_nats` of the tokens [n] of each sentence.
+    """`word_nats` of the tokens [n] of each sentence; equal sentences get equal numbers.
 
     Args:
         scoring: Scores the sentences.
         sentences: The sentences.
         eos: Whether the `<eos>` after the tokens is scored too.
     """
-    read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in sentences]
+    unique = {sentence.ids.tobytes(): sentence for sentence in sentences}
+    read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in unique.values()]
     lengths = [len(ids) - 1 for ids in read]
-    nats = np.split(word_nats(scoring(read), sentences, lengths), np.cumsum(lengths)[:-1])
-    return [part[: len(one.tokens) + eos] for part, one in zip(nats, sentences, strict=True)]
+    nats = word_nats(scoring(read), [*unique.values()], lengths)
+    of_ids = dict(zip(unique, np.split(nats, np.cumsum(lengths)[:-1]), strict=True))
+    return [of_ids[one.ids.tobytes()][: len(one.tokens) + eos] for one in sentences]
 
 
 def encode(
@@ -397,6 +399,17 @@ def encode(
     ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
     whole = np.arange(len(tokens) + 1)
     return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])
+
+
+def character_ends(vocab: Vocab, tokens: Iterable[str]) -> list[int]:
+    """Behind which character of their text tokens end [n], where they are no words.
+
+    Args:
+        vocab: The vocabulary.
+        tokens: Names of tokens; an unknown one is as it stands there.
+    """
+    texts = map(vocab.tokens.data, tokens)
+    return [*accumulate(sum(byte & 0xC0 != 0x80 for byte in text) for text in texts)]
 
 
 def check_words(sentence: object) -> list[str]:

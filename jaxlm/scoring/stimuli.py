@@ -138,7 +138,6 @@ def _parts(cell: str) -> list[str]:
 
 def source(path: str | Path) -> str:
     """The name of a text in errors, of which "-" is standard input."""
-    checked_value("a file of stimuli", path, Path)
     if str(path) == "-":
         return "standard input"
     return str(path)
@@ -159,7 +158,7 @@ def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str
     Raises:
         DataError: There is no such text, or it is empty, not UTF-8, binary, or has too long a line.
     """
-    name = source(path)
+    name = source(checked_value("a file of stimuli", path, Path))
     rest = bytearray()
     done = 0
 

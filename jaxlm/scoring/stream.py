@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from jaxlm.base.errors import DataError
 from jaxlm.config.protocols import Plain
@@ -28,10 +29,10 @@ BLOCK = 1 << 16
 def eval_step(
     model: Recurrent,
     params: Params,
-    inputs: jax.Array,
-    targets: jax.Array,
+    inputs: Array,
+    targets: Array,
     carry: Carry,
-) -> tuple[jax.Array, Carry]:
+) -> tuple[Array, Carry]:
     """Evaluates one window, in float32 and without noise.
 
     Args:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, drop_words
@@ -41,9 +42,9 @@ class Network(NamedTuple):
 
     model: Recurrent
     params: Params
-    begins: jax.Array | None = None
+    begins: Array | None = None
 
-    def with_boundaries(self, begins: jax.Array) -> "Network":
+    def with_boundaries(self, begins: Array) -> "Network":
         """The network, which also scores where words begin: at the tokens `begins` [V]."""
         return self._replace(begins=begins)
 
@@ -53,11 +54,11 @@ class Network(NamedTuple):
 
     def features(
         self,
-        tokens: jax.Array,
+        tokens: Array,
         carry: Carry,
         noise: Noise | None = None,
-        length: jax.Array | None = None,
-    ) -> tuple[jax.Array, Carry]:
+        length: Array | None = None,
+    ) -> tuple[Array, Carry]:
         """Runs the layers over some tokens.
 
         Args:
@@ -74,7 +75,7 @@ class Network(NamedTuple):
         x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
         return stack.features(model, self.params, noise, x, carry, length)
 
-    def logits(self, features: jax.Array, noise: Noise | None = None) -> jax.Array:
+    def logits(self, features: Array, noise: Noise | None = None) -> Array:
         """The logits of a few rows of features; of a mixture of softmaxes, log p.
 
         Args:
@@ -88,10 +89,10 @@ class Network(NamedTuple):
 
     def token_nats(
         self,
-        features: jax.Array,
-        targets: jax.Array,
+        features: Array,
+        targets: Array,
         noise: Noise | None = None,
-    ) -> jax.Array:
+    ) -> Array:
         """The nats of each target, never holding logits [T, B, V].
 
         Args:
@@ -114,9 +115,9 @@ class Tokens(NamedTuple):
         counted: Whether each target counts; padding does not.
     """
 
-    inputs: jax.Array
-    targets: jax.Array
-    counted: jax.Array
+    inputs: Array
+    targets: Array
+    counted: Array
 
 
 class TokenScores(NamedTuple):
@@ -169,7 +170,7 @@ class Detail(NamedTuple):
 NATS_ALONE = Detail(full=False)
 
 
-def nats_alone(nats: jax.Array) -> TokenScores:
+def nats_alone(nats: Array) -> TokenScores:
     """Scores of which only the nats [N, ...] are known; the other columns are zero or empty."""
     none = jnp.zeros((*nats.shape, 0))
     zeros = jnp.zeros_like(nats)
@@ -178,7 +179,7 @@ def nats_alone(nats: jax.Array) -> TokenScores:
 
 def own_scores(
     network: Network,
-    features: jax.Array,
+    features: Array,
     tokens: Tokens,
     detail: Detail,
     temperature: Any = None,
@@ -204,23 +205,23 @@ def own_scores(
         on_cpu: bool,
         network: Network,
         temperature: Any,
-        *columns: jax.Array,
+        *columns: Array,
     ) -> TokenScores:
         R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
-        def score(rows: jax.Array, ids: jax.Array) -> TokenScores:
+        def score(rows: Array, ids: Array) -> TokenScores:
             logits = network.logits(rows)
             if temperature is not None:
                 logits = logits / temperature
             return score_logits(logits, ids, detail, network.begins)
 
-        def score_chunk(chunk: tuple[jax.Array, ...]) -> TokenScores:
+        def score_chunk(chunk: tuple[Array, ...]) -> TokenScores:
             rows, ids, counted = chunk
             shapes = jax.eval_shape(score, rows, ids)
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             return lax.cond(counted.any(), score, lambda *_: zeros, rows, ids)
 
-        def chunks_of(column: jax.Array) -> jax.Array:
+        def chunks_of(column: Array) -> Array:
             rows = merged(column)
             rows = jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1)))
             return rows.reshape(-1, R, *rows.shape[1:])
@@ -231,16 +232,16 @@ def own_scores(
     return by_platform(in_chunks, network, temperature, features, tokens.targets, tokens.counted)
 
 
-def merged(array: jax.Array) -> jax.Array:
+def merged(array: Array) -> Array:
     """The array with its first two axes as one."""
     return array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
 
 
 def score_logits(
-    logits: jax.Array,
-    targets: jax.Array,
+    logits: Array,
+    targets: Array,
     detail: Detail,
-    begins: jax.Array | None = None,
+    begins: Array | None = None,
 ) -> TokenScores:
     """The scores of tokens, given logits, which need not be normalised.
 
@@ -258,10 +259,10 @@ def score_logits(
     total = odds.sum(1)
 
     def scores(
-        logits: jax.Array,
-        odds: jax.Array,
-        total: jax.Array,
-        picked: jax.Array,
+        logits: Array,
+        odds: Array,
+        total: Array,
+        picked: Array,
     ) -> TokenScores:
         log_total = jnp.log(total)
         entropy = rank = boundary = jnp.zeros(len(targets))
