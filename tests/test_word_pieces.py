@@ -34,7 +34,8 @@ from jaxlm.scoring import reading_times
 from jaxlm.scoring.generation import first_words
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.reading_times import span_surprisal
-from jaxlm.scoring.sentences import Boundaries, _cut
+from jaxlm.scoring.sentence_reader import _cut
+from jaxlm.scoring.sentences import Boundaries
 from jaxlm.scoring.syntaxgym import Item, Suite
 
 TEXT = "ab, a b,c.\n"

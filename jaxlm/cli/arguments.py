@@ -238,10 +238,12 @@ def fields_of(kind: type, *names: str, rare: bool = False) -> Adder:
                 continue
             default = getattr(kind, name)
             options: dict[str, Any] = {"type": spec.type, "default": default}
+            metavar = "N"
             if spec.choices:
+                metavar = ""
                 options["choices"] = spec.choices
             help = f"{spec.help} (default {default})" if default else spec.help
-            argument(flag, "", help, rare=rare, **options)(parser)
+            argument(flag, metavar, help, rare=rare, **options)(parser)
 
     return add
 

@@ -45,8 +45,9 @@ from jaxlm.data.text import read_errors
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
-from jaxlm.scoring.scorers import UNITS, SurprisalOptions
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
 from jaxlm.scoring.syntaxgym import read_suite
 
@@ -246,7 +247,7 @@ def states(args: argparse.Namespace) -> None:
     """Writes the state of every layer after each word."""
     lm = open_model(args.run, args.checkpoint)
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    read = lm.sentence_reader(SurprisalOptions(tokenizer=args.tokenizer))
+    read = SentenceReader(lm, SurprisalOptions(tokenizer=args.tokenizer))
     words = []
     sentence_id = []
     layers = []

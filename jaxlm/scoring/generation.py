@@ -24,7 +24,7 @@ from jaxlm.data.tokens import EOS, WORDS, Words
 from jaxlm.data.vocab import Vocab
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.sampling import Sampling, draw, sampling_of
-from jaxlm.scoring.sentences import Boundaries, Sentence, encode
+from jaxlm.scoring.sentences import Boundaries, Sentence
 from jaxlm.scoring.token_scores import Network
 from jaxlm.scoring.trained_model import TrainedModel
 
@@ -255,9 +255,7 @@ def _begun(
         )
     ban = [ban] if isinstance(ban, str) else ban
     how = sampling_of(vocab, ban=map(model.as_known, ban), **options)
-    tokens = model.tokens(prompt)
-    lowercase = model.config.data.lowercase
-    ids = encode(vocab, tokens, "unk", "the prompt", lowercase, blank=True).ids
+    ids = model.encoded(model.tokens(prompt), "unk", "the prompt", blank=True).ids
     return how, ids[:-1], vocab.eos if stop == "eos" else -1
 
 

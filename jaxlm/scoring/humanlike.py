@@ -220,9 +220,9 @@ def gains_of(
     times = len(rows.times)
     intervals = np.transpose(_sampled(counts, np.stack([*sums.values()], 1))).tolist()
     gains = []
-    for (name, of_items), interval in zip(sums.items(), intervals, strict=True):
+    for (name, of_items), (low, high, p) in zip(sums.items(), intervals, strict=True):
         gain = float(of_items.sum() / times)
-        gains.append(Gain(name, gain, *interval, times, len(counts), *measures.get(name, ())))
+        gains.append(Gain(name, gain, low, high, p, times, len(counts), *measures.get(name, ())))
     return gains
 
 

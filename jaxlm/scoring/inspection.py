@@ -5,8 +5,9 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
+from jaxlm.scoring.options import SurprisalOptions
 from jaxlm.scoring.reading import FREE, carries
-from jaxlm.scoring.scorers import SurprisalOptions, sentence_reader
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import Sentence
 from jaxlm.scoring.trained_model import TrainedModel
 
@@ -32,7 +33,8 @@ def states(
     Raises:
         DataError: A word is refused, or there is none.
     """
-    read = sentence_reader(model, SurprisalOptions(tokenizer=tokenizer))
+    model.check_network("the states of layers")
+    read = SentenceReader(model, SurprisalOptions(tokenizer=tokenizer))
     ids = read(words, "unk", where).ids[:-1]
     # Padded, so that few lengths are compiled.
     after = carries(model.network, np.pad(ids, (0, -len(ids) % FREE)))
@@ -57,6 +59,7 @@ def neighbors(model: TrainedModel, word: str, k: int = 10) -> list[tuple[str, fl
         DataError: The word is unknown.
     """
     checked_value("k", k, int, low=1)
+    model.check_network("the neighbours of a word")
     vocab = model.vocab
     word = model.as_known(word)
     if word not in vocab.ids:

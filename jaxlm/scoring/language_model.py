@@ -20,7 +20,6 @@ class LanguageModel(TrainedModel):
     tune = evaluation.tune
 
     # Sentences.
-    sentence_reader = scorers.sentence_reader
     scorer = scorers.scorer
     adaptive = scorers.adaptive
     scored = tables.scored

@@ -15,7 +15,9 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
-from jaxlm.scoring.scorers import SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.options import SurprisalOptions
+from jaxlm.scoring.scorers import scoring_of
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import BLOCK, blocks, sentence_nats
 from jaxlm.scoring.stimuli import json_lines
 from jaxlm.scoring.trained_model import TrainedModel
@@ -176,7 +178,7 @@ def minimal_pairs(
         oov: Unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out
             pairs that differ in unknown words only.
         eos: Whether the `<eos>` after the last word is a part of the sentence.
-        **options: `tokenizer`, `boundary`, `punctuation`, `protocol` and `data_dir` of
+        **options: `tokenizer`, `boundary`, `punctuation` and `protocol` of
             `SurprisalOptions`.
 
     Raises:
@@ -186,7 +188,7 @@ def minimal_pairs(
     given = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
     scoring = scoring_of(model, how, full=False)
-    read = sentence_reader(model, how)
+    read = SentenceReader(model, how)
     results: list[PairResult] = []
     for block in blocks(given, BLOCK):
         sentences = [
@@ -194,14 +196,12 @@ def minimal_pairs(
             for pair in block
             for text in (pair.good, pair.bad)
         ]
-        nats = sentence_nats(scoring, sentences, eos)
-        log_p = [-float(of_tokens.sum()) for of_tokens in nats]
+        log_p = [-float(nats.sum()) for nats in sentence_nats(scoring, sentences, eos)]
         for place, pair in enumerate(block):
-            both = slice(2 * place, 2 * place + 2)
-            good, bad = sentences[both]
+            good, bad = sentences[2 * place : 2 * place + 2]
             unknown = [[*compress(one.tokens, one.oov)] for one in (good, bad)]
             alike = np.array_equal(good.ids, bad.ids) and unknown[0] != unknown[1]
-            results.append(PairResult(pair, *log_p[both], alike))
+            results.append(PairResult(pair, log_p[2 * place], log_p[2 * place + 1], alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)

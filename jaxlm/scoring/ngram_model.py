@@ -6,15 +6,10 @@ from typing import Any, NoReturn
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Plain
-from jaxlm.data.corpus import Corpus
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.ngram_network import NgramNetwork
-from jaxlm.scoring.reading import ModelReader, Reader
-
-_PROTOCOLS = ("plain", "temperature")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -57,40 +52,6 @@ class NgramModel(LanguageModel):
         """The tables with the methods of a network."""
         return NgramNetwork(self.ngram, self.config.model)
 
-    def reader_of(
-        self,
-        protocol: Plain,
-        corpus: Corpus | None = None,
-        data_dir: str | Path | None = None,
-        network: Any = None,
-    ) -> Reader:
-        """How this model reads a text by a protocol, as `LanguageModel.reader_of`.
-
-        Args:
-            protocol: The protocol: plain or temperature.
-            corpus: Not used.
-            data_dir: Not used.
-            network: The network, where it scores the boundaries of words too.
-
-        Raises:
-            JaxlmError: The protocol needs a network's state or its parameters.
-        """
-        name = protocol.kind_name
-        if name not in _PROTOCOLS:
-            self._refuse(f"the protocol {name}")
-        return ModelReader(network or self.network, protocol)
-
-    def adaptive(self, rate: float, **options: Any) -> NoReturn:
-        """Refused: an n-gram model has no parameters that learn."""
-        self._refuse("adaptation")
-
-    def neighbors(self, word: str, k: int = 10) -> NoReturn:
-        """Refused: an n-gram model has no embedding."""
-        self._refuse("the neighbours of a word")
-
-    def states(self, words: Any, **options: Any) -> NoReturn:
-        """Refused: an n-gram model has no layers."""
-        self._refuse("the states of layers")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise JaxlmError(f"an n-gram model has no network, which {what} needs: name a run")
+    def check_network(self, use: str) -> NoReturn:
+        """Raises JaxlmError."""
+        raise JaxlmError(f"an n-gram model has no network, which {use} needs: name a run")

@@ -17,7 +17,7 @@ from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
 from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.scorers import UNITS, SurprisalOptions
+from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.sentences import Encoded, character_ends, is_punctuation
 from jaxlm.scoring.stimuli import read_table
 from jaxlm.scoring.surprisal import Surprisals, WordSurprisals
@@ -72,9 +72,10 @@ def span_surprisal(
         if not 0 <= start < end <= len(text):
             raise DataError(f"{span} is not within the {len(text)} characters")
         cuts = [cut(lm, text, place, sentence) for place in (start, end)]
-        if None in cuts:
+        if cuts[0] is None or cuts[1] is None:
             raise DataError(f"{span} cuts a word of {text!r:.80}: give whole words")
-        (first, before), (last, within) = cuts
+        first, before = cuts[0]
+        last, within = cuts[1]
         covers = last > first or not in_words
         pieces = slice(row + first, row + max(last + (within > 0), first + covers))
         numbers = [math.nan] * 3

@@ -18,7 +18,8 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.scorers import SurprisalOptions
+from jaxlm.scoring.options import SurprisalOptions
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import sentence_nats
 from jaxlm.scoring.stimuli import lines_of
 
@@ -77,7 +78,7 @@ def costs_of(hypotheses: Sequence[Hypothesis], models: Iterable[LanguageModel]) 
     """
     columns = [np.array([hypothesis.costs for hypothesis in hypotheses], float)]
     for lm in models:
-        read = lm.sentence_reader(SurprisalOptions(context="stream"))  # which may be empty
+        read = SentenceReader(lm, SurprisalOptions(context="stream"))  # which may be empty
         sentences = [read(one.text, "unk", repr(one.text)) for one in hypotheses]
         nats = sentence_nats(lm.scorer(full=False), sentences, eos=True)
         columns.append(np.array([[of_words.sum()] for of_words in nats]))

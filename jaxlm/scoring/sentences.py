@@ -11,20 +11,18 @@ probabilities of all words sum to one (Pimentel and Meister 2024, arXiv:2406.145
 2024, arXiv:2406.10851).
 """
 
-import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
-from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.scoring.token_scores import Scoring, TokenScores
-from jaxlm.scoring.tokenizers import BRACKETS, Tokenizer
+from jaxlm.scoring.tokenizers import BRACKETS
 
 # A line, or its words; of pieces of words, the names of its tokens.
 Sentence = str | Sequence[str]
@@ -131,96 +129,6 @@ def is_punctuation(text: str) -> bool:
     return bool(text) and all(marks)
 
 
-@dataclass(frozen=True)
-class SentenceReader:
-    """How every verb reads sentences.
-
-    Attributes:
-        vocab: The tokens.
-        lowercase: Whether the model reads lower case.
-        cased: From a line to the line as the model reads it, where tokens are no words.
-        split: From a line to the pieces of each displayed word, where tokens are words.
-        punctuation: "word" shows punctuation with its word, "own" as a word of its own.
-        blank: Whether a sentence may have no words.
-    """
-
-    vocab: Vocab
-    lowercase: bool
-    cased: Callable[[str], str]
-    split: Tokenizer
-    punctuation: str
-    blank: bool
-
-    @cached_property
-    def boundaries(self) -> Boundaries | None:
-        """Where pieces make up words; None where every token is a word."""
-        return Boundaries.of(self.vocab, self.punctuation)
-
-    def __call__(
-        self,
-        sentence: Sentence,
-        oov: str,
-        where: str,
-    ) -> Encoded:
-        """Reads one sentence.
-
-        Args:
-            sentence: A line or its words.
-            oov: Unknown words are read as `<unk>`, or refused ("error").
-            where: Names the sentence in an error.
-
-        Raises:
-            DataError: As `encode`.
-        """
-        if self.boundaries is None:
-            return self._in_words(sentence, oov, where)
-        return self._in_pieces(sentence, oov, where, self.boundaries)
-
-    def _in_words(
-        self,
-        sentence: Sentence,
-        oov: str,
-        where: str,
-    ) -> Encoded:
-        if isinstance(sentence, str):
-            shown = sentence.split()
-            pieces = self.split(sentence)
-        else:
-            shown = check_words(sentence)
-            pieces = [[word] for word in shown]
-        if self.punctuation == "own":
-            shown, pieces = _apart(shown, pieces)
-        tokens = [piece for word in pieces for piece in word]
-        encoded = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
-        starts = np.array([0, *accumulate(map(len, pieces))])
-        return replace(encoded, words=tuple(shown), starts=starts)
-
-    def _in_pieces(
-        self,
-        sentence: Sentence,
-        oov: str,
-        where: str,
-        boundaries: Boundaries,
-    ) -> Encoded:
-        if isinstance(sentence, str):
-            tokens = self.vocab.tokenize(self.cased(sentence).rstrip())
-        else:
-            tokens = check_words(sentence)
-        encoded = encode(self.vocab, tokens, oov, where, self.lowercase, self.blank)
-        starts, cuts = boundaries.split(encoded.ids[1:])
-        pieces = self.vocab.tokens.pieces
-        words = ["".join(pieces(tokens[a:b])).strip() for a, b in pairwise(starts)]
-        if isinstance(sentence, str):
-            # Bytes know ASCII's white space alone.
-            white_space = re.ASCII if self.vocab.kind == "bytes" else re.NOFLAG
-            given = re.findall(r"\S+", sentence, white_space)
-            if len(given) == len(words) and (
-                self.punctuation == "word" or [*map(len, given)] == [*map(len, words)]
-            ):
-                words = given
-        return replace(encoded, words=tuple(words), starts=starts, cuts=cuts)
-
-
 def as_given(sentence: Encoded) -> Encoded:
     """The sentence, whose tokens are shown in the case as given where each is a displayed word."""
     if len(sentence.words) != len(sentence.tokens):
@@ -228,50 +136,6 @@ def as_given(sentence: Encoded) -> Encoded:
     pairs = zip(sentence.words, sentence.tokens, strict=True)
     tokens = tuple(word if word.lower() == token else token for word, token in pairs)
     return replace(sentence, tokens=tokens)
-
-
-def _apart(shown: Sequence[str], pieces: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Displayed words with the pieces that are punctuation as words of their own."""
-    words = []
-    parts = []
-    for word, of_word in zip(shown, pieces, strict=True):
-        groups: list[list[str]] = []
-        for piece in of_word:
-            if not groups or is_punctuation(piece) or is_punctuation(groups[-1][-1]):
-                groups.append([])
-            groups[-1].append(piece)
-        if groups:
-            words += _cut(word, ["".join(group) for group in groups])
-            parts += groups
-        else:
-            words.append(word)
-            parts.append([])
-    return words, parts
-
-
-def _cut(word: str, texts: list[str]) -> list[str]:
-    """The parts of a displayed word that texts were read from, each as the word writes it.
-
-    One text may be written otherwise, the last one where several may; if two are, the parts are the
-    texts themselves. Case does not count.
-    """
-
-    def alike(start: int, text: str) -> bool:
-        return start >= 0 and word[start : start + len(text)].casefold() == text.casefold()
-
-    starts = [0, *accumulate(map(len, texts))]
-    shift = len(word) - starts[-1]  # of a text that stands after the one written otherwise
-    before = 0
-    while before < len(texts) and alike(starts[before], texts[before]):
-        before += 1
-    after = len(texts)
-    while after > 0 and alike(starts[after - 1] + shift, texts[after - 1]):
-        after -= 1
-    for other in range(min(before, len(texts) - 1), max(after - 1, 0) - 1, -1):
-        if len(texts[other]) + shift > 0:
-            edges = [*starts[: other + 1], *(start + shift for start in starts[other + 1 :])]
-            return [word[start:end] for start, end in pairwise(edges)]
-    return texts
 
 
 def in_regions(sentence: Encoded, texts: Sequence[str], where: str) -> list[int]:
@@ -351,54 +215,6 @@ def sentence_nats(
     nats = word_nats(scoring(read), [*unique.values()], lengths)
     of_ids = dict(zip(unique, np.split(nats, np.cumsum(lengths)[:-1]), strict=True))
     return [of_ids[one.ids.tobytes()][: len(one.tokens) + eos] for one in sentences]
-
-
-def encode(
-    vocab: Vocab,
-    tokens: Sequence[str],
-    oov: str,
-    where: str,
-    lowercase: bool,
-    blank: bool,
-) -> Encoded:
-    """The sentence of some tokens.
-
-    Args:
-        vocab: The vocabulary.
-        tokens: The tokens [n].
-        oov: Tokens outside the vocabulary are refused where it is "error", else read as `<unk>`.
-        where: Names the sentence in an error, as in "stimuli.txt, line 3".
-        lowercase: Whether words are read in lower case; names of pieces have capitals.
-        blank: Whether there may be no token.
-
-    Raises:
-        DataError: A token is refused, there is none, or the vocabulary has no `<unk>` or no
-            `<eos>`.
-    """
-    kind = vocab.kind
-    if not tokens and not blank:
-        raise DataError(f"{where} has no words: give at least one, or remove it")
-    if kind == "words" and EOS not in vocab.ids:
-        raise DataError(
-            f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it"
-        )
-    read = tokens
-    if lowercase and kind == "words":
-        read = [word.lower() for word in tokens]
-    unknown = [word not in vocab.ids for word in read]
-    if kind != "words":
-        name = vocab.tokens.unknown
-        unknown = [word not in vocab.ids or word == name for word in read]
-    if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
-        word = tokens[unknown.index(True)]
-        remedy = f"read it as {UNK} with oov=unk"
-        if vocab.unknown_id < 0:
-            remedy = f"the vocabulary has no {UNK} to stand for it"
-        known = f"the {len(vocab):,} {kind} of the vocabulary"
-        raise DataError(f"{where}: the {kind[:-1]} {word!r} is not among {known}; {remedy}")
-    ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
-    whole = np.arange(len(tokens) + 1)
-    return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])
 
 
 def character_ends(vocab: Vocab, tokens: Iterable[str]) -> list[int]:

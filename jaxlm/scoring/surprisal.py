@@ -16,7 +16,9 @@ import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.scoring.scorers import UNITS, SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.options import UNITS, SurprisalOptions
+from jaxlm.scoring.scorers import scoring_of
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import (
     Encoded,
     Region,
@@ -424,7 +426,7 @@ def scored(
     scoring = how.scoring or scoring_of(model, how)
     if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
         raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
-    read = sentence_reader(model, how)
+    read = SentenceReader(model, how)
     first = how.first
     for lines in blocks(sentences, how.block):
         encoded = [

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
-from jaxlm.scoring.scorers import SurprisalOptions, scoring_of, sentence_reader
+from jaxlm.scoring.options import SurprisalOptions
+from jaxlm.scoring.scorers import scoring_of
+from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
 from jaxlm.scoring.trained_model import TrainedModel
@@ -246,7 +248,7 @@ def syntaxgym(
     if not isinstance(suite, Suite):
         suite = read_suite(suite)
     scoring = scoring_of(model, how, full=False)
-    read = sentence_reader(model, how)
+    read = SentenceReader(model, how)
     sentences = []
     starts = []  # of the regions of each sentence
     for item in suite.items:

@@ -18,7 +18,7 @@ from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.data.options import as_read
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
@@ -26,7 +26,7 @@ from jaxlm.scoring.interpolation import InterpolationReader
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.reading import ModelReader, Reader
-from jaxlm.scoring.sentences import Sentence, check_words
+from jaxlm.scoring.sentences import Encoded, Sentence, check_words
 from jaxlm.scoring.token_scores import Network
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
@@ -116,6 +116,49 @@ class TrainedModel:
             return word
         return self.cased(word)
 
+    def encoded(self, tokens: Sequence[str], oov: str, where: str, blank: bool) -> Encoded:
+        """The sentence of some tokens.
+
+        Args:
+            tokens: The tokens [n].
+            oov: Tokens outside the vocabulary are refused where it is "error", else read as
+                `<unk>`.
+            where: Names the sentence in an error, as in "stimuli.txt, line 3".
+            blank: Whether there may be no token.
+
+        Raises:
+            DataError: A token is refused, there is none, or the vocabulary has no `<unk>` or no
+                `<eos>`.
+        """
+        vocab = self.vocab
+        kind = vocab.kind
+        if not tokens and not blank:
+            raise DataError(f"{where} has no words: give at least one, or remove it")
+        if kind == "words" and EOS not in vocab.ids:
+            raise DataError(
+                f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it"
+            )
+        read = tokens
+        hidden = vocab.tokens.unknown  # of pieces, also where a text has its name
+        if kind == "words":
+            hidden = None
+            if self.config.data.lowercase:
+                read = [word.lower() for word in tokens]
+        unknown = [word not in vocab.ids or word == hidden for word in read]
+        if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
+            word = tokens[unknown.index(True)]
+            remedy = f"read it as {UNK} with oov=unk"
+            if vocab.unknown_id < 0:
+                remedy = f"the vocabulary has no {UNK} to stand for it"
+            known = f"the {len(vocab):,} {kind} of the vocabulary"
+            raise DataError(f"{where}: the {kind[:-1]} {word!r} is not among {known}; {remedy}")
+        ids = np.concatenate([[vocab.eos], vocab.encode(read), [vocab.eos]]).astype(np.int32)
+        whole = np.arange(len(tokens) + 1)
+        return Encoded(tuple(tokens), ids, np.array(unknown, bool), tuple(tokens), whole, whole[:0])
+
+    def check_network(self, use: str) -> None:
+        """Raises JaxlmError where the model is no network, which some use needs."""
+
     def reader_of(
         self,
         protocol: Plain,
@@ -136,6 +179,8 @@ class TrainedModel:
             DataError: The training text cannot be read.
         """
         network = network or self.network
+        if protocol.kind_name not in ("plain", "temperature"):
+            self.check_network(f"the protocol {protocol.kind_name}")
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
         if isinstance(protocol, Interpolation):
