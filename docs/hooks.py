@@ -141,13 +141,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def api_page() -> str:
-    """A directive of mkdocstrings for each public name, by that name; functions first."""
+    """A directive of mkdocstrings for each public name, by that name; functions first.
+
+    Most methods of `LanguageModel` are functions of other modules.
+    """
     functions = [name for name in jaxlm.__all__ if name.islower()]
     classes = [name for name in jaxlm.__all__ if name not in functions]
     parts = ["# Python names", "## Functions"]
     parts += [f"::: jaxlm.{name}" for name in functions]
     parts.append("## Classes")
     parts += [f"::: jaxlm.{name}" for name in classes]
+    parts.append("## Methods of LanguageModel")
+    for method in filter(inspect.isfunction, vars(jaxlm.LanguageModel).values()):
+        if method.__module__ != jaxlm.LanguageModel.__module__:
+            parts.append(f"::: {method.__module__}.{method.__name__}")
     parts.append("## Modules")
     parts += [f"::: {module}\n    options: {{show_root_full_path: true}}" for module in MODULES]
     return "\n\n".join(parts)

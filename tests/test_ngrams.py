@@ -26,7 +26,7 @@ from jaxlm.ngrams.kneser_ney import estimate
 from jaxlm.runs import ram
 from jaxlm.runs.ngram_models import baseline, ngram
 from jaxlm.scoring.interpolation import likeliest_weight
-from jaxlm.scoring.ngram_model import NgramModel
+from jaxlm.scoring.language_model import NgramModel
 
 RECORDED = json.loads(
     Path(__file__).with_name("golden").joinpath("published/kenlm.json").read_text()

@@ -263,8 +263,7 @@ def states(args: argparse.Namespace) -> None:
             name: np.concatenate([states[name] for states in layers]) for name in layers[0]
         }
         archive = io.BytesIO()  # A device cannot be sought in, as the archive's writer does.
-        labels = {"words": np.array(words), "sentence_id": np.array(sentence_id)}
-        np.savez(archive, **labels, **arrays)
+        np.savez(archive, words=np.array(words), sentence_id=np.array(sentence_id), **arrays)
         file.write(archive.getbuffer())
     say_written(path, f"{path}: {len(words):,} {lm.vocab.kind}; {', '.join(arrays)}")
 

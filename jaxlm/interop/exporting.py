@@ -33,8 +33,7 @@ from jaxlm.ngrams import arpa
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
-from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.ngram_model import NgramModel
+from jaxlm.scoring.language_model import LanguageModel, NgramModel
 
 StateDict = dict[str, np.ndarray]
 ONNX_HEADER = (  # onnxruntime reads it from 1.12 on

@@ -24,8 +24,7 @@ from jaxlm.ngrams import folder
 from jaxlm.runs import checkpoint, directory, state_arrays
 from jaxlm.runs.metrics import RunDir
 from jaxlm.scoring.evaluation import Evaluation, Tuned
-from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.ngram_model import NgramModel
+from jaxlm.scoring.language_model import LanguageModel, NgramModel
 
 FIXED = {  # fields of the model that the parameters fix
     *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),

@@ -15,7 +15,7 @@ from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.ngrams import arpa, folder, kneser_ney
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.runs import ram
-from jaxlm.scoring.ngram_model import NgramModel
+from jaxlm.scoring.language_model import NgramModel
 
 MOST_ORDER = 12
 MOST_BASELINE_TOKENS = 4_000_000

@@ -16,9 +16,8 @@ from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.base.fields import shown
 from jaxlm.config.protocols import Plain, protocol_of
 from jaxlm.data.windows import batch
-from jaxlm.scoring.evaluation import check_converged
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.reading import OneStream
+from jaxlm.scoring.reading import OneStream, check_converged
 from jaxlm.scoring.token_scores import NATS_ALONE
 
 BOOTSTRAPS = 10_000  # samples of the lines of a text, and of seeds, with replacement

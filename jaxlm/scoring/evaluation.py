@@ -22,10 +22,9 @@ from jaxlm.config.protocols import (
 )
 from jaxlm.data.corpus import Corpus
 from jaxlm.scoring.interpolation import likeliest_weight
-from jaxlm.scoring.reading import GridReader, OneStream
+from jaxlm.scoring.reading import GridReader, OneStream, check_converged
 from jaxlm.scoring.stream import reader_nats, windowed_nats
-from jaxlm.scoring.token_scores import NATS_ALONE
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import NATS_ALONE, Model
 
 # Protocols whose state depends on no setting: one pass scores a whole grid.
 READ_ONCE = Cache, Interpolation, Temperature
@@ -73,7 +72,7 @@ class Tuned(NamedTuple):
 
 
 def perplexity(
-    model: TrainedModel,
+    model: Model,
     text: str,
     *,
     tokenizer: str | None = None,
@@ -108,7 +107,7 @@ def perplexity(
 
 
 def evaluate(
-    model: TrainedModel,
+    model: Model,
     split: str = "test",
     *,
     text: str | Path | None = None,
@@ -153,7 +152,7 @@ def evaluate(
 
 
 def _evaluated(
-    model: TrainedModel,
+    model: Model,
     ids: np.ndarray,
     text: str,
     protocol: Plain,
@@ -183,7 +182,7 @@ def _evaluated(
 
 
 def tune(
-    model: TrainedModel,
+    model: Model,
     protocol: str | Plain,
     *,
     grid: Mapping[str, Sequence[float]] | None = None,
@@ -250,35 +249,13 @@ def tune(
     return Tuned(best, lowest, tried, _evaluated(model, source.test, test, best, source))
 
 
-def _likeliest_weight(model: TrainedModel, protocol: Interpolation, ids: np.ndarray) -> float:
+def _likeliest_weight(model: Model, protocol: Interpolation, ids: np.ndarray) -> float:
     """The weight of the n-gram model that makes a text likeliest."""
     nats = []
     for weight in protocol.grid["weight"]:
         reader = model.reader_of(protocol_of(protocol, weight=weight))
         nats.append(OneStream(reader, NATS_ALONE)([ids]).nats)
     return likeliest_weight(*nats)
-
-
-def check_converged(
-    protocol: Plain,
-    text: str,
-    nats: float,
-    count: int,
-) -> None:
-    """Checks that dynamic evaluation did not diverge.
-
-    Args:
-        protocol: The protocol that the text was read by.
-        text: The name of the text.
-        nats: Summed nats.
-        count: Predictions.
-
-    Raises:
-        Diverged: Dynamic evaluation learnt at so high a rate that the perplexity is not finite.
-    """
-    if isinstance(protocol, Dynamic) and not math.isfinite(units.perplexity(nats, count)):
-        rate = f"lower learning_rate, which is {protocol.learning_rate:g}"
-        raise Diverged(f"dynamic evaluation diverged on {text}: {rate}")
 
 
 def read_and_counted(

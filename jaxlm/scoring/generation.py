@@ -7,7 +7,7 @@ Letters: `S` samples, `n` tokens, `B` texts of a beam, `V` vocabulary.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
@@ -25,8 +25,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.sampling import Sampling, draw, sampling_of
 from jaxlm.scoring.sentences import Boundaries, Sentence
-from jaxlm.scoring.token_scores import Network
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model, Network
 
 CHUNK = 64  # tokens of one call, at most
 READ = 256  # least tokens of a program that reads a prompt
@@ -100,7 +99,7 @@ def texts_of(
 
 
 def generate(
-    model: TrainedModel,
+    model: Model,
     prompt: Sentence = (),
     *,
     words: int | None = None,
@@ -141,8 +140,9 @@ def generate(
     """
     if words is None and tokens is None:
         tokens = 100
+    task = _task_of(model, prompt, words, tokens, stop, **sampling)
     if beam is None:
-        chunks = _drawn(model, prompt, words, tokens, samples, seed, stop, sampling)
+        chunks = _drawn(model, task, samples, seed)
         return texts_of(model.vocab, *map(np.concatenate, zip(*chunks, strict=True)))
     neutral = {"samples": 1, "seed": 0, "temperature": 1.0}
     for name, value in {"samples": samples, "seed": seed, **sampling}.items():
@@ -151,17 +151,13 @@ def generate(
                 "beam searches for the most probable text and draws nothing, and "
                 f"{name} is given: leave one out"
             )
-    most, boundaries = _length(model.vocab, words, tokens)
-    if boundaries is not None:
+    if task.boundaries is not None:
         raise JaxlmError("beam counts tokens: give tokens in place of words")
-    how, ids, end = _begun(model, prompt, stop, **sampling)
-    return [
-        beam_search(model.network, model.vocab, how, ids, tokens=most or 100, beam=beam, end=end)
-    ]
+    return [beam_search(model, task, beam)]
 
 
 def stream(
-    model: TrainedModel,
+    model: Model,
     prompt: Sentence = (),
     *,
     words: int | None = None,
@@ -187,7 +183,8 @@ def stream(
     Raises:
         JaxlmError: As `generate`, before the first token is drawn.
     """
-    chunks = _drawn(model, prompt, words, tokens, 1, seed, stop, sampling)
+    task = _task_of(model, prompt, words, tokens, stop, **sampling)
+    chunks = _drawn(model, task, 1, seed)
     return (
         (model.vocab.words[token], log_p)
         for ids, log_probs in chunks
@@ -196,57 +193,49 @@ def stream(
     )
 
 
-def _drawn(
-    model: TrainedModel,
+class _Task(NamedTuple):
+    """What is to be written.
+
+    Attributes:
+        sampling: How tokens are drawn.
+        prompt: Ids of `<eos>` and the prompt.
+        words: Most words of a text, where these are counted; None: no end.
+        tokens: Most tokens of a text; None: no end.
+        boundaries: Where pieces make up words, where `words` counts them.
+        end: Id that ends a text; -1: none.
+    """
+
+    sampling: Sampling
+    prompt: np.ndarray
+    words: int | None
+    tokens: int | None
+    boundaries: Boundaries | None
+    end: int
+
+
+def _task_of(
+    model: Model,
     prompt: Sentence,
     words: int | None,
     tokens: int | None,
-    samples: int,
-    seed: int,
-    stop: str,
-    sampling: Mapping[str, Any],
-) -> Iterator[Chunk]:
-    """Texts drawn after a prompt, of so many words or tokens."""
-    most, boundaries = _length(model.vocab, words, tokens)
-    how, ids, end = _begun(model, prompt, stop, **sampling)
-    checked_value("samples", samples, int, low=1)
-    seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
-    key = jax.random.key(seed % 2**32)
-    high = seed >> 32  # JAX itself takes 32 bits
-    if high:
-        key = jax.random.fold_in(key, high)
-    network = model.network
-    chunks = _advanced(network, how, begin(network, how, ids, samples), key, most, end)
-    if words is None or boundaries is None:
-        return chunks
-    return first_words(chunks, boundaries, int(ids[-1]), words)
-
-
-def _length(
-    vocab: Vocab, words: int | None, tokens: int | None
-) -> tuple[int | None, Boundaries | None]:
-    """Most tokens of a text (None: no end), and what tells words of pieces where they count."""
-    checked_value("tokens", tokens, int, low=1, optional=True)
-    if words is None:
-        return tokens, None
-    checked_value("words", words, int, low=1)
-    if tokens is not None:
-        raise JaxlmError("a text has so many words or so many tokens: leave one out")
-    boundaries = Boundaries.of(vocab, "word")
-    if boundaries is None or not boundaries.begins.any():
-        return words, None
-    return words * LONGEST_WORD, boundaries
-
-
-def _begun(
-    model: TrainedModel,
-    prompt: Sentence,
     stop: str,
     ban: Iterable[str] = (),
     **options: Any,
-) -> tuple[Sampling, np.ndarray, int]:
-    """How to sample, the ids of `<eos>` and the prompt, the id that ends a text (-1: none)."""
+) -> _Task:
+    """The task of a call. Raises JaxlmError."""
     vocab = model.vocab
+    checked_value("tokens", tokens, int, low=1, optional=True)
+    boundaries = None
+    if words is not None:
+        checked_value("words", words, int, low=1)
+        if tokens is not None:
+            raise JaxlmError("a text has so many words or so many tokens: leave one out")
+        tokens = words
+        boundaries = Boundaries.of(vocab, "word")
+        if boundaries is not None and boundaries.begins.any():
+            tokens = words * LONGEST_WORD
+        else:
+            boundaries = None
     checked_value("stop", stop, str, choices=("eos", "none"))
     if stop == "eos" and vocab.newline_id < 0:
         raise JaxlmError(
@@ -254,26 +243,35 @@ def _begun(
             "leave it out"
         )
     ban = [ban] if isinstance(ban, str) else ban
-    how = sampling_of(vocab, ban=map(model.as_known, ban), **options)
-    ids = model.encoded(model.tokens(prompt), "unk", "the prompt", blank=True).ids
-    return how, ids[:-1], vocab.eos if stop == "eos" else -1
+    sampling = sampling_of(vocab, ban=map(model.as_known, ban), **options)
+    ids = model.encoded(model.tokens(prompt), "unk", "the prompt", blank=True).ids[:-1]
+    end = vocab.eos if stop == "eos" else -1
+    return _Task(sampling, ids, words, tokens, boundaries, end)
 
 
-def _advanced(
-    network: Network,
-    sampling: Sampling,
-    position: Position,
-    key: Array,
-    tokens: int | None,
-    end: int,
-) -> Iterator[Chunk]:
+def _drawn(model: Model, task: _Task, samples: int, seed: int) -> Iterator[Chunk]:
+    """Texts of a task. Raises JaxlmError before the first token is drawn."""
+    checked_value("samples", samples, int, low=1)
+    seed = checked_value("seed", seed, int, low=0, high=2**63 - 1)
+    key = jax.random.key(seed % 2**32)
+    high = seed >> 32  # JAX itself takes 32 bits
+    if high:
+        key = jax.random.fold_in(key, high)
+    position = begin(model.network, task.sampling, task.prompt, samples)
+    chunks = _advanced(model.network, task, position, key)
+    if task.words is None or task.boundaries is None:
+        return chunks
+    return first_words(chunks, task.boundaries, int(task.prompt[-1]), task.words)
+
+
+def _advanced(network: Network, task: _Task, position: Position, key: Array) -> Iterator[Chunk]:
     """Texts from a position on, all at once: one token of each, then more and more together."""
     count = 1
-    left = math.inf if tokens is None else tokens
+    left = math.inf if task.tokens is None else task.tokens
     while left > 0 and not bool(position.done.all()):
         count = int(min(count, left))
         position, ids, log_probs = advance(
-            network, sampling, position, key, jnp.int32(count), jnp.int32(end)
+            network, task.sampling, position, key, jnp.int32(count), jnp.int32(task.end)
         )
         yield np.asarray(ids)[:count], np.asarray(log_probs)[:count]
         left -= count
@@ -369,7 +367,7 @@ def next_word(network: Network, ids: np.ndarray) -> np.ndarray:
 
 
 def predict(
-    model: TrainedModel,
+    model: Model,
     text: str,
     k: int = 10,
     *,
@@ -524,43 +522,32 @@ def advance(
     return position, tokens, log_probs
 
 
-def beam_search(
-    network: Network,
-    vocab: Vocab,
-    sampling: Sampling,
-    prompt: np.ndarray,
-    *,
-    tokens: int,
-    beam: int,
-    end: int,
-) -> Text:
-    """The most probable text after a prompt, without the words that `sampling` bans.
+def beam_search(model: Model, task: _Task, beam: int) -> Text:
+    """The most probable text of a task, without the words that its sampling bans.
 
     Args:
-        network: The model.
-        vocab: The tokens.
-        sampling: The banned words.
-        prompt: Ids of `<eos>` and the prompt.
-        tokens: Most tokens of the text.
+        model: The model.
+        task: The task, with an end.
         beam: Texts B that are kept at each token.
-        end: Id that may end a text earlier; -1: none.
 
     Raises:
-        JaxlmError: A count is not at least 1, or the beam is wider than the vocabulary.
+        JaxlmError: The beam is not at least 1, or wider than the vocabulary.
     """
+    network = model.network
+    vocab = model.vocab
     checked_value("beam", beam, int, low=1)
     if beam > len(vocab):
         raise JaxlmError(
             f"beam must be at most {len(vocab):,}, the words of the vocabulary; it is {beam}"
         )
-    position = begin(network, Sampling(), prompt, beam)
+    position = begin(network, Sampling(), task.prompt, beam)
     # All texts begin alike: one goes on at first.
     totals = np.where(np.arange(beam) == 0, 0, -np.inf).astype(np.float32)
     texts = np.zeros((beam, 0), np.int32)
     log_probs = np.zeros((beam, 0))
-    while texts.shape[1] < tokens and not position.done.all():
+    while texts.shape[1] < (task.tokens or 0) and not position.done.all():
         position, totals, parents, ids, log_p = _extended(
-            network, sampling.banned, position, totals, end
+            network, task.sampling.banned, position, totals, task.end
         )
         texts = np.column_stack([texts[parents], ids])
         log_probs = np.column_stack([log_probs[parents], log_p])

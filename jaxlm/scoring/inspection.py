@@ -9,11 +9,11 @@ from jaxlm.scoring.options import SurprisalOptions
 from jaxlm.scoring.reading import FREE, carries
 from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import Sentence
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model
 
 
 def states(
-    model: TrainedModel,
+    model: Model,
     words: Sentence,
     *,
     tokenizer: str | None = None,
@@ -47,7 +47,7 @@ def states(
     return arrays
 
 
-def neighbors(model: TrainedModel, word: str, k: int = 10) -> list[tuple[str, float]]:
+def neighbors(model: Model, word: str, k: int = 10) -> list[tuple[str, float]]:
     """The other words nearest to a word, with the cosine of their embeddings.
 
     Args:

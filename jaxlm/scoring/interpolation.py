@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import Interpolation
@@ -19,7 +18,7 @@ from jaxlm.data.vocab import Vocab
 from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork
 from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, score_logits
+from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, merged, score_logits
 
 _ROUNDS = 100  # of expectation maximisation
 
@@ -80,31 +79,18 @@ class InterpolationReader(Reader):
         detail: Detail,
     ) -> tuple[TokenScores, Any]:
         """Reads one segment of B texts, as `Reader.read_all`."""
-        features, contexts, after = self._features(state, tokens)
-        own = jax.nn.log_softmax(self.network.logits(features))
-        mixed = self._mixed(own, self.ngram.logits(contexts))
-        rows = mixed.reshape(-1, mixed.shape[-1])
-        begins = self.network.begins
-        scores = score_logits(rows, tokens.targets.reshape(-1), detail, begins)
-        shape = tokens.targets.shape
-        return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), scores), after
-
-    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[Array, Any]:
-        """The nats of one segment of B texts, as `Reader.nats_of_all`."""
-        features, contexts, after = self._features(state, tokens)
-        own = -self.network.token_nats(features, tokens.targets)
-        return -self._mixed(own, -self.ngram.token_nats(contexts, tokens.targets)), after
-
-    def _features(self, state: Any, tokens: Tokens) -> tuple[Array, Array, Any]:
         carry, context = state
         features, carry = self.network.features(tokens.inputs, carry)
         contexts, context = self.ngram.features(tokens.inputs, context)
-        return features, contexts, (carry, context)
-
-    def _mixed(self, own: Array, counted: Array) -> Array:
-        """The logarithm of the interpolated probability of two log probabilities."""
+        own = jax.nn.log_softmax(self.network.logits(features))
+        counted = self.ngram.logits(contexts)
         weight = self.protocol.weight
-        return jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(weight) + counted)
+        mixed = jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(weight) + counted)
+        shape = tokens.targets.shape
+        begins = self.network.begins
+        scores = score_logits(merged(mixed), merged(tokens.targets), detail, begins)
+        scores = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), scores)
+        return scores, (carry, context)
 
 
 def likeliest_weight(network_nats: np.ndarray, ngram_nats: np.ndarray) -> float:

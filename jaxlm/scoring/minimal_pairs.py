@@ -15,12 +15,11 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
-from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.scorers import scoring_of
+from jaxlm.scoring.options import BLOCK, SurprisalOptions
 from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.sentences import BLOCK, blocks, sentence_nats
+from jaxlm.scoring.sentences import blocks, sentence_nats
 from jaxlm.scoring.stimuli import json_lines
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -161,7 +160,7 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
 
 
 def minimal_pairs(
-    model: TrainedModel,
+    model: Model,
     pairs: str | Path | Iterable[str | Path | Pair],
     *,
     oov: str = "unk",
@@ -187,7 +186,7 @@ def minimal_pairs(
     how = SurprisalOptions(context="sentence", **options)
     given = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
-    scoring = scoring_of(model, how, full=False)
+    scoring = model.scoring_of(how, full=False)
     read = SentenceReader(model, how)
     results: list[PairResult] = []
     for block in blocks(given, BLOCK):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from jaxlm.base.fields import checked, choice, count, flag
 from jaxlm.config.protocols import Plain
-from jaxlm.scoring.sentences import BLOCK
 from jaxlm.scoring.token_scores import Scoring
 
+BLOCK = 1024  # sentences, or pairs of them, that are read together
 UNITS = {"bits": math.log(2), "nats": 1.0}  # nats of each unit
 
 

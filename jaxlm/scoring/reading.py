@@ -8,6 +8,7 @@ length.
 Letters: `C` segments of `T` tokens, `B` texts side by side, `N` tokens, `H` width, `V` vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from jaxlm.config.protocols import Plain
+from jaxlm.base.errors import Diverged
+from jaxlm.base.units import perplexity
+from jaxlm.config.protocols import Dynamic, Plain
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import (
     NATS_ALONE,
@@ -289,6 +292,28 @@ def each_sentence(
         in_order = chain.from_iterable(pool.map(side_by_side, groups))
         scores = dict(zip(order, in_order, strict=True))
     return TokenScores.joined([scores[place] for place in range(len(sentences))])
+
+
+def check_converged(
+    protocol: Plain,
+    text: str,
+    nats: float,
+    count: int,
+) -> None:
+    """Checks that dynamic evaluation did not diverge.
+
+    Args:
+        protocol: The protocol that the text was read by.
+        text: The name of the text.
+        nats: Summed nats.
+        count: Predictions.
+
+    Raises:
+        Diverged: Dynamic evaluation learnt at so high a rate that the perplexity is not finite.
+    """
+    if isinstance(protocol, Dynamic) and not math.isfinite(perplexity(nats, count)):
+        rate = f"lower learning_rate, which is {protocol.learning_rate:g}"
+        raise Diverged(f"dynamic evaluation diverged on {text}: {rate}")
 
 
 def read_and_predicted(ids: np.ndarray) -> np.ndarray:

@@ -10,16 +10,14 @@ import numpy as np
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import protocol_of
 from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring
-from jaxlm.scoring.evaluation import check_converged
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.reading import OneStream, each_sentence
+from jaxlm.scoring.reading import OneStream, check_converged, each_sentence
 from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Detail, Model, Network, Scoring, TokenScores
 
 
 def scorer(
-    model: TrainedModel,
+    model: Model,
     context: str = "sentence",
     *,
     full: bool = True,
@@ -43,7 +41,7 @@ def scorer(
     return scoring_of(model, SurprisalOptions(context=context, **options), full)
 
 
-def scoring_of(model: TrainedModel, how: SurprisalOptions, full: bool = True) -> Scoring:
+def scoring_of(model: Model, how: SurprisalOptions, full: bool = True) -> Scoring:
     """`scorer`, given its options.
 
     Args:
@@ -68,7 +66,7 @@ def scoring_of(model: TrainedModel, how: SurprisalOptions, full: bool = True) ->
     return scoring
 
 
-def adaptive(model: TrainedModel, rate: float, **options: Any) -> AdaptiveScoring:
+def adaptive(model: Model, rate: float, **options: Any) -> AdaptiveScoring:
     """A scoring that takes a step of SGD after each sentence; its `params` are adapted.
 
     Args:
@@ -86,7 +84,7 @@ def adaptive(model: TrainedModel, rate: float, **options: Any) -> AdaptiveScorin
     return AdaptiveScoring(_network(model, how), rate, how.context == "stream", Detail(how.top_k))
 
 
-def _network(model: TrainedModel, how: SurprisalOptions) -> Network:
+def _network(model: Model, how: SurprisalOptions) -> Network:
     """The network, which also scores the boundaries of words where they are to be corrected."""
     boundaries = SentenceReader(model, how).boundaries
     if boundaries is None or how.boundary != "corrected":

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm.scoring.options import SurprisalOptions
 from jaxlm.scoring.sentences import Boundaries, Encoded, Sentence, check_words, is_punctuation
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SentenceReader:
             have no words.
     """
 
-    model: TrainedModel
+    model: Model
     options: SurprisalOptions
 
     @cached_property
@@ -40,7 +40,7 @@ class SentenceReader:
             where: Names the sentence in an error.
 
         Raises:
-            DataError: As `TrainedModel.encoded`.
+            DataError: As `LanguageModel.encoded`.
         """
         if self.boundaries is None:
             return self._in_words(sentence, oov, where)

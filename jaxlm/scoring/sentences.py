@@ -28,7 +28,6 @@ from jaxlm.scoring.tokenizers import BRACKETS
 Sentence = str | Sequence[str]
 # A text that makes up some words of a sentence, or its name and the text.
 Region = str | tuple[str, str]
-BLOCK = 1024  # sentences, or pairs of them, that are read together
 
 
 @dataclass(frozen=True, eq=False)

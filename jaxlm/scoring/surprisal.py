@@ -17,7 +17,6 @@ import numpy as np
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.scoring.options import UNITS, SurprisalOptions
-from jaxlm.scoring.scorers import scoring_of
 from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import (
     Encoded,
@@ -28,8 +27,7 @@ from jaxlm.scoring.sentences import (
     in_regions,
     word_nats,
 )
-from jaxlm.scoring.token_scores import TokenScores
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model, TokenScores
 
 
 class Table:
@@ -303,7 +301,7 @@ def by_region(
     )
 
 
-def surprisal(model: TrainedModel, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
+def surprisal(model: Model, sentences: Iterable[Sentence], **options: Any) -> Surprisals:
     """The surprisal of every word, with entropy, entropy reduction and rank, as plain arrays.
 
     Args:
@@ -325,7 +323,7 @@ def surprisal(model: TrainedModel, sentences: Iterable[Sentence], **options: Any
 
 
 def surprisal_stream(
-    model: TrainedModel, sentences: Iterable[Sentence], **options: Any
+    model: Model, sentences: Iterable[Sentence], **options: Any
 ) -> Iterator[Surprisals]:
     """`surprisal` of an iterator of any length in constant memory.
 
@@ -345,9 +343,7 @@ def surprisal_stream(
     return (table for _, _, table in scored(model, sentences, how))
 
 
-def word_surprisal(
-    model: TrainedModel, sentences: Iterable[Sentence], **options: Any
-) -> WordSurprisals:
+def word_surprisal(model: Model, sentences: Iterable[Sentence], **options: Any) -> WordSurprisals:
     """The surprisal of every displayed word: one with white space around it, its pieces summed.
 
     Args:
@@ -364,7 +360,7 @@ def word_surprisal(
 
 
 def word_surprisal_stream(
-    model: TrainedModel,
+    model: Model,
     sentences: Iterable[Sentence],
     *,
     regions: Iterable[Sequence[Region]] | None = None,
@@ -406,7 +402,7 @@ def word_surprisal_stream(
 
 
 def scored(
-    model: TrainedModel, sentences: Iterable[Sentence], how: SurprisalOptions
+    model: Model, sentences: Iterable[Sentence], how: SurprisalOptions
 ) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
     """Reads and scores sentences block by block.
 
@@ -423,7 +419,7 @@ def scored(
         DataError: A sentence has no words, or an unknown word is refused.
         JaxlmError: These are no sentences.
     """
-    scoring = how.scoring or scoring_of(model, how)
+    scoring = how.scoring or model.scoring_of(how)
     if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
         raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
     read = SentenceReader(model, how)

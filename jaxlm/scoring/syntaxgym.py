@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.scorers import scoring_of
 from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import in_regions, sentence_nats
 from jaxlm.scoring.stimuli import json_object, lines_of, source
-from jaxlm.scoring.trained_model import TrainedModel
+from jaxlm.scoring.token_scores import Model
 
 # A condition's name, and a region's number from 1, or ALL.
 Region = tuple[str, int]
@@ -226,7 +225,7 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def syntaxgym(
-    model: TrainedModel,
+    model: Model,
     suite: str | Path | Suite,
     *,
     oov: str = "unk",
@@ -247,7 +246,7 @@ def syntaxgym(
     checked_value("oov", oov, str, choices=("unk", "error"))
     if not isinstance(suite, Suite):
         suite = read_suite(suite)
-    scoring = scoring_of(model, how, full=False)
+    scoring = model.scoring_of(how, full=False)
     read = SentenceReader(model, how)
     sentences = []
     starts = []  # of the regions of each sentence

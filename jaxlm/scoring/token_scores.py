@@ -21,6 +21,9 @@ from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.devices import by_platform
 
+# A `LanguageModel`, of which its methods are asked; its module imports those of the methods.
+Model = Any
+
 # The least sum of odds of tokens that begin a word: where none can begin, nats are large, not
 # infinite.
 TINY = 1e-37
