@@ -58,6 +58,22 @@ def test_a_stack_of_one_kind_by_two_names_is_the_stack_of_that_kind():
     assert program("gru,gru") == program("gru")
 
 
+def test_muon_splits_the_kernels_of_each_layer_as_its_kind_does():
+    fields = dict(hidden_sizes=(8, 8), optimizer="muon")
+    layers = drawn_params(BASE.replace(model="lstm,gru", **fields).model)["layers"]
+
+    def updated(name, layers):
+        recipe = BASE.replace(model=name, **fields).recipe
+        rule = recipe.optimizer.rule(recipe.model, 1.0)
+        grads = {"layers": layers}
+        return jax.jit(lambda grads: rule.update(grads, rule.init(grads), grads)[0])(grads)
+
+    found = updated("lstm,gru", layers)["layers"]
+    for name, layer, update in zip(("lstm", "gru"), layers, found, strict=True):
+        (alone,) = updated(name, [layer])["layers"]
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), update, alone)
+
+
 def test_each_layer_is_what_it_is_alone():
     fields = dict(embedding_size=8, hidden_sizes=(8, 8), forget_bias=1.0)
     model = BASE.replace(model="lstm,gru", **fields).model
