@@ -24,6 +24,7 @@ from jaxlm.base.files import explained, new_folder, vacant
 from jaxlm.base.packaged import resolved
 from jaxlm.interop.export_html import to_html
 from jaxlm.interop.export_hub import export_hub
+from jaxlm.interop.foreign import LSTM_GATES, reordered
 from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM
@@ -114,9 +115,8 @@ def as_array(values: object) -> np.ndarray:
 
 def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
     """From gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two. g is j's other name."""
-    i, j, f, o = np.split(np.vstack([weights["kernel"], weights["bias"]]).T, 4)
-    rows = np.concatenate([i, f, j, o])
-    width = len(i)
+    rows = reordered(np.vstack([weights["kernel"], weights["bias"]]).T, LSTM_GATES)
+    width = len(rows) // 4
     rows[width : 2 * width, -1] += np.float32(model.forget_bias)
     return {
         "weight_ih": rows[:, : -width - 1],
@@ -350,7 +350,7 @@ def _graph(model: LanguageModel) -> _Graph:
         names = [f"{state}_{k}" for state in node.states]
         inputs += [f"float[1, B, {width}] {name}" for name in names]
         outputs += [f"float[1, B, {width}] {name}_out" for name in names]
-        layer = {part: _reordered(value, node.gates) for part, value in layer.items()}
+        layer = {part: reordered(value, node.gates) for part, value in layer.items()}
         weights[f"W_{k}"] = layer["weight_ih"][None]
         weights[f"R_{k}"] = layer["weight_hh"][None]
         weights[f"biases_{k}"] = np.concatenate([layer["bias_ih"], layer["bias_hh"]])[None]
@@ -366,12 +366,6 @@ def _graph(model: LanguageModel) -> _Graph:
         weights["kernel"] = as_array(model.params["softmax"]["kernel"])
     nodes += [f"scores = MatMul (x_{len(layers)}, kernel)", "logits = Add (scores, bias)"]
     return _Graph(inputs, outputs, nodes, weights)
-
-
-def _reordered(rows: np.ndarray, gates: tuple[int, ...]) -> np.ndarray:
-    """The rows of a layer's gates in another order."""
-    blocks = np.split(rows, len(gates))
-    return np.concatenate([blocks[place] for place in gates])
 
 
 def to_arpa(model: NgramModel) -> tuple[bytes, list[str]]:

@@ -12,6 +12,7 @@ from jaxlm.config.config import Config
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params, Recurrent
 
+LSTM_GATES = (0, 2, 1, 3)  # from jaxlm's order i, j, f, o to PyTorch's i, f, g (j), o, and back
 MOST_PATH = 1000  # letters of a path in a message
 MOST_SHARING = 4  # times the stored bytes: what a model's tensors may take (tied ones count twice)
 
@@ -155,6 +156,12 @@ def matrix_shape(name: str, array: np.ndarray) -> tuple[int, int]:
     if array.ndim != 2 or not array.size:
         raise JaxlmError(f"{quote(name)} has the shape {list(array.shape)}, expected a matrix")
     return array.shape
+
+
+def reordered(rows: np.ndarray, gates: Sequence[int]) -> np.ndarray:
+    """Rows of a layer's gates, one gate below the other, with the gates in another order."""
+    blocks = np.split(rows, len(gates))
+    return np.concatenate([blocks[place] for place in gates])
 
 
 def check_sharing(claimed: Iterable[int], stored: int) -> None:

@@ -22,6 +22,7 @@ import safetensors
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.files import reader
 from jaxlm.interop.foreign import (
+    LSTM_GATES,
     ForeignModel,
     as_float32,
     by_role,
@@ -29,6 +30,7 @@ from jaxlm.interop.foreign import (
     listed,
     matrix_shape,
     quote,
+    reordered,
 )
 from jaxlm.interop.torch_pickle import MOST_NAME, Global, Instance, unpickle
 from jaxlm.runs import ram
@@ -460,7 +462,5 @@ def _lstm(
         with np.errstate(over="ignore"):
             both = weights["bias_ih"] + weights["bias_hh"]
         bias = as_float32(layer["bias_ih"], both, (4 * hidden,))
-    # From the order i, f, g, o to i, j, f, o.
-    order = np.arange(4 * hidden).reshape(4, hidden)[[0, 2, 1, 3]].ravel()
-    kernel = np.hstack([weights["weight_ih"], weights["weight_hh"]])
-    return {"kernel": np.ascontiguousarray(kernel[order].T), "bias": bias[order]}
+    kernel = reordered(np.hstack([weights["weight_ih"], weights["weight_hh"]]), LSTM_GATES)
+    return {"kernel": np.ascontiguousarray(kernel.T), "bias": reordered(bias, LSTM_GATES)}

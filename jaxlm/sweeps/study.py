@@ -18,7 +18,7 @@ import fcntl
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice, zip_longest
@@ -70,21 +70,20 @@ class Study:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan | None,
         folder: Path,
         where: str,
     ):
         """Opens the study, or begins it.
 
         Args:
-            plan: What the sweep is.
+            plan: What the sweep is; None: what the study says, which must have begun.
             folder: The sweep's directory.
             where: The storage: a journal's path, or a database's URL.
 
         Raises:
-            JaxlmError: The storage cannot be used, or holds another sweep.
+            JaxlmError: The storage cannot be used, or holds another sweep or none.
         """
-        self.plan = plan
         self.held = dict[int, Claim]()
         self.shared = is_database(where)
         self.folder = folder
@@ -95,34 +94,43 @@ class Study:
         self._storage = open_storage(where)
         with database_errors(where):
             optuna = import_optuna()
+            self._study = optuna.create_study(
+                storage=self._storage, study_name=NAME, load_if_exists=True
+            )
+            self._study_id = self._storage.get_study_id_from_name(NAME)
+            saved = self._study.user_attrs.get("plan")
+            self.plan = self._agreed(plan, saved)
+            if saved != self.plan.to_json():
+                self._study.set_user_attr("plan", self.plan.to_json())
             pruners = {
                 "none": optuna.pruners.NopPruner(),
                 "median": optuna.pruners.MedianPruner(),
                 "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
             }
-            self._study = optuna.create_study(
-                storage=self._storage,
-                study_name=NAME,
-                load_if_exists=True,
-                pruner=pruners[plan.prune],
-            )
-            self._study_id = self._storage.get_study_id_from_name(NAME)
-            saved = self._study.user_attrs.get("plan")
-            if saved is not None:
-                self._check_same_plan(Plan.from_json(saved))
-            if saved != plan.to_json():
-                self._study.set_user_attr("plan", plan.to_json())
-            seed = plan.config.train.seed if saved is None else None
+            self._study.pruner = pruners[self.plan.prune]
+            seed = self.plan.config.train.seed if saved is None else None
             self._sampler = optuna.samplers.TPESampler(seed=seed)
 
-    def _check_same_plan(self, saved: Plan) -> None:
-        changed = saved.differences(self.plan)
+    def _agreed(self, plan: Plan | None, saved: Any) -> Plan:
+        """The plan that was given, or the saved one. Raises JaxlmError if they differ."""
+        if saved is None:
+            if plan is None:
+                raise JaxlmError(
+                    f"{without_password(self.where)} holds no sweep that can be resumed: begin one "
+                    f"without --resume, or check --storage"
+                )
+            return plan
+        began = Plan.from_json(saved)
+        if plan is None:
+            return began
+        changed = began.differences(plan)
         if changed:
             other = "database: one holds one sweep" if self.shared else "--run-dir"
             raise JaxlmError(
                 f"the study in {without_password(self.where)} is of another sweep "
                 f"({'; '.join(changed)}): resume it with its own settings, or take another {other}"
             )
+        return plan
 
     def claim(self) -> Claim | None:
         """Claims a trial that nobody trains: one whose worker is gone, or a new one.
@@ -420,29 +428,6 @@ def _means(records: Iterable[MemberResult]) -> list[float]:
         curves.append(curve)
     epochs = zip_longest(*curves, fillvalue=math.inf)
     return [fmean(epoch) for epoch in islice(epochs, min(lengths, default=None))]
-
-
-def read_plan(where: str) -> Plan:
-    """Reads the plan of the sweep in a storage.
-
-    Args:
-        where: A journal's path, or a database's URL.
-
-    Raises:
-        JaxlmError: The storage cannot be used, or holds no sweep.
-    """
-    opened = open_storage(where)
-    with database_errors(where):
-        optuna = import_optuna()
-        attributes: Mapping[str, Any] = {}
-        if NAME in optuna.get_all_study_names(opened):
-            attributes = optuna.load_study(study_name=NAME, storage=opened).user_attrs
-        if "plan" not in attributes:
-            raise JaxlmError(
-                f"{without_password(where)} holds no sweep that can be resumed: begin one without "
-                f"--resume, or check --storage"
-            )
-        return Plan.from_json(attributes["plan"])
 
 
 def check_below(

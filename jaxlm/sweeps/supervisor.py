@@ -36,7 +36,7 @@ from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.plan import Plan, make_plan
 from jaxlm.sweeps.space import MOST_POINTS, first_values
 from jaxlm.sweeps.storage import is_database
-from jaxlm.sweeps.study import JOURNAL, Study, read_plan
+from jaxlm.sweeps.study import JOURNAL, Study
 from jaxlm.sweeps.worker import LONGEST_POLL, Worker
 
 STORAGE = "JAXLM_STORAGE"  # the environment's name for a storage
@@ -119,7 +119,7 @@ def sweep(
         where = _where(folder, storage, resume)
         if config.model.compute_dtype == "auto":
             with suppress(JaxlmError):  # begun on another machine, it has that one's
-                dtype = read_plan(where).config.model.compute_dtype
+                dtype = Study(None, folder, where).plan.config.model.compute_dtype
                 plan = replace(plan, config=plan.config.replace(compute_dtype=dtype))
         session = _Session(
             Study(plan, folder, where),
@@ -319,7 +319,7 @@ def join(
         The signal that stopped it, if one did; the parent's death counts as SIGTERM.
     """
     where = _where(run_dir, None, resume=True)
-    study = Study(read_plan(where), run_dir, where)
+    study = Study(None, run_dir, where)
     view = SweepView(lasting_console(quiet))
 
     def stopped() -> int | None:
@@ -351,7 +351,8 @@ def saved_options(
     Raises:
         JaxlmError: The directory, or the storage among the options, holds no sweep.
     """
-    plan = read_plan(_where(run_dir, options.get("storage"), resume=True))
+    where = _where(run_dir, options.get("storage"), resume=True)
+    plan = Study(None, run_dir, where).plan
     saved = {"strategy": plan.strategy, "seeds": plan.seeds, "prune": plan.prune}
     if plan.strategy != "grid":
         saved["trials"] = plan.trials
