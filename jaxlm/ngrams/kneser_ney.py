@@ -87,16 +87,15 @@ def estimate(
                 f"{', '.join(map(str, FALLBACK_DISCOUNTS))} are taken"
             )
         discount = discounts[np.minimum(counts, 3)]
-        if level == 1:
-            context = np.zeros(len(counts), np.int64)
-            lower = probability
-        else:
-            context = current.keys // (vocab_size + 1)
-            without_first = grams[level - 2].places[current.last]
-            lower = probability[without_first]
-        size = 1 if level == 1 else len(grams[level - 2].keys)
-        total = np.bincount(context, counts, size)
-        held_back = np.bincount(context, discount, size)
+        context = current.keys // (vocab_size + 1)
+        contexts = 1
+        lower = probability
+        if level > 1:
+            shorter = grams[level - 2]
+            contexts = len(shorter.keys)
+            lower = probability[shorter.places[current.last]]
+        total = np.bincount(context, counts, contexts)
+        held_back = np.bincount(context, discount, contexts)
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = np.where(total > 0, held_back / total, 1.0)
         probability = (counts - discount) / total[context] + weight[context] * lower

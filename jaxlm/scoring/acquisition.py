@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
@@ -26,18 +26,8 @@ _MOST_TRIES = 1000  # of a fit
 _FEWEST = 3  # points of a curve, and words of a correlation
 
 
-class Heard(NamedTuple):
-    """A word in one context at one checkpoint.
-
-    Attributes:
-        word: The word.
-        words: How many words the model had seen.
-        surprisal: Of the word, in nats.
-    """
-
-    word: str
-    words: int
-    surprisal: float
+# (words that the model had seen, surprisal in nats) of a word, checkpoint after checkpoint.
+Curve = list[tuple[int, float]]
 
 
 def read_contexts(path: Path) -> list[tuple[str, str]]:
@@ -79,25 +69,21 @@ def read_children(path: Path) -> dict[str, float]:
     return {word: age for word, age in ages.items() if age is not None}
 
 
-def curve_fitness(results: Sequence[Heard], ages: Mapping[str, float]) -> float:
+def curve_fitness(curves: Mapping[str, Curve], ages: Mapping[str, float]) -> float:
     """Pearson's correlation of the ages at which a model and children learn words.
 
     Args:
-        results: Surprisals, checkpoint after checkpoint.
+        curves: By word.
         ages: Of children, as `read_children` returns them.
 
     Returns:
         The correlation; 0 where fewer than three words have both ages.
     """
-    by_word: dict[str, list[Heard]] = {}
-    for result in results:
-        by_word.setdefault(result.word, []).append(result)
     pairs = []
-    for word, of_word in by_word.items():
-        if word in ages:
-            learnt = _learnt([one.words for one in of_word], [one.surprisal for one in of_word])
-            if learnt is not None:
-                pairs.append((learnt, ages[word]))
+    for word, curve in curves.items():
+        learnt = _learnt(curve) if word in ages else None
+        if learnt is not None:
+            pairs.append((learnt, ages[word]))
     if len(pairs) < _FEWEST:
         return 0.0
     return float(np.corrcoef(np.transpose(pairs))[0, 1])
@@ -147,12 +133,13 @@ def _age(months: np.ndarray, shares: np.ndarray) -> float | None:
     return _crossing(months, shares[known], 0.5, guess, bounds=bounds)
 
 
-def _learnt(words: Sequence[int], surprisals: Sequence[float]) -> float | None:
+def _learnt(curve: Curve) -> float | None:
     """log10 of how many words had been seen when one was halfway from chance to its best."""
+    words, surprisals = np.array(curve).T
     known = np.isfinite(surprisals)
     if not known.any():
         return None
-    x = np.log10(np.array(words)[known] + 1)
-    scores = -np.array(surprisals)[known]
+    x = np.log10(words[known] + 1)
+    scores = -surprisals[known]
     guess = (np.ptp(scores), 1.0, x.mean(), scores.min())
     return _crossing(x, scores, -_CHANCE - 0.5 * (-_CHANCE - scores.max()), guess)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from scipy.special import softmax
 from scipy.stats import rankdata
 
 from jaxlm.base.errors import DataError
-from jaxlm.scoring.acquisition import Heard, curve_fitness, read_children, read_contexts
+from jaxlm.scoring.acquisition import Curve, curve_fitness, read_children, read_contexts
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.regression import r_squared
 from jaxlm.scoring.sentences import blocks, character_ends
@@ -301,9 +302,10 @@ def _reading(path: Path, completions: Completions) -> Iterator[Score]:
     before = [text or "None" for text in table.cells("item")]
     columns["pred"] = _surprisals(completions, before, table.sentences)
     columns["prev_pred"] = np.full(len(before), math.nan)
-    earlier = np.flatnonzero([bool(text) for text in table.cells("prev_item")])
-    pairs = [(table.cells("prev_item")[row], table.cells("prev_word")[row]) for row in earlier]
-    columns["prev_pred"][earlier] = _surprisals(completions, *zip(*pairs, strict=True))
+    earlier = np.array([*map(bool, table.cells("prev_item"))])
+    pairs = zip(table.cells("prev_item"), table.cells("prev_word"), strict=True)
+    contexts, words = zip(*compress(pairs, earlier), strict=True)
+    columns["prev_pred"][earlier] = _surprisals(completions, contexts, words)
 
     def explained(time: str, names: Sequence[str]) -> float:
         present = np.isfinite([columns[name] for name in (time, *names)]).all(0)
@@ -321,8 +323,7 @@ def _reading(path: Path, completions: Completions) -> Iterator[Score]:
 def _with_products(columns: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The columns, and the product of each two of them."""
     scaled = [(column - column.mean()) / (column.std() or 1.0) for column in columns]
-    products = [a * b for place, a in enumerate(scaled) for b in scaled[place + 1 :]]
-    return [*scaled, *products]
+    return [*scaled, *(a * b for a, b in combinations(scaled, 2))]
 
 
 def _surprisals(
@@ -361,14 +362,15 @@ def _acquisition(
             return f"aoa: there is no {path}"
     ages = read_children(children)
     heard = [(word, f"{text.strip()} {word}") for word, text in read_contexts(contexts)]
-    results: list[Heard] = []
+    curves: dict[str, Curve] = {}
+    sizes = set()
     for words, lm in checkpoints:
+        sizes.add(words)
         log_p = Completions(lm, tokenizer).log_probabilities(
             Completion(text, len(word)) for word, text in heard
         )
-        results += [
-            Heard(word, words, -nats) for (word, _), nats in zip(heard, log_p.tolist(), strict=True)
-        ]
-    if len({result.words for result in results}) < 3:
+        for (word, _), nats in zip(heard, log_p.tolist(), strict=True):
+            curves.setdefault(word, []).append((words, -nats))
+    if len(sizes) < 3:
         return "aoa: it needs at least 3 checkpoints of --keep-checkpoints, as 1M,2M,3M"
-    return Score("aoa", curve_fitness(results, ages))
+    return Score("aoa", curve_fitness(curves, ages))
