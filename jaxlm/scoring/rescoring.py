@@ -161,6 +161,20 @@ def tuned(
     return weights
 
 
+def _stretches(constant: np.ndarray, slopes: np.ndarray, low: float) -> list[tuple[float, int]]:
+    """From which weight on which hypothesis of an utterance is the best: the first from `low`."""
+    best = np.lexsort((slopes, constant + low * slopes))[0]
+    stretches = [(low, int(best))]
+    while True:
+        flatter = np.flatnonzero(slopes < slopes[best])
+        meets = (constant[flatter] - constant[best]) / (slopes[best] - slopes[flatter])
+        order = np.lexsort((slopes[flatter], meets))
+        if not len(order) or meets[order[0]] >= MOST:
+            return stretches
+        best = flatter[order[0]]
+        stretches.append((float(meets[order[0]]), int(best)))
+
+
 def _best_weight(
     constant: np.ndarray,
     slopes: np.ndarray,
@@ -170,27 +184,20 @@ def _best_weight(
 ) -> tuple[int, float]:
     """The fewest errors, and the middle of the widest interval of weights that has them."""
     total = 0
-    changes = []
+    weights: list[float] = []  # from which the errors change
+    changes: list[int] = []
     for rows in groups:
-        at = low
-        a, b, wrong = constant[rows], slopes[rows], errors[rows]
-        now = np.lexsort((b, a + low * b))[0]
-        total += int(wrong[now])
-        while (flatter := np.flatnonzero(b < b[now])).size:
-            meets = (a[flatter] - a[now]) / (b[now] - b[flatter])
-            first = np.lexsort((b[flatter], meets))[0]
-            at = float(meets[first])
-            if at >= MOST:
-                break
-            after = flatter[first]
-            changes.append((at, int(wrong[after] - wrong[now])))
-            now = after
-    changes.sort()
-    edges = [at for at, _ in changes] or [1.0]
+        stretches = _stretches(constant[rows], slopes[rows], low)
+        wrong = errors[rows][[place for _, place in stretches]]
+        total += int(wrong[0])
+        weights += [weight for weight, _ in stretches[1:]]
+        changes += np.diff(wrong).tolist()
+    order = np.argsort(weights)
+    edges = np.array(weights)[order].tolist() or [1.0]
+    counts = total + np.cumsum([0, *np.array(changes, int)[order]])
     # The first and the last interval have no end: a weight is not far from the others.
-    starts = np.array([max(low, edges[0] - 1), *(at for at, _ in changes)])
-    counts = total + np.cumsum([0, *(change for _, change in changes)])
-    widths = np.diff(np.append(starts, edges[-1] + 1))
+    starts = [max(low, edges[0] - 1), *sorted(weights)]
+    widths = np.diff([*starts, edges[-1] + 1])
     counts = np.where(widths > _NARROWEST, counts, counts.max() + 1)
     place = np.lexsort((-widths, counts))[0]
     return int(counts[place]), float(starts[place] + widths[place] / 2)
