@@ -446,10 +446,7 @@ def test_one_run_has_its_report_in_its_directory_and_train_writes_it(tmp_path, c
     ]
     assert main(["train", *flags, "--run-dir", str(run), "--report", "--data-dir", "my ptb"]) == 0
     said = capsys.readouterr().out.replace("\n", " ")
-    assert (
-        f"jaxlm report '{run}' -o '{run}/report.html' '--data-dir=my ptb'" in said
-        and f"report: {run}" in said
-    )
+    assert f"report: {run}" in said
     first = (run / "report.html").read_bytes()
     assert main(["report", str(run)]) == 0
     assert Page(first.decode()).tags == Page((run / "report.html").read_text()).tags
