@@ -90,7 +90,7 @@ def number(
     Returns:
         A dataclass field.
     """
-    return _declared(default, Spec(float, help, unit, **{"optional": default is None, **options}))
+    return _declared(default, float, help, unit=unit, **options)
 
 
 def probability(help: str, **options: Any) -> Any:
@@ -126,8 +126,7 @@ def count(
         A dataclass field.
     """
     kind = tuple if isinstance(default, tuple) else int
-    options = {"high": LARGEST_COUNT, "optional": default is None, **options}
-    return _declared(default, Spec(kind, help, unit, low, **options))
+    return _declared(default, kind, help, unit=unit, low=low, **{"high": LARGEST_COUNT, **options})
 
 
 def flag(
@@ -145,7 +144,7 @@ def flag(
     Returns:
         A dataclass field.
     """
-    return _declared(default, Spec(bool, help, **options))
+    return _declared(default, bool, help, **options)
 
 
 def choice(
@@ -165,7 +164,7 @@ def choice(
     Returns:
         A dataclass field.
     """
-    return _declared(default, Spec(str, help, choices=tuple(choices), **options))
+    return _declared(default, str, help, choices=tuple(choices), **options)
 
 
 def text(default: str, help: str) -> Any:
@@ -178,10 +177,16 @@ def text(default: str, help: str) -> Any:
     Returns:
         A dataclass field.
     """
-    return _declared(default, Spec(str, help))
+    return _declared(default, str, help)
 
 
-def _declared(default: Any, spec: Spec) -> Any:
+def _declared(
+    default: Any,
+    kind: type,
+    help: str,
+    **options: Any,
+) -> Any:
+    spec = Spec(kind, help, **{"optional": default is None, **options})
     return field(default=default, metadata={"spec": spec})
 
 
@@ -219,7 +224,12 @@ def checked(section: Any) -> Any:
     Raises:
         JaxlmError: A value has another type, lies outside its limits, or contradicts another value.
     """
-    plain = _plain_values(section)
+    plain = {}
+    for name, spec in specs(type(section)).items():
+        given = getattr(section, name)
+        value = _checked_value(name.rstrip("_"), spec, given)
+        if value is not given:
+            plain[name] = value
     if plain:
         section = replace(section, **plain)
     _check_relations(section)
@@ -247,17 +257,6 @@ def checked_value(
         JaxlmError: The value has another type, or lies outside the limits.
     """
     return _checked_value(name, Spec(kind, "", **limits), value)
-
-
-def _plain_values(section: Any) -> dict[str, Any]:
-    """The values that plain Python writes in another way, by field. Raises JaxlmError."""
-    plain = {}
-    for name, spec in specs(type(section)).items():
-        given = getattr(section, name)
-        value = _checked_value(name.rstrip("_"), spec, given)
-        if value is not given:
-            plain[name] = value
-    return plain
 
 
 def _check_relations(section: Any) -> None:

@@ -42,9 +42,13 @@ def printable(
     Returns:
         The text with escapes.
     """
-    text = _UNSAFE.sub(
-        lambda match: match[0] if keep_newlines and match[0] == "\n" else _escape(match[0]), text
-    )
+
+    def visible(match: re.Match[str]) -> str:
+        if keep_newlines and match[0] == "\n":
+            return match[0]
+        return match[0].encode("unicode_escape").decode()
+
+    text = _UNSAFE.sub(visible, text)
     if encoding:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     return text
@@ -160,7 +164,3 @@ def scrubbed(text: str, url: str) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()

@@ -120,7 +120,7 @@ class _Exact(Words):
 
     newline = "\n"
 
-    def pieces(self, names: Iterable[str]) -> Iterator[str]:
+    def pieces(self, names) -> Iterator[str]:
         return codecs.iterdecode(map(self.data, names), "utf-8", "replace")
 
 
@@ -136,10 +136,10 @@ class Characters(_Exact):
     ends = ("\n", " ")
     normalize: str = "nfc"
 
-    def units(self, text: str) -> list[str]:
+    def units(self, text) -> list[str]:
         return list(unicodedata.normalize("NFC", text) if self.normalize == "nfc" else text)
 
-    def data(self, name: str) -> bytes:
+    def data(self, name) -> bytes:
         if name == UNK:
             return "\ufffd".encode()
         return name.encode()
@@ -157,13 +157,13 @@ class Bytes(_Exact):
     names = tuple(_BYTES)
     errors = "surrogateescape"
 
-    def units(self, text: str) -> list[str]:
+    def units(self, text) -> list[str]:
         return list(text)
 
-    def split(self, unit: str) -> list[str]:
+    def split(self, unit) -> list[str]:
         return [self.names[byte] for byte in unit.encode(errors=self.errors)]
 
-    def data(self, name: str) -> bytes:
+    def data(self, name) -> bytes:
         return _BYTES[name]
 
 
@@ -360,11 +360,11 @@ class Subwords(_Exact):
         table = {chr(byte): bytes([byte]) for byte in plain}
         return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
-    def units(self, text: str) -> list[str]:
+    def units(self, text) -> list[str]:
         text.encode()  # raises UnicodeError: SentencePiece calls a lone surrogate no string
         return UNITS.findall(text)
 
-    def split(self, unit: str) -> list[str]:
+    def split(self, unit) -> list[str]:
         if unit == "\n":
             return [*self.ends]
         encode = self._tokenizer.encode
@@ -378,7 +378,7 @@ class Subwords(_Exact):
             names += encode(part)
         return names
 
-    def data(self, name: str) -> bytes:
+    def data(self, name) -> bytes:
         if name == self.ends[0]:
             return b"\n"
         if self._bytes:

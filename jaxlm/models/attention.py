@@ -15,20 +15,17 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import count
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
-    Zeros,
     head_count,
 )
 from jaxlm.ops.attention import AttentionState, attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Units
 
 
 @MODELS.kind("attention")
@@ -42,12 +39,7 @@ class Attention(Recurrent):
         64, "tokens before each token that it reads", "tokens", low=1, high=2**20
     )
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         of_inputs, of_outputs = jax.random.split(key)
         return {
@@ -55,18 +47,13 @@ class Attention(Recurrent):
             "output_kernel": self.matrix(of_outputs, width, width),
         }
 
-    def zero_state(self, zeros: Zeros, width: int) -> AttentionState:
+    def zero_state(self, zeros, width) -> AttentionState:
         """A layer's carry before the first token, which holds no keys."""
         shape = (self.heads, self.attention_window, width // self.heads)
         return AttentionState(zeros(*shape), zeros(*shape), zeros())
 
     def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: AttentionState,
-        noise: LayerNoise,
-        length: Length,
+        self, params, x, state: AttentionState, noise, length
     ) -> tuple[Units, AttentionState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype)

@@ -19,15 +19,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from jaxlm.base.fields import flag
 from jaxlm.models.matrix_memory import MatrixMemory
-from jaxlm.models.recurrent import MODELS, LayerNoise, Params, Zeros, uniform
+from jaxlm.models.recurrent import MODELS, Params, uniform
 from jaxlm.ops.activations import rms_norm, unit_norm
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Inputs, Length, Units, short_convolution
+from jaxlm.ops.scans import Units, short_convolution
 
 TAPS = 4  # steps that the convolution sees
 
@@ -49,12 +49,7 @@ class GatedDeltaNet(MatrixMemory):
         "(arXiv:2411.12537)",
     )
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         N = self.heads
@@ -70,7 +65,7 @@ class GatedDeltaNet(MatrixMemory):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, zeros: Zeros, width: int) -> DeltaState:
+    def zero_state(self, zeros, width) -> DeltaState:
         """A layer's carry before the first token."""
         D = width // self.heads
         return DeltaState(
@@ -78,14 +73,7 @@ class GatedDeltaNet(MatrixMemory):
             zeros(TAPS - 1, 2 * self.key_size(width) + width),
         )
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: DeltaState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, DeltaState]:
+    def apply_layer(self, params, x, state: DeltaState, noise, length) -> tuple[Units, DeltaState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         n = self.own_norm(x, state.S.dtype)
         K = self.key_size(len(params["norm"]))

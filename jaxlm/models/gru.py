@@ -9,11 +9,10 @@ z, n; and `recurrent_bias` [H], which is c_n.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
     chrono_biases,
@@ -25,7 +24,7 @@ from jaxlm.models.recurrent import (
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Hidden, Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Units
 
 
 @MODELS.kind("gru")
@@ -36,12 +35,7 @@ class GRU(Recurrent):
     longest_memory: float | None = longest_memory()
     keep_recurrent_weights: float | None = weight_drop()
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)
@@ -62,14 +56,7 @@ class GRU(Recurrent):
             "recurrent_bias": recurrent_bias,
         }
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: Hidden,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, Hidden]:
+    def apply_layer(self, params, x, state: Hidden, noise, length) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}

@@ -18,21 +18,18 @@ and `gates` [N, D, 2 * D] (i before r), each with its bias; and `decay` [H].
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
-    Zeros,
     head_count,
     uniform,
 )
 from jaxlm.ops.product import contraction, product
 from jaxlm.ops.scans import (
     Inputs,
-    Length,
     Units,
     last_step,
     linear_recurrence,
@@ -49,12 +46,7 @@ class Hawk(Recurrent):
     gates = 1
     heads: int = head_count()
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters.
 
         The decay spreads a over 0.9 to 0.999 at r = 1/8, as in recurrentgemma; in the paper the
@@ -83,17 +75,12 @@ class Hawk(Recurrent):
             "decay": jnp.log(squares**-0.5 - 1),
         }
 
-    def zero_state(self, zeros: Zeros, width: int) -> dict[str, Array]:
+    def zero_state(self, zeros, width) -> dict[str, Array]:
         """`h` [B, H], and `inputs` [B, 3, H] of the convolution before the next one."""
         return {"h": zeros(width), "inputs": zeros(REACH - 1, width)}
 
     def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: dict[str, Array],
-        noise: LayerNoise,
-        length: Length,
+        self, params, x, state: dict[str, Array], noise, length
     ) -> tuple[Units, dict[str, Array]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
 

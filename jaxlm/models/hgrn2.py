@@ -13,21 +13,18 @@ A layer's parameter is `kernel` [E, 3H], of q, f and v.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import number
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
-    Zeros,
     head_count,
 )
 from jaxlm.ops.activations import rms_norm
 from jaxlm.ops.linear_attention import KeyValues, linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Units
 
 
 @MODELS.kind("hgrn2")
@@ -40,27 +37,15 @@ class HGRN2(Recurrent):
         0.0, "least share of the state that each step keeps", low=0, below=1
     )
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         return {"kernel": self.matrix(key, inputs, 3 * width)}
 
-    def zero_state(self, zeros: Zeros, width: int) -> KeyValues:
+    def zero_state(self, zeros, width) -> KeyValues:
         """S, gates by values, of N heads with D = H / N units."""
         return zeros(self.heads, width // self.heads, width // self.heads)
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: KeyValues,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, KeyValues]:
+    def apply_layer(self, params, x, state: KeyValues, noise, length) -> tuple[Units, KeyValues]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(self.own_norm(x, state.dtype), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)

@@ -5,15 +5,12 @@ TensorFlow's BasicLSTMCell.
 """
 
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import number
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
-    Zeros,
     chrono_biases,
     longest_memory,
     state_dropout,
@@ -22,7 +19,7 @@ from jaxlm.models.recurrent import (
     weight_drop,
 )
 from jaxlm.ops.lstm import LSTMState, lstm
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Units
 
 
 @MODELS.kind("lstm")
@@ -35,12 +32,7 @@ class LSTM(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(width)
         bias = jnp.zeros(4 * width)
@@ -51,18 +43,11 @@ class LSTM(Recurrent):
             bias = bias.at[2 * width : 3 * width].add(forget)
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
-    def zero_state(self, zeros: Zeros, width: int) -> LSTMState:
+    def zero_state(self, zeros, width) -> LSTMState:
         """A layer's carry before the first token."""
         return LSTMState(c=zeros(width), h=zeros(width))
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: LSTMState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, LSTMState]:
+    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         return lstm(
             x,

@@ -10,12 +10,10 @@ whole layer is one associative scan. A layer's parameters are `kernel` [E, 2H or
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from jaxlm.base.fields import flag
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
     chrono_biases,
@@ -24,7 +22,7 @@ from jaxlm.models.recurrent import (
     uniform,
 )
 from jaxlm.ops.product import product
-from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step, linear_recurrence
+from jaxlm.ops.scans import Hidden, Units, last_step, linear_recurrence
 
 
 @MODELS.kind("mingru")
@@ -39,12 +37,7 @@ class MinGRU(Recurrent):
         "negative",
     )
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
@@ -56,14 +49,7 @@ class MinGRU(Recurrent):
                 bias = bias.at[:width].add(forget)
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: Hidden,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, Hidden]:
+    def apply_layer(self, params, x, state: Hidden, noise, length) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         projected = product(x, params["kernel"], x.dtype) + params["bias"]
         *forget, z, n = jnp.split(projected, self.gates, -1)

@@ -16,7 +16,6 @@ from jaxlm.base.fields import choice, count, flag, number, probability
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
     chrono_biases,
@@ -29,7 +28,7 @@ from jaxlm.models.recurrent import (
 from jaxlm.ops.dropout import Kept
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import Limits, mogrifier
-from jaxlm.ops.scans import Hidden, Inputs, Length, Units
+from jaxlm.ops.scans import Hidden, Units
 
 
 def rounds(default: int) -> Any:
@@ -131,12 +130,7 @@ class Mogrifier(WithRounds):
             return 2
         return 1
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale = self.layer_scale(width)
@@ -160,14 +154,7 @@ class Mogrifier(WithRounds):
             }
         return layer
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: LSTMState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, LSTMState]:
+    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         limits = Limits(
             self.cell_clip,

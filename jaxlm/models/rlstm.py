@@ -8,12 +8,10 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
 
 from jaxlm.models.mogrifier import WithRounds, scale_of_mask
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     chrono_biases,
     state_dropout,
@@ -23,7 +21,7 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.rlstm import rlstm
-from jaxlm.ops.scans import Inputs, Length, Units
+from jaxlm.ops.scans import Units
 
 
 @MODELS.kind("rlstm")
@@ -39,12 +37,7 @@ class RLSTM(WithRounds):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters, as `Recurrent.init_layer` says."""
         keys = jax.random.split(key, 6)
         round_keys = list(jax.random.split(keys[4], self.rounds))
@@ -64,14 +57,7 @@ class RLSTM(WithRounds):
             "rounds": self.init_rounds(round_keys, inputs, width),
         }
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: LSTMState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, LSTMState]:
+    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         scale = scale_of_mask(noise.kept, self.keep_state)
         return rlstm(x, params, state, 1.0 if scale is None else scale, length)

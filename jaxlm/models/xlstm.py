@@ -29,16 +29,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from jaxlm.base.fields import number
 from jaxlm.models.matrix_memory import MatrixMemory
 from jaxlm.models.recurrent import (
     MODELS,
-    LayerNoise,
     Params,
     Recurrent,
-    Zeros,
     head_count,
     uniform,
 )
@@ -46,7 +44,7 @@ from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
 from jaxlm.ops.recurrence import LinearMap, recurrence
-from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step
+from jaxlm.ops.scans import Hidden, Units, last_step
 
 
 class SLSTMState(NamedTuple):
@@ -67,12 +65,7 @@ class SLSTM(Recurrent):
     reads_both = True
     heads: int = head_count()
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
@@ -84,18 +77,11 @@ class SLSTM(Recurrent):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, zeros: Zeros, width: int) -> SLSTMState:
+    def zero_state(self, zeros, width) -> SLSTMState:
         """A layer's carry before the first token."""
         return SLSTMState(*(zeros(width) for _ in SLSTMState._fields))
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: SLSTMState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, SLSTMState]:
+    def apply_layer(self, params, x, state: SLSTMState, noise, length) -> tuple[Units, SLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         D = len(params["recurrent_kernel"])
         of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
@@ -159,12 +145,7 @@ class MLSTM(MatrixMemory):
         optional=True,
     )
 
-    def init_layer(
-        self,
-        key: PRNGKeyArray,
-        inputs: int,
-        width: int,
-    ) -> Params:
+    def init_layer(self, key, inputs, width) -> Params:
         """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         N = self.heads
@@ -177,20 +158,13 @@ class MLSTM(MatrixMemory):
             "norm": jnp.ones(width),
         }
 
-    def zero_state(self, zeros: Zeros, width: int) -> MLSTMState:
+    def zero_state(self, zeros, width) -> MLSTMState:
         """A layer's carry before the first token."""
         D = width // self.heads
         K = self.key_units or D
         return MLSTMState(zeros(self.heads, K, D), zeros(self.heads, K), zeros(self.heads))
 
-    def apply_layer(
-        self,
-        params: Params,
-        x: Inputs,
-        state: MLSTMState,
-        noise: LayerNoise,
-        length: Length,
-    ) -> tuple[Units, MLSTMState]:
+    def apply_layer(self, params, x, state: MLSTMState, noise, length) -> tuple[Units, MLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         H = len(params["norm"])
         K = self.key_size(H)

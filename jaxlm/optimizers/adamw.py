@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import jax
 import optax
 
 from jaxlm.base.fields import count, flag, number
-from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest, matrices
 
 
@@ -69,7 +67,7 @@ class AdamW(Adaptive):
             return optax.scale_by_radam(self.beta1, self.beta2, self.epsilon)
         return super().adam()
 
-    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+    def rule(self, model, factor) -> optax.GradientTransformation:
         """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             self.adam(),

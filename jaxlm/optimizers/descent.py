@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-import jax
 import optax
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.fields import count, flag, number
-from jaxlm.models.recurrent import Recurrent
 from jaxlm.optimizers.optimizer import OPTIMIZERS, Optimizer, average_latest
 
 
@@ -45,7 +43,7 @@ class SGD(Descent):
         """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return super().keeps_rows(tied) and self.momentum is None
 
-    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+    def rule(self, model, factor) -> optax.GradientTransformation:
         """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             *self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
@@ -73,6 +71,6 @@ class ASGD(Descent):
                 f"{name} and the optimizer asgd both average the parameters: leave one of them out"
             )
 
-    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+    def rule(self, model, factor) -> optax.GradientTransformation:
         """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

@@ -48,7 +48,7 @@ class Muon(Adaptive):
         None, "decay of Adam's matrices, times Adam's rate (none: absent)", low=0
     )
 
-    def rule(self, model: Recurrent, factor: jax.Array | float) -> optax.GradientTransformation:
+    def rule(self, model, factor) -> optax.GradientTransformation:
         """The transformation without clipping, as `Optimizer.rule` says."""
         muon = optax.chain(
             optax.trace(self.momentum, self.nesterov),
