@@ -191,8 +191,8 @@ def read_rows(
     key: jax.Array | None,
     tokens: jax.Array,
     targets: jax.Array | None,
-    carry: stack.Carry | None,
-    lengths: jax.Array | None,
+    initial_carry: stack.Carry | None = None,
+    seq_lengths: jax.Array | None = None,
 ) -> tuple[stack.Carry, jax.Array]:
     """Reads a window, as `LanguageModel` is called.
 
@@ -202,21 +202,21 @@ def read_rows(
         key: Of the noise; None: nothing is dropped.
         tokens: Ids [B, T].
         targets: Ids [B, T]; None: logits are wanted.
-        carry: One state a layer; None: zeros.
-        lengths: Steps of each row that count [B]; None: all.
+        initial_carry: One state a layer; None: zeros.
+        seq_lengths: Steps of each row that count [B]; None: all.
 
     Returns:
         What `LanguageModel` returns.
     """
     B, T = tokens.shape
     noise = draw_noise(model, key, T, B)
-    if carry is None:
-        carry = stack.zero_carry(model, B, params["embedding"].dtype)
-    kept, _, features, after = stack.read(model, params, noise, tokens.T, carry)
+    if initial_carry is None:
+        initial_carry = stack.zero_carry(model, B, params["embedding"].dtype)
+    kept, _, features, after = stack.read(model, params, noise, tokens.T, initial_carry)
     weights = None
-    if lengths is not None:
-        after = _carry_after(model, params, noise, tokens.T, carry, lengths)
-        weights = (jnp.arange(T)[:, None] < lengths).astype(jnp.float32)
+    if seq_lengths is not None:
+        after = _carry_after(model, params, noise, tokens.T, initial_carry, seq_lengths)
+        weights = (jnp.arange(T)[:, None] < seq_lengths).astype(jnp.float32)
     if targets is None:
         wide = features.astype(params["embedding"].dtype)
         logits = heads.logits(model, kept, wide, noise.latents)

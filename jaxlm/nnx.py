@@ -89,11 +89,9 @@ class LanguageModel(nnx.Module):
         self,
         tokens: jax.Array,
         targets: jax.Array | None = None,
-        *,
-        initial_carry: stack.Carry | None = None,
-        seq_lengths: jax.Array | None = None,
+        **options: Any,
     ) -> tuple[stack.Carry, jax.Array]:
-        """As `jaxlm.linen.LanguageModel` is called."""
+        """As `jaxlm.linen.LanguageModel` is called, but for `deterministic`."""
         key = None if self.rngs is None or self.deterministic else self.rngs()
         model = stack.exact(self.model) if self.deterministic else self.model
-        return read_rows(model, self.tree(), key, tokens, targets, initial_carry, seq_lengths)
+        return read_rows(model, self.tree(), key, tokens, targets, **options)

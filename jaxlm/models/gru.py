@@ -15,7 +15,6 @@ from jaxlm.models.recurrent import (
     MODELS,
     Params,
     Recurrent,
-    chrono_biases,
     longest_memory,
     torch_biases,
     uniform,
@@ -46,9 +45,8 @@ class GRU(Recurrent):
             of_x, of_h = torch_biases(key, scale, 3 * width)
             bias = of_x + of_h.at[-width:].set(0)
             recurrent_bias = of_h[-width:]
-        if self.longest_memory is not None:  # z keeps the state
-            kept = chrono_biases(key, self.longest_memory, width)
-            bias = bias.at[width : 2 * width].add(kept)
+        # z keeps the state.
+        bias = bias.at[width : 2 * width].add(self.memory_biases(key, width))
         return {
             "kernel": uniform(from_input, scale, inputs, 3 * width),
             "bias": bias,

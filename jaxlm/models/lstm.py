@@ -11,7 +11,6 @@ from jaxlm.models.recurrent import (
     MODELS,
     Params,
     Recurrent,
-    chrono_biases,
     longest_memory,
     state_dropout,
     torch_biases,
@@ -38,9 +37,7 @@ class LSTM(Recurrent):
         bias = jnp.zeros(4 * width)
         if self.torch_init:
             bias = sum(torch_biases(key, scale, 4 * width), bias)
-        if self.longest_memory is not None:
-            forget = chrono_biases(key, self.longest_memory, width)
-            bias = bias.at[2 * width : 3 * width].add(forget)
+        bias = bias.at[2 * width : 3 * width].add(self.memory_biases(key, width))
         return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
 
     def zero_state(self, zeros, width) -> LSTMState:

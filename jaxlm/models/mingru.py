@@ -16,7 +16,6 @@ from jaxlm.models.recurrent import (
     MODELS,
     Params,
     Recurrent,
-    chrono_biases,
     longest_memory,
     torch_biases,
     uniform,
@@ -42,11 +41,10 @@ class MinGRU(Recurrent):
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
         bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
-        if self.longest_memory is not None:
-            forget = chrono_biases(key, self.longest_memory, width)
-            bias = bias.at[-2 * width : -width].add(-forget)  # of the input gate
-            if self.gates == 3:
-                bias = bias.at[:width].add(forget)
+        forget = self.memory_biases(key, width)
+        bias = bias.at[-2 * width : -width].add(-forget)  # of the input gate
+        if self.gates == 3:
+            bias = bias.at[:width].add(forget)
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(self, params, x, state: Hidden, noise, length) -> tuple[Units, Hidden]:

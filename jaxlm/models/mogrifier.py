@@ -18,7 +18,6 @@ from jaxlm.models.recurrent import (
     MODELS,
     Params,
     Recurrent,
-    chrono_biases,
     longest_memory,
     state_dropout,
     torch_biases,
@@ -138,8 +137,7 @@ class Mogrifier(WithRounds):
         bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
         if self.torch_init:
             bias = sum(torch_biases(key, scale, size), bias)
-        if self.longest_memory is not None:
-            bias = bias.at[-2 * width : -width].add(chrono_biases(key, self.longest_memory, width))
+        bias = bias.at[-2 * width : -width].add(self.memory_biases(key, width))
         layer = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
             "bias": bias,

@@ -301,6 +301,25 @@ class Recurrent(Section):
             return width**-0.5
         return self.init_scale
 
+    def memory_biases(self, key: PRNGKeyArray, width: int) -> Float[Array, " {width}"]:
+        """Draws what `longest_memory` adds to the biases of forget gates: ln U(1, T_max - 1).
+
+        A gate with the bias b and nothing else keeps a share of sigmoid(b) = 1 - 1 / (e^b + 1): it
+        forgets within e^b + 1 steps (Tallec and Ollivier 2018, arXiv:1804.11188).
+
+        Args:
+            key: For the values; it may serve for a layer's other parameters too.
+            width: Units of the layer.
+
+        Returns:
+            Biases; zeros without a `longest_memory`.
+        """
+        longest = getattr(self, "longest_memory", None)
+        if longest is None:
+            return jnp.zeros(width)
+        times = jax.random.uniform(jax.random.fold_in(key, 1), (width,))
+        return jnp.log(1 + times * (longest - 2))
+
     @property
     def growing(self) -> list[str]:
         """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
@@ -461,28 +480,6 @@ def longest_memory(**relations: Any) -> Any:
         above=2,
         **relations,
     )
-
-
-def chrono_biases(
-    key: PRNGKeyArray,
-    longest: Scalar | float,
-    width: int,
-) -> Float[Array, " {width}"]:
-    """Draws the biases of forget gates whose memories last up to so many steps.
-
-    A gate with the bias b and nothing else keeps a share of sigmoid(b) = 1 - 1 / (e^b + 1): it
-    forgets within e^b + 1 steps (Tallec and Ollivier 2018, arXiv:1804.11188).
-
-    Args:
-        key: For the values; it may serve for a layer's other parameters too.
-        longest: T_max, steps.
-        width: Units of the layer.
-
-    Returns:
-        ln U(1, T_max - 1).
-    """
-    times = jax.random.uniform(jax.random.fold_in(key, 1), (width,))
-    return jnp.log(1 + times * (longest - 2))
 
 
 def zeros_of(rows: int, dtype: Any) -> Zeros:

@@ -13,7 +13,6 @@ from jaxlm.models.mogrifier import WithRounds, scale_of_mask
 from jaxlm.models.recurrent import (
     MODELS,
     Params,
-    chrono_biases,
     state_dropout,
     torch_biases,
     uniform,
@@ -45,9 +44,7 @@ class RLSTM(WithRounds):
         bias = jnp.zeros(4 * width)
         if self.torch_init:
             bias = sum(torch_biases(key, scale, 4 * width), bias)
-        forget = jnp.full(width, self.forget_bias)
-        if self.longest_memory is not None:
-            forget = chrono_biases(key, self.longest_memory, width)
+        forget = self.forget_bias + self.memory_biases(key, width)
         return {
             "kernel": uniform(keys[0], scale, inputs, 2 * width),
             "recurrent_kernel": uniform(keys[1], scale, width, 3 * width),
