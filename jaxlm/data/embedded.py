@@ -139,10 +139,10 @@ class Generator:
     def __init__(self, spec: Size):
         """Makes the tables of a size."""
         sizes = {EOS: 1, UNK: 1, **spec.words}
-        classes = []
-        for name in sizes:
-            kinds = spec.kinds if name in language()["content"] else 1
-            classes += [(name, kind) for kind in range(kinds)]
+        content = language()["content"]
+        classes = [
+            (name, kind) for name in sizes for kind in range(spec.kinds if name in content else 1)
+        ]
         self.spec = spec
         words = [_words(name, kind)[: sizes[name]] for name, kind in classes]
         self.words = tuple(word for several in words for word in several)

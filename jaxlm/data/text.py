@@ -1,7 +1,7 @@
 """Text files: find the files of each split, and read them in pieces."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from glob import glob
 from itertools import pairwise
@@ -32,7 +32,7 @@ Stamp = list[Any]  # [absolute path, bytes, time of modification in ns, time of 
 
 
 class FilePart(NamedTuple):
-    """A part of a file.
+    """A UTF-8 file or a pipe, or a part of one.
 
     Attributes:
         path: The file.
@@ -46,12 +46,46 @@ class FilePart(NamedTuple):
     stop: int | None = None
     joined: bool = False
 
-    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
-        """Yields the text in pieces (`read_blocks`)."""
-        return read_blocks(self.path, self.start, self.stop, errors)
+    def blocks(self, errors: str = "strict") -> Iterator[tuple[str, int]]:
+        """Yields the text in pieces of about `BLOCK` bytes, cut before white space.
 
+        Args:
+            errors: What becomes of bytes that are not UTF-8, as in `bytes.decode`. With `EXACT` a
+                byte order mark is kept too.
 
-Parts = Mapping[str, Sequence[FilePart]]  # of each split; or of "all", to be split
+        Yields:
+            A piece of the text, and its size in bytes.
+
+        Raises:
+            DataError: The path is no regular file that can be read, or the file is binary, not
+                UTF-8, or has more than `MAX_UNBROKEN` bytes without white space.
+        """
+        rest = b""
+        place = self.start  # of the first byte of `rest`
+        with read_errors(self.path), files.reader(self.path) as file:
+            if self.start:  # a pipe cannot seek, not even to its beginning
+                file.seek(self.start)
+            while True:
+                size = BLOCK if self.stop is None else min(BLOCK, self.stop - place - len(rest))
+                data = file.read(size)
+                if not data:
+                    break
+                # At once, since the holes of a sparse file are zeros.
+                check_no_zero_byte(data, self.path, place + len(rest))
+                rest += data
+                last_space = max(rest.rfind(space) for space in _WHITE_SPACE)
+                cut = len(rest[: last_space + 1].rstrip(b" \t\r\n"))
+                if cut:
+                    yield decode(rest[:cut], self.path, place, errors), cut
+                    rest = rest[cut:]
+                    place += cut
+                elif len(rest) > MAX_UNBROKEN:
+                    raise DataError(
+                        f"{self.path} has {len(rest):,} bytes in a row without a space or a "
+                        "newline: give text"
+                    )
+            if rest:
+                yield decode(rest, self.path, place, errors), len(rest)
 
 
 def stamp(path: Path) -> Stamp:
@@ -84,65 +118,15 @@ def read_string(path: str | Path, errors: str = "strict") -> str:
 
     Args:
         path: The file, or a pipe.
-        errors: What becomes of bytes that are not UTF-8 (`read_blocks`).
+        errors: What becomes of bytes that are not UTF-8 (`FilePart.blocks`).
 
     Raises:
-        DataError: The file has no word, or cannot be read (`read_blocks`).
+        DataError: The file has no word, or cannot be read (`FilePart.blocks`).
     """
-    text = "".join(block for block, _ in read_blocks(path, errors=errors))
+    text = "".join(block for block, _ in FilePart(Path(path)).blocks(errors))
     if not text.strip():
         raise empty(path)
     return text
-
-
-def read_blocks(
-    path: str | Path,
-    start: int = 0,
-    stop: int | None = None,
-    errors: str = "strict",
-) -> Iterator[tuple[str, int]]:
-    """Yields a UTF-8 file in pieces of about `BLOCK` bytes, cut before white space.
-
-    Args:
-        path: The file, or a pipe.
-        start: The first byte to read.
-        stop: The byte behind the last one; None for the end of the file.
-        errors: What becomes of bytes that are not UTF-8, as in `bytes.decode`. With `EXACT` a byte
-            order mark is kept too.
-
-    Yields:
-        A piece of the text, and its size in bytes.
-
-    Raises:
-        DataError: The path is no regular file that can be read, or the file is binary, not UTF-8,
-            or has more than `MAX_UNBROKEN` bytes without white space.
-    """
-    rest = b""
-    place = start  # of the first byte of `rest`
-    with read_errors(path), files.reader(path) as file:
-        if start:  # a pipe cannot seek, not even to its beginning
-            file.seek(start)
-        while True:
-            size = BLOCK if stop is None else min(BLOCK, stop - place - len(rest))
-            data = file.read(size)
-            if not data:
-                break
-            # At once, since the holes of a sparse file are zeros.
-            check_no_zero_byte(data, path, place + len(rest))
-            rest += data
-            last_space = max(rest.rfind(space) for space in _WHITE_SPACE)
-            cut = len(rest[: last_space + 1].rstrip(b" \t\r\n"))
-            if cut:
-                yield decode(rest[:cut], path, place, errors), cut
-                rest = rest[cut:]
-                place += cut
-            elif len(rest) > MAX_UNBROKEN:
-                raise DataError(
-                    f"{path} has {len(rest):,} bytes in a row without a space or a newline: "
-                    "give text"
-                )
-        if rest:
-            yield decode(rest, path, place, errors), len(rest)
 
 
 def decode(

@@ -74,7 +74,7 @@ class Words:
         ends: Names of the token that ends a sentence; the first that the vocabulary has counts.
         names: The names of all tokens, where no text decides them.
         unknown: The name of the token for what is outside the vocabulary.
-        errors: What becomes of bytes that are not UTF-8 (`text.read_blocks`).
+        errors: What becomes of bytes that are not UTF-8 (`text.FilePart.blocks`).
     """
 
     kind: ClassVar[str] = "words"

@@ -10,7 +10,7 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
 from jaxlm.models.recurrent import Params, Recurrent, State
 from jaxlm.ops.dropout import Mask, apply_mask, draw_mask
@@ -30,28 +30,28 @@ class Noise:
     """What a window keeps. By default it keeps everything.
 
     Attributes:
-        embedding: Units of the embedded input; locked, [1, B, E] for all steps.
+        embedding: Units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
         outputs: For each layer, units of its output [T, B, H] or [1, B, H], in a block of its
             cell's; empty: all.
-        words: Words that an input may read.
+        words: Words that an input may read [V, 1].
         recurrent_weights: For each layer, elements of its recurrent kernel [H, G * H].
         states: For each layer, units of the last step's h that its gates read [B, H].
-        latents: Units of a mixture's latent vectors, or of a projection's output.
+        latents: Units of a mixture's latent vectors [T, B, K * D], or of a projection's output.
         updates: For each layer, units of what is written to its cell [B, H].
-        carry: Rows whose carry is passed on from the window before.
+        carry: Rows whose carry is passed on from the window before [B, 1].
         drawn: The words that the softmax's sum is estimated from; None: it sums all words.
         feed_forwards: For each layer, units of its feed-forward layer's output, as of `outputs`.
         features: Units of what the head reads after the last block; likewise.
     """
 
-    embedding: Bool[Array, "_ B E"] | None = None
+    embedding: Mask = None
     outputs: tuple[Mask, ...] = ()
-    words: Bool[Array, "V 1"] | None = None
+    words: Mask = None
     recurrent_weights: tuple[Mask, ...] = ()
     states: tuple[Mask, ...] = ()
-    latents: Bool[Array, "_ B KD"] | None = None
+    latents: Mask = None
     updates: tuple[Mask, ...] = ()
-    carry: Bool[Array, "B 1"] | None = None
+    carry: Mask = None
     drawn: Drawn | None = None
     feed_forwards: tuple[Mask, ...] = ()
     features: Mask = None
