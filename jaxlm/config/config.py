@@ -59,12 +59,12 @@ MAY_CHANGE = {
     "data.lines",
 }
 # Fields in which a run of a preset may differ and still count as a run of that preset.
-_NO_PRESET_CHANGE = (MAY_CHANGE - {"train.epochs"}) | {
-    "train.seed",
-    "train.length_seed",
-    "model.vocab_size",  # a corpus may have fewer words
-    "model.compute_dtype",
-    "model.matmul_precision",
+_NO_PRESET_CHANGE = {name.partition(".")[2] for name in MAY_CHANGE - {"train.epochs"}} | {
+    "seed",
+    "length_seed",
+    "vocab_size",  # a corpus may have fewer words
+    "compute_dtype",
+    "matmul_precision",
 }
 
 
@@ -212,7 +212,11 @@ class Config:
         """
         if self.preset not in PRESETS:
             return {}
-        base = preset(self.preset)
+        changes = self.changes_from(preset(self.preset))
+        return {name: value for name, value in changes.items() if name not in _NO_PRESET_CHANGE}
+
+    def changes_from(self, base: "Config") -> dict[str, Any]:
+        """The kinds and fields, by name, with which `base.replace` makes this config."""
         changes = {}
         for slot in SECTIONS:
             old = getattr(base, slot)
@@ -221,9 +225,7 @@ class Config:
             if type(new) is not type(old):
                 changes[slot] = new.kind_name
                 usual = starting_values(old, type(new))
-            for name, value in vars(new).items():
-                if value != usual[name] and f"{slot}.{name}" not in _NO_PRESET_CHANGE:
-                    changes[name] = value
+            changes |= {name: value for name, value in vars(new).items() if value != usual[name]}
         return changes
 
     @property

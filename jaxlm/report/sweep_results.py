@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.base.units import mean_and_deviation, measure_name, measured
-from jaxlm.config.config import KINDS, PRESETS, Config, preset, starting_values
+from jaxlm.config.config import PRESETS, Config, preset
 from jaxlm.config.settings import TOKEN_FIELDS
 
 # The columns of a sweep's table that stand between the space's fields and the epochs.
@@ -167,17 +167,10 @@ class Sweep:
         config = self.config.replace(**{"seed": member.seed, **member.values})
         base = preset(config.preset if config.preset in PRESETS else "small")
         words = ["jaxlm", "train", "--preset", base.preset]
-        usual = {name: value for _, name, _, value in base.every_field()}
-        for slot, kind in config.kinds.items():
-            if kind != base.kinds[slot]:
-                words.append(f"--{slot}={kind}")
-                # The preset with this kind alone may be refused, so its fields are read one by one.
-                usual |= starting_values(getattr(base, slot), KINDS[slot][kind])
         if self.data_dir:
             words.append(f"--data-dir={self.data_dir}")
-        for _, name, _, value in config.every_field():
-            if value != usual[name]:
-                words.append(_flag(name.replace("_", "-"), value))
+        for name, value in config.changes_from(base).items():
+            words.append(_flag(name.replace("_", "-"), value))
         return shlex.join(words)
 
     def rows(self) -> list[dict[str, Any]]:
