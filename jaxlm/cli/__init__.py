@@ -109,9 +109,8 @@ def _run(verb: Verb, arguments: Sequence[str]) -> int:
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         if 0 < code < SIGNALLED:
-            os._exit(
-                code
-            )  # A usual exit would wait for the other processes, and they for this one.
+            # A usual exit would wait for the other processes, and they for this one.
+            os._exit(code)
         # A process that left before the others would count as dead and end them.
         jax.distributed.shutdown()
     return code

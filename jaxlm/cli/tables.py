@@ -14,7 +14,7 @@ from jaxlm.data.tokens import SPACE
 from jaxlm.scoring.surprisal import Surprisals
 
 Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of NumPy
-_SHARED = (
+_SHARED = (  # the columns that are the same for all runs
     "sentence_id",
     "token_id",
     "word_id",
@@ -23,7 +23,7 @@ _SHARED = (
     "region",
     "words",
     "word_count",
-)  # the columns that are the same for all runs
+)
 
 
 def table_text(

@@ -160,9 +160,8 @@ def _number_of_words(text: str) -> int:
     return int(match[1]) * _FACTORS[match[2]]
 
 
-TOKEN_FIELDS = frozenset(
-    {"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"}
-)  # what a token is
+# The fields that tell what a token is.
+TOKEN_FIELDS = {"tokens", "normalize", "pieces", "piece_model", "tokenizer_file"}
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,5 @@ class DataConfig(Section):
     @property
     def options(self) -> dict[str, Any]:
         """All fields but the corpus, as `load_corpus` takes them."""
-        return {
-            item.name: getattr(self, item.name)
-            for item in fields(DataConfig)
-            if item.name != "corpus"
-        }
+        names = [item.name for item in fields(DataConfig) if item.name != "corpus"]
+        return {name: getattr(self, name) for name in names}

@@ -147,9 +147,8 @@ def saved_config(run: RunDir) -> Config:
 def _read_config(run: Folder) -> Config:
     with explained(RunDirError, f"{run.path / CONFIG} cannot be read"):
         text = run.read(CONFIG, MOST_BYTES)
-        from_hashed_json(
-            text
-        )  # before its first checkpoint a changed digit would train another run
+        # Before its first checkpoint a changed digit would train another run.
+        from_hashed_json(text)
         return Config.from_json(text.decode())
 
 
