@@ -90,7 +90,7 @@ class Observer:
     """What the caller of the loop does along the way; nothing, unless a method is overridden."""
 
     def stopped(self) -> int | None:
-        """The signal that asks to stop, if there is one. Asked once after each call."""
+        """The signal that asks to stop, if there is one. Asked after each call, and at the end."""
         return None
 
     def trained(self, group: Group) -> None:
@@ -157,7 +157,7 @@ def fit(group: Group, observer: Observer) -> int | None:
                 _log(group, observer, *unlogged)
                 unlogged = None
                 _end_call(group, observer, signal)
-    return signal
+    return observer.stopped()  # also what came in the last validation
 
 
 def _begin_call(

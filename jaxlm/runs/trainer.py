@@ -341,10 +341,7 @@ def _fit(
     progress.doing("compiling")
     traced = profile if run.kept else None
     with Profiler(run.folder.path, traced) as profiler, signals.noted() as stop:
-        reporter = _Reporter(run, progress, stop, profiler)
-        stopped_by = fit(group, reporter)
-        if stopped_by is None:  # a signal may have come in the last validation
-            stopped_by = reporter.stopped()
+        stopped_by = fit(group, _Reporter(run, progress, stop, profiler))
     if profiler.begun_at is not None:
         progress.say(f"trace of {profile} windows: {profiler.path}", wrap=False)
     return stopped_by
