@@ -27,9 +27,22 @@ from jaxlm.scoring.evaluation import Evaluation, Tuned
 from jaxlm.scoring.language_model import LanguageModel, NgramModel
 
 FIXED = {  # fields of the model that the parameters fix
-    *("kind", "vocab_size", "embedding_size", "hidden_sizes", "tied"),
-    *("projection", "experts", "latent_size", "forget_bias", "skip", "running_sum"),
-    *("heads", "lower_bound", "gate_cap", "input_gate", "scale_embedding"),
+    "kind",
+    "vocab_size",
+    "embedding_size",
+    "hidden_sizes",
+    "tied",
+    "projection",
+    "experts",
+    "latent_size",
+    "forget_bias",
+    "skip",
+    "running_sum",
+    "heads",
+    "lower_bound",
+    "gate_cap",
+    "input_gate",
+    "scale_embedding",
 }
 
 
