@@ -298,11 +298,11 @@ def _trained_tiny(run_dir: Path):
     import jaxlm
 
     config = jaxlm.preset("small").replace(
-        hidden_sizes=(64,),
-        embedding_size=32,
-        batch_size=20,
-        epochs=8,
-        hold=6.0,
+        hidden_sizes=(48,),
+        embedding_size=16,
+        batch_size=10,
+        epochs=5,
+        hold=3.0,
         corpus="embedded-tiny",
     )
     out = io.StringIO()

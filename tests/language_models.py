@@ -58,13 +58,15 @@ def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:
-    """Log-probabilities of every next word after `<eos>` and after each word,
-    [len(words) + 1, V]; no padding.
+    """Log-probabilities of every next word after `<eos>` and after each word, [len(words) + 1, V].
+
+    Each program would be of one length: what is read behind the words, to a multiple of 16, changes
+    no row before it (`test_laws.py`).
     """
-    ids = jnp.asarray([lm.vocab.eos, *lm.vocab.encode(words)])
-    return np.asarray(
-        next_word(lm.config.model, lm.params if params is None else params, ids), np.float64
-    )
+    ids = [lm.vocab.eos, *lm.vocab.encode(words)]
+    read = jnp.asarray([*ids, *[lm.vocab.eos] * (-len(ids) % 16)])
+    found = next_word(lm.config.model, lm.params if params is None else params, read)
+    return np.asarray(found, np.float64)[: len(ids)]
 
 
 @jax.jit

@@ -412,7 +412,12 @@ def test_a_sweep_finds_its_tokenizer_s_file_from_another_directory(tmp_path, ger
 
 
 @pytest.mark.parametrize(
-    "kind", ["characters", pytest.param("bytes", marks=pytest.mark.slow), "bpe", "given"]
+    "kind",
+    [
+        "characters",
+        "given",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bytes", "bpe")),
+    ],
 )
 def test_a_run_is_trained_resumed_and_used(tmp_path, german, kind, capsys):
     options = (

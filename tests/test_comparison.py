@@ -155,9 +155,9 @@ def seeded(monkeypatch):
 def test_groups_are_paired_over_lines_and_seeds(seeded):
     """The interval has the variance of independent seeds and lines, without what they share."""
     rng = np.random.default_rng(0)
-    of_line = rng.normal(size=400)
+    of_line = rng.normal(size=150)
     of_seed = 3 * rng.normal(size=(3, 1))
-    noise = rng.normal(size=(2, 3, 400))
+    noise = rng.normal(size=(2, 3, 150))
     first = of_line + of_seed + 0.5 * noise[0]
     other = of_line + of_seed + 0.5 * noise[1] + np.array([[0.1], [0.2], [0.6]])
     found = compare(seeded("a", (0, 1, 2), first), seeded("b", (0, 1, 2), other))
@@ -167,7 +167,7 @@ def test_groups_are_paired_over_lines_and_seeds(seeded):
     width = found.high_95 - found.low_95
     samples = comparison._differences(first, other, paired=True)
     of_lines = difference.mean(0).var() + difference.var(0, ddof=1).mean() / 2  # of two seeds drawn
-    expected = np.sqrt(difference.mean(1).var(ddof=1) / 3 + of_lines / 400)
+    expected = np.sqrt(difference.mean(1).var(ddof=1) / 3 + of_lines / 150)
     np.testing.assert_allclose(np.std(samples), expected, rtol=0.08)
     assert found.seeds_paired and 0.8 < width / (2 * 1.96 * expected) < 1.1
     # The order in which runs are named does not count, nor which group is named first.

@@ -84,7 +84,7 @@ def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
     shapes = state_arrays.shapes_of_state(config).params
     params = jax.tree.map(
         lambda leaf: jnp.asarray(
-            np.sin(np.arange(leaf.size) + leaf.size).reshape(leaf.shape), jnp.float32
+            np.sin(np.arange(leaf.size) + leaf.size).reshape(leaf.shape).astype(np.float32)
         ),
         shapes,
     )
@@ -100,7 +100,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_it_is_imported_as_the_same_model_or_refused(tmp_path, case):
-    lm = language_model(CASES[case].replace(lowercase=True, average_decay=0.9))
+    lm = language_model(CASES[case].replace(lowercase=True, learning_rate=0.9))
     if case not in HELD:
         with pytest.raises(JaxlmError, match=r"the model has layers of the kind .* --to stablehlo"):
             export_model(lm, "hub", tmp_path / "new/out")

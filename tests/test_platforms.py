@@ -30,6 +30,11 @@ def lowered(function, *arguments):
     return [traced.lower(lowering_platforms=(platform,)).as_text() for platform in PLATFORMS]
 
 
+def together(function, *arguments):
+    """The text of the one program for all platforms, which has what is of one of them alone."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=PLATFORMS).as_text()
+
+
 def precisions(text):
     """The precisions that the matrix products of a program ask for."""
     found = re.findall(r"stablehlo\.dot_general.*?precision = \[(\w+), (\w+)\]", text)
@@ -45,8 +50,8 @@ def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
     key = jax.random.key(0)
     position = generation.begin(network, Sampling(), np.zeros(1, np.int32), 2)
     for text in (
-        *lowered(eval_step, model, params, TOKENS, TOKENS, stack.zero_carry(model, B)),
-        *lowered(generation.advance, network, Sampling(), position, key, 3, 0),
+        together(eval_step, model, params, TOKENS, TOKENS, stack.zero_carry(model, B)),
+        together(generation.advance, network, Sampling(), position, key, 3, 0),
     ):
         assert precisions(text) == {"HIGHEST"} and "bf16" not in text
 
@@ -67,10 +72,8 @@ def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
 def test_training_multiplies_as_precisely_as_its_recipe_says(name, fields, asked):
     recipe = CASES[name].replace(**fields).recipe
     state = jaxlm.init_state(recipe, jax.random.key(0), B)
-    for text in lowered(
-        partial(jaxlm.train_step, recipe), state, jaxlm.Window(TOKENS, TOKENS, total=9)
-    ):
-        assert precisions(text) == {asked}
+    window = jaxlm.Window(TOKENS, TOKENS, total=9)
+    assert precisions(together(partial(jaxlm.train_step, recipe), state, window)) == {asked}
 
 
 def rows_of(text, V):

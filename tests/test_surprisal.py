@@ -154,7 +154,9 @@ def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
     np.testing.assert_allclose(streamed.surprisal, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "hawk", "attention"])  # three shapes of a carry
+@pytest.mark.parametrize(  # three shapes of a carry
+    "kind", ["lstm", "attention", pytest.param("hawk", marks=pytest.mark.slow)]
+)
 def test_a_stream_with_its_ends_of_lines_sums_to_what_evaluation_finds(kind):
     lm = small_lm(kind)
     ids = lm.vocab.encode(" <eos> ".join(["", *SENTENCES, ""]).split())
@@ -259,9 +261,14 @@ def test_adaptation_at_no_rate_scores_a_stream_as_the_plain_model(kind):
     np.testing.assert_allclose(adapted.surprisal, plain.surprisal, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kind", ["lstm", "gru", "mingru", "mogrifier"]
-)  # whose output is a part of the state
+@pytest.mark.parametrize(  # whose output is a part of the state
+    "kind",
+    [
+        "lstm",
+        "gru",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("mingru", "mogrifier")),
+    ],
+)
 def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
     from jaxlm.models.noise import Noise

@@ -56,7 +56,7 @@ from jaxlm.training import members
 TINY = jaxlm.preset("small").replace(
     corpus="embedded-tiny",
     vocab_size=100,
-    hidden_sizes=(8,),
+    hidden_sizes=(4,),
     embedding_size=4,
     batch_size=50,
     epochs=2,
@@ -64,7 +64,7 @@ TINY = jaxlm.preset("small").replace(
 FLAGS = flags(
     corpus="embedded-tiny",
     vocab_size=100,
-    hidden_sizes=8,
+    hidden_sizes=4,
     embedding_size=4,
     batch_size=50,
     epochs=2,
@@ -116,9 +116,9 @@ def together(configs, corpus, count: int, vmapped: bool) -> np.ndarray:
     return np.asarray(metrics.cost)
 
 
-@pytest.mark.parametrize(("vmapped", "keep"), [(True, 0.7), (False, 0.7)])
-def test_a_member_is_the_same_run_alone(corpus, vmapped, keep):
-    base, _ = with_corpus(TINY.replace(keep_output=keep), corpus)
+@pytest.mark.parametrize("vmapped", [True, False])
+def test_a_member_is_the_same_run_alone(corpus, vmapped):
+    base, _ = with_corpus(TINY.replace(keep_output=0.7), corpus)
     configs = [
         base.replace(learning_rate=rate, seed=seed, init_scale=scale, clip_norm=clip)
         for rate, seed, scale, clip in ((1.0, 0, 0.1, 5.0), (0.3, 7, 0.05, 1.0), (2.0, 3, 0.2, 1.0))
@@ -144,31 +144,25 @@ def test_no_member_s_costs_decide_on_the_end_of_a_loop(corpus):
     assert ends and not any("reduce" in one for one in ends)
 
 
-def test_a_member_is_taken_from_its_device_without_a_collective():
-    """Collectives of many small programs in flight can wait for each other's devices for ever."""
-    on_devices(
-        4,
-        """
-import jax, jax.numpy as jnp
-from jaxlm.distributed.mesh import MEMBER, members_mesh, place
-from jaxlm.training.members import member_at
-column = place(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
-for slot in range(8):
-    one = member_at({"leaf": column}, slot)["leaf"]
-    assert one.devices() == {jax.devices()[slot // 2]} and one.tolist() == [2 * slot, 2 * slot + 1]
-""",
-    )
-
-
 @pytest.mark.parametrize("vmap", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_members_are_spread_over_devices_and_read_a_prepared_corpus(tmp_path, vmap):
-    """Members on four devices, from a file and from memory, equal the runs alone."""
+    """Members on four devices, from a file and from memory, equal the runs alone.
+
+    A member is taken from its device without a collective: collectives of many small programs in
+    flight can wait for each other's devices for ever.
+    """
     on_devices(
         4,
         f"""
-import jaxlm, numpy as np
+import jax, jax.numpy as jnp, jaxlm, numpy as np
 from pathlib import Path
+from jaxlm.distributed.mesh import MEMBER, members_mesh, place
 from jaxlm.runs.group import MemberGroup
+from jaxlm.training.members import member_at
+column = place(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
+for slot in range(8):
+    one = member_at({{"leaf": column}}, slot)["leaf"]
+    assert one.devices() == {{jax.devices()[slot // 2]}} and one.tolist() == [2 * slot, 2 * slot + 1]
 assert MemberGroup(4, {vmap}).mesh.size == 4 and MemberGroup(3, {vmap}).mesh.size == 3
 folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
 sentences = [" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)]
@@ -193,11 +187,11 @@ for member in swept.members:
 
 @pytest.mark.parametrize("vmapped", [True, False])
 def test_a_diverging_member_does_not_touch_the_others(corpus, vmapped):
-    base, _ = with_corpus(TINY, corpus)
+    base, _ = with_corpus(TINY.replace(keep_output=0.7), corpus)
     good = [base.replace(learning_rate=rate, seed=1) for rate in (0.5, 1.0)]
     bad = base.replace(init_scale=1e38)
-    with_bad = together([good[0], bad, good[1]], corpus, 20, vmapped)
-    without = together([good[0], good[0], good[1]], corpus, 20, vmapped)
+    with_bad = together([good[0], bad, good[1]], corpus, 30, vmapped)
+    without = together([good[0], good[0], good[1]], corpus, 30, vmapped)
     assert not np.isfinite(with_bad[1]).all()
     np.testing.assert_array_equal(with_bad[[0, 2]], without[[0, 2]])
 
@@ -251,7 +245,7 @@ def test_trials_are_ordinary_runs_and_the_winner_s_command_trains_it_alone(
     pictures, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    space = {"learning_rate": [0.5], "hidden_sizes": ["8", "6x4"]}
+    space = {"learning_rate": [0.5], "hidden_sizes": ["4", "3x2"]}
     found = jaxlm.sweep(TINY, space, seeds=2, run_dir=tmp_path / "sweep", data_dir="my ptb")
     assert [(trial.seed, trial.status) for trial in found.members] == [(0, "done"), (1, "done")] * 2
     point = found.trials[0]
@@ -376,13 +370,12 @@ def test_the_recipe_s_own_value_of_a_field_of_the_space_need_not_fit(tmp_path):
         "--workers",
         "1",
     ]
-    space = ["--set", "batch_size=2", "--set", "hidden_sizes=4", "--set", "optimizer=adamw,muon"]
+    space = ["--set", "batch_size=2", "--set", "hidden_sizes=4", "--set", "optimizer=adamw"]
     assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}"]) == 0
     assert main(["sweep", *flags, *space, f"--run-dir={tmp_path / 'sweep'}", "--resume"]) == 0
     configs = [rundir.saved_config(path) for path in sorted((tmp_path / "sweep/trials").iterdir())]
-    assert sorted((config.train.batch_size, config.kinds["optimizer"]) for config in configs) == [
-        (2, "adamw"),
-        (2, "muon"),
+    assert [(config.train.batch_size, config.kinds["optimizer"]) for config in configs] == [
+        (2, "adamw")
     ]
     assert {(vars(config.optimizer)["beta1"], config.model.hidden_sizes) for config in configs} == {
         (0.8, (4,))
@@ -414,23 +407,23 @@ def test_a_point_for_which_memory_is_short_now_is_tried_again(tmp_path, monkeypa
     assert [trial.status for trial in found.members] == ["done"] * 2
 
 
-def test_trials_whose_perplexities_do_not_compare_are_said_to(tmp_path, capsys):
-    config = TINY.replace(epochs=1)
-    jaxlm.sweep(config, {"learning_rate": [1.0]}, run_dir=tmp_path / "alike", workers=1)
-    assert "their perplexities do not compare" not in capsys.readouterr().out
-    config = config.replace(vocab_size=10_000)  # all words: some are rarer than 3
-    jaxlm.sweep(config, {"min_count": [1, 3]}, run_dir=tmp_path / "counts", workers=1)
-    assert "their perplexities do not compare" in capsys.readouterr().out
-    both = {"tokens": ["words", "characters"], "min_count": [1, 3]}
-    jaxlm.sweep(
-        config,
-        both,
-        strategy="random",
-        trials=1,
-        run_dir=tmp_path / "both",
-        workers=1,
-    )
-    assert "their perplexities do not compare" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"learning_rate": [1.0]}, False),
+        ({"min_count": [1, 3]}, True),
+        ({"tokens": ["words", "characters"]}, False),
+        ({"tokens": ["words", "characters"], "min_count": [1, 3]}, True),
+    ],
+)
+def test_trials_whose_perplexities_do_not_compare_are_said_to(corpus, tmp_path, space, told):
+    plan = Plan(TINY, read_space(space, TINY), "grid", 2, 1, "none", {})
+    out = io.StringIO()
+    view = SweepView(Console(file=out, width=200))
+    study: Any = SimpleNamespace(plan=plan)
+    supervisor._Session(study, tmp_path, True, view, None).announce(corpus)
+    assert ("their perplexities do not compare" in out.getvalue()) == told
+    assert ("results are bits per character" in out.getvalue()) == ("tokens" in space)
 
 
 def test_a_space_that_is_none_is_one_sentence_also_with_a_corpus_in_memory(corpus):
@@ -539,9 +532,9 @@ def test_a_machine_that_fails_once_fails_no_trial(tmp_path, monkeypatch, mistake
             if isinstance(mistake, OSError)
             else nullcontext()
         ):
-            found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, **how)
+            found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [100, 90]}, **how)
             assert [member.status for member in found.members] == ["damaged"] * 2
-    found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [90, 95]}, resume=True, **how)
+    found = jaxlm.sweep(TINY.replace(epochs=1), {"vocab_size": [100, 90]}, resume=True, **how)
     assert [member.status for member in found.members] == ["done", "done"]
 
 
@@ -601,11 +594,12 @@ def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
     config = TINY.replace(
         epochs=1, learning_rate=0.2
     )  # (at higher rates rounding grows to whole points)
-    space = {"schedule": ["linear", "cosine"], "model": ["gru"], "warmup": [0.2], "final": [0.1]}
+    space = {"schedule": ["linear", "cosine"], "warmup": [0.2], "final": [0.1]}
     found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", vmap=True, quiet=True)
-    for one in found.members:
-        single = jaxlm.train(config.replace(**one.values), quiet=True)
-        assert one.test_perplexity == pytest.approx(single.test_perplexity, rel=1e-5)
+    linear, cosine = found.members
+    single = jaxlm.train(config.replace(**cosine.values), quiet=True)
+    assert cosine.test_perplexity == pytest.approx(single.test_perplexity, rel=1e-5)
+    assert linear.test_perplexity != pytest.approx(single.test_perplexity, rel=1e-4)
 
 
 def stored(run_dir: Path) -> optuna.Study:
@@ -625,7 +619,7 @@ def undisturbed(server, tmp_path_factory) -> dict[str, bytes]:
     """
     run_dir = tmp_path_factory.mktemp("undisturbed") / "sweep"
     code, _, said = server.start(
-        "sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir
+        "sweep", *FLAGS, *SETTINGS, "--group", "3", "--run-dir", run_dir
     ).end()
     assert code == 0, said
     return metrics_of(run_dir)
@@ -653,9 +647,7 @@ def assert_each_ended_once(run_dir: Path, undisturbed: dict[str, bytes]) -> None
 
 def test_a_killed_worker_s_trials_are_taken_over(server, tmp_path, undisturbed):
     run_dir = tmp_path / "sweep"
-    first = server.start(
-        "sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir
-    )
+    first = server.start("sweep", *FLAGS, *SETTINGS, "--group", "3", "--run-dir", run_dir)
     assert wait_for(lambda: (run_dir / "trials").exists(), first)
     second = server.start("sweep", "--run-dir", run_dir, "--resume")
     assert wait_for(lambda: len(list(run_dir.glob("trials/*/checkpoints/0*"))) >= 4, first)
@@ -675,7 +667,7 @@ def test_a_stopped_sweep_goes_on(server, tmp_path, undisturbed):
     both in the middle of an epoch.
     """
     run_dir = tmp_path / "sweep"
-    begin = ("sweep", *FLAGS, "--epochs", "4", *SETTINGS, "--group", "3", "--run-dir", run_dir)
+    begin = ("sweep", *FLAGS, *SETTINGS, "--group", "3", "--run-dir", run_dir)
     resume = ("sweep", "--run-dir", run_dir, "--resume")
     for command, number, checkpoints in (
         (begin, signal.SIGINT, 1),
@@ -909,7 +901,7 @@ def test_another_sweep_s_directory_or_study_is_refused_and_nothing_changes(
         "space.learning_rate: [0.5, 1.0] -> [0.5, 2.0]",
     )
     refused(capsys, [*resumed, "--set", "clip_norm=1,2"], "space.clip_norm: None -> [1.0, 2.0]")
-    refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (8,) -> (9,)")
+    refused(capsys, [*resumed, "--hidden-sizes", "9"], "model.hidden_sizes: (4,) -> (9,)")
     refused(
         capsys,
         [*resumed, "--preset", "test"],

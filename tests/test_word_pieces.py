@@ -153,7 +153,13 @@ PLACES = [  # each kind after each context, and with either punctuation
 ]
 
 
-@pytest.mark.parametrize(("kind", "context", "punctuation"), PLACES)
+@pytest.mark.parametrize(  # by default each kind, each context and either punctuation
+    ("kind", "context", "punctuation"),
+    [
+        pytest.param(*place, marks=[] if number % 4 in (0, 1) else pytest.mark.slow)
+        for number, place in enumerate(PLACES)
+    ],
+)
 def test_the_words_of_a_place_have_together_a_probability_of_one(kind, context, punctuation):
     assert sum_over_words(kind, context, "corrected", punctuation) == pytest.approx(1, abs=1e-6)
     assert abs(sum_over_words(kind, context, "published", punctuation) - 1) > 1e-3
@@ -177,7 +183,13 @@ def test_a_words_probability_is_that_of_its_pieces_and_of_a_boundary(kind):
 
 @pytest.mark.parametrize(
     ("punctuation", "protocol"),
-    [("word", None), ("own", None), ("own", "mc"), ("word", "cache"), ("own", "dynamic")],
+    [
+        ("word", None),
+        ("own", None),
+        pytest.param("own", "mc", marks=pytest.mark.slow),
+        ("word", "cache"),
+        ("own", "dynamic"),
+    ],
 )
 def test_corrections_cancel_over_a_line(punctuation, protocol):
     lm = lm_of(Vocab.build("the dogs, run.\n", kind=Characters()))

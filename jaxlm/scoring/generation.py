@@ -322,13 +322,16 @@ def begin(
         ids: Ids [n] of `<eos>` and the prompt.
         samples: Texts S.
     """
-    carry = carry_after(network, ids[:-1])
-    carry = jax.tree.map(lambda leaf: jnp.repeat(leaf, samples, 0), carry)
+    # By NumPy: JAX would compile a program for each shape of the carry.
+    carry = jax.tree.map(
+        lambda leaf: jnp.asarray(np.repeat(leaf, samples, 0)), carry_after(network, ids[:-1])
+    )
     seen = None
     if sampling.repetition_penalty is not None:
         seen = jnp.zeros((samples, network.model.vocab_size), bool).at[:, ids[1:]].set(True)
-    token = jnp.full(samples, ids[-1], jnp.int32)
-    return Position(carry, token, jnp.int32(0), jnp.zeros(samples, bool), seen)
+    token = jnp.asarray(np.full(samples, ids[-1], np.int32))
+    ended = jnp.asarray(np.zeros(samples, bool))
+    return Position(carry, token, jnp.int32(0), ended, seen)
 
 
 def carry_after(network: Network, ids: np.ndarray) -> Carry:

@@ -139,8 +139,9 @@ def init_state(
     stack.check_dtype(model)
     params_key, noise_key = jax.random.split(key)
     if params is None:
-        params = stack.init_params(model, params_key)
-    start: Params = jax.tree.map(jnp.array, params)
+        start: Params = jax.tree.map(jnp.array, stack.init_params(model, params_key))
+    else:  # (`jnp.array` would compile a copy of each shape)
+        start = jax.tree.map(partial(jax.device_put, may_alias=False), params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=start,
