@@ -30,15 +30,8 @@ def flags(**fields: object) -> tuple[str, ...]:
     return tuple(text for pair in texts for text in pair)
 
 
+TINY = flags(corpus="embedded-tiny", hidden_sizes=8, embedding_size=4, batch_size=20, epochs=1)
 # An unoptimised softmax over all 500 words would be most of an epoch.
-TINY = flags(
-    corpus="embedded-tiny",
-    vocab_size=100,
-    hidden_sizes=4,
-    embedding_size=4,
-    batch_size=20,
-    epochs=1,
-)
 FIELDS = dict(
     corpus="embedded-tiny",
     vocab_size=100,

@@ -291,6 +291,8 @@ def test_the_scripts_run(server, script, given, tmp_path):
 def test_the_script_that_sweeps_runs(server, tmp_path):
     flags = [
         *TINY,
+        "--vocab-size",
+        "100",
         "--clip-norm",
         "1",
         "--workers",

@@ -458,13 +458,13 @@ def test_many_networks_with_dropout_have_the_mean_of_their_probabilities():
     for seed in range(2):
         found = [
             scoring("mc", {"samples": n, "seed": seed}, dropout=True, full=False)([IDS]).nats
-            for n in (1, 4)
+            for n in (1, 3)
         ]
         assert np.abs(found[0] - found[1]).max() > 1e-3
         each.append(found[1])
     assert np.abs(each[0] - each[1]).max() > 1e-3
     assert np.array_equal(
-        each[1], scoring("mc", {"samples": 4, "seed": 1}, dropout=True, full=False)([IDS]).nats
+        each[1], scoring("mc", {"samples": 3, "seed": 1}, dropout=True, full=False)([IDS]).nats
     )
 
 
@@ -472,8 +472,9 @@ def test_each_window_draws_dropout_anew():
     reader = language_model(dropout=True).reader_of(protocol_of("mc", samples=2))
     window, carries = reader.start()
     tokens = Tokens(jnp.asarray(IDS[:4]), jnp.asarray(IDS[1:5]), jnp.ones(4, bool))
-    first, after = reader.read((window, carries), tokens, Detail())
-    second, _ = reader.read((window + 1, carries), tokens, Detail())
+    read = jax.jit(lambda window: reader.read((window, carries), tokens, Detail()))
+    first, after = read(window)
+    second, _ = read(window + 1)
     assert after[0] == window + 1 and np.abs(first.nats - second.nats).max() > 1e-3
 
 
@@ -481,12 +482,12 @@ def test_many_networks_without_dropout_are_refused_and_a_factor_scales_the_rates
     with pytest.raises(JaxlmError, match="this model was trained without"):
         small_lm().evaluate(text=__file__, protocol="mc")
     full, half = (
-        scoring("mc", {"samples": 2, "dropout_factor": factor}, dropout=True, full=False)([IDS])
+        scoring("mc", {"samples": 3, "dropout_factor": factor}, dropout=True, full=False)([IDS])
         for factor in (1.0, 0.5)
     )
     lm = language_model(dropout=True)
     weaker = lm.config.replace(keep_output=0.8, keep_embedding=0.9)
-    same = type(lm)(lm.params, weaker, lm.vocab, {}).reader_of(protocol_of("mc", samples=2))
+    same = type(lm)(lm.params, weaker, lm.vocab, {}).reader_of(protocol_of("mc", samples=3))
     np.testing.assert_allclose(
         half.nats, OneStream(same, Detail(full=False))([IDS]).nats, rtol=1e-5
     )
@@ -510,13 +511,17 @@ def test_a_network_with_dropout_is_the_one_that_training_reads(kind):
     params = drawn_params(model, seed=1)
     ids = jnp.asarray(IDS[:11])
     reader = MCReader(Network(model, params), MCDropout(samples=1, seed=3), 10)
-    noise = draw_noise(
-        model, jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0), 10, 1
-    )
-    kept, _, found, _ = stack.read(model, params, noise, ids[:-1, None], stack.zero_carry(model, 1))
-    expected = heads.token_nats(model, kept, found, ids[1:, None], noise.latents)[:, 0]
+
+    @jax.jit
+    def expected(params, ids):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0)
+        noise = draw_noise(model, key, 10, 1)
+        carry = stack.zero_carry(model, 1)
+        kept, _, found, _ = stack.read(model, params, noise, ids[:-1, None], carry)
+        return heads.token_nats(model, kept, found, ids[1:, None], noise.latents)[:, 0]
+
     np.testing.assert_allclose(
-        OneStream(reader, Detail(full=False))([IDS[:11]]).nats, expected, rtol=1e-6
+        OneStream(reader, Detail(full=False))([IDS[:11]]).nats, expected(params, ids), rtol=1e-6
     )
 
 

@@ -605,7 +605,7 @@ def test_the_states_of_a_text(run, text, tmp_path, capsys):
         1,
         2,
     ]
-    assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 64)
+    assert found["lstm.0.h"].shape == found["lstm.0.c"].shape == (4, 48)
 
 
 @pytest.mark.parametrize(

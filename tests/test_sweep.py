@@ -420,8 +420,8 @@ def test_trials_whose_perplexities_do_not_compare_are_said_to(corpus, tmp_path, 
     plan = Plan(TINY, read_space(space, TINY), "grid", 2, 1, "none", {})
     out = io.StringIO()
     view = SweepView(Console(file=out, width=200))
-    study: Any = SimpleNamespace(plan=plan)
-    supervisor._Session(study, tmp_path, True, view, None).announce(corpus)
+    study: Any = SimpleNamespace(plan=plan, folder=tmp_path)
+    supervisor._Session(study, True, view, None).announce(corpus)
     assert ("their perplexities do not compare" in out.getvalue()) == told
     assert ("results are bits per character" in out.getvalue()) == ("tokens" in space)
 
