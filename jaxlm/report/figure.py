@@ -119,7 +119,7 @@ def marks(titles: Sequence[str], keys: Sequence[str] = ()) -> str:
 
     Args:
         titles: One for each mark of the artist, or a single one for the artist.
-        keys: The same.
+        keys: One for each mark of the artist, or a single one for the artist.
     """
     return json.dumps([[printable(title) for title in titles], list(keys)])
 

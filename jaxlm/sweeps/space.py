@@ -170,7 +170,7 @@ def with_flags(
 
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
-    """All listed values, or both ends of an interval; if these are in a field's limits, all are."""
+    """All listed values, or both ends of an interval: where a field takes both, it takes all."""
     if _is_listed(distribution):
         return distribution.choices
     return (distribution.low, distribution.high)
@@ -267,9 +267,10 @@ def _check(
 
 
 def _combinations(name: str, space: Space) -> Iterator[dict[str, Any]]:
-    """Values of other fields to try one with: none, of static fields, then with one of each float.
+    """Settings of the other fields, with which a value of one field is tried until one fits.
 
-    A value may need another, as a field of the optimizer needs that optimizer.
+    A value may need another, as a field of the optimizer needs that optimizer. The first setting is
+    empty; then come combinations of the static fields, alone and with a value of each float.
     """
     yield {}
     static = {}

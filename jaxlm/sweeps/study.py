@@ -325,7 +325,7 @@ class Study:
             )
 
     def _is_damaged_elsewhere(self, frozen: Any) -> bool:
-        """Whether a damaged trial of another directory waits for that one's `--resume`."""
+        """Whether a trial of another directory is damaged: only a resume there tries it again."""
         statuses = {record.status for record in self._records(frozen)}
         return not self._is_ours(frozen) and "damaged" in statuses and "running" not in statuses
 
