@@ -309,6 +309,8 @@ def test_what_another_kind_takes_over_is_said():
         (dict(epochs=1.5), "epochs takes a whole number"),
         (dict(epochs=True), "epochs takes a whole number"),
         (dict(seed=-1), "seed must be at least 0"),
+        (dict(seed=2**32), "seed must be .* at most 4,294,967,295"),
+        (dict(length_seed=2**32), "length_seed must be .* at most 4,294,967,295"),
         (dict(vocab_size=1), "vocab_size must be at least 2"),
         (dict(lowercase=1), "lowercase takes true or false"),
         (dict(tied=True), "hidden_sizes is 128, embedding_size is 200; set projection"),

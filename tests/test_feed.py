@@ -5,6 +5,7 @@ and trains and evaluates as one in memory does.
 import os
 import signal
 import threading
+import weakref
 from dataclasses import replace
 
 import jax
@@ -88,6 +89,22 @@ def test_the_next_slab_is_read_while_one_is_in_use(ids, monkeypatch):
         assert put == [(0, False), (15, False)]  # the second was not requested yet
         take(15, 30)
     assert [first for first, _ in put] == [0, 15, 30]  # and none is read twice
+
+
+def test_slabs_that_were_not_asked_for_are_let_go(ids, monkeypatch):
+    slabs = []
+
+    def note(mesh, shape, find) -> jax.Array:
+        slab = jnp.asarray(find(slice(0, shape[1])))
+        slabs.append(weakref.ref(slab))
+        return slab
+
+    monkeypatch.setattr("jaxlm.runs.loop.put_rows", note)
+    with feed(ids, COUNTS) as take:
+        for row in (0, 9, 18, 27, 36, 45):
+            take(row, row + 3)
+        take(48, 51)  # the last one that was read ahead: all before it are there
+        assert len(slabs) >= 12 and sum(slab() is not None for slab in slabs) <= 3
 
 
 def feeders() -> list[threading.Thread]:

@@ -145,6 +145,18 @@ def test_lengths_keep_the_masks_of_each_row():
     close(*(jax.tree.map(lambda leaf: leaf[rows], carry) for carry in (one_less, whole)))
 
 
+def test_a_carry_after_rows_of_their_own_lengths_has_no_gradient():
+    model = BASE.model
+    module = linen.LanguageModel(model)
+
+    def total(params):
+        carry, _ = module.apply({"params": params}, X, Y, seq_lengths=LENGTHS)
+        return sum(leaf.sum() for leaf in jax.tree.leaves(carry))
+
+    gradients = jax.jit(jax.grad(total))(drawn_params(model))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
+
+
 def test_the_tree_is_jaxlm_s_own_both_ways():
     model = MODEL_CASES["tied-mixture"].model
     shapes = jax.tree.map(jnp.shape, drawn_params(model))

@@ -154,6 +154,8 @@ def test_what_the_options_of_a_task_mean(tiny_run):
     (few,) = texts({"max_gen_toks": 3, "max_tokens": 8})
     assert len(few.replace("\n", " <eos> ").split()) == 3
     assert texts({"max_gen_toks": 0}) == [""]
+    (usual,) = harness.generate_until([request(word, {"until": []})])
+    assert len(usual.replace("\n", " <eos> ").split()) == 256
 
 
 def test_a_choice_of_marks_alone_is_not_certain(tiny_run):

@@ -421,6 +421,20 @@ def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeyp
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 
+def test_a_temperature_divides_the_logits():
+    gaps = [
+        np.diff(scoring("temperature", {"temperature": t}, top=17)([IDS]).top_nats)
+        for t in (1.0, 2.5)
+    ]
+    np.testing.assert_allclose(gaps[0], 2.5 * gaps[1], atol=2e-5)
+
+
+def test_a_sentence_shorter_than_the_cache_is_kept_whole():
+    wide = SETTINGS["cache"] | {"cache_window": 100}
+    streamed, alone = (scoring("cache", wide, stream=stream) for stream in (True, False))
+    np.testing.assert_allclose(alone([IDS[:17]]).nats, streamed([IDS[:17]]).nats, atol=1e-5)
+
+
 def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
     sentences = [IDS[:4]] * 5 + [IDS[:60]] + [IDS[:4]] * 4
     read = reading._read_segments

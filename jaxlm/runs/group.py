@@ -137,7 +137,6 @@ class MemberGroup:
         else:
             self._members = members.stacked(recipe, state, len(self.runs), self.mesh)
         self.runs[slot] = run
-        run.remember(jax.device_get(state.validations))
 
     @property
     def _any_run(self) -> Run:

@@ -140,7 +140,7 @@ def fit(group: Group, observer: Observer) -> int | None:
         JaxlmError: A file cannot be read or written; and what the observer raises.
     """
     signal = observer.stopped()
-    if signal is not None or not _unfinished(group):
+    if not _unfinished(group):
         return signal
     first = _unfinished(group)[0]
     with feed(first.corpus.train, first.config.train, group.mesh) as take:

@@ -78,7 +78,7 @@ class CacheReader(Reader):
         detail: Detail,
     ) -> tuple[TokenScores, CacheState]:
         """As `Reader.read`."""
-        inputs, targets, counted = tokens
+        inputs, targets, _ = tokens
         network = self.network
         protocol = self.protocol
         W = protocol.cache_window
@@ -110,5 +110,4 @@ class CacheReader(Reader):
             cached = jnp.zeros_like(log_p).at[row, words].add(odds)
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))
             scores = score_logits(mixed, targets, detail, network.begins)
-        position_after = state.position + counted.sum(dtype=jnp.int32)
-        return scores, CacheState(carry, keys[T:], words[T:], position_after)
+        return scores, CacheState(carry, keys[T:], words[T:], state.position + T)
