@@ -237,18 +237,13 @@ def _carry_after(
     """The carry after the steps that count, without a gradient: each row is read alone."""
     params, carry = lax.stop_gradient((params, carry))
 
-    def by_row(tree: Any, axis: int) -> Any:
+    def by_row(tree, axis):
         """Arrays [B, ...] of batches of one row each."""
         return jax.tree.map(
             lambda leaf: jnp.moveaxis(jnp.expand_dims(leaf, axis), axis + 1, 0), tree
         )
 
-    def after_row(
-        masks: dict[str, Any],
-        tokens: jax.Array,
-        carry: stack.Carry,
-        length: jax.Array,
-    ) -> stack.Carry:
+    def after_row(masks, tokens, carry, length):
         row_noise = replace(noise, **masks)
         *_, after = stack.read(model, params, row_noise, tokens, carry, length)
         return jax.tree.map(lambda leaf: leaf[0], after)

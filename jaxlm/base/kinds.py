@@ -63,11 +63,11 @@ def register_pytree(kind: type) -> None:
     numbers = [name for name, spec in specs(kind).items() if spec.type is float]
     static = [name for name in specs(kind) if name not in numbers]
 
-    def flatten(section: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    def flatten(section):
         leaves = [getattr(section, name) for name in numbers]
         return leaves, (kind, *(getattr(section, name) for name in static))
 
-    def unflatten(data: tuple[Any, ...], leaves: Any) -> Any:
+    def unflatten(data, leaves):
         values = dict(zip(static, data[1:], strict=True))
         values |= zip(numbers, leaves, strict=True)
         section = object.__new__(kind)  # without the checks: JAX makes trees of any leaves

@@ -43,7 +43,7 @@ def printable(
         The text with escapes.
     """
 
-    def visible(match: re.Match[str]) -> str:
+    def visible(match):
         if keep_newlines and match[0] == "\n":
             return match[0]
         return match[0].encode("unicode_escape").decode()

@@ -53,7 +53,7 @@ def unwrapped(text: str) -> str:
     A single newline becomes a space, and blank lines become one newline.
     """
 
-    def joined(match: re.Match[str]) -> str:
+    def joined(match):
         if match[0].count("\n") > 1 or match.end() == len(text):
             return "\n"
         return " "
@@ -432,7 +432,7 @@ def _plain_json(model: bytes, where: str) -> bytes:
     """
     plain = {"add_prefix_space": False, "prepend_scheme": "never"}
 
-    def plainly(part: dict[str, Any]) -> dict[str, Any]:
+    def plainly(part):
         if part.get("type") == "Prepend":  # the normalizer of Llama 2
             return {"type": "Sequence", "normalizers": []}
         return {

@@ -260,7 +260,7 @@ class Vocab:
         """
         counts = Counter(tokens)
 
-        def rank(word: str) -> tuple[int, str]:
+        def rank(word):
             return -counts[word], word
 
         words = sorted(frequent(counts, min_count, kind), key=rank)

@@ -222,7 +222,7 @@ class WindowPlan:
         if self.rolled:
             offsets = np.tile(self.offsets(epoch), (size, 1))
 
-        def filled(column: np.ndarray | None, dtype: type) -> np.ndarray | None:
+        def filled(column, dtype):
             if column is None:
                 return None
             return np.pad(column[index : index + count].astype(dtype), (0, size - count))

@@ -136,7 +136,7 @@ def place(
     if mesh is None:
         return tree
 
-    def put(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+    def put(path, leaf):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(path, jax.random.key_data(leaf)))
         array = np.asarray(leaf)
@@ -187,7 +187,7 @@ def fetch(
     if mesh is None:
         return tree
 
-    def take(path: tuple[Any, ...], leaf: Any) -> Any:
+    def take(path, leaf):
         if leaf.is_fully_replicated:
             return leaf.addressable_data(0)
         if not leaf.is_fully_addressable:  # gathered one after the other, so that they fit
@@ -217,8 +217,7 @@ def put_rows(
     if mesh is None:
         return jax.device_put(read(slice(0, shape[1])))
 
-    def read_rows(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
+    def read_rows(index):
         return read(index[1])
 
     where = ROWS if DATA in mesh.shape and shape[1] % mesh.shape[DATA] == 0 else P()

@@ -9,7 +9,6 @@ z, n; and `recurrent_bias` [H], which is c_n.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jaxlm.models.recurrent import (
     MODELS,
@@ -22,7 +21,7 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import LinearMap, recurrence
+from jaxlm.ops.recurrence import recurrence
 from jaxlm.ops.scans import Hidden, Units
 
 
@@ -62,12 +61,7 @@ class GRU(Recurrent):
         return y.astype(x.dtype), h
 
 
-def _cell(
-    linear: LinearMap,
-    h: Hidden,
-    projected: Float[Array, "B 3*H"],
-    recurrent_bias: Float[Array, " H"],
-) -> tuple[Hidden, Hidden]:
+def _cell(linear, h, projected, recurrent_bias):
     gates = 2 * h.shape[-1]
     (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
     r, z = jnp.split(sigmoid(rz + hrz), 2, -1)

@@ -29,7 +29,6 @@ from jaxlm.models.recurrent import (
 )
 from jaxlm.ops.product import contraction, product
 from jaxlm.ops.scans import (
-    Inputs,
     Units,
     last_step,
     linear_recurrence,
@@ -84,7 +83,7 @@ class Hawk(Recurrent):
     ) -> tuple[Units, dict[str, Array]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
 
-        def linear(name: str, a: Inputs) -> Units:
+        def linear(name, a):
             return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
 
         n = self.own_norm(x, state["h"].dtype, 1e-6)

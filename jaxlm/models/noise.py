@@ -133,41 +133,28 @@ def draw_noise(
     keep_feed_forward = model.keep_output if model.feed_forward_size else None
     keep_features = model.keep_last_output if model.drops_features else None
 
-    def folded(*places: int) -> PRNGKeyArray:
+    def folded(*places):
         return reduce(jax.random.fold_in, places, key)
 
-    def units(
-        keep: Keep,
-        width: int,
-        *places: int,
-        steps: int = steps,
-    ) -> Mask:
+    def units(keep, width, *places, steps=steps):
         if keep is None:
             return None
         return draw_mask(folded(*places), keep, (steps, rows, width))
 
-    def for_all_steps(
-        keep: Keep,
-        width: int,
-        *places: int,
-    ) -> Mask:
+    def for_all_steps(keep, width, *places):
         mask = units(keep, width, *places, steps=1)
         if mask is None:
             return None
         return mask[0]
 
-    def of_cells(name: str, place: int) -> tuple[Mask, ...]:
+    def of_cells(name, place):
         """A kind without the field drops nothing there."""
         return tuple(
             for_all_steps(getattr(kind, name, None), width, place, layer)
             for layer, (kind, width) in cells
         )
 
-    def for_all_rows(
-        keep: Keep,
-        shape: tuple[int, int],
-        *places: int,
-    ) -> Mask:
+    def for_all_rows(keep, shape, *places):
         if keep is None:
             return None
         return jax.random.bernoulli(folded(*places), keep, shape)

@@ -43,7 +43,7 @@ from jaxlm.models.recurrent import (
 from jaxlm.ops.activations import layer_norm, sigmoid
 from jaxlm.ops.linear_attention import linear_attention
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import LinearMap, recurrence
+from jaxlm.ops.recurrence import recurrence
 from jaxlm.ops.scans import Hidden, Units, last_step
 
 
@@ -96,13 +96,7 @@ class SLSTM(Recurrent):
         return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
 
 
-def _slstm_cell(
-    heads: int,
-    linear: LinearMap,
-    state: SLSTMState,
-    projected: Float[Array, "B 4*H"],
-    _: None,
-) -> tuple[SLSTMState, Hidden]:
+def _slstm_cell(heads, linear, state, projected, _):
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
     recurrent = (

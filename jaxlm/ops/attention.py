@@ -31,14 +31,7 @@ class AttentionState(NamedTuple):
     held: Float[Array, " B"]
 
 
-def attention_reference(
-    q: Heads,
-    k: Heads,
-    v: Heads,
-    state: AttentionState,
-    length: Length = None,
-    dtype: Any = jnp.float32,
-) -> tuple[Heads, AttentionState]:
+def attention_reference(q, k, v, state, length=None, dtype=jnp.float32):
     """`attention` written plainly: each step reads all keys, of which most are masked.
 
     Args:

@@ -36,15 +36,7 @@ DIAGONAL_CHUNK = 16
 DELTA_CHUNK = 32  # with the delta rule, whose inverse takes time that grows as their cube
 
 
-def linear_attention_reference(
-    q: Keys,
-    k: Keys,
-    v: Values,
-    log_decay: Decay,
-    state: KeyValues,
-    beta: Float[Array, "T B N 1"] | None = None,
-    length: Length = None,
-) -> tuple[Values, KeyValues]:
+def linear_attention_reference(q, k, v, log_decay, state, beta=None, length=None):
     """`linear_attention` written plainly: one step after the other.
 
     Args:

@@ -35,15 +35,7 @@ class LSTMState(NamedTuple):
     h: Hidden
 
 
-def lstm_reference(
-    x: Inputs,
-    kernel: Kernel,
-    bias: Bias,
-    state: LSTMState,
-    forget_bias: Scalar | float = 0.0,
-    kept: Kept = None,
-    keep: Scalar | float | None = None,
-) -> tuple[Units, LSTMState]:
+def lstm_reference(x, kernel, bias, state, forget_bias=0.0, kept=None, keep=None):
     """`lstm` written plainly: a scan of the cell, differentiated by JAX. All steps count.
 
     Args:

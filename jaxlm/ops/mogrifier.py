@@ -87,13 +87,7 @@ def mogrifier(
     return y.astype(dtype), final
 
 
-def _cell(
-    input_gate: str,
-    linear: LinearMap,
-    state: LSTMState,
-    x: Array,
-    rest: tuple[Weights, Limits],
-) -> tuple[LSTMState, Array]:
+def _cell(input_gate, linear, state, x, rest):
     """One step: the new carry and the output.
 
     Without rounds, x is the input's part of the gates, [B, 4H].

@@ -22,15 +22,7 @@ Inputs = Float[Array, "T B *E"]
 Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 
 
-def recurrence_reference(
-    cell: LinearCell,
-    x: Inputs,
-    matrices: Matrices,
-    others: Any,
-    state: Any,
-    length: Length,
-    dtype: Any,
-) -> tuple[Units, Any]:
+def recurrence_reference(cell, x, matrices, others, state, length, dtype):
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX.
 
     Args:

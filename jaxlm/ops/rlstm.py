@@ -14,13 +14,12 @@ Letters: `T` steps, `B` batch, `E` input width, `H` hidden width. The weights of
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxlm.ops.activations import sigmoid
 from jaxlm.ops.lstm import LSTMState
 from jaxlm.ops.mogrifier import after_rounds, split_rounds
 from jaxlm.ops.product import product
-from jaxlm.ops.recurrence import LinearMap, Matrices, recurrence
+from jaxlm.ops.recurrence import Matrices, recurrence
 from jaxlm.ops.scans import Hidden, Inputs, Length, Units
 
 Weights = dict[str, Any]
@@ -58,12 +57,7 @@ def rlstm(
     return y.astype(dtype), final
 
 
-def _cell(
-    linear: LinearMap,
-    state: LSTMState,
-    x: Array,
-    rest: tuple[Weights, Any],
-) -> tuple[LSTMState, Array]:
+def _cell(linear, state, x, rest):
     """One step: the new carry and the output. Without rounds, x is its products [B, 2H]."""
     others, scale = rest
     of_i, of_j, of_f, of_o = jnp.split(others["bias"], 4)

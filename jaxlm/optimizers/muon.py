@@ -66,7 +66,7 @@ class Muon(Adaptive):
         """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
         layers = model.layers
 
-        def orthogonal(path: Any, kernel: jax.Array) -> jax.Array:
+        def orthogonal(path, kernel):
             layer = layers[path[1].idx]
             counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
             count = counts.get(path[-1].key, layer.gates)

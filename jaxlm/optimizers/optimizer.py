@@ -209,7 +209,7 @@ def clip_by_given_norm(
     ):
         norm = extra["grad_norm"] + added
 
-        def clip(gradient: jax.Array) -> jax.Array:
+        def clip(gradient):
             return jax.lax.select(norm < max_norm, gradient, gradient / norm * max_norm)
 
         return jax.tree.map(clip, updates), state
@@ -220,7 +220,7 @@ def clip_by_given_norm(
 def matrices(params: Params) -> Any:
     """For each parameter, whether Adam's weight decay acts on it: on matrices, not on biases."""
 
-    def is_matrix(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    def is_matrix(path, leaf):
         return leaf.ndim > 1 and not path[-1].key.endswith("bias")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
