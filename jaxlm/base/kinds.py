@@ -68,10 +68,8 @@ def register_pytree(kind: type) -> None:
         return leaves, (kind, *(getattr(section, name) for name in static))
 
     def unflatten(data, leaves):
+        # No field is checked here: JAX makes trees of any leaves.
         values = dict(zip(static, data[1:], strict=True))
-        values |= zip(numbers, leaves, strict=True)
-        section = object.__new__(kind)  # without the checks: JAX makes trees of any leaves
-        vars(section).update((name, values[name]) for name in specs(kind))
-        return section
+        return kind(**values, **dict(zip(numbers, leaves, strict=True)))
 
     jax.tree_util.register_pytree_node(kind, flatten, unflatten)
