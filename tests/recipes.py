@@ -243,7 +243,7 @@ def drawn_params(model, seed=0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jnp.asarray(
-            rng.uniform(-model.init_scale, model.init_scale, leaf.shape), leaf.dtype
+            rng.uniform(-model.init_scale, model.init_scale, leaf.shape).astype(leaf.dtype)
         ),
         tree,
     )

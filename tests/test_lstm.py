@@ -18,7 +18,7 @@ TOLERANCE = {jnp.float32: 2e-5, jnp.float64: 1e-12}
 
 def draw(T, B, E, H, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.5, dtype)  # noqa: E731
+    normal = lambda *shape: jnp.asarray((rng.normal(size=shape) * 0.5).astype(dtype))  # noqa: E731
     return (
         normal(T, B, E),
         normal(E + H, 4 * H),
@@ -66,7 +66,7 @@ def assert_close(a, b, tolerance):
 def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
     with jax.enable_x64(wide):
         dtype = jnp.float64 if wide else jnp.float32
-        arguments = (*draw(T, B, E, H, dtype, seed), jnp.asarray(forget_bias, dtype))
+        arguments = (*draw(T, B, E, H, dtype, seed), np.asarray(forget_bias, dtype))
         assert_close(fast(*arguments), plain(*arguments), TOLERANCE[dtype])
 
 

@@ -147,7 +147,6 @@ def test_weight_drop_is_the_same_layer_with_fewer_recurrent_weights(kind):
     ):
         recurrent = layer["kernel"][-len(mask) :] if kind == "lstm" else layer["recurrent_kernel"]
         recurrent[...] = np.where(mask, 2 * recurrent, 0)  # (a view: the input's part stays)
-    by_hand = jax.tree.map(jnp.asarray, by_hand)
     np.testing.assert_allclose(
         outputs(model, params, noise), outputs(model, by_hand, Noise()), rtol=1e-5
     )

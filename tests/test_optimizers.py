@@ -29,7 +29,7 @@ def test_adamw_decays_matrices_and_no_bias(model):
     ours = rule.transformation(config.model, RATE)
     adam = optax.scale_by_adam(0.8, 0.9, rule.epsilon)
     update = jax.jit(partial(ours.update, grad_norm=jnp.ones(())))
-    states: list[Any] = [ours.init(params), adam.init(params)]
+    states: list[Any] = [jax.jit(ours.init)(params), jax.jit(adam.init)(params)]
     for seed in (1, 2):
         grads = drawn_params(config.model, seed)
         found, states[0] = update(grads, states[0], params)

@@ -27,10 +27,11 @@ def test_the_gru_is_flax_s_cell():
     H = 5
     cell = nn.GRUCell(H)
     rng = np.random.default_rng(0)
-    x, h = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((T, B, E), (B, H)))
+    x, h = (jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in ((T, B, E), (B, H)))
     params = cell.init(jax.random.key(0), h, x[0])["params"]
     params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params
+        lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape).astype(np.float32)),
+        params,
     )
 
     def ours(params, x, h):
@@ -73,7 +74,7 @@ def test_the_gru_is_flax_s_cell():
 def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
     rng = np.random.default_rng(seed)
     a, b, h = (
-        jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+        jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32))
         for shape in ((T, B, H), (T, B, H), (B, H))
     )
 

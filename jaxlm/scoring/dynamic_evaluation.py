@@ -278,7 +278,7 @@ class AdaptiveScoring:
         detail: Detail,
     ):
         rate = checked_value("the rate of adaptation", rate, float, above=0)
-        self.params: Params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), network.params)
+        self.params: Params = jax.tree.map(partial(jax.device_put, may_alias=False), network.params)
         self._adapt = partial(_adapt, network, rate, detail=detail)
         self._momentum = _RULE.init(self.params)
         self._carry = network.carry()
