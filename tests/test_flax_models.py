@@ -146,7 +146,7 @@ def test_lengths_keep_the_masks_of_each_row():
 
 
 def test_a_carry_after_rows_of_their_own_lengths_has_no_gradient():
-    model = BASE.model
+    model = MODEL_CASES["mingru"].model
     module = linen.LanguageModel(model)
 
     def total(params):
