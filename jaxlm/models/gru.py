@@ -63,7 +63,8 @@ class GRU(Recurrent):
 
 def _cell(linear, h, projected, recurrent_bias):
     gates = 2 * h.shape[-1]
-    (rz, n), (hrz, hn) = (jnp.split(part, [gates], -1) for part in (projected, linear("state", h)))
+    rz, n = jnp.split(projected, [gates], -1)
+    hrz, hn = jnp.split(linear("state", h), [gates], -1)
     r, z = jnp.split(sigmoid(rz + hrz), 2, -1)
     n = jnp.tanh(n + r * (hn + recurrent_bias))
     h = (1 - z) * n + z * h
