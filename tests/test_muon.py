@@ -107,7 +107,7 @@ def test_two_steps_are_those_of_jordans_rule(nesterov):
         config.model, 0.5
     )
     decayed = jax.jit(partial(transformation.update, grad_norm=jnp.ones(())))
-    given = decayed(params, begun, params)[0]
+    given = decayed(params, jax.jit(transformation.init)(params), params)[0]
     rate = 0.5 * rule.adam_learning_rate
     np.testing.assert_allclose(
         given["embedding"], expected - rate * 0.2 * params["embedding"], rtol=1e-5

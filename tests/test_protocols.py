@@ -662,7 +662,7 @@ def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):
     "protocol",
     [
         ["cache", "--cache-window", "50"],
-        ["dynamic"],
+        ["dynamic", "--rule", "sgd"],  # (by default it reads all of train before each text)
         ["mc", "--samples", "2"],
         ["temperature", "--temperature", "1.2"],
     ],
