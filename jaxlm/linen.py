@@ -49,7 +49,13 @@ def LSTM(
 
 
 class _FastRNN(nn.RNN):
-    def __call__(self, inputs: jax.Array, *, init_key: Any = None, **options: Any) -> Any:
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        init_key: Any = None,
+        **options: Any,
+    ) -> Any:
         # Flax's own module draws nothing by `init_key` either.
         cell: Any = self.cell
         if self.is_initializing():  # make the parameters, as nn.RNN's first step does
@@ -243,7 +249,12 @@ def _carry_after(
             lambda leaf: jnp.moveaxis(jnp.expand_dims(leaf, axis), axis + 1, 0), tree
         )
 
-    def after_row(masks, tokens, carry, length):
+    def after_row(
+        masks,
+        tokens,
+        carry,
+        length,
+    ):
         row_noise = replace(noise, **masks)
         *_, after = stack.read(model, params, row_noise, tokens, carry, length)
         return jax.tree.map(lambda leaf: leaf[0], after)

@@ -64,7 +64,13 @@ class Piecewise(Schedule):
         None, "epochs from one decay to the next (none: 1)", "epochs", above=0
     )
 
-    def factor(self, step, epoch, total, lowered=None) -> jax.Array:
+    def factor(
+        self,
+        step,
+        epoch,
+        total,
+        lowered=None,
+    ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         decays = epoch + self.schedule_offset - self.hold
         if self.decay_every is not None:
@@ -85,7 +91,13 @@ class Cosine(Schedule):
     )
     final: float = number(0.01, "factor on the rate at the end", low=0, high=1)
 
-    def factor(self, step, epoch, total, lowered=None) -> jax.Array:
+    def factor(
+        self,
+        step,
+        epoch,
+        total,
+        lowered=None,
+    ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
@@ -101,7 +113,13 @@ class Linear(Schedule):
     )
     final: float = number(0.0, "factor on the rate at the end", low=0, high=1)
 
-    def factor(self, step, epoch, total, lowered=None) -> jax.Array:
+    def factor(
+        self,
+        step,
+        epoch,
+        total,
+        lowered=None,
+    ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (1 - (1 - self.final) * progress)
@@ -121,7 +139,13 @@ class Plateau(Schedule):
         low=0,
     )
 
-    def factor(self, step, epoch, total, lowered=None) -> jax.Array:
+    def factor(
+        self,
+        step,
+        epoch,
+        total,
+        lowered=None,
+    ) -> jax.Array:
         """The factor on the rate, as `Schedule.factor` says."""
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
 

@@ -14,6 +14,7 @@ from recipes import MODELS
 from recordings import recorded, summary
 
 from jaxlm.models.recurrent import LayerNoise, zeros_of
+from jaxlm.models.stack import zero_carry
 from jaxlm.ops import linear_attention as op
 from jaxlm.ops.activations import unit_norm
 
@@ -276,3 +277,15 @@ def test_exponential_gates_do_not_overflow(kind, gate):
         params, jnp.array([-200.0, 200.0])
     )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(found)))
+
+
+@pytest.mark.parametrize("block", ["plain", "residual"])
+def test_a_carry_begins_with_zeros_of_the_parameters_dtype(block):
+    """For every kind; each leaf has the batch's rows first."""
+    for name, kind in MODELS.items():
+        model = kind(block=block, hidden_sizes=(16,), convolution=2 if block == "residual" else 0)
+        carry = jax.eval_shape(lambda model=model: zero_carry(model, 3, jnp.bfloat16))
+        leaves = jax.tree.leaves(carry)
+        assert {(leaf.dtype, leaf.shape[0]) for leaf in leaves} == {(jnp.dtype(jnp.bfloat16), 3)}, (
+            name
+        )

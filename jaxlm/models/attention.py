@@ -39,7 +39,12 @@ class Attention(Recurrent):
         64, "tokens before each token that it reads", "tokens", low=1, high=2**20
     )
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         of_inputs, of_outputs = jax.random.split(key)
         return {
@@ -53,7 +58,12 @@ class Attention(Recurrent):
         return AttentionState(zeros(*shape), zeros(*shape), zeros())
 
     def apply_layer(
-        self, params, x, state: AttentionState, noise, length
+        self,
+        params,
+        x,
+        state: AttentionState,
+        noise,
+        length,
     ) -> tuple[Units, AttentionState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype)

@@ -49,7 +49,12 @@ class GatedDeltaNet(MatrixMemory):
         "(arXiv:2411.12537)",
     )
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         N = self.heads
@@ -73,7 +78,14 @@ class GatedDeltaNet(MatrixMemory):
             zeros(TAPS - 1, 2 * self.key_size(width) + width),
         )
 
-    def apply_layer(self, params, x, state: DeltaState, noise, length) -> tuple[Units, DeltaState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: DeltaState,
+        noise,
+        length,
+    ) -> tuple[Units, DeltaState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         n = self.own_norm(x, state.S.dtype)
         K = self.key_size(len(params["norm"]))

@@ -33,7 +33,12 @@ class GRU(Recurrent):
     longest_memory: float | None = longest_memory()
     keep_recurrent_weights: float | None = weight_drop()
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)
@@ -53,7 +58,14 @@ class GRU(Recurrent):
             "recurrent_bias": recurrent_bias,
         }
 
-    def apply_layer(self, params, x, state: Hidden, noise, length) -> tuple[Units, Hidden]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: Hidden,
+        noise,
+        length,
+    ) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}
@@ -61,10 +73,16 @@ class GRU(Recurrent):
         return y.astype(x.dtype), h
 
 
-def _cell(linear, h, projected, recurrent_bias):
+def _cell(
+    linear,
+    h,
+    projected,
+    recurrent_bias,
+):
     gates = 2 * h.shape[-1]
+    recurrent = linear("state", h)
     rz, n = jnp.split(projected, [gates], -1)
-    hrz, hn = jnp.split(linear("state", h), [gates], -1)
+    hrz, hn = jnp.split(recurrent, [gates], -1)
     r, z = jnp.split(sigmoid(rz + hrz), 2, -1)
     n = jnp.tanh(n + r * (hn + recurrent_bias))
     h = (1 - z) * n + z * h

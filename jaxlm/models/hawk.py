@@ -45,7 +45,12 @@ class Hawk(Recurrent):
     gates = 1
     heads: int = head_count()
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters.
 
         The decay spreads a over 0.9 to 0.999 at r = 1/8, as in recurrentgemma; in the paper the
@@ -79,7 +84,12 @@ class Hawk(Recurrent):
         return {"h": zeros(width), "inputs": zeros(REACH - 1, width)}
 
     def apply_layer(
-        self, params, x, state: dict[str, Array], noise, length
+        self,
+        params,
+        x,
+        state: dict[str, Array],
+        noise,
+        length,
     ) -> tuple[Units, dict[str, Array]]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
 

@@ -37,7 +37,12 @@ class HGRN2(Recurrent):
         0.0, "least share of the state that each step keeps", low=0, below=1
     )
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         return {"kernel": self.matrix(key, inputs, 3 * width)}
 
@@ -45,7 +50,14 @@ class HGRN2(Recurrent):
         """S, gates by values, of N heads with D = H / N units."""
         return zeros(self.heads, width // self.heads, width // self.heads)
 
-    def apply_layer(self, params, x, state: KeyValues, noise, length) -> tuple[Units, KeyValues]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: KeyValues,
+        noise,
+        length,
+    ) -> tuple[Units, KeyValues]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(self.own_norm(x, state.dtype), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)

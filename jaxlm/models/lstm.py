@@ -31,7 +31,12 @@ class LSTM(Recurrent):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(width)
         bias = jnp.zeros(4 * width)
@@ -44,7 +49,14 @@ class LSTM(Recurrent):
         """A layer's carry before the first token."""
         return LSTMState(c=zeros(width), h=zeros(width))
 
-    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: LSTMState,
+        noise,
+        length,
+    ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         return lstm(
             x,

@@ -36,7 +36,12 @@ class MinGRU(Recurrent):
         "negative",
     )
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
         size = self.gates * width
@@ -47,7 +52,14 @@ class MinGRU(Recurrent):
             bias = bias.at[:width].add(forget)
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
-    def apply_layer(self, params, x, state: Hidden, noise, length) -> tuple[Units, Hidden]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: Hidden,
+        noise,
+        length,
+    ) -> tuple[Units, Hidden]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         projected = product(x, params["kernel"], x.dtype) + params["bias"]
         *forget, z, n = jnp.split(projected, self.gates, -1)

@@ -129,7 +129,12 @@ class Mogrifier(WithRounds):
             return 2
         return 1
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale = self.layer_scale(width)
@@ -152,7 +157,14 @@ class Mogrifier(WithRounds):
             }
         return layer
 
-    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: LSTMState,
+        noise,
+        length,
+    ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         limits = Limits(
             self.cell_clip,

@@ -136,12 +136,21 @@ def draw_noise(
     def folded(*places):
         return reduce(jax.random.fold_in, places, key)
 
-    def units(keep, width, *places, steps=steps):
+    def units(
+        keep,
+        width,
+        *places,
+        steps=steps,
+    ):
         if keep is None:
             return None
         return draw_mask(folded(*places), keep, (steps, rows, width))
 
-    def for_all_steps(keep, width, *places):
+    def for_all_steps(
+        keep,
+        width,
+        *places,
+    ):
         mask = units(keep, width, *places, steps=1)
         if mask is None:
             return None
@@ -154,7 +163,11 @@ def draw_noise(
             for layer, (kind, width) in cells
         )
 
-    def for_all_rows(keep, shape, *places):
+    def for_all_rows(
+        keep,
+        shape,
+        *places,
+    ):
         if keep is None:
             return None
         return jax.random.bernoulli(folded(*places), keep, shape)

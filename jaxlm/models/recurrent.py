@@ -291,7 +291,12 @@ class Recurrent(Section):
         """Each layer's model, whose kind may be another one's in a mixed stack (`mixed.py`)."""
         return [self] * len(self.hidden_sizes)
 
-    def matrix(self, key: PRNGKeyArray, inputs: int, outputs: int) -> Float[Array, "_ _"]:
+    def matrix(
+        self,
+        key: PRNGKeyArray,
+        inputs: int,
+        outputs: int,
+    ) -> Float[Array, "_ _"]:
         """A fresh matrix [inputs, outputs], uniform in +-layer_scale(inputs)."""
         return uniform(key, self.layer_scale(inputs), inputs, outputs)
 

@@ -36,7 +36,12 @@ class RLSTM(WithRounds):
     keep_recurrent_weights: float | None = weight_drop()
     keep_state: float | None = state_dropout()
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters, as `Recurrent.init_layer` says."""
         keys = jax.random.split(key, 6)
         round_keys = list(jax.random.split(keys[4], self.rounds))
@@ -54,7 +59,14 @@ class RLSTM(WithRounds):
             "rounds": self.init_rounds(round_keys, inputs, width),
         }
 
-    def apply_layer(self, params, x, state: LSTMState, noise, length) -> tuple[Units, LSTMState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: LSTMState,
+        noise,
+        length,
+    ) -> tuple[Units, LSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         scale = scale_of_mask(noise.kept, self.keep_state)
         return rlstm(x, params, state, 1.0 if scale is None else scale, length)

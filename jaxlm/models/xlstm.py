@@ -65,7 +65,12 @@ class SLSTM(Recurrent):
     reads_both = True
     heads: int = head_count()
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
@@ -81,7 +86,14 @@ class SLSTM(Recurrent):
         """A layer's carry before the first token."""
         return SLSTMState(*(zeros(width) for _ in SLSTMState._fields))
 
-    def apply_layer(self, params, x, state: SLSTMState, noise, length) -> tuple[Units, SLSTMState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: SLSTMState,
+        noise,
+        length,
+    ) -> tuple[Units, SLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         D = len(params["recurrent_kernel"])
         of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
@@ -96,7 +108,13 @@ class SLSTM(Recurrent):
         return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
 
 
-def _slstm_cell(heads, linear, state, projected, _):
+def _slstm_cell(
+    heads,
+    linear,
+    state,
+    projected,
+    _,
+):
     c, n, m, h = state
     of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
     recurrent = (
@@ -139,7 +157,12 @@ class MLSTM(MatrixMemory):
         optional=True,
     )
 
-    def init_layer(self, key, inputs, width) -> Params:
+    def init_layer(
+        self,
+        key,
+        inputs,
+        width,
+    ) -> Params:
         """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         N = self.heads
@@ -158,7 +181,14 @@ class MLSTM(MatrixMemory):
         K = self.key_units or D
         return MLSTMState(zeros(self.heads, K, D), zeros(self.heads, K), zeros(self.heads))
 
-    def apply_layer(self, params, x, state: MLSTMState, noise, length) -> tuple[Units, MLSTMState]:
+    def apply_layer(
+        self,
+        params,
+        x,
+        state: MLSTMState,
+        noise,
+        length,
+    ) -> tuple[Units, MLSTMState]:
         """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         H = len(params["norm"])
         K = self.key_size(H)

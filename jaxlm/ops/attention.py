@@ -31,7 +31,14 @@ class AttentionState(NamedTuple):
     held: Float[Array, " B"]
 
 
-def attention_reference(q, k, v, state, length=None, dtype=jnp.float32):
+def attention_reference(
+    q,
+    k,
+    v,
+    state,
+    length=None,
+    dtype=jnp.float32,
+):
     """`attention` written plainly: each step reads all keys, of which most are masked.
 
     Args:

@@ -36,7 +36,15 @@ DIAGONAL_CHUNK = 16
 DELTA_CHUNK = 32  # with the delta rule, whose inverse takes time that grows as their cube
 
 
-def linear_attention_reference(q, k, v, log_decay, state, beta=None, length=None):
+def linear_attention_reference(
+    q,
+    k,
+    v,
+    log_decay,
+    state,
+    beta=None,
+    length=None,
+):
     """`linear_attention` written plainly: one step after the other.
 
     Args:

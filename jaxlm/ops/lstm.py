@@ -35,7 +35,15 @@ class LSTMState(NamedTuple):
     h: Hidden
 
 
-def lstm_reference(x, kernel, bias, state, forget_bias=0.0, kept=None, keep=None):
+def lstm_reference(
+    x,
+    kernel,
+    bias,
+    state,
+    forget_bias=0.0,
+    kept=None,
+    keep=None,
+):
     """`lstm` written plainly: a scan of the cell, differentiated by JAX. All steps count.
 
     Args:

@@ -69,7 +69,14 @@ def log_probs(
     return _with_epsilon(lax.scan(add, nothing, experts)[0], epsilon)
 
 
-def token_nats_reference(latents, choice, kernel, bias, targets, epsilon=None):
+def token_nats_reference(
+    latents,
+    choice,
+    kernel,
+    bias,
+    targets,
+    epsilon=None,
+):
     """`token_nats` written plainly: all probabilities of all experts at once.
 
     Its weighted sum, differentiated by JAX, is `summed_nats`.

@@ -87,7 +87,13 @@ def mogrifier(
     return y.astype(dtype), final
 
 
-def _cell(input_gate, linear, state, x, rest):
+def _cell(
+    input_gate,
+    linear,
+    state,
+    x,
+    rest,
+):
     """One step: the new carry and the output.
 
     Without rounds, x is the input's part of the gates, [B, 4H].

@@ -22,7 +22,15 @@ Inputs = Float[Array, "T B *E"]
 Matrices = dict[str, Float[Array, "_ _"]]  # [in, out] each, by name
 
 
-def recurrence_reference(cell, x, matrices, others, state, length, dtype):
+def recurrence_reference(
+    cell,
+    x,
+    matrices,
+    others,
+    state,
+    length,
+    dtype,
+):
     """`recurrence` written plainly: a scan of the cell, differentiated by JAX.
 
     Args:

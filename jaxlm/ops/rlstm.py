@@ -57,7 +57,12 @@ def rlstm(
     return y.astype(dtype), final
 
 
-def _cell(linear, state, x, rest):
+def _cell(
+    linear,
+    state,
+    x,
+    rest,
+):
     """One step: the new carry and the output. Without rounds, x is its products [B, 2H]."""
     others, scale = rest
     of_i, of_j, of_f, of_o = jnp.split(others["bias"], 4)

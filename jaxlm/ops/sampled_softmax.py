@@ -94,7 +94,14 @@ def draw_words(
     return Drawn(ids.astype(jnp.int32), -jnp.log(jnp.asarray(odds, jnp.float32))[ids])
 
 
-def summed_nats_reference(x, kernel, bias, targets, weights, drawn):
+def summed_nats_reference(
+    x,
+    kernel,
+    bias,
+    targets,
+    weights,
+    drawn,
+):
     """`summed_nats` written plainly, with all logits; differentiated by JAX.
 
     Args:

@@ -78,7 +78,11 @@ def last_step(outputs: Any, length: Length) -> Any:
     return jax.tree.map(lambda leaf: leaf[-1 if length is None else length - 1], outputs)
 
 
-def linear_recurrence_reference(a, b, h):
+def linear_recurrence_reference(
+    a,
+    b,
+    h,
+):
     """`linear_recurrence` written plainly: one step after the other.
 
     Args:

@@ -47,7 +47,12 @@ def _narrow_rows() -> int:
 NARROW_ROWS = _narrow_rows()
 
 
-def token_nats_reference(x, kernel, bias, targets):
+def token_nats_reference(
+    x,
+    kernel,
+    bias,
+    targets,
+):
     """`token_nats` written plainly: all logits at once.
 
     Its weighted sum, differentiated by JAX, is `summed_nats`.
