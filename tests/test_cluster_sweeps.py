@@ -27,7 +27,7 @@ def arguments(name: str) -> list[str]:
     text = (FOLDER / name).read_text().replace("\\\n", " ")
     command = text[text.index("jaxlm sweep --run-dir") :]
     command = re.split(" 9>&-|resources:", command)[0]
-    command = re.sub(r"\$resume|\$JOB_COMPLETION_INDEX", "", command)
+    command = command.replace("$resume", "").replace("$run", "runs/sweep")
     return [word.strip('"') for word in command.split()[1:]]
 
 
@@ -40,7 +40,7 @@ def test_their_arguments_are_accepted(name):
 
 def test_the_file_for_kubernetes_resumes_where_trials_have_begun():
     text = (FOLDER / "kubernetes_sweep.yaml").read_text()
-    assert "-e /runs/sweep/$JOB_COMPLETION_INDEX/trials ] && resume=--resume" in text
+    assert "[ -e $run/trials ] || [ -e $run/sweep.csv ] && resume=--resume" in text
     assert "restartPolicy: OnFailure" in text and "kind: JobSet" in text
     run = (FOLDER / "kubernetes.yaml").read_text()
     assert "-e /runs/large/config.json ] && resume=--resume" in run and "maxRestarts" in run
@@ -74,12 +74,13 @@ def test_the_tasks_of_an_array_share_a_sweep(tmp_path, shared):
             text=True,
         )
 
-    for tasks in ([task(0), task(1), task(2)], [task(1)]):
-        for process in tasks:
+    # The last task begins when others have done all, and is started again too.
+    for numbers in ([0, 1, 2], [1], [3], [3]):
+        for process in [task(number) for number in numbers]:
             _, wrong = process.communicate(timeout=400)
             assert process.returncode == 0, wrong
     begun = ["--resume" not in line for line in told.read_text().splitlines()]
-    assert begun.count(True) == (1 if shared == "directory" else 3)
+    assert begun.count(True) == (1 if shared == "directory" else 4)
     pattern = "trials/*/metrics.jsonl" if shared == "directory" else "*/trials/*/metrics.jsonl"
     trained: list[Path] = list((tmp_path / "sweep").glob(pattern))
     assert len(trained) == 4

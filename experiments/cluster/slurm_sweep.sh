@@ -16,7 +16,7 @@ fi
 mkdir -p "$run"
 exec 9>"$run/.begin"
 flock 9 # until the sweep has begun
-[ -e "$begun" ] && resume=--resume || resume=
+[ -e "$begun" ] || [ -e "$run/sweep.csv" ] && resume=--resume || resume= # others may have done all
 jaxlm sweep --run-dir "$run" $resume --corpus "${CORPUS:-data/prepared}" --hidden-sizes 650,650 \
   --embedding-size 650 --keep-output 0.5 --epochs 16 --set learning_rate=log:0.1:4 --set clip_norm=1,5,10 \
   --strategy tpe --trials 1000 --prune halving --workers 1 9>&- &
