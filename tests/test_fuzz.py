@@ -178,7 +178,7 @@ def resealed(run_dir: Path, name: str, data: bytes) -> None:
         tree["files"][name] = hashlib.sha256(data).hexdigest()
         (path / "manifest.json").write_text(to_hashed_json(tree))
         state = checkpoint.read(path).state
-        assert state.params["embedding"].shape == (5, 8)
+        assert state.params["embedding"].shape == (5, 4)
     finally:
         (path / name).write_bytes(original)
         shutil.copy(aside, path / "manifest.json")
