@@ -162,7 +162,8 @@ from jaxlm.training.members import member_at
 column = place(members_mesh(4), jnp.arange(16.0).reshape(8, 2), MEMBER)
 for slot in range(8):
     one = member_at({{"leaf": column}}, slot)["leaf"]
-    assert one.devices() == {{jax.devices()[slot // 2]}} and one.tolist() == [2 * slot, 2 * slot + 1]
+    assert one.devices() == {{jax.devices()[slot // 2]}}
+    assert one.tolist() == [2 * slot, 2 * slot + 1]
 assert MemberGroup(4, {vmap}).mesh.size == 4 and MemberGroup(3, {vmap}).mesh.size == 3
 folder, rng = Path({str(tmp_path)!r}), np.random.default_rng(0)
 sentences = [" ".join(f"w{{w}}" for w in rng.integers(0, 9, 6)) for _ in range(80)]
