@@ -183,20 +183,20 @@ def train(
             progress.say(
                 f"{error.args[0].partition(':')[0]}: going back to window {back}", loud=True
             )
-            held.close()  # of the directory, in which the run is resumed
-            return train(
-                config,
-                corpus,
-                run_dir,
-                resume=True,
-                steps=steps,
-                data_dir=data_dir,
-                quiet=quiet,
-                devices=devices,
-                model_devices=model_devices,
-                on_metrics=on_metrics,
-            )
-        return _finish(run, group, shared, progress, stopped_by)
+        else:
+            return _finish(run, group, shared, progress, stopped_by)
+    return train(
+        config,
+        corpus,
+        run_dir,
+        resume=True,
+        steps=steps,
+        data_dir=data_dir,
+        quiet=quiet,
+        devices=devices,
+        model_devices=model_devices,
+        on_metrics=on_metrics,
+    )
 
 
 def _go_back(run: Run) -> int:
