@@ -22,12 +22,17 @@ from jaxlm.base.errors import JaxlmError
 from jaxlm.base.hashed_json import to_hashed_json
 from jaxlm.base.terminal import printable
 from jaxlm.cli import main
+from jaxlm.data.corpora import load_corpus
 from jaxlm.interop import export_html
+from jaxlm.interop.exporting import export_model
+from jaxlm.interop.importing import import_model
 from jaxlm.report.page import SweepRecord, colour, groups, published, render, rounded, speeds
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import MemberResult, Trial
 from jaxlm.report.word_map import map_words
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.runs.ngram_models import ngram
+from jaxlm.scoring.language_model import NgramModel
 from jaxlm.sweeps import report_file
 from jaxlm.sweeps.report_file import write_report
 
@@ -658,3 +663,40 @@ def test_runs_that_ended_elsewhere_are_no_seeds_of_one_config():
 def test_numbers_of_a_table_have_four_digits_and_no_powers_below_a_million():
     assert [rounded(value) for value in (84022.1, 116.4512, 1e-9)] == ["84,020", "116.5", "1e-09"]
     assert rounded(12345.6, 5) == "12,346"
+
+
+@pytest.fixture(scope="module")
+def trigrams(trained):
+    """An n-gram model of the runs' text, in a directory."""
+    ngram(load_corpus("embedded-tiny"), 3, trained / "trigrams")
+    return trained / "trigrams"
+
+
+def test_an_n_gram_model_has_a_row_and_no_curve(trained, trigrams, small_maps, tmp_path):
+    lm = jaxlm.load(trigrams)
+    assert isinstance(lm, NgramModel)
+    valid, test = (lm.evaluate(split).perplexity for split in ("valid", "test"))
+    title = f"3-gram model of {lm.ngram.grams:,} n-grams"
+    alone = " ".join(" ".join(Page(write_report([trigrams]).read_text()).words).split())
+    assert f"{title} {valid:.2f} {test:.2f} trigrams" in alone and "bits a word over" in alone
+    for absent in ("Learning curves", "Training", "versions", "Checkpoints", "Map of", "There is"):
+        assert absent not in alone
+    paths = [trigrams, trained / "seed-0"]
+    both = Page(write_report(paths, tmp_path / "both.html").read_text()).words
+    assert f"trigrams {test:.2f}" in both and "Learning curves" in both
+    both = " ".join(" ".join(both).split())
+    assert f"{title} ngram {valid:.2f}" in both and f"{TINY.title} lstm 0" in both
+    assert "Model of seed-0" in both and "Model of trigrams" not in both  # though it is worse
+
+
+def test_an_n_gram_model_without_its_text_has_no_perplexity(trigrams, tmp_path):
+    export_model(trigrams, "arpa", tmp_path / "lm.arpa")
+    import_model(tmp_path / "lm.arpa", run_dir=tmp_path / "copy")
+    words = " ".join(Page(write_report([tmp_path / "copy"]).read_text()).words)
+    assert "3-gram model" in words and "There is no text of the test split" in words
+
+
+def test_no_page_runs_an_n_gram_model(trigrams, tmp_path, capsys):
+    assert main(["report", str(trigrams), "--live", "-o", str(tmp_path / "page.html")]) == 1
+    assert "no network, which a page that runs it needs" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()

@@ -36,6 +36,7 @@ from jaxlm.sweeps.report_file import write_report
 def plot(args: argparse.Namespace) -> None:
     """Draws a run's learning curve, and a map of its embedding."""
     lm = open_model(args.run, args.checkpoint)
+    lm.check_network("a learning curve")
     rows = read_metrics(args.run)
     place = place_for_files(args.run)
     if any(row["kind"] == "epoch" for row in rows):
@@ -59,7 +60,9 @@ def plot(args: argparse.Namespace) -> None:
 
 
 @command(
-    argument("runs", "RUN", "directories of runs and of sweeps", nargs="+", type=run_path),
+    argument(
+        "runs", "RUN", "directories of runs, n-gram models and sweeps", nargs="+", type=run_path
+    ),
     pathname(
         "-o --output", "FILE", "the file to write (default: report.html in the one directory)"
     ),

@@ -48,6 +48,7 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
     Raises:
         JaxlmError: No function of the page runs this kind of model, or reads its tokens.
     """
+    model.check_network("a page that runs it")
     network = model.config.model
     kinds = [kind.kind_name for kind in KINDS]
     if network.title not in kinds:

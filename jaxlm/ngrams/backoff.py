@@ -77,6 +77,11 @@ class BackoffModel:
         return len(self.tables)
 
     @property
+    def grams(self) -> int:
+        """How many n-grams there are, of all orders."""
+        return sum(len(table.keys) for table in self.tables)
+
+    @property
     def begin(self) -> int:
         """The id that stands for the beginning of a sentence."""
         return self.vocab_size

@@ -44,7 +44,7 @@ Section = dict[str, Any]  # what the template needs of a part of the page
 
 @dataclass(frozen=True)
 class RunRecord(Results):
-    """A run without its parameters."""
+    """A run without its parameters, or an n-gram model, whose config counts for its text alone."""
 
     path: str
     config: Config
@@ -53,15 +53,37 @@ class RunRecord(Results):
     sessions: Sequence[Mapping[str, Any]]
     # (Windows trained, epoch, validation perplexity).
     checkpoints: Sequence[tuple[int, int, float | None]]
+    order: int = field(default=0, kw_only=True)  # of an n-gram model
+    grams: int = field(default=0, kw_only=True)  # how many n-grams it has
+
+    @property
+    def title(self) -> str:
+        """What it is: the preset's name and what is changed."""
+        if self.order:
+            return f"{self.order}-gram model of {self.grams:,} n-grams"
+        return self.config.title
+
+    @property
+    def fields(self) -> list[tuple[str, str, str, str]]:
+        """Name, value, unit and section of each field."""
+        rows = [
+            (name, setting_text(value), spec.unit, section)
+            for section, name, spec, value in self.config.every_field()
+        ]
+        if self.order:
+            of_text = [row for row in rows if row[-1] == "data"]
+            return [("model", "ngram", "", "kinds"), ("order", str(self.order), "", ""), *of_text]
+        return [*((slot, kind, "", "kinds") for slot, kind in self.config.kinds.items()), *rows]
 
     @property
     def settings(self) -> dict[str, str]:
-        """The config without its seed: runs of equal settings differ by chance alone."""
-        settings = dict(self.config.kinds)
-        for _, name, _, value in self.config.every_field():
-            if name != "seed":
-                settings[name] = setting_text(value)
-        return settings
+        """The fields but the seed: runs of equal settings differ by chance alone."""
+        return {name: value for name, value, _, _ in self.fields if name != "seed"}
+
+    @property
+    def seed(self) -> str:
+        """The seed; empty of an n-gram model, which has none."""
+        return "" if self.order else str(self.config.train.seed)
 
     @property
     def unknown(self) -> dict[str, float]:
@@ -83,7 +105,7 @@ class ModelView:
     """What the parameters of one checkpoint say."""
 
     run: str
-    checkpoint: str
+    checkpoint: str  # empty: it has none
     word_map: WordMap | None
     # Title -> words, `<eos>` at a line's end, with bits of surprisal.
     texts: Mapping[str, Sequence[tuple[str, float]]]
@@ -156,7 +178,7 @@ def render(
     jinja.filters["document"] = escape
     jinja.filters["lines"] = lambda value: Markup(escape(printable(value, keep_newlines=True)))
     jinja.tests["finite"] = math.isfinite
-    for function in (colour, number_text, rounded, setting_text, speeds, value_text):
+    for function in (colour, number_text, rounded, speeds, value_text):
         jinja.globals[function.__name__] = function
     folder = files("jaxlm.report")
     template, style, script = (
@@ -209,9 +231,12 @@ def _runs_section(name: str, runs: list[RunRecord]) -> Section:
         "estimated": any(row.get("train_estimated") for row in rows),
         "floor": any(name.startswith("floor_") for row in rows for name in row),
     }
-    drawn = runs[:MOST_LINES]
+    drawn = [run for run in runs if not run.order][:MOST_LINES]
+    if not drawn:
+        return section
+    counted = [(run.name, run.test_perplexity()) for run in runs if run.order]
     with _picture(section, "Learning curves", height=3.6 + 0.1 * len(drawn)) as axes:
-        draw_perplexities(axes, drawn, published(drawn))
+        draw_perplexities(axes, drawn, [*published(drawn), *counted])
         handles, labels = axes.get_legend_handles_labels()
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=2)
     for title, series in (("Gradient norm", "grad_norm"), ("Learning rate", "learning_rate")):
@@ -283,7 +308,11 @@ def _grouped(values: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]
 def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
     """The runs of one corpus by their configs and ends, the lowest validation result first."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    differing = [name for name in names if len({run.settings.get(name) for run in runs}) > 1]
+    differing = [
+        name
+        for name in names
+        if len({run.settings[name] for run in runs if name in run.settings}) > 1
+    ]
     several_ends = len({_finished(run) for run in runs}) > 1
     found = []
     for members in _grouped(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):

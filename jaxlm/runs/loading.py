@@ -65,10 +65,26 @@ def load(
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
     run_dir = resolved(checked_value("run_dir", run_dir, Path))
-    if folder.is_ngram_folder(run_dir):
-        return NgramModel.of(folder.load(run_dir), data_dir)
+    ngrams = ngram_model(run_dir, data_dir)
+    if ngrams is not None:
+        return ngrams
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
     return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus, data_dir)
+
+
+def ngram_model(path: Path, data_dir: str | Path | None = None) -> NgramModel | None:
+    """The n-gram model of a directory; None of any other directory.
+
+    Args:
+        path: The directory.
+        data_dir: Where the model looks for Penn Treebank first.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    if folder.is_ngram_folder(path):
+        return NgramModel.of(folder.load(path), data_dir)
+    return None
 
 
 def model_of(run: str | Path | LanguageModel, which: str | int) -> LanguageModel:
@@ -217,6 +233,7 @@ def init_config(
     Raises:
         JaxlmError: A field of the model contradicts the parameters, or cannot be set.
     """
+    model.check_network("a run that begins from it")
     section = start.model if own_model else model.config.model
     config = start.replace(model=section, data=model.config.data, vocab_size=len(model.vocab))
     config = config.replace(**changes)

@@ -353,10 +353,9 @@ class NgramModel(LanguageModel):
         return cls({}, config, ngrams.vocab, ngrams.corpus, data_dir, ngram=ngrams.model)
 
     def __repr__(self) -> str:
-        grams = sum(len(table.keys) for table in self.ngram.tables)
         words = f"{len(self.vocab):,} {self.vocab.kind}"
         return (
-            f"NgramModel(order {self.ngram.order}, {grams:,} n-grams, {words}, "
+            f"NgramModel(order {self.ngram.order}, {self.ngram.grams:,} n-grams, {words}, "
             f"trained on {self.corpus['name']})"
         )
 

@@ -1,14 +1,14 @@
-"""`write_report`: a page about runs and sweeps, in one HTML file."""
+"""`write_report`: a page about runs, n-gram models and sweeps, in one HTML file."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.errors import DataError, JaxlmError, RunDirError
 from jaxlm.base.files import explained, output
 from jaxlm.base.packaged import place_for_files
 from jaxlm.data.corpus import Corpus
@@ -17,10 +17,10 @@ from jaxlm.report.page import ModelView, RunRecord, SweepRecord, render
 from jaxlm.report.sweep_files import RESULTS, read_sweep
 from jaxlm.report.word_map import map_words
 from jaxlm.runs import checkpoint, directory
-from jaxlm.runs.loading import load
+from jaxlm.runs.loading import load, ngram_model
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.ngram_models import baseline_text
-from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.language_model import LanguageModel, NgramModel
 from jaxlm.sweeps.study import check_below, member_dir
 
 TEST_WORDS = 400  # of the test split's beginning
@@ -41,10 +41,11 @@ def write_report(
     """Writes one self-contained HTML page about runs and sweeps.
 
     Args:
-        paths: Directories of runs and of sweeps; one that is named twice counts once.
+        paths: Directories of runs, n-gram models and sweeps; one that is named twice counts once.
         out: The file to write (default: report.html in the directory, if there is only one).
         which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a
-            step. The run is the one with the lowest validation perplexity on each corpus.
+            step. The run is the one with the lowest validation perplexity on each corpus; an n-gram
+            model where there is no run.
         texts: Scored by the models that the page shows.
         data_dir: The folder of Penn Treebank's files.
         live: Makes a page that runs a model, for those that the page shows.
@@ -70,8 +71,11 @@ def write_report(
         if _is_sweep(path):
             sweeps.append(_sweep_record(path, name, view))
         else:
-            runs.append(run_record(path, name))
-    ranked = sorted(runs, key=lambda run: (math.isnan(run.valid_perplexity), run.valid_perplexity))
+            runs.append(run_record(path, name, data_dir))
+    ranked = sorted(
+        runs,
+        key=lambda run: (run.order, math.isnan(run.valid_perplexity), run.valid_perplexity),
+    )
     best: dict[str, RunRecord] = {}
     for run in ranked:
         best.setdefault(str(run.corpus.get("sha256")), run)
@@ -132,16 +136,24 @@ def _sweep_record(
     return SweepRecord(name, corpus, trials, sweep.command(best), model, sweep.importances)
 
 
-def run_record(path: Path, name: str) -> RunRecord:
-    """Reads the results and surroundings of a run.
+def run_record(
+    path: Path,
+    name: str,
+    data_dir: str | Path | None = None,
+) -> RunRecord:
+    """Reads the results and surroundings of a run; an n-gram model is evaluated.
 
     Args:
         path: The run directory.
         name: Unlike that of any other run on the page.
+        data_dir: The folder of Penn Treebank's files.
 
     Raises:
         JaxlmError: The run is damaged, or has neither an epoch nor a test.
     """
+    ngrams = ngram_model(path, data_dir)
+    if ngrams is not None:
+        return _ngram_record(ngrams, path, name)
     config = directory.saved_config(path)
     problems = directory.problems(path)
     if problems:
@@ -175,6 +187,39 @@ def run_record(path: Path, name: str) -> RunRecord:
     )
 
 
+def _ngram_record(
+    lm: NgramModel,
+    path: Path,
+    name: str,
+) -> RunRecord:
+    """The results of an n-gram model; none where its text is not found."""
+    about = lm.corpus
+    epochs = []
+    tests = []
+    with suppress(DataError):
+        corpus = lm.find_corpus()
+        about = about | {"description": corpus.description}
+        valid, test = (lm.evaluate(split, corpus=corpus) for split in ("valid", "test"))
+        epochs.append({"epoch": 0, "valid_perplexity": valid.perplexity})
+        row = {f"test_{measure}": value for measure, value in test._asdict().items()}
+        tests.append({**row, "unknown_valid": valid.unknown, "unknown_test": test.unknown})
+    return RunRecord(
+        name=name,
+        windows=[],
+        epochs=epochs,
+        tests=tests,
+        bptt_length=1,
+        tokens=lm.vocab.kind,
+        path=str(path),
+        config=lm.config,
+        corpus=about,
+        sessions=[],
+        checkpoints=[],
+        order=lm.ngram.order,
+        grams=lm.ngram.grams,
+    )
+
+
 def _model_view(
     path: Path,
     name: str,
@@ -198,13 +243,17 @@ def _model_view(
     words = None
     scored = {}
     samples = []
-    with noted(f"map of the {vocab.kind}"):
-        words = map_words(np.asarray(lm.params["embedding"]), vocab.words, tokens=vocab.kind)
+    if isinstance(lm, NgramModel):
+        which = ""  # It has neither checkpoints nor an embedding.
+    if which:
+        with noted(f"map of the {vocab.kind}"):
+            words = map_words(np.asarray(lm.params["embedding"]), vocab.words, tokens=vocab.kind)
     baseline = ""
     with noted("text of the test split"):
         corpus = lm.find_corpus(data_dir=data_dir)
         scored |= _test_text(lm, corpus)
-        baseline = baseline_text(corpus, lm.config.train.baseline_order)
+        if which:
+            baseline = baseline_text(corpus, lm.config.train.baseline_order)
     for number, text in enumerate(texts, 1):
         scored[f"Text {number}"] = _scored(lm, list(filter(str.strip, text.splitlines())))
     with noted("sample"):
