@@ -71,7 +71,6 @@ class Piecewise(Schedule):
         total,
         lowered=None,
     ) -> jax.Array:
-        """The factor on the rate, as `Schedule.factor` says."""
         decays = epoch + self.schedule_offset - self.hold
         if self.decay_every is not None:
             decays = jnp.floor(decays / self.decay_every)
@@ -98,7 +97,6 @@ class Cosine(Schedule):
         total,
         lowered=None,
     ) -> jax.Array:
-        """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (self.final + (1 - self.final) * (1 + jnp.cos(jnp.pi * progress)) / 2)
 
@@ -120,7 +118,6 @@ class Linear(Schedule):
         total,
         lowered=None,
     ) -> jax.Array:
-        """The factor on the rate, as `Schedule.factor` says."""
         risen, progress = _warm_up(self.warmup, step, total)
         return risen * (1 - (1 - self.final) * progress)
 
@@ -146,7 +143,6 @@ class Plateau(Schedule):
         total,
         lowered=None,
     ) -> jax.Array:
-        """The factor on the rate, as `Schedule.factor` says."""
         return jnp.asarray(1.0 if lowered is None else lowered, jnp.float32)
 
 

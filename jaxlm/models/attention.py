@@ -45,7 +45,6 @@ class Attention(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         of_inputs, of_outputs = jax.random.split(key)
         return {
             "kernel": self.matrix(of_inputs, inputs, 3 * width),
@@ -65,7 +64,6 @@ class Attention(Recurrent):
         noise,
         length,
     ) -> tuple[Units, AttentionState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype)
         heads = z.reshape(*x.shape[:2], 3 * self.heads, -1).astype(state.keys.dtype)
         q, k, v = jnp.split(heads, 3, 2)

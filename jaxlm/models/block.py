@@ -2,9 +2,9 @@
 
     n = norm(x)        x' = x + drop(cell(n))        x'' = x' + drop(feed_forward(norm(x')))
 
-With `convolution` the cell reads c = SiLU(the last steps of n, convolved), a kind that `reads_both`
-c beside n. With `inner_size` the cell is of another width, and a matrix takes its outputs to x's. A
-gated block (Beck et al. 2024, arXiv:2405.04517) has a projection up before all that:
+With `convolution` the cell reads c = SiLU(the last steps of n, convolved), and n beside c if its
+kind `reads_both`. With `inner_size` the cell has another width than x, and a matrix takes its
+outputs to x's. A gated block projects up before the cell (Beck et al. 2024, arXiv:2405.04517):
 
     u = n W_up        y = cell(c)        x' = x + drop(((y + skip * c) * SiLU(n W_gate)) W_down)
 
@@ -57,14 +57,14 @@ def init_block(
 
     Returns:
         `cell`, the parameters of the kind's layer; `norm` [H]; and what the fields ask for:
-        `convolution` [K, U] and `convolution_bias`; the matrices `up_kernel` and `gate_kernel`
+        `convolution` [K, C] and `convolution_bias` [C]; the matrices `up_kernel` and `gate_kernel`
         [H, U], `skip` [U] and `down_kernel` [U, H]; `feed_forward`, a dict.
     """
     of_cell, of_feed_forward, of_convolution, *keys = jax.random.split(key, 6)
     U = model.inner_size or width
-    read = _read_size(model, width)
-    cell_reads = 2 * read if model.convolution and model.reads_both else read
-    block: Params = {"norm": jnp.ones(width), "cell": model.init_layer(of_cell, cell_reads, U)}
+    C = _width_of_c(model, width)
+    cell_inputs = 2 * C if model.convolution and model.reads_both else C
+    block: Params = {"norm": jnp.ones(width), "cell": model.init_layer(of_cell, cell_inputs, U)}
     shapes = {}
     if model.block == "gated":
         shapes = {"up_kernel": (width, U), "gate_kernel": (width, U)}
@@ -74,8 +74,8 @@ def init_block(
     block |= _matrices(model, keys, shapes)
     if model.convolution:
         K = model.convolution
-        block["convolution"] = uniform(of_convolution, K**-0.5, K, read)  # as PyTorch's
-        block["convolution_bias"] = jnp.zeros(read)
+        block["convolution"] = uniform(of_convolution, K**-0.5, K, C)  # as PyTorch's
+        block["convolution_bias"] = jnp.zeros(C)
     if model.feed_forward_size:
         block["feed_forward"] = _init_feed_forward(model, of_feed_forward, width)
     return block
@@ -89,14 +89,12 @@ def _init_feed_forward(
     """The parameters of a feed-forward layer: a norm, and matrices with their biases."""
     F = model.feed_forward_size
     shapes = {"up_kernel": (width, F), "down_kernel": (F, width)}
+    biases = {"up_bias": jnp.zeros(F), "down_bias": jnp.zeros(width)}
     if "glu" in model.activation:
         shapes["gate_kernel"] = (width, F)
-    biases = {f"{name.removesuffix('_kernel')}_bias": shape[1] for name, shape in shapes.items()}
-    return {
-        "norm": jnp.ones(width),
-        **_matrices(model, list(jax.random.split(key, 3)), shapes),
-        **{name: jnp.zeros(size) for name, size in biases.items()},
-    }
+        biases["gate_bias"] = jnp.zeros(F)
+    matrices = _matrices(model, list(jax.random.split(key, 3)), shapes)
+    return {"norm": jnp.ones(width), **matrices, **biases}
 
 
 def _matrices(
@@ -104,14 +102,15 @@ def _matrices(
     keys: list[PRNGKeyArray],
     shapes: dict[str, tuple[int, int]],
 ) -> Params:
+    """A fresh matrix of each shape, by name; there may be more keys than shapes."""
     return {
         name: model.matrix(key, *shape)
         for key, (name, shape) in zip(keys, shapes.items(), strict=False)
     }
 
 
-def _read_size(model: Recurrent, width: int) -> int:
-    """The width of what a block's convolution reads, or else its cell."""
+def _width_of_c(model: Recurrent, width: int) -> int:
+    """The width C of c, which the convolution makes, or which is u."""
     if model.block == "gated":
         return model.inner_size or width
     return width
@@ -134,7 +133,7 @@ def zero_block_state(
     """
     inputs = None
     if model.convolution:
-        inputs = zeros(model.convolution - 1, _read_size(model, width))
+        inputs = zeros(model.convolution - 1, _width_of_c(model, width))
     return BlockState(model.zero_state(zeros, model.inner_size or width), inputs)
 
 
@@ -162,19 +161,23 @@ def apply_block(
         x and what the block adds to it, and the carry after the last step that counts.
     """
     n = block_norm(model, params["norm"], x)
-    u = product(n, params["up_kernel"], dtype) if model.block == "gated" else n
-    read = u
+    u = n
+    if model.block == "gated":
+        u = product(n, params["up_kernel"], dtype)
+    c = u
+    cell_inputs = c
     inputs = state.inputs
     if inputs is not None:
         u = u.astype(inputs.dtype)
         kernel = params["convolution"]
         convolved, inputs = short_convolution(u, kernel, params["convolution_bias"], inputs, length)
-        read = jax.nn.silu(convolved)
-    given = jnp.concatenate([read, u], -1) if inputs is not None and model.reads_both else read
-    y, cell = model.apply_layer(params["cell"], given.astype(dtype), state.cell, noise, length)
+        c = jax.nn.silu(convolved)
+        cell_inputs = jnp.concatenate([c, u], -1) if model.reads_both else c
+    cell_inputs = cell_inputs.astype(dtype)
+    y, cell = model.apply_layer(params["cell"], cell_inputs, state.cell, noise, length)
     if model.block == "gated":
         gate = jax.nn.silu(product(n, params["gate_kernel"], dtype))
-        y = (y + params["skip"] * read) * gate
+        y = (y + params["skip"] * c) * gate
     if "down_kernel" in params:
         y = product(y, params["down_kernel"], dtype)
     x = x + apply_mask(y.astype(x.dtype), noise.output, model.keep_output)
@@ -190,6 +193,7 @@ def _feed_forward(
     x: Stream,
     dtype: Any,
 ) -> Stream:
+    """What a block's feed-forward layer adds to x."""
     n = block_norm(model, params["norm"], x)
     act = _ACTIVATIONS[model.activation]
     up = product(n, params["up_kernel"], dtype) + params["up_bias"]

@@ -55,7 +55,6 @@ class GatedDeltaNet(MatrixMemory):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         keys = jax.random.split(key, 5)
         N = self.heads
         convolved = 2 * self.key_size(width) + width
@@ -71,7 +70,6 @@ class GatedDeltaNet(MatrixMemory):
         }
 
     def zero_state(self, zeros, width) -> DeltaState:
-        """A layer's carry before the first token."""
         D = width // self.heads
         return DeltaState(
             zeros(self.heads, self.key_units or D, D),
@@ -86,16 +84,13 @@ class GatedDeltaNet(MatrixMemory):
         noise,
         length,
     ) -> tuple[Units, DeltaState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        n = self.own_norm(x, state.S.dtype)
-        K = self.key_size(len(params["norm"]))
-        projected, gate = jnp.split(
-            product(n, self.whole_kernel(params), x.dtype), [2 * K + len(params["norm"])], -1
-        )
-        mixed, inputs = short_convolution(
-            projected, params["convolution"], 0.0, state.inputs, length
-        )
-        q, k, v = map(self.by_head, jnp.split(jax.nn.silu(mixed), [K, 2 * K], -1))
+        n = self.normalized(x, state.S.dtype)
+        H = len(params["norm"])
+        K = self.key_size(H)
+        projected = product(n, self.whole_kernel(params), x.dtype)
+        qkv, gate = jnp.split(projected, [2 * K + H], -1)
+        convolved, inputs = short_convolution(qkv, params["convolution"], 0.0, state.inputs, length)
+        q, k, v = map(self.by_head, jnp.split(jax.nn.silu(convolved), [K, 2 * K], -1))
         alpha, beta = jnp.split(product(n, params["gate"], x.dtype)[..., None], 2, 2)
         log_decay = -jnp.exp(params["rate"])[:, None] * jax.nn.softplus(
             alpha + params["time_step"][:, None]

@@ -39,17 +39,16 @@ class GRU(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         scale = self.layer_scale(width)
         bias = jnp.zeros(3 * width)
         recurrent_bias = jnp.zeros(width)
         if self.torch_init:
-            # h's bias of the candidate, which the reset gate multiplies, is one of its own.
             of_x, of_h = torch_biases(key, scale, 3 * width)
+            # The reset gate multiplies h's bias of the candidate: it cannot be added to x's.
             bias = of_x + of_h.at[-width:].set(0)
             recurrent_bias = of_h[-width:]
-        # z keeps the state.
+        # z is the share of the state that is kept.
         bias = bias.at[width : 2 * width].add(self.memory_biases(key, width))
         return {
             "kernel": uniform(from_input, scale, inputs, 3 * width),
@@ -66,7 +65,6 @@ class GRU(Recurrent):
         noise,
         length,
     ) -> tuple[Units, Hidden]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         matrices = {"state": params["recurrent_kernel"]}
         y, h = recurrence(_cell, z, matrices, params["recurrent_bias"], state, length, x.dtype)
@@ -79,11 +77,11 @@ def _cell(
     projected,
     recurrent_bias,
 ):
-    gates = 2 * h.shape[-1]
+    H = h.shape[-1]
     recurrent = linear("state", h)
-    rz, n = jnp.split(projected, [gates], -1)
-    hrz, hn = jnp.split(recurrent, [gates], -1)
-    r, z = jnp.split(sigmoid(rz + hrz), 2, -1)
-    n = jnp.tanh(n + r * (hn + recurrent_bias))
+    x_rz, x_n = jnp.split(projected, [2 * H], -1)
+    h_rz, h_n = jnp.split(recurrent, [2 * H], -1)
+    r, z = jnp.split(sigmoid(x_rz + h_rz), 2, -1)
+    n = jnp.tanh(x_n + r * (h_n + recurrent_bias))
     h = (1 - z) * n + z * h
     return h, h

@@ -51,11 +51,6 @@ class Hawk(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters.
-
-        The decay spreads a over 0.9 to 0.999 at r = 1/8, as in recurrentgemma; in the paper the
-        range holds at r = 1.
-        """
         of_decay, *keys = jax.random.split(key, 6)
         N = self.heads
         D = width // self.heads
@@ -71,6 +66,7 @@ class Hawk(Recurrent):
             for key, (name, shape) in zip(keys, shapes.items(), strict=True)
         }
         biases = {f"{name}_bias": jnp.zeros(width) for name in ("x", "y", "output", "convolution")}
+        # At r = 1/8 a lies in 0.9 to 0.999, as in recurrentgemma; in the paper it does at r = 1.
         squares = jax.random.uniform(of_decay, (width,), minval=0.9**2, maxval=0.999**2)
         return {
             **params,
@@ -91,23 +87,21 @@ class Hawk(Recurrent):
         noise,
         length,
     ) -> tuple[Units, dict[str, Array]]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-
         def linear(name, a):
             return product(a, params[f"{name}_kernel"], x.dtype) + params[f"{name}_bias"]
 
-        n = self.own_norm(x, state["h"].dtype, 1e-6)
+        n = self.normalized(x, state["h"].dtype, 1e-6)
         v = linear("x", n)
         u, inputs = short_convolution(
             v, params["convolution"], params["convolution_bias"], state["inputs"], length
         )
-        # A product's batch comes first.
+        # The heads come first, as a product wants the axis of its batch.
         by_head = jnp.moveaxis(u.reshape(*u.shape[:2], self.heads, -1), 2, 0)
         z = contraction("ntbd,nde->ntbe", x.dtype, by_head, params["gates"])
         gates = jax.nn.sigmoid(z + params["gates_bias"][:, None, None])
-        i, r = (jnp.moveaxis(part, 0, 2).reshape(u.shape) for part in jnp.split(gates, 2, -1))
+        i, r = (jnp.moveaxis(gate, 0, 2).reshape(u.shape) for gate in jnp.split(gates, 2, -1))
         log_a = -8 * r * jax.nn.softplus(params["decay"])
-        # 1 - a^2, whose root's gradient stays finite
+        # 1 - a^2, not quite zero: there its root has no finite gradient.
         written = jnp.maximum(-jnp.expm1(2 * log_a), 1e-12)
         h = linear_recurrence(jnp.exp(log_a), jnp.sqrt(written) * i * u, state["h"])
         gate = jax.nn.gelu(linear("y", n))

@@ -6,8 +6,6 @@ Letters: `T` steps, `B` batch, `H` width of the features, `D` width that the ker
     experts, `V` vocabulary. `model` is the config's model.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
@@ -86,12 +84,16 @@ def summed_nats(
     Returns:
         Nats.
     """
-    op, given, options = _read(model, params, features, kept)
-    weights = jnp.ones(targets.shape) if weights is None else weights
+    kernel, bias = _kernel_and_bias(model, params)
+    inputs = _head_inputs(model, params, features, kept)
+    if weights is None:
+        weights = jnp.ones(targets.shape)
+    if model.experts:
+        epsilon = model.mixture_epsilon
+        return mixture.summed_nats(*inputs, kernel, bias, targets, weights, epsilon)
     if drawn is None:
-        return op.summed_nats(*given, targets, weights, **options)
-    x, kernel, bias = given
-    return sampled_softmax.summed_nats(x, kernel, bias, targets, weights, drawn, exact)
+        return softmax.summed_nats(*inputs, kernel, bias, targets, weights)
+    return sampled_softmax.summed_nats(*inputs, kernel, bias, targets, weights, drawn, exact)
 
 
 def token_nats(
@@ -113,8 +115,11 @@ def token_nats(
     Returns:
         Nats.
     """
-    op, given, options = _read(model, params, features, kept)
-    return op.token_nats(*given, targets, **options)
+    kernel, bias = _kernel_and_bias(model, params)
+    inputs = _head_inputs(model, params, features, kept)
+    if model.experts:
+        return mixture.token_nats(*inputs, kernel, bias, targets, model.mixture_epsilon)
+    return softmax.token_nats(*inputs, kernel, bias, targets)
 
 
 def logits(
@@ -134,32 +139,40 @@ def logits(
     Returns:
         An array whose last axis is the vocabulary.
     """
-    op, given, options = _read(model, params, features, kept)
-    if op is mixture:
-        return mixture.log_probs(*given, **options)
-    x, kernel, bias = given
+    kernel, bias = _kernel_and_bias(model, params)
+    inputs = _head_inputs(model, params, features, kept)
+    if model.experts:
+        return mixture.log_probs(*inputs, kernel, bias, model.mixture_epsilon)
+    (x,) = inputs
     return product(x, kernel, x.dtype) + bias
 
 
-def _read(
+def _kernel_and_bias(
+    model: Recurrent, params: Params
+) -> tuple[Float[Array, "D V"], Float[Array, " V"]]:
+    """The softmax's kernel, which is the embedding if it is tied, and its bias."""
+    head = params["softmax"]
+    kernel = params["embedding"].T if model.tied else head["kernel"]
+    # Columns beyond the vocabulary only make V divide over the devices.
+    return kernel[:, : model.vocab_size], head["bias"][: model.vocab_size]
+
+
+def _head_inputs(
     model: Recurrent,
     params: Params,
     x: Float[Array, "*rows H"],
     kept: Mask,
-) -> tuple[Any, tuple[Float[Array, "..."], ...], dict[str, Any]]:
-    """The op, `softmax` or `mixture`; its arguments before the targets; and its options."""
+) -> tuple[Float[Array, "..."], ...]:
+    """What the kernel multiplies: one array, or a mixture's latent vectors and prior."""
     head = params["softmax"]
-    kernel = params["embedding"].T if model.tied else head["kernel"]
-    # Columns beyond the vocabulary only make V divide over the devices.
-    layer = (kernel[:, : model.vocab_size], head["bias"][: model.vocab_size])
     if model.experts:
         latents = product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]
         latents = jnp.tanh(latents).astype(x.dtype)
         latents = apply_mask(latents, kept, model.keep_latent)
         latents = latents.reshape(*x.shape[:-1], model.experts, -1)
         prior = product(x, head["prior"], x.dtype)
-        return mixture, (latents, prior, *layer), {"epsilon": model.mixture_epsilon}
+        return latents, prior
     if model.projection:
         x = product(x, head["projection"], x.dtype).astype(x.dtype)
         x = apply_mask(x, kept, model.keep_latent)
-    return softmax, (x, *layer), {}
+    return (x,)

@@ -43,7 +43,6 @@ class HGRN2(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         return {"kernel": self.matrix(key, inputs, 3 * width)}
 
     def zero_state(self, zeros, width) -> KeyValues:
@@ -58,8 +57,7 @@ class HGRN2(Recurrent):
         noise,
         length,
     ) -> tuple[Units, KeyValues]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
-        z = product(self.own_norm(x, state.dtype), params["kernel"], x.dtype)
+        z = product(self.normalized(x, state.dtype), params["kernel"], x.dtype)
         q, f, v = jnp.split(z.reshape(*x.shape[:2], 3 * self.heads, -1), 3, 2)
         log_a = jnp.logaddexp(
             jnp.log(self.lower_bound), jnp.log1p(-self.lower_bound) + jax.nn.log_sigmoid(f)

@@ -4,8 +4,6 @@ A layer's parameters are `kernel` [E + H, 4H] and `bias` [4H]. The gates' order 
 TensorFlow's BasicLSTMCell.
 """
 
-import jax.numpy as jnp
-
 from jaxlm.base.fields import number
 from jaxlm.models.recurrent import (
     MODELS,
@@ -13,7 +11,6 @@ from jaxlm.models.recurrent import (
     Recurrent,
     longest_memory,
     state_dropout,
-    torch_biases,
     uniform,
     weight_drop,
 )
@@ -37,16 +34,12 @@ class LSTM(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
-        scale = self.layer_scale(width)
-        bias = jnp.zeros(4 * width)
-        if self.torch_init:
-            bias = sum(torch_biases(key, scale, 4 * width), bias)
-        bias = bias.at[2 * width : 3 * width].add(self.memory_biases(key, width))
-        return {"kernel": uniform(key, scale, inputs + width, 4 * width), "bias": bias}
+        kernel = uniform(key, self.layer_scale(width), inputs + width, 4 * width)
+        bias = self.initial_bias(key, 4, width)
+        forget = self.memory_biases(key, width)
+        return {"kernel": kernel, "bias": bias.at[2 * width : 3 * width].add(forget)}
 
     def zero_state(self, zeros, width) -> LSTMState:
-        """A layer's carry before the first token."""
         return LSTMState(c=zeros(width), h=zeros(width))
 
     def apply_layer(
@@ -57,7 +50,6 @@ class LSTM(Recurrent):
         noise,
         length,
     ) -> tuple[Units, LSTMState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         return lstm(
             x,
             params["kernel"],

@@ -1,4 +1,4 @@
-"""What kinds share whose heads have a matrix as memory, keys by values, and an output gate."""
+"""What the kinds share whose heads have an output gate and a matrix [keys, values] as memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ class MatrixMemory(Recurrent):
 
     @property
     def kernel_gates(self) -> Mapping[str, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Two matrices in each kernel, where there are two."""
+        """With `key_units`: queries and keys in one kernel, values and output gate in the other."""
         if self.key_units:
             return {"key_kernel": 2, "kernel": 2}
         return {}
 
     def key_size(self, width: int) -> int:
-        """The width of all heads' keys, of that of their values."""
+        """The width of all heads' keys together, given the width H of all their values."""
         return self.heads * self.key_units or width
 
     def init_kernels(
@@ -66,5 +66,5 @@ class MatrixMemory(Recurrent):
         return params["kernel"]
 
     def by_head(self, x: Float[Array, "T B _"]) -> Float[Array, "T B N _"]:
-        """Units of all heads, head by head."""
+        """Gives the heads an axis of their own."""
         return x.reshape(*x.shape[:2], self.heads, -1)

@@ -42,14 +42,16 @@ class MinGRU(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
-        scale = self.layer_scale(inputs)  # in PyTorch the layer is a Linear, with one bias
+        scale = self.layer_scale(inputs)
         size = self.gates * width
-        bias = torch_biases(key, scale, size)[0] if self.torch_init else jnp.zeros(size)
-        forget = self.memory_biases(key, width)
-        bias = bias.at[-2 * width : -width].add(-forget)  # of the input gate
+        bias = jnp.zeros(size)
+        if self.torch_init:
+            # As of PyTorch's Linear, which has one bias.
+            bias, _ = torch_biases(key, scale, size)
+        memory = self.memory_biases(key, width)
+        bias = bias.at[-2 * width : -width].add(-memory)  # of the input gate
         if self.gates == 3:
-            bias = bias.at[:width].add(forget)
+            bias = bias.at[:width].add(memory)  # of the forget gate
         return {"kernel": uniform(key, scale, inputs, size), "bias": bias}
 
     def apply_layer(
@@ -60,11 +62,12 @@ class MinGRU(Recurrent):
         noise,
         length,
     ) -> tuple[Units, Hidden]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         projected = product(x, params["kernel"], x.dtype) + params["bias"]
-        *forget, z, n = jnp.split(projected, self.gates, -1)
-        if forget:  # of a minLSTM, whose z is so far i
-            z = jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(forget[0])
+        if self.gates == 3:
+            f, i, n = jnp.split(projected, 3, -1)
+            z = jax.nn.log_sigmoid(i) - jax.nn.log_sigmoid(f)
+        else:
+            z, n = jnp.split(projected, 2, -1)
         if self.positive:
             n = jnp.where(n >= 0, n + 0.5, jax.nn.sigmoid(n))
         y = linear_recurrence(jax.nn.sigmoid(-z), jax.nn.sigmoid(z) * n, state)

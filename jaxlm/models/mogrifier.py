@@ -20,7 +20,6 @@ from jaxlm.models.recurrent import (
     Recurrent,
     longest_memory,
     state_dropout,
-    torch_biases,
     uniform,
     weight_drop,
 )
@@ -31,7 +30,7 @@ from jaxlm.ops.scans import Hidden, Units
 
 
 def rounds(default: int) -> Any:
-    """The field of kinds whose input and state gate each other.
+    """The field `rounds`, for kinds whose input and state gate each other.
 
     Args:
         default: How often they do by default.
@@ -46,7 +45,7 @@ def rounds(default: int) -> Any:
 
 @dataclass(frozen=True)
 class WithRounds(Recurrent):
-    """What LSTMs share whose input and state gate each other before their gates."""
+    """What the LSTMs share whose input and state gate each other, before the gates read them."""
 
     rounds: int = rounds(0)
     rank: int = count(0, "rank of the matrices of a round, as products of two (0: full matrices)")
@@ -82,8 +81,11 @@ class WithRounds(Recurrent):
         scale = self.layer_scale(width)
         rounds = []
         for place, key in enumerate(keys):
-            shape = (inputs, width) if place % 2 else (width, inputs)
-            rounds.append(_init_round(key, scale, self.rank, *shape))
+            if place % 2 == 0:
+                weights = _init_round(key, scale, self.rank, width, inputs)
+            else:
+                weights = _init_round(key, scale, self.rank, inputs, width)
+            rounds.append(weights)
         return rounds
 
     zero_state = LSTM.zero_state
@@ -135,17 +137,14 @@ class Mogrifier(WithRounds):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         kernel_key, *keys = jax.random.split(key, self.rounds + 1)
         scale = self.layer_scale(width)
         size = self.gates * width
-        bias = jnp.zeros(size).at[-2 * width : -width].set(self.forget_bias)
-        if self.torch_init:
-            bias = sum(torch_biases(key, scale, size), bias)
-        bias = bias.at[-2 * width : -width].add(self.memory_biases(key, width))
+        bias = self.initial_bias(key, self.gates, width)
+        forget = self.forget_bias + self.memory_biases(key, width)
         layer = {
             "kernel": uniform(kernel_key, scale, inputs + width, size),
-            "bias": bias,
+            "bias": bias.at[-2 * width : -width].add(forget),
             "rounds": self.init_rounds(keys, inputs, width),
         }
         if self.layer_norm:
@@ -165,7 +164,6 @@ class Mogrifier(WithRounds):
         noise,
         length,
     ) -> tuple[Units, LSTMState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         limits = Limits(
             self.cell_clip,
             scale_of_mask(noise.kept, self.keep_state),
@@ -186,7 +184,10 @@ def _init_round(
     inputs: int,
     outputs: int,
 ) -> Params:
-    """One round's weights; a product of two matrices varies as much as the full one would."""
+    """One round's weights: a full matrix, or two of `rank`.
+
+    The product of the two has elements of the full matrix's variance.
+    """
     if not rank:
         return {"full": uniform(key, scale, inputs, outputs), "bias": jnp.zeros(outputs)}
     of_left, of_right = jax.random.split(key)
@@ -197,7 +198,7 @@ def _init_round(
 
 
 def scale_of_mask(kept: Kept, keep: Scalar | float | None) -> Hidden | None:
-    """What a mask multiplies by: 1 / keep where a unit is kept, else 0; None: nothing.
+    """The factor that applies a mask: 1 / keep where a unit is kept, else 0; None without a mask.
 
     Args:
         kept: The mask.

@@ -12,22 +12,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Scalar
 
-from jaxlm.models.recurrent import Params, Recurrent, State
+from jaxlm.models.recurrent import LayerNoise, Params, Recurrent, State
 from jaxlm.ops.dropout import Mask, apply_mask, draw_mask
 from jaxlm.ops.sampled_softmax import Drawn, draw_words
 
 Keep = Scalar | float | None
 
-# Numbers folded into the window's key, one for each kind of noise. The embedded input's is 0, the
-# output's of layer i 1 + i.
-_WORDS, _RECURRENT_WEIGHTS, _STATES, _LATENTS, _UPDATES, _DRAWN, _CARRY = range(2**20, 2**20 + 7)
-_FEED_FORWARDS, _FEATURES = range(2**20 + 7, 2**20 + 9)
+# Numbers folded into the window's key, one for each kind of noise. The embedded input's is 0, that
+# of layer i's output 1 + i.
+_WORDS = 2**20
+_RECURRENT_WEIGHTS = 2**20 + 1
+_STATES = 2**20 + 2
+_LATENTS = 2**20 + 3
+_UPDATES = 2**20 + 4
+_DRAWN = 2**20 + 5
+_CARRY = 2**20 + 6
+_FEED_FORWARDS = 2**20 + 7
+_FEATURES = 2**20 + 8
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """What a window keeps. By default it keeps everything.
+    """The masks of a window, true for what is kept. By default everything is kept.
 
     Attributes:
         embedding: Units of the embedded input [T, B, E]; locked, [1, B, E] for all steps.
@@ -56,10 +63,26 @@ class Noise:
     feed_forwards: tuple[Mask, ...] = ()
     features: Mask = None
 
+    def of_layer(self, layer: int) -> LayerNoise:
+        """The masks of the layer at a place, from 0."""
+
+        def mask_in(masks: tuple[Mask, ...]) -> Mask:
+            if layer < len(masks):
+                return masks[layer]
+            return None
+
+        return LayerNoise(
+            kept=mask_in(self.states),
+            updated=mask_in(self.updates),
+            output=mask_in(self.outputs),
+            feed_forward=mask_in(self.feed_forwards),
+            weights=mask_in(self.recurrent_weights),
+        )
+
 
 def is_random(model: Recurrent) -> bool:
     """Whether `draw_noise` draws anything."""
-    return bool(model.growing) or model.keep_carry is not None or model.sampled_words > 0
+    return bool(model.dropout_fields) or model.keep_carry is not None or model.sampled_words > 0
 
 
 def growing(
@@ -67,7 +90,7 @@ def growing(
     step: Scalar,
     total: Scalar | int,
 ) -> Recurrent:
-    """The model with the dropout that `dropout_ramp` gives (Morerio et al. 2017, arXiv:1703.06229).
+    """The model with as much dropout as `dropout_ramp` allows at a window (arXiv:1703.06229).
 
     Args:
         model: The config's model.
@@ -79,10 +102,10 @@ def growing(
     """
     if model.dropout_ramp is None:
         return model
-    grown = jnp.minimum(step / (model.dropout_ramp * total), 1)
+    progress = jnp.minimum(step / (model.dropout_ramp * total), 1)
     start = 0 if model.dropout_start is None else model.dropout_start
-    share = start + (1 - start) * grown
-    keeps = {name: 1 - share * (1 - getattr(model, name)) for name in model.growing}
+    share = start + (1 - start) * progress
+    keeps = {name: 1 - share * (1 - getattr(model, name)) for name in model.dropout_fields}
     return replace(model, **keeps)
 
 
@@ -133,44 +156,33 @@ def draw_noise(
     keep_feed_forward = model.keep_output if model.feed_forward_size else None
     keep_features = model.keep_last_output if model.drops_features else None
 
-    def folded(*places):
-        return reduce(jax.random.fold_in, places, key)
+    def folded(*numbers):
+        return reduce(jax.random.fold_in, numbers, key)
 
-    def units(
-        keep,
-        width,
-        *places,
-        steps=steps,
-    ):
+    def units(keep, width, *numbers):
+        """A mask [steps, B, width], of the key folded with some numbers; None: keeps all."""
         if keep is None:
             return None
-        return draw_mask(folded(*places), keep, (steps, rows, width))
+        return draw_mask(folded(*numbers), keep, (steps, rows, width))
 
-    def for_all_steps(
-        keep,
-        width,
-        *places,
-    ):
-        mask = units(keep, width, *places, steps=1)
-        if mask is None:
+    def units_of_all_steps(keep, width, *numbers):
+        """A mask [B, width]."""
+        if keep is None:
             return None
-        return mask[0]
+        return draw_mask(folded(*numbers), keep, (1, rows, width))[0]
 
-    def of_cells(name, place):
-        """A kind without the field drops nothing there."""
+    def elements(keep, shape, *numbers):
+        """A mask that all rows share."""
+        if keep is None:
+            return None
+        return jax.random.bernoulli(folded(*numbers), keep, shape)
+
+    def of_cells(field, number):
+        """A mask for each layer; kinds without the field keep all."""
         return tuple(
-            for_all_steps(getattr(kind, name, None), width, place, layer)
+            units_of_all_steps(getattr(kind, field, None), width, number, layer)
             for layer, (kind, width) in cells
         )
-
-    def for_all_rows(
-        keep,
-        shape,
-        *places,
-    ):
-        if keep is None:
-            return None
-        return jax.random.bernoulli(folded(*places), keep, shape)
 
     drawn = None
     if model.sampled_words:
@@ -186,9 +198,9 @@ def draw_noise(
             units(keep_feed_forward, width, _FEED_FORWARDS, layer) for layer, width in layers
         ),
         features=units(keep_features, model.hidden_sizes[-1], _FEATURES),
-        words=for_all_rows(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
+        words=elements(model.keep_words, (model.vocab_size, 1), _WORDS, 0),
         recurrent_weights=tuple(
-            for_all_rows(
+            elements(
                 getattr(kind, "keep_recurrent_weights", None),
                 (width, kind.gates * width),
                 _RECURRENT_WEIGHTS,
@@ -199,7 +211,7 @@ def draw_noise(
         states=of_cells("keep_state", _STATES),
         latents=units(model.keep_latent, max(model.experts, 1) * model.kernel_width, _LATENTS),
         updates=of_cells("keep_update", _UPDATES),
-        carry=for_all_steps(model.keep_carry, 1, _CARRY, 0),
+        carry=units_of_all_steps(model.keep_carry, 1, _CARRY, 0),
         drawn=drawn,
     )
 
@@ -214,8 +226,8 @@ def keep_of_output(model: Recurrent, layer: int) -> Keep:
     Returns:
         A probability; None: there is no dropout.
     """
-    last = layer == len(model.hidden_sizes) - 1 and not model.drops_features
-    if last and model.keep_last_output is not None:
+    is_last = layer == len(model.hidden_sizes) - 1
+    if is_last and not model.drops_features and model.keep_last_output is not None:
         return model.keep_last_output
     return model.keep_output
 

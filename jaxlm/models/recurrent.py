@@ -49,9 +49,9 @@ class Recurrent(Section):
 
     Attributes:
         gates: Matrices side by side in each of a layer's kernels [inputs, gates * H], for Muon.
-        kernel_gates: The same of kernels that have another number of them, by name.
+        kernel_gates: How many matrices the other kernels hold, by the kernel's name.
         head_units: The fewest units of a head; 2 where it is normalised.
-        reads_both: Whether a layer behind a block's convolution reads what is not convolved too.
+        reads_both: Whether a cell behind a block's convolution also reads the convolution's input.
         drops_output_words: Whether a word that is dropped as an input is no output either.
     """
 
@@ -306,6 +306,24 @@ class Recurrent(Section):
             return width**-0.5
         return self.init_scale
 
+    def initial_bias(
+        self,
+        key: PRNGKeyArray,
+        gates: int,
+        width: int,
+    ) -> Float[Array, "{gates*width}"]:
+        """A fresh bias: zeros, or with `torch_init` the sum of the two that PyTorch's layers have.
+
+        Args:
+            key: For the values; it may serve for a layer's other parameters too.
+            gates: How many gates have a bias.
+            width: Units of the layer.
+        """
+        if not self.torch_init:
+            return jnp.zeros(gates * width)
+        of_x, of_h = torch_biases(key, self.layer_scale(width), gates * width)
+        return of_x + of_h
+
     def memory_biases(self, key: PRNGKeyArray, width: int) -> Float[Array, " {width}"]:
         """Draws what `longest_memory` adds to the biases of forget gates: ln U(1, T_max - 1).
 
@@ -326,8 +344,8 @@ class Recurrent(Section):
         return jnp.log(1 + times * (longest - 2))
 
     @property
-    def growing(self) -> list[str]:
-        """The names of the probabilities, of those given, that `dropout_ramp` acts on."""
+    def dropout_fields(self) -> list[str]:
+        """The fields of dropout that are set, by name, without `keep_carry`."""
         names = [
             item.name
             for item in fields(self)
@@ -366,13 +384,15 @@ class Recurrent(Section):
         """The units of all cells and feed-forward layers, for estimates of memory."""
         return sum(self.cell_sizes) + len(self.hidden_sizes) * self.feed_forward_size
 
-    def own_norm(
+    def normalized(
         self,
         x: Inputs,
         dtype: Any,
         epsilon: float = 1e-5,
     ) -> Inputs:
-        """What a kind reads whose bare layer begins with a norm, which in a block is the block's.
+        """Normalises the inputs of a layer that begins with a norm.
+
+        In a block the inputs are normalised already, so that they are only cast.
 
         Args:
             x: The layer's inputs.
@@ -380,7 +400,7 @@ class Recurrent(Section):
             epsilon: Added to the mean square.
 
         Returns:
-            x in the dtype; over its root mean square, unless the layer stands in a block.
+            The inputs in the dtype, divided by their root mean square.
         """
         x = x.astype(dtype)
         if self.block == "plain":
@@ -391,18 +411,17 @@ class Recurrent(Section):
         """Raises JaxlmError where two fields contradict each other."""
         widths = setting_text(self.hidden_sizes)
         heads = getattr(self, "heads", 1)
-        read = self.kernel_width
-        if self.tied and read != self.embedding_size:
+        if self.tied and self.kernel_width != self.embedding_size:
             name = "the last of hidden_sizes"
             remedy = "set projection, or make them equal"
             if self.experts:
                 name = "latent_size"
                 remedy = "leave latent_size at 0"
             raise JaxlmError(
-                f"tied needs a softmax as wide as the embedding: {name} is {read}, embedding_size "
-                f"is {self.embedding_size}; {remedy}"
+                f"tied needs a softmax as wide as the embedding: {name} is {self.kernel_width}, "
+                f"embedding_size is {self.embedding_size}; {remedy}"
             )
-        if self.dropout_ramp is not None and not self.growing:
+        if self.dropout_ramp is not None and not self.dropout_fields:
             raise JaxlmError(
                 "dropout_ramp makes dropout grow, and none is set: set keep_output or another "
                 "keep_..., or leave it out"
@@ -418,8 +437,8 @@ class Recurrent(Section):
                     f"{name} adds up the layers' outputs, which needs equal widths: hidden_sizes "
                     f"is {widths}"
                 )
-        equal = self.projection or self.embedding_size == self.hidden_sizes[0]
-        if self.block != "plain" and not equal:
+        equal = self.embedding_size == self.hidden_sizes[0]
+        if self.block != "plain" and not (equal or self.projection):
             raise JaxlmError(
                 f"block {self.block} adds layers' outputs to the embedded input, which needs equal "
                 f"widths: embedding_size is {self.embedding_size}, hidden_sizes is {widths}; make "
@@ -455,9 +474,9 @@ def head_count() -> Any:
 
 
 def weight_drop() -> Any:
-    """The field of kinds with a recurrent kernel.
+    """The field `keep_recurrent_weights`, for kinds with a recurrent kernel.
 
-    It is the parameter `recurrent_kernel`, or else the last H rows of `kernel`.
+    That kernel is the parameter `recurrent_kernel`, or else the last H rows of `kernel`.
     """
     return probability(
         "an element of a layer's recurrent kernel is kept, drawn once a window: weight drop "
@@ -466,12 +485,12 @@ def weight_drop() -> Any:
 
 
 def state_dropout() -> Any:
-    """The field of kinds whose gates can read a part of h."""
+    """The field `keep_state`, for kinds whose gates can read h with some units dropped."""
     return probability("the gates read a unit of h, drawn once a window (none: no dropout)")
 
 
 def longest_memory(**relations: Any) -> Any:
-    """The field of kinds with a forget gate of a bias of its own.
+    """The field `longest_memory`, for kinds whose forget gate has a bias.
 
     Args:
         **relations: Other fields of `Spec`.

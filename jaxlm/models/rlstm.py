@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 
 from jaxlm.models.mogrifier import WithRounds, scale_of_mask
 from jaxlm.models.recurrent import (
     MODELS,
     Params,
     state_dropout,
-    torch_biases,
     uniform,
     weight_drop,
 )
@@ -42,13 +40,10 @@ class RLSTM(WithRounds):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters, as `Recurrent.init_layer` says."""
         keys = jax.random.split(key, 6)
         round_keys = list(jax.random.split(keys[4], self.rounds))
         scale = self.layer_scale(width)
-        bias = jnp.zeros(4 * width)
-        if self.torch_init:
-            bias = sum(torch_biases(key, scale, 4 * width), bias)
+        bias = self.initial_bias(key, 4, width)
         forget = self.forget_bias + self.memory_biases(key, width)
         return {
             "kernel": uniform(keys[0], scale, inputs, 2 * width),
@@ -67,6 +62,5 @@ class RLSTM(WithRounds):
         noise,
         length,
     ) -> tuple[Units, LSTMState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         scale = scale_of_mask(noise.kept, self.keep_state)
         return rlstm(x, params, state, 1.0 if scale is None else scale, length)

@@ -6,8 +6,6 @@ The parameter tree: `embedding` [V, E]; `layers`, a list with the parameters of 
 """
 
 from dataclasses import replace
-from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -25,7 +23,7 @@ from jaxlm.models.noise import (
     drop_words,
     keep_of_output,
 )
-from jaxlm.models.recurrent import LayerNoise, Params, Recurrent, State, uniform, zeros_of
+from jaxlm.models.recurrent import Params, Recurrent, State, uniform, zeros_of
 from jaxlm.ops.dropout import apply_mask
 from jaxlm.ops.embedding import Rows
 from jaxlm.ops.product import product
@@ -57,18 +55,20 @@ def init_params(model: Recurrent, key: PRNGKeyArray) -> Params:
         ),
         "softmax": init_head(model, kernel_key, bias_key),
     }
-    if model.block == "plain":
-        shapes = zip(model.layers, layer_keys, widths, model.hidden_sizes, strict=False)
-        layers = [layer.init_layer(key, inputs, width) for layer, key, inputs, width in shapes]
-    else:
-        layers = map(init_block, model.layers, layer_keys, model.hidden_sizes)
+    layers = []
+    by_layer = zip(model.layers, layer_keys, widths, model.hidden_sizes, strict=False)
+    for layer, layer_key, inputs, width in by_layer:
+        if model.block == "plain":
+            layers.append(layer.init_layer(layer_key, inputs, width))
+        else:
+            layers.append(init_block(layer, layer_key, width))
+    if model.block != "plain":
         H = model.hidden_sizes[-1]
         params["norm"] = jnp.ones(H)
         if model.projection:
-            key = jax.random.fold_in(embedding_key, 0)
-            E = model.embedding_size
-            params["input_projection"] = model.matrix(key, E, H)
-    return {**params, "layers": [*layers]}
+            projection_key = jax.random.fold_in(embedding_key, 0)
+            params["input_projection"] = model.matrix(projection_key, model.embedding_size, H)
+    return {**params, "layers": layers}
 
 
 def zero_carry(
@@ -89,8 +89,10 @@ def zero_carry(
     zeros = zeros_of(batch_size, dtype)
     carry = []
     for layer, width in zip(model.layers, model.hidden_sizes, strict=True):
-        zero = layer.zero_state if layer.block == "plain" else partial(zero_block_state, layer)
-        carry.append(zero(zeros, width))
+        if layer.block == "plain":
+            carry.append(layer.zero_state(zeros, width))
+        else:
+            carry.append(zero_block_state(layer, zeros, width))
     return tuple(carry)
 
 
@@ -131,9 +133,10 @@ def read(
     Returns:
         The parameters that the head takes; then what `last_outputs` returns.
     """
-    kept = drop_rows(model, noise, params)
-    x = drop_words(model, noise, embed(kept, tokens), tokens).astype(model.compute_dtype)
-    return kept, *last_outputs(model, kept, noise, x, drop_carry(noise, carry), length)
+    params = drop_rows(model, noise, params)
+    x = drop_words(model, noise, embed(params, tokens), tokens).astype(model.compute_dtype)
+    carry = drop_carry(noise, carry)
+    return params, *last_outputs(model, params, noise, x, carry, length)
 
 
 def features(
@@ -172,7 +175,7 @@ def last_outputs(
     carry: Carry,
     length: Length = None,
 ) -> tuple[Units, Units, Carry]:
-    """What the head reads, also before dropout falls on it.
+    """Runs all layers: what the head reads, and the same before dropout falls on it.
 
     Args:
         model: The config's model.
@@ -188,7 +191,7 @@ def last_outputs(
     dtype = x.dtype
     in_blocks = model.block != "plain"
     if model.scale_embedding:
-        # By the exact root: in bfloat16 the root itself would be rounded.
+        # In float32, where the root is exact; in bfloat16 it would be rounded.
         wide = x.astype(jnp.promote_types(dtype, jnp.float32))
         x = (wide * model.embedding_size**0.5).astype(dtype)
     x = apply_mask(x, noise.embedding, model.keep_embedding)
@@ -199,17 +202,9 @@ def last_outputs(
     raw = x
     outputs = []
     new_carry = []
-    masks = (
-        noise.states,
-        noise.updates,
-        noise.outputs,
-        noise.feed_forwards,
-        noise.recurrent_weights,
-    )
-    # An empty tuple of masks gives None.
-    by_layer: Any = zip_longest(model.layers, params["layers"], carry, *masks)
-    for place, (kind, layer, state, *masks_of_layer) in enumerate(by_layer):
-        kept = LayerNoise(*masks_of_layer)
+    by_layer = zip(model.layers, params["layers"], carry, strict=True)
+    for place, (kind, layer, state) in enumerate(by_layer):
+        kept = noise.of_layer(place)
         layer = drop_weights(model, kept.weights, layer)
         if in_blocks:
             x, state = apply_block(kind, layer, x, state, kept, length, dtype)
@@ -231,7 +226,7 @@ def last_outputs(
 
 
 def exact(model: Recurrent) -> Recurrent:
-    """The model as evaluation runs it: float32 on any device, whatever trained it."""
+    """The model as evaluation runs it: in float32, whatever dtype training multiplied in."""
     return replace(model, compute_dtype="float32")
 
 

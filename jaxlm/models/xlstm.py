@@ -71,7 +71,6 @@ class SLSTM(Recurrent):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         from_input, from_state = jax.random.split(key)
         D = width // self.heads
         return {
@@ -83,7 +82,6 @@ class SLSTM(Recurrent):
         }
 
     def zero_state(self, zeros, width) -> SLSTMState:
-        """A layer's carry before the first token."""
         return SLSTMState(*(zeros(width) for _ in SLSTMState._fields))
 
     def apply_layer(
@@ -94,18 +92,16 @@ class SLSTM(Recurrent):
         noise,
         length,
     ) -> tuple[Units, SLSTMState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         D = len(params["recurrent_kernel"])
-        of_heads = jnp.moveaxis(params["recurrent_kernel"].reshape(D, 4, -1, D), 2, 0).reshape(
-            -1, D, 4 * D
-        )
-        matrices = {str(head): matrix for head, matrix in enumerate(of_heads)}
+        by_gate_and_head = params["recurrent_kernel"].reshape(D, 4, -1, D)
+        by_head = jnp.moveaxis(by_gate_and_head, 2, 0).reshape(-1, D, 4 * D)
+        matrices = {str(head): matrix for head, matrix in enumerate(by_head)}
         z = product(x, params["kernel"], x.dtype) + params["bias"]
         h, state = recurrence(
             partial(_slstm_cell, self.heads), z, matrices, None, state, length, x.dtype
         )
-        heads = layer_norm(h.reshape(*h.shape[:2], self.heads, -1))
-        return (params["norm"] * heads.reshape(h.shape)).astype(x.dtype), state
+        normed = layer_norm(h.reshape(*h.shape[:2], self.heads, -1)).reshape(h.shape)
+        return (params["norm"] * normed).astype(x.dtype), state
 
 
 def _slstm_cell(
@@ -116,13 +112,11 @@ def _slstm_cell(
     _,
 ):
     c, n, m, h = state
-    of_heads = [linear(str(head), part) for head, part in enumerate(jnp.split(h, heads, -1))]
-    recurrent = (
-        jnp.stack(of_heads, 1)
-        .reshape(h.shape[0], heads, 4, -1)
-        .swapaxes(1, 2)
-        .reshape(projected.shape)
-    )
+    products = []  # [B, 4 * D] of each head
+    for head, h_of_head in enumerate(jnp.split(h, heads, -1)):
+        products.append(linear(str(head), h_of_head))
+    by_head_and_gate = jnp.stack(products, 1).reshape(len(h), heads, 4, -1)
+    recurrent = by_head_and_gate.swapaxes(1, 2).reshape(projected.shape)
     i, f, z, o = jnp.split(projected + recurrent, 4, -1)
     # Before the first step there is nothing to keep.
     f = jnp.where(n == 0, -jnp.inf, jax.nn.log_sigmoid(f) + m)
@@ -163,7 +157,6 @@ class MLSTM(MatrixMemory):
         inputs,
         width,
     ) -> Params:
-        """A layer's fresh parameters."""
         of_kernel, of_gate = jax.random.split(key)
         N = self.heads
         return {
@@ -176,7 +169,6 @@ class MLSTM(MatrixMemory):
         }
 
     def zero_state(self, zeros, width) -> MLSTMState:
-        """A layer's carry before the first token."""
         D = width // self.heads
         K = self.key_units or D
         return MLSTMState(zeros(self.heads, K, D), zeros(self.heads, K), zeros(self.heads))
@@ -189,17 +181,14 @@ class MLSTM(MatrixMemory):
         noise,
         length,
     ) -> tuple[Units, MLSTMState]:
-        """Runs a layer over a whole sequence, as `Recurrent.apply_layer` says."""
         H = len(params["norm"])
         K = self.key_size(H)
-        z = jnp.split(
-            product(x, self.whole_kernel(params), x.dtype) + params["bias"],
-            [K, 2 * K, 2 * K + H],
-            -1,
-        )
-        q, k, v = map(self.by_head, z[:3])
+        projected = product(x, self.whole_kernel(params), x.dtype) + params["bias"]
+        *qkv, o = jnp.split(projected, [K, 2 * K, 2 * K + H], -1)
+        q, k, v = map(self.by_head, qkv)
         gates = product(x, params["gate"], x.dtype) + params["gate_bias"]
-        gates = gates if self.gate_cap is None else self.gate_cap * jnp.tanh(gates / self.gate_cap)
+        if self.gate_cap is not None:
+            gates = self.gate_cap * jnp.tanh(gates / self.gate_cap)
         i, f = jnp.split(gates, 2, -1)
         f = jax.nn.log_sigmoid(f)
         # m_t = max(f_t + m_(t-1), i_t). It scales both sides of the quotient: no gradient.
@@ -208,11 +197,11 @@ class MLSTM(MatrixMemory):
         decay = f + jnp.concatenate([state.m[None], m[:-1]]) - m
         q = q * q.shape[-1] ** -0.5
         k = k * jnp.exp(i - m)[..., None]
-        one = jnp.ones((*v.shape[:-1], 1), v.dtype)  # n is C's column of a value that is always 1
+        # n is what C would hold of one more value, which is always 1: the last column of S.
+        ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
         S = jnp.concatenate([state.C, state.n[..., None]], -1)
-        h, S = linear_attention(
-            q, k, jnp.concatenate([v, one], -1), decay[..., None], S, None, length, x.dtype
-        )
+        v = jnp.concatenate([v, ones], -1)
+        h, S = linear_attention(q, k, v, decay[..., None], S, None, length, x.dtype)
         h = h[..., :-1] / (jnp.maximum(jnp.abs(h[..., -1:]), jnp.exp(-m)[..., None]) + 1e-6)
-        y = jax.nn.sigmoid(z[3]) * params["norm"] * layer_norm(h).reshape(z[3].shape)
+        y = jax.nn.sigmoid(o) * params["norm"] * layer_norm(h).reshape(o.shape)
         return y.astype(x.dtype), MLSTMState(S[..., :-1], S[..., -1], last_step(m, length))

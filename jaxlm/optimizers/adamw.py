@@ -68,7 +68,6 @@ class AdamW(Adaptive):
         return super().adam()
 
     def rule(self, model, factor) -> optax.GradientTransformation:
-        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             self.adam(),
             optax.add_decayed_weights(self.weight_decay, matrices),

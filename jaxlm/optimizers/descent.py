@@ -20,7 +20,6 @@ class Descent(Optimizer):
     )
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return not tied and self.l2_penalty is None and self.weight_decay is None
 
     def decay(self) -> list[optax.GradientTransformation]:
@@ -40,11 +39,9 @@ class SGD(Descent):
     nesterov: bool = flag(False, "Nesterov's momentum", needs=("momentum",))
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return super().keeps_rows(tied) and self.momentum is None
 
     def rule(self, model, factor) -> optax.GradientTransformation:
-        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(
             *self.decay(), optax.sgd(self.learning_rate * factor, self.momentum, self.nesterov)
         )
@@ -72,5 +69,4 @@ class ASGD(Descent):
             )
 
     def rule(self, model, factor) -> optax.GradientTransformation:
-        """The transformation without clipping, as `Optimizer.rule` says."""
         return optax.chain(*self.decay(), optax.sgd(self.learning_rate * factor))

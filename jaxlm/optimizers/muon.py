@@ -49,7 +49,6 @@ class Muon(Adaptive):
     )
 
     def rule(self, model, factor) -> optax.GradientTransformation:
-        """The transformation without clipping, as `Optimizer.rule` says."""
         muon = optax.chain(
             optax.trace(self.momentum, self.nesterov),
             self._orthogonalized_by_gate(model),

@@ -96,12 +96,12 @@ class Optimizer(Section):
 
     @property
     def averages_after(self) -> int | None:
-        """The kind's `nonmonotone`; None: there is no Polyak average of the parameters."""
+        """The field `nonmonotone`; None: the kind or the config has no Polyak average."""
         return getattr(self, "nonmonotone", None)
 
     @property
     def averages_latest(self) -> int | None:
-        """The kind's `average_latest`; None: no number of validations starts the Polyak average."""
+        """The field `average_latest`; None: no number of validations starts a Polyak average."""
         return getattr(self, "average_latest", None)
 
     @property
@@ -111,7 +111,7 @@ class Optimizer(Section):
 
     def check_model(self, model: Recurrent) -> None:
         """Raises JaxlmError where the optimiser means nothing for a model."""
-        of_units = {*model.growing} - {"keep_words", "keep_recurrent_weights"}
+        of_units = {*model.dropout_fields} - {"keep_words", "keep_recurrent_weights"}
         if self.dropout_samples > 1 and (not of_units or model.sampled_words):
             raise JaxlmError(
                 f"dropout_samples is {self.dropout_samples}: samples differ in the units that are "
@@ -120,22 +120,22 @@ class Optimizer(Section):
             )
 
     def counted(self, predictions: int, rows: int) -> int:
-        """The divisor of the summed nats of an evaluation.
+        """How many tokens the summed nats of an evaluation are divided by.
 
         Args:
             predictions: Tokens that were predicted.
             rows: Rows of the text, whose first tokens were not predicted.
-
-        Returns:
-            A number of tokens.
         """
         return predictions
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient has one row for each token read.
+        """Whether the embedding's gradient has one row for each token read, or for each word.
 
-        TensorFlow's IndexedSlices are such rows: the global norm counts each occurrence of a word
-        by itself. A tied embedding has a gradient at every word, so its rows are summed.
+        TensorFlow's IndexedSlices are rows of tokens: the global norm counts each occurrence of a
+        word by itself. A tied embedding has a gradient at every word.
+
+        Args:
+            tied: Whether the softmax's kernel is the embedding.
         """
         return False
 
@@ -177,7 +177,7 @@ OPTIMIZERS = Kinds[Optimizer]()
 
 
 def average_latest(**relations: Any) -> Any:
-    """The field of kinds with a Polyak average."""
+    """The field `average_latest`, for kinds with a Polyak average."""
     return count(
         None,
         "the average of nonmonotone starts after N validations at the latest (none: it may never "

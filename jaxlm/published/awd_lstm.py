@@ -46,7 +46,6 @@ class PublishedASGD(ASGD):
         return predictions + rows
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return False
 
     def norm(self, grads: Params) -> jax.Array:

@@ -39,7 +39,6 @@ class LambAdam(AdamW):
             raise JaxlmError("lamb-adam is not rectified: take --optimizer adamw, or leave it out")
 
     def keeps_rows(self, tied: bool) -> bool:
-        """Whether the embedding's gradient stays in rows, as `Optimizer.keeps_rows` says."""
         return not tied and self.l2_penalty is None
 
     def adam(self) -> optax.GradientTransformation:

@@ -61,7 +61,7 @@ class MCReader(Reader):
             JaxlmError: The model has no dropout, or a rate becomes 1 or more.
         """
         model = network.model
-        kept = {name: getattr(model, name) for name in model.growing}
+        kept = {name: getattr(model, name) for name in model.dropout_fields}
         dropped = {name: keep for name, keep in kept.items() if keep < 1}
         if not dropped:
             raise JaxlmError(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Scalar
 from jaxlm.config.recipe import Recipe
 from jaxlm.models import heads, stack
 from jaxlm.models.noise import Noise, draw_noise
-from jaxlm.models.recurrent import Params
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
 
@@ -59,24 +59,23 @@ def gradient(
     """
     keeps_rows = recipe.optimizer.keeps_rows(recipe.model.tied)
 
-    def of_part(part: Part) -> Gradient:
+    def gradient_of(part: Part) -> Gradient:
         noise = part.noise
         if noise is None:
-            steps, rows = part.inputs.shape
-            rows *= recipe.optimizer.dropout_samples
-            noise = draw_noise(recipe.model, part.key, steps, rows)
+            T, B = part.inputs.shape
+            noise = draw_noise(recipe.model, part.key, T, B * recipe.optimizer.dropout_samples)
         trained = params
         if keeps_rows:
             trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))}
-        gradient_of = jax.value_and_grad(minimised, argnums=1, has_aux=True)
-        (_, (cost, carry)), grads = gradient_of(
+        differentiated = jax.value_and_grad(minimised, argnums=1, has_aux=True)
+        (_, (cost, carry)), grads = differentiated(
             recipe, trained, noise, part.inputs, part.targets, part.carry, length, exact
         )
         return cost, carry, grads
 
     if small_batch:
-        return _of_small_batches(of_part, part, small_batch)
-    return of_part(part)
+        return _mean_of_small_batches(gradient_of, part, small_batch)
+    return gradient_of(part)
 
 
 def minimised(
@@ -118,35 +117,35 @@ def minimised(
             params = {**params, "embedding": Rows(rows)}
     T, B = inputs.shape  # B counts each sample
     steps = T
-    counted = None
+    counts = None
+    weights = None
     if length is not None:
         steps = length
-        counted = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
+        counts = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     head, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
-    weights = None if counted is None else counted.astype(jnp.float32)
-    beside = None
+    if counts is not None:
+        weights = counts.astype(jnp.float32)
+    constant = None
     if samples > 1:
-        fixed_head, fixed_features = lax.stop_gradient((head, features))
-        of_samples = heads.token_nats(model, fixed_head, fixed_features, targets, noise.latents)
-        log_shares = _log_shares(of_samples, samples)
+        log_shares = _log_shares(model, head, features, targets, noise, samples)
         shares = jnp.exp(log_shares)
         weights = shares if weights is None else shares * weights
-        beside = jnp.sum(weights * log_shares)
+        constant = jnp.sum(weights * log_shares)
     nats = heads.summed_nats(
         model, head, features, targets, weights, noise.latents, noise.drawn, exact
     )
-    if beside is not None:
-        nats += beside
+    if constant is not None:
+        nats += constant
     cost = nats / B
     total = cost
     if optimizer.activation_penalty is not None:
-        squares = _squares(features, counted)
+        squares = _squares(features, counts)
         total += optimizer.activation_penalty * squares / (B * features.shape[-1])
     if optimizer.temporal_penalty is not None and T > 1:
-        between = raw[1:] - raw[:-1]
-        later = None if counted is None else counted[1:]
-        squares = _squares(between, later) / (B * raw.shape[-1])
-        total += optimizer.temporal_penalty * squares * (steps / jnp.maximum(steps - 1, 1))
+        differences = raw[1:] - raw[:-1]
+        squares = _squares(differences, None if counts is None else counts[1:])
+        mean_square = squares / (B * raw.shape[-1])
+        total += optimizer.temporal_penalty * mean_square * (steps / jnp.maximum(steps - 1, 1))
     if optimizer.cost == "mean":
         total /= steps
     if optimizer.l2_penalty is not None:
@@ -154,37 +153,40 @@ def minimised(
     return total, (cost, new_carry)
 
 
-def _log_shares(nats: Float[Array, "T rows"], samples: int) -> Float[Array, "T rows"]:
-    """ln of each sample's part of a token's mean probability, times the number of samples.
+def _log_shares(
+    model: Recurrent,
+    head: Params,
+    features: Float[Array, "T B H"],
+    targets: Int[Array, "T B"],
+    noise: Noise,
+    samples: int,
+) -> Float[Array, "T B"]:
+    """ln(D w_d), where w_d = p_d / sum(p) is the part of sample d in a token's mean probability.
 
-    With p_d of the samples d and w_d = p_d / sum(p), the gradient of -ln mean(p) is that of
-    sum(w_d nats_d) where w is constant, and its value is sum(w_d (nats_d + ln(D w_d))).
-
-    Args:
-        nats: -ln p_d of each target; the samples of a row stand side by side.
-        samples: D.
+    The gradient of -ln mean(p) is that of sum(w_d nats_d) where w is constant, and its value is
+    sum(w_d (nats_d + ln(D w_d))). The D samples of a row stand side by side.
     """
-    by_sample = nats.reshape(*nats.shape[:-1], -1, samples)
+    head, features = lax.stop_gradient((head, features))
+    nats = heads.token_nats(model, head, features, targets, noise.latents)
+    by_sample = nats.reshape(len(nats), -1, samples)
     log_shares = jax.nn.log_softmax(-by_sample) + math.log(samples)
     return log_shares.reshape(nats.shape)
 
 
-def _squares(
-    x: Float[Array, "*rows"], counted: Bool[Array, "T B"] | None = None
-) -> Float[Array, ""]:
-    """The sum of squares; of x [T, B, H] only at the steps and rows `counted`."""
+def _squares(x: Float[Array, "*rows"], counts: Bool[Array, "T B"] | None = None) -> Scalar:
+    """The sum of the squares of x; with `counts` x is [T, B, H], and only where it is true."""
     squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    if counted is None:
+    if counts is None:
         return squares.sum()
-    return jnp.where(counted[..., None], squares, 0).sum()
+    return jnp.where(counts[..., None], squares, 0).sum()
 
 
-def _of_small_batches(
-    of_part: Callable[[Part], Gradient],
+def _mean_of_small_batches(
+    gradient_of: Callable[[Part], Gradient],
     whole: Part,
     small_batch: int,
 ) -> Gradient:
-    """The mean cost of the small batches, their carries as one, and the mean of their gradients.
+    """The mean cost and gradient of the small batches, and the carry of the whole batch.
 
     Memory is that of one small batch. Masks that all rows of a small batch share, such as those of
     words and weights, differ between small batches (Yang et al. 2018, arXiv:1711.03953).
@@ -195,29 +197,28 @@ def _of_small_batches(
     def columns(tokens: Int[Array, "T B"]) -> Int[Array, "S T b"]:
         return jnp.moveaxis(tokens.reshape(T, S, -1), 1, 0)
 
-    def add(
-        total: tuple[Scalar, Params], part: Part
-    ) -> tuple[tuple[Scalar, Params], tuple[Carry, Params]]:
-        cost, carry, grads = of_part(part)
-        rows, others = _apart(grads)
-        total = jax.tree.map(lambda a, b: a + b / S, total, (cost, others))
-        return total, (carry, jax.tree.map(lambda leaf: leaf / S, rows))
+    def add(mean, part: Part):
+        cost, carry, grads = gradient_of(part)
+        rows, others = _split_rows(grads)
+        mean = jax.tree.map(lambda a, b: a + b / S, mean, (cost, others))
+        return mean, (carry, jax.tree.map(lambda leaf: leaf / S, rows))
 
     carry = jax.tree.map(lambda leaf: leaf.reshape(S, -1, *leaf.shape[1:]), whole.carry)
     keys = None
     if whole.key is not None:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(whole.key, jnp.arange(S))
     parts = Part(columns(whole.inputs), columns(whole.targets), carry, keys, whole.noise)
-    cost, _, grads = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (cost, _apart(grads)[1]))
+    cost, _, grads = jax.eval_shape(gradient_of, jax.tree.map(lambda leaf: leaf[0], parts))
+    _, others = _split_rows(grads)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (cost, others))
     (cost, others), (carry, rows) = lax.scan(add, zeros, parts)
     rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(T, B, -1), rows)
     carry = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), carry)
     return cost, carry, {**others, **rows}
 
 
-def _apart(grads: Params) -> tuple[Params, Params]:
-    """The gradients that are one row a token read, and the others."""
+def _split_rows(grads: Params) -> tuple[Params, Params]:
+    """The gradients that are `Rows`, and the others."""
     rows = {name: leaf for name, leaf in grads.items() if isinstance(leaf, Rows)}
     others = {name: leaf for name, leaf in grads.items() if name not in rows}
     return rows, others

@@ -28,7 +28,7 @@ def stacked(
     size: int,
     mesh: Mesh | None,
 ) -> Members:
-    """Equal members, spread over the devices of a mesh.
+    """Members that all have the same recipe and state, spread over the devices of a mesh.
 
     Args:
         recipe: Their recipe.
@@ -36,10 +36,10 @@ def stacked(
         size: How many there are.
         mesh: The devices (`mesh.members_mesh`); None: one device.
     """
-    columns = jax.tree.map(
+    members = jax.tree.map(
         lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state)
     )
-    return place(mesh, columns, MEMBER)
+    return place(mesh, members, MEMBER)
 
 
 @partial(jax.jit, donate_argnums=0)

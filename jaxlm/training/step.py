@@ -28,9 +28,10 @@ from jaxlm.training.validations import (
     Average,
     Validations,
     averaged,
-    decided,
+    averaging_started,
     first_average,
     first_validations,
+    rate_factor,
 )
 
 
@@ -75,8 +76,8 @@ class Window:
         targets: The tokens that follow the inputs.
         epoch: From 0.
         first: Whether it is the first of its epoch: the carry starts from zero.
-        total: Windows of all epochs; None: unknown, and 1 for dropout that grows and
-            `sampled_share`.
+        total: Windows of all epochs; None: unknown (`dropout_ramp` and `sampled_share` then take
+            it to be 1).
         length: How many of the T steps count; None: all.
         rate: A factor on the learning rate, besides the schedule's.
         small_batch: Rows that one gradient is computed of; 0: all.
@@ -111,7 +112,7 @@ class Metrics:
 
 
 def traced(recipe: Recipe) -> Recipe:
-    """The recipe with its numbers as float32 arrays: every call of a program has the same types."""
+    """The recipe with its numbers as float32 arrays: the types that a compiled program takes."""
     return jax.device_put(jax.tree.map(np.float32, recipe))
 
 
@@ -140,7 +141,8 @@ def init_state(
     params_key, noise_key = jax.random.split(key)
     if params is None:
         start: Params = jax.tree.map(jnp.array, stack.init_params(model, params_key))
-    else:  # (`jnp.array` would compile a copy of each shape)
+    else:
+        # `jnp.array` would compile a copy for each shape.
         start = jax.tree.map(partial(jax.device_put, may_alias=False), params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -212,39 +214,40 @@ def train_step(
     key = None if state.key is None else jax.random.fold_in(state.key, state.step)
     exact = sums_all_words(model, state.step, total)
 
-    grown = replace(recipe, model=model)
-    part = Part(tokens, window.targets, carry, key, noise)
-    averaging, lowered = decided(state.validations)
-    factor = recipe.schedule.factor(state.step, window.epoch, total, lowered)
-    if state.validations is not None and state.validations.slowed is not None:
-        factor *= state.validations.slowed
+    whole_batch = Part(tokens, window.targets, carry, key, noise)
+    averaging = averaging_started(state.validations)
+    factor = rate_factor(recipe.schedule, state.validations, state.step, window.epoch, total)
     rule = optimizer.transformation(model, factor * window.rate)
     with jax.default_matmul_precision(model.matmul_precision):
         cost, new_carry, grads = gradient(
-            grown, state.params, part, window.small_batch, window.length, exact
+            replace(recipe, model=model),
+            state.params,
+            whole_batch,
+            window.small_batch,
+            window.length,
+            exact,
         )
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            grads = apply_updates(zeros, grads, tokens)  # rows as a table
+            grads = apply_updates(zeros, grads, tokens)  # the embedding's rows become a table
         updates, opt_state = rule.update(
             grads, state.opt_state, state.params, grad_norm=norm, averaging=averaging
         )
     finite = jnp.isfinite(cost) & jnp.isfinite(norm)
-    # Zero updates: a choice between the old and the new parameters would copy a large table.
-    params = apply_updates(
-        state.params, jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), tokens
-    )
+    # Updates of zero: to choose between the old and the new parameters would copy a large table.
+    updates = jax.tree.map(lambda update: jnp.where(finite, update, 0), updates)
+    params = apply_updates(state.params, updates, tokens)
     average = averaged(optimizer, state.average, params, averaging)
     old = replace(state, params=params, carry=carry)
     new = replace(old, opt_state=opt_state, carry=new_carry, average=average)
 
-    def chosen(after: Array, before: Array) -> Array:
+    def new_if_finite(after: Array, before: Array) -> Array:
         if after is before:
             return after
         return jnp.where(finite, after, before)
 
-    state = replace(jax.tree.map(chosen, new, old), step=state.step + 1)
+    state = replace(jax.tree.map(new_if_finite, new, old), step=state.step + 1)
     return state, Metrics(cost, norm, optimizer.learning_rate * factor, finite)
 
 
@@ -254,7 +257,7 @@ def read_window(
     bptt_length: int,
     small_batch: int = 0,
 ) -> Window:
-    """The window that one entry of `windows` names.
+    """The window that one entry of `windows` locates.
 
     Args:
         tokens: The text at hand [R, B].

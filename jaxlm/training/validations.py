@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 from jaxlm.config.recipe import Recipe
 from jaxlm.models.recurrent import Params
 from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.schedules import Plateau
+from jaxlm.schedules import Plateau, Schedule
 
 
 class Switch(NamedTuple):
@@ -37,7 +37,7 @@ class Validations(NamedTuple):
     """The record of all validations so far."""
 
     best: Float[Array, ""]  # the lowest loss
-    stale: Int[Array, ""]  # validations since
+    stale: Int[Array, ""]  # validations since the lowest loss
     switch: Switch | None
     lowered: Lowered | None
     slowed: Float[Array, ""] | None = None  # the factor on the rate by all restarts
@@ -74,7 +74,7 @@ def validated(
     """The record after one more validation.
 
     The rate is lowered, and the count begins anew, once more than `plateau_patience` losses in a
-    row were not below the best. `_switched` decides when averaging starts.
+    row were not below the best. `_next_switch` decides when averaging starts.
 
     Args:
         recipe: Optimiser and schedule.
@@ -87,7 +87,7 @@ def validated(
         best=jnp.minimum(record.best, loss), stale=jnp.where(better, 0, record.stale + 1)
     )
     if record.switch is not None and len(record.switch.recent):
-        new = new._replace(switch=_switched(recipe.optimizer, record.switch, loss, new.stale))
+        new = new._replace(switch=_next_switch(recipe.optimizer, record.switch, loss, new.stale))
     if record.lowered is not None:
         assert isinstance(recipe.schedule, Plateau)
         waited = jnp.where(better, 0, record.lowered.waited + 1)
@@ -99,30 +99,50 @@ def validated(
     return new
 
 
-def decided(record: Validations | None) -> tuple[Bool[Array, ""], Float[Array, ""] | None]:
-    """Whether a Polyak average has started; and the plateau schedule's factor, or None."""
-    averaging = jnp.bool_(False)
-    factor = None
-    if record is not None:
-        if record.switch is not None:
-            averaging = record.switch.averaging
-        if record.lowered is not None:
-            factor = record.lowered.factor
-    return averaging, factor
+def averaging_started(record: Validations | None) -> Bool[Array, ""]:
+    """Whether a Polyak average has started."""
+    if record is None or record.switch is None:
+        return jnp.bool_(False)
+    return record.switch.averaging
 
 
-def _switched(
+def rate_factor(
+    schedule: Schedule,
+    record: Validations | None,
+    step: Scalar,
+    epoch: Scalar | int,
+    total: Scalar | int,
+) -> Scalar:
+    """The factor on the learning rate: the schedule's, times those of all restarts.
+
+    Args:
+        schedule: The recipe's schedule.
+        record: The validations so far.
+        step: The window's number, from 0.
+        epoch: Its epoch's number, from 0.
+        total: The windows of all epochs.
+    """
+    if record is None:
+        return schedule.factor(step, epoch, total)
+    lowered = None if record.lowered is None else record.lowered.factor
+    factor = schedule.factor(step, epoch, total, lowered)
+    if record.slowed is not None:
+        factor *= record.slowed
+    return factor
+
+
+def _next_switch(
     optimizer: Optimizer,
     old: Switch,
     loss: Scalar,
     stale: Scalar,
 ) -> Switch:
-    """Whether averaging has started, after one more validation.
+    """The switch after one more validation.
 
-    It starts once a loss is above the lowest of all but the last `nonmonotone` before it (Merity et
-    al. 2018, arXiv:1708.02182, algorithm 1, as its code has it); where the optimiser
-    `averages_once_stale`, once the lowest is `nonmonotone` validations old (Melis et al. 2020, as
-    their code has it); and at the latest with validation `average_latest`.
+    Averaging starts once a loss is above the lowest of all but the last `nonmonotone` before it
+    (Merity et al. 2018, arXiv:1708.02182, algorithm 1, as its code has it); if the optimiser
+    `averages_once_stale`, once the lowest loss is `nonmonotone` validations old (Melis et al. 2020,
+    as their code has it); and at the latest with validation `average_latest`.
     """
     starts = stale >= len(old.recent) if optimizer.averages_once_stale else loss > old.older
     made = None
@@ -214,13 +234,13 @@ def averaged(
 
 
 def switched(long: Average) -> Average:
-    """Two-tailed averages after a validation where the shorter is as good as the longer.
+    """Replaces the longer of two-tailed averages by the shorter, which begins anew.
 
     Args:
         long: The longer average, and within it the shorter.
 
     Returns:
-        The shorter average as the longer, and in its place an average of nothing yet.
+        What was the shorter average, and within it an average of no iterates yet.
     """
     assert long.short is not None
     empty = Average(long.params, jnp.zeros_like(long.iterates))
