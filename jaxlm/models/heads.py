@@ -85,15 +85,16 @@ def summed_nats(
         Nats.
     """
     kernel, bias = _kernel_and_bias(model, params)
-    inputs = _head_inputs(model, params, features, kept)
-    if weights is None:
-        weights = jnp.ones(targets.shape)
     if model.experts:
+        latents, prior = _latents_and_prior(model, params, features, kept)
+        weights = jnp.ones(targets.shape) if weights is None else weights
         epsilon = model.mixture_epsilon
-        return mixture.summed_nats(*inputs, kernel, bias, targets, weights, epsilon)
+        return mixture.summed_nats(latents, prior, kernel, bias, targets, weights, epsilon)
+    x = _projected(model, params, features, kept)
+    weights = jnp.ones(targets.shape) if weights is None else weights
     if drawn is None:
-        return softmax.summed_nats(*inputs, kernel, bias, targets, weights)
-    return sampled_softmax.summed_nats(*inputs, kernel, bias, targets, weights, drawn, exact)
+        return softmax.summed_nats(x, kernel, bias, targets, weights)
+    return sampled_softmax.summed_nats(x, kernel, bias, targets, weights, drawn, exact)
 
 
 def token_nats(
@@ -116,10 +117,11 @@ def token_nats(
         Nats.
     """
     kernel, bias = _kernel_and_bias(model, params)
-    inputs = _head_inputs(model, params, features, kept)
     if model.experts:
-        return mixture.token_nats(*inputs, kernel, bias, targets, model.mixture_epsilon)
-    return softmax.token_nats(*inputs, kernel, bias, targets)
+        latents, prior = _latents_and_prior(model, params, features, kept)
+        return mixture.token_nats(latents, prior, kernel, bias, targets, model.mixture_epsilon)
+    x = _projected(model, params, features, kept)
+    return softmax.token_nats(x, kernel, bias, targets)
 
 
 def logits(
@@ -140,10 +142,10 @@ def logits(
         An array whose last axis is the vocabulary.
     """
     kernel, bias = _kernel_and_bias(model, params)
-    inputs = _head_inputs(model, params, features, kept)
     if model.experts:
-        return mixture.log_probs(*inputs, kernel, bias, model.mixture_epsilon)
-    (x,) = inputs
+        latents, prior = _latents_and_prior(model, params, features, kept)
+        return mixture.log_probs(latents, prior, kernel, bias, model.mixture_epsilon)
+    x = _projected(model, params, features, kept)
     return product(x, kernel, x.dtype) + bias
 
 
@@ -157,22 +159,29 @@ def _kernel_and_bias(
     return kernel[:, : model.vocab_size], head["bias"][: model.vocab_size]
 
 
-def _head_inputs(
+def _latents_and_prior(
     model: Recurrent,
     params: Params,
     x: Float[Array, "*rows H"],
     kept: Mask,
-) -> tuple[Float[Array, "..."], ...]:
-    """What the kernel multiplies: one array, or a mixture's latent vectors and prior."""
+) -> tuple[Float[Array, "*rows K D"], Float[Array, "*rows K"]]:
+    """What the softmaxes of a mixture read, and the logits of their prior."""
     head = params["softmax"]
-    if model.experts:
-        latents = product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]
-        latents = jnp.tanh(latents).astype(x.dtype)
-        latents = apply_mask(latents, kept, model.keep_latent)
-        latents = latents.reshape(*x.shape[:-1], model.experts, -1)
-        prior = product(x, head["prior"], x.dtype)
-        return latents, prior
-    if model.projection:
-        x = product(x, head["projection"], x.dtype).astype(x.dtype)
-        x = apply_mask(x, kept, model.keep_latent)
-    return (x,)
+    latents = product(x, head["latent_kernel"], x.dtype) + head["latent_bias"]
+    latents = jnp.tanh(latents).astype(x.dtype)
+    latents = apply_mask(latents, kept, model.keep_latent)
+    latents = latents.reshape(*x.shape[:-1], model.experts, -1)
+    return latents, product(x, head["prior"], x.dtype)
+
+
+def _projected(
+    model: Recurrent,
+    params: Params,
+    x: Float[Array, "*rows H"],
+    kept: Mask,
+) -> Float[Array, "*rows D"]:
+    """What a plain softmax reads: the features, or their projection."""
+    if not model.projection:
+        return x
+    x = product(x, params["softmax"]["projection"], x.dtype).astype(x.dtype)
+    return apply_mask(x, kept, model.keep_latent)

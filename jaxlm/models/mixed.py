@@ -66,7 +66,7 @@ def mixed(name: str) -> type[Mixed]:
             copy = field(default=item.default, metadata=item.metadata)
             declared.setdefault(item.name, (item.name, item.type, copy))
     namespace = {"layer_kinds": kinds, "kind_name": name, "__doc__": Mixed.__doc__}
-    kind = make_dataclass(name, declared.values(), (Mixed,), namespace=namespace, frozen=True)
+    kind = make_dataclass(name, declared.values(), bases=(Mixed,), namespace=namespace, frozen=True)
     register_pytree(kind)
     return kind
 
