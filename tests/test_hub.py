@@ -25,7 +25,8 @@ from recipes import BASE, MODEL_CASES
 import jaxlm
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
-from jaxlm.data.tokens import Characters, Subwords
+from jaxlm.data.subwords import Subwords
+from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.interop import export_hub
 from jaxlm.interop.export_hub import CELLS

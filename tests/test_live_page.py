@@ -18,7 +18,8 @@ from page_parts import model_view, run_record
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
-from jaxlm.data.tokens import Bytes, Characters, Subwords
+from jaxlm.data.subwords import Subwords
+from jaxlm.data.tokens import Bytes, Characters
 from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.interop import export_html
 from jaxlm.interop.export_html import to_html

@@ -20,7 +20,8 @@ from language_models import lm_of
 from jaxlm.base.errors import DataError
 from jaxlm.base.units import TextSize
 from jaxlm.cli.using import _say_unknown_in
-from jaxlm.data.tokens import Bytes, Characters, Subwords, stripped, unwrapped
+from jaxlm.data.subwords import Subwords
+from jaxlm.data.tokens import Bytes, Characters, stripped, unwrapped
 from jaxlm.data.vocab import UNK, Vocab
 
 TEXT = (

@@ -27,7 +27,8 @@ from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.cli.using import _say_unknown_in
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.tokens import Bytes, Characters, Subwords
+from jaxlm.data.subwords import Subwords
+from jaxlm.data.tokens import Bytes, Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading_times

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.hashed_json import finite
-from jaxlm.data.tokens import SPACE
+from jaxlm.data.subwords import SPACE
 from jaxlm.scoring.surprisal import Surprisals
 
 Columns = Mapping[str, Any]  # by name, of texts or numbers: lists, or arrays of NumPy

@@ -16,14 +16,14 @@ def cache_dir() -> Path:
 
 
 def processor() -> str:
-    """The processor's model and instructions."""
+    """What a compiled program depends on: the processor's model and its instructions."""
     try:
         with open("/proc/cpuinfo") as file:
-            model = {line for line in file if line.startswith(("model name", "flags", "Features"))}
+            lines = {line for line in file if line.startswith(("model name", "flags", "Features"))}
     except OSError:
-        # On some systems this is the word of a program, which takes hundredths of a second.
-        model = {platform.processor()}
-    return "\n".join([*sorted(model), platform.machine()])
+        # Only here, since on some systems it starts a program.
+        lines = {platform.processor()}
+    return "\n".join([*sorted(lines), platform.machine()])
 
 
 def compilation_cache() -> Path:
@@ -35,7 +35,7 @@ def compilation_cache() -> Path:
 
 
 def remove_programs(name: str) -> None:
-    """Removes the compiled programs of a name from the folder that JAX uses, where it can."""
+    """Removes the compiled programs with a name from JAX's cache; a failure is ignored."""
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", os.devnull))
     with suppress(OSError):
         for path in folder.glob(f"{glob.escape(name)}-*"):

@@ -3,8 +3,9 @@
 Every text is a source (`sources`), which is encoded once (`encoding`) into a folder (`prepared`),
 and a corpus is such a folder opened. The user names the folder, or it lies in the user's cache:
 
-    texts/HASH-NAME     a folder, addressed by the hash of the text, the options and the vocabulary
-    texts/HASH          a link to one, addressed by what was asked for: a text that is not read yet
+    texts/HASH-NAME     a folder; the hash is of the text, the options and the vocabulary
+    texts/HASH          a link to a folder; the hash is of the request: the stamps of the text's
+                        files, the options, and the vocabulary if one is given
 
 So a text is read once for each state of its files, and kept once for each vocabulary.
 """
@@ -46,7 +47,7 @@ def load_corpus(
     download: bool = True,
     **options: Any,
 ) -> Corpus:
-    """Finds or generates a text, and opens its ids, which are made at the first time.
+    """Finds or generates a text, encodes it unless that was done before, and opens its ids.
 
     Args:
         spec: "ptb" is Penn Treebank, "ptb-char" its characters, "embedded" and "embedded-tiny" are
@@ -69,8 +70,8 @@ def load_corpus(
             fit an option.
     """
     checked_value("corpus", spec, Path)
-    read = checked(TextOptions(max_vocab=max_vocab, **options))
-    return open_corpus(spec, read, data_dir, vocab, download)
+    text_options = checked(TextOptions(max_vocab=max_vocab, **options))
+    return open_corpus(spec, text_options, data_dir, vocab, download)
 
 
 def open_corpus(
@@ -120,9 +121,11 @@ def reload_corpus(
     Raises:
         DataError: The text cannot be used (`load_corpus`).
     """
-    # A prepared folder has its own vocabulary, and its hash tells whether it is the run's.
-    given = None if is_prepared(spec) else vocab
-    return open_corpus(spec, TextOptions(max_vocab=len(vocab), **options), data_dir, given)
+    text_options = TextOptions(max_vocab=len(vocab), **options)
+    if is_prepared(spec):
+        # It has its own vocabulary; the corpus's hash tells whether it is the run's.
+        return open_corpus(spec, text_options, data_dir)
+    return open_corpus(spec, text_options, data_dir, vocab)
 
 
 def prepare(
@@ -132,7 +135,7 @@ def prepare(
     max_vocab: int | None = None,
     **options: Any,
 ) -> Corpus:
-    """Makes a folder from a text; a finished folder is verified.
+    """Encodes a text into a folder, or verifies the folder if it is there.
 
     Args:
         text: A text, as `load_corpus` takes it.
@@ -147,12 +150,12 @@ def prepare(
         DataError: The text or an option cannot be used, or `out` cannot be written or holds
             something else.
     """
-    read = checked(TextOptions(max_vocab=max_vocab, **options))
+    text_options = checked(TextOptions(max_vocab=max_vocab, **options))
     out = Path(os.path.realpath(out) if os.path.islink(out) else os.path.abspath(out))
     if is_prepared(text):
         raise DataError(f"{text} is prepared already: train on it with --corpus")
-    source = find_source(text, read, None, download=True)
-    read = source.options
+    source = find_source(text, text_options, None, download=True)
+    text_options = source.options
     stamps = _stamps(source)
     remedy = "fix that and run the same command again"
     with explained(DataError, f"{out} cannot be written", remedy):
@@ -171,10 +174,10 @@ def prepare(
         with Folder.open(out) as folder:
             header = read_header(folder)
     prepared = {"text": header["text"], "max_vocab": header["max_vocab"], **header["options"]}
-    asked = {"text": stamps, "max_vocab": read.max_vocab, **read.options}
+    wanted = {"text": stamps, "max_vocab": text_options.max_vocab, **text_options.options}
     changed = [
         f"{name} {prepared[name]}, not {value}"
-        for name, value in asked.items()
+        for name, value in wanted.items()
         if prepared[name] != value
     ]
     if changed:
@@ -217,16 +220,16 @@ def _load(
 def _from_cache(cache: Folder, source: Source) -> Corpus:
     """The corpus of a source, which is encoded unless the cache has it. Raises OSError."""
     options = source.options
-    given = source.vocab.sha256 if source.vocab else _tokenizer_state(options)
-    asked = _digest(source.state, options.options, options.max_vocab, given)
+    vocab_state = source.vocab.sha256 if source.vocab else _tokenizer_state(options)
+    request = _digest(source.state, options.options, options.max_vocab, vocab_state)
     with suppress(OSError, DataError):  # there is no such link, or its folder is damaged
-        return load_prepared(cache.path / os.readlink(cache.path / asked))
+        return load_prepared(cache.path / os.readlink(cache.path / request))
     cache.clean()
     with tempfile.TemporaryFile(dir=cache.path) as scratch:
         encoder = Encoder(source, scratch)
-        bound = options.max_vocab if encoder.limited else None
+        max_vocab = options.max_vocab if encoder.limited else None
         text = (source.name, source.title, encoder.text.sha256)
-        address = _digest(text, options.options, bound, encoder.vocab.sha256)
+        address = _digest(text, options.options, max_vocab, encoder.vocab.sha256)
         name = f"{address}-{source.name.removeprefix('text:')[:40]}"
         try:
             corpus = load_prepared(cache.path / name)
@@ -235,9 +238,10 @@ def _from_cache(cache: Folder, source: Source) -> Corpus:
                 cache.discard(name)
             _write(cache, name, encoder)
             corpus = load_prepared(cache.path / name)
-    # A resumed run asks with the vocabulary of its checkpoint (`reload_corpus`).
-    words = encoder.vocab
-    for link in {asked, _digest(source.state, corpus.options, len(words), words.sha256)}:
+    vocab = encoder.vocab
+    # The request of a resumed run, which gives the vocabulary of its checkpoint (`reload_corpus`).
+    resumed = _digest(source.state, corpus.options, len(vocab), vocab.sha256)
+    for link in {request, resumed}:
         cache.remove(link)
         with suppress(FileExistsError):  # another process has made it just now
             os.symlink(name, cache.path / link)
@@ -249,7 +253,7 @@ def _write(
     name: str,
     encoder: Encoder,
 ) -> None:
-    """Makes a folder of a text that is encoded, unless another process has made it just now."""
+    """Writes an encoded text into a new folder, unless another process has made it just now."""
     try:
         with parent.new_folder(name) as folder:
             write(folder, encoder, _stamps(encoder.source))

@@ -25,8 +25,8 @@ class Corpus:
         valid: As `train`.
         test: As `train`.
         sha256: The hash of vocabulary and ids (see `encoding.Encoder`).
-        floor: Of the generated corpus: the summed nats of each split's tokens but the first, under
-            its true source.
+        floor: The least summed nats of each split, its first token apart; known of the generated
+            corpus alone.
         notes: Lines for the user.
         spec: The argument with which `load_corpus` finds this text again, from any working
             directory.
@@ -52,12 +52,12 @@ class Corpus:
     def __post_init__(self) -> None:
         for split in SPLITS:
             ids = getattr(self, split)
-            what = f"a {type(ids).__name__}"
+            actual = f"a {type(ids).__name__}"
             if isinstance(ids, np.ndarray):
-                what = f"{ids.dtype} {list(ids.shape)}"
+                actual = f"{ids.dtype} {list(ids.shape)}"
             if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
                 raise DataError(
-                    f"the ids of {split} must be a one-dimensional array of integers, not {what}"
+                    f"the ids of {split} must be a one-dimensional array of integers, not {actual}"
                 )
             if not isinstance(ids, np.memmap):
                 check_ids(ids, len(self.vocab), f"the {split} split of {self.name}")

@@ -70,7 +70,7 @@ class Size:
         return cls(**language()["sizes"][name])
 
 
-def _share(weights: np.ndarray) -> np.ndarray:
+def _normalized(weights: np.ndarray) -> np.ndarray:
     """Scales integer weights [..., n] so that each row sums to 2**BITS.
 
     The largest weight absorbs the rounding.
@@ -86,9 +86,15 @@ def _draw(
     row: np.ndarray,
     raw: np.ndarray,
 ) -> np.ndarray:
-    """Draws one flat index for each `row` [n] of concatenated rows.
+    """Draws an entry of each row [n] of a table, with the probabilities that the row holds.
 
-    The top BITS of `raw`, uint64 [n], decide.
+    Args:
+        cumulative: The sums of the flattened table up to each entry.
+        row: The rows.
+        raw: Random bits, uint64 [n], of which the top BITS decide.
+
+    Returns:
+        Places in the flattened table [n].
     """
     target = (row.astype(np.int64) << BITS) + (raw >> np.uint64(64 - BITS)).astype(np.int64)
     return np.searchsorted(cumulative, target, side="right")
@@ -167,18 +173,19 @@ class Generator:
         classes = self._draw_classes(length, generator)
         sentence = np.cumsum(classes == 0) - (classes == 0)
         raw = generator.random_raw(int(sentence[-1]) + 1)
-        # Whether a sentence has a topic of its own, or keeps that of the sentence before.
-        fresh = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
-        fresh[0] = True
-        last = np.maximum.accumulate(np.where(fresh, np.arange(len(raw)), 0))
-        topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)[last][sentence]
+        # Whether a sentence draws a topic, or keeps that of the sentence before.
+        draws_topic = (raw >> np.uint64(56)).astype(np.int64) >= self.spec.stay
+        draws_topic[0] = True
+        last_drawn = np.maximum.accumulate(np.where(draws_topic, np.arange(len(raw)), 0))
+        drawn_topic = (raw & np.uint64(self.spec.topics - 1)).astype(np.int64)
+        topic = drawn_topic[last_drawn][sentence]
         # The rows of the word weights are the classes of the first topic, then of the next.
         row = topic * self.class_weight.shape[1] + classes
         ids = _draw(self.word_weight.cumsum(), row, generator.random_raw(length))
         return (ids - topic * len(self.words)).astype(np.int32)
 
     def _draw_classes(self, length: int, generator: np.random.Philox) -> np.ndarray:
-        """The classes of words `[length]`; many sentences advance together."""
+        """The classes of words `[length]`: walks through the grammar, 4,096 sentences at once."""
         cumulative = self.class_weight.cumsum()
         width = self.class_weight.shape[1]
         blocks = []
@@ -192,9 +199,9 @@ class Generator:
                 drawn = _draw(cumulative, state, generator.random_raw(len(state))) - state * width
                 sentences.append(sentence)
                 classes.append(drawn)
-                going = drawn != 0
-                sentence = sentence[going]
-                state = self.next_state[state, drawn][going]
+                unfinished = drawn != 0
+                sentence = sentence[unfinished]
+                state = self.next_state[state, drawn][unfinished]
             order = np.argsort(np.concatenate(sentences), kind="stable")
             blocks.append(np.concatenate(classes)[order])
             total += len(order)
@@ -206,18 +213,31 @@ def _word_weights(
     index: int,
     size: int,
 ) -> np.ndarray:
-    """Zipf weights of class `index` in each topic [K, size]; ranks belong to the topics in turn."""
+    """The weight of each word of a class in each topic [K, size], by Zipf's law.
+
+    The words belong to the topics in turn. A word is `boost` times as frequent in its own topic.
+
+    Args:
+        spec: The size of the corpus.
+        index: The number of the class.
+        size: How many words the class has.
+    """
     rank = np.arange(size)
     topic = np.arange(spec.topics)[:, None]
     if size < spec.topics:  # a small class serves syntax alone and belongs to no topic
-        return _share(UNIT // (rank + 1) + 0 * topic)
+        return _normalized(np.tile(UNIT // (rank + 1), (spec.topics, 1)))
     zipf = UNIT // (rank + spec.flat) + UNIT // 300  # the tail is lifted, so that every word occurs
-    home = (rank + 5 * index) % spec.topics
-    return _share(zipf * np.where(home == topic, spec.boost, 1))
+    own_topic = (rank + 5 * index) % spec.topics
+    return _normalized(zipf * np.where(own_topic == topic, spec.boost, 1))
 
 
 def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Class weights and next states, both [S, C], from the grammar and the rule for kinds."""
+    """The weight of each class in each state, and the state after it, both [S, C].
+
+    Args:
+        spec: The size of the corpus.
+        categories: The category of each class; the kinds of a content category follow each other.
+    """
     grammar = language()["grammar"]
     nodes = list(grammar)
     kinds = np.arange(spec.kinds)
@@ -242,4 +262,4 @@ def _grammar_tables(spec: Size, categories: list[str]) -> tuple[np.ndarray, np.n
                 register = np.where(aside, registers, kinds + 1)
             weight[node, :, run] = arc * chance
             following[node, :, run] = nodes.index(goal) * (spec.kinds + 1) + register
-    return _share(weight.reshape(-1, len(categories))), following.reshape(-1, len(categories))
+    return _normalized(weight.reshape(-1, len(categories))), following.reshape(-1, len(categories))

@@ -1,16 +1,16 @@
 """The one way that text becomes ids, whatever its size.
 
-`number_units` reads a text once and gives each distinct unit (a word or a character) a number, in
-the order of first occurrence. The numbers go to a scratch file; memory holds a block of the text
-and the distinct units. `Encoder` then counts the units of train, makes the vocabulary, and
-translates numbers into the ids of each unit's tokens. What units and tokens are, `tokens` decides.
+`number_units` reads a text once and gives each distinct unit (a word or a character, as `tokens`
+tells) a number, in the order of first occurrence. The numbers go to a scratch file; memory holds a
+block of the text and the distinct units. `Encoder` then counts the units of train, makes the
+vocabulary, and translates the numbers into the ids of each unit's tokens.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,13 +23,14 @@ from jaxlm.base.terminal import is_terminal
 from jaxlm.data.corpus import unlearned_warning
 from jaxlm.data.options import TextOptions, as_read
 from jaxlm.data.sources import Part, Source
+from jaxlm.data.subwords import DEFAULT_PIECES
 from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, unchanged
-from jaxlm.data.tokens import DEFAULT_PIECES, UNK, Words
+from jaxlm.data.tokens import UNK, Words
 from jaxlm.data.vocab import frequent
 
-UNITS_AT_ONCE = 1 << 19  # that are translated in one piece
-LEAST_BYTES = 100  # of a text of one or two lines, from which on it is split by bytes
-BAR_BYTES = 4 << 20  # of a text, from which on its progress is shown
+UNITS_AT_ONCE = 1 << 19  # units whose numbers are translated in one piece
+LEAST_BYTES = 100  # a text of one or two lines is split by bytes if it has so many
+BAR_BYTES = 4 << 20  # progress is shown of a text that has so many
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class NumberedText:
     Attributes:
         units: The unit of each number.
         numbers: A file of the numbers of all units in order, int32.
-        spans: The first unit of each split, and the one behind its last.
+        spans: The places of each split's first unit, and of the unit behind its last.
         sha256: The hash of all of the above.
         notes: Lines to show the user.
     """
@@ -81,7 +82,7 @@ def number_units(
         OSError: The scratch file cannot be written.
     """
     with unchanged(source.files):
-        numbered, lines = _number(source, source.parts, kind, scratch)
+        numbered, lines = _number_parts(source, source.parts, kind, scratch)
         if "all" in source.parts:
             numbered = _split_whole(numbered, lines, source, kind, scratch)
     if "all" not in source.parts and len(source.files) > len(SPLITS):
@@ -107,47 +108,56 @@ def _split_whole(
         return _split_by_lines(numbered, title, lines, kind.newline)
     scratch.seek(0)
     scratch.truncate()
-    numbered, _ = _number(source, by_bytes(path), kind, scratch)
+    numbered, _ = _number_parts(source, by_bytes(path), kind, scratch)
     noun = "line" if lines == 1 else "lines"
     return replace(numbered, notes=(f"{path} has {lines} {noun}, and is split 90/5/5 by bytes",))
 
 
-def _number(
+class _Numbers(dict[str, int]):
+    """The number of each unit; a unit that is looked up for the first time gets the next one."""
+
+    def __missing__(self, unit: str) -> int:
+        self[unit] = len(self)
+        return self[unit]
+
+
+def _number_parts(
     source: Source,
     parts: Mapping[str, Sequence[Part]],
     kind: Words,
     scratch: BinaryIO,
 ) -> tuple[NumberedText, int]:
-    """Numbers the units of all parts, and counts their lines; Raises as `number_units`."""
-    number_of: defaultdict[str, int] = defaultdict()
-    number_of.default_factory = number_of.__len__
+    """Numbers the units of all parts, and counts their lines. Raises as `number_units` does."""
+    number_of = _Numbers()
     digest = hashlib.sha256()
     spans = {}
     lines = 0
-    count = 0  # of the units so far
-    ended = True  # whether the last unit is a newline
+    count = 0  # units so far
+    last_unit = kind.newline
     with progress_bar(f"reading {source.title}", source.size) as advance:
-        for split, several in parts.items():
+        for split, parts_of_split in parts.items():
             start = count
             has_words = False
-            for part in several:
-                for block, size in _units(part, source.options, kind):
-                    numbers = np.fromiter(map(number_of.__getitem__, block), np.int32, len(block))
+            for part in parts_of_split:
+                for units, size in _units(part, source.options, kind):
+                    numbers = np.fromiter(map(number_of.__getitem__, units), np.int32, len(units))
                     newlines = int(np.count_nonzero(numbers == number_of.get(kind.newline, -1)))
-                    if block:
-                        ended = block[-1] == kind.newline
-                    has_words = has_words or newlines < len(block)
+                    if units:
+                        last_unit = units[-1]
+                    has_words = has_words or newlines < len(units)
                     lines += newlines
-                    count += len(block)
+                    count += len(units)
                     scratch.write(numbers.tobytes())
                     digest.update(numbers.tobytes())
                     advance(size)
             if not has_words:
-                raise _no_word(split, several[0])
+                raise _no_word(split, parts_of_split[0])
             spans[split] = (start, count)
+    if last_unit != kind.newline:
+        lines += 1
     units = list(number_of)
     digest.update(json.dumps([units, spans]).encode())
-    return NumberedText(units, scratch, spans, digest.hexdigest()), lines + (not ended)
+    return NumberedText(units, scratch, spans, digest.hexdigest()), lines
 
 
 def _units(
@@ -156,15 +166,15 @@ def _units(
     kind: Words,
 ) -> Iterator[tuple[list[str], int]]:
     """Yields the units of a part, a block at a time, and the size of the block in bytes."""
-    before = "\n" if part.joined else ""  # the end of the text before
-    last = kind.newline
+    end_before = "\n" if part.joined else ""  # how the text before this one ends
+    last_unit = kind.newline
     for block, size in part.blocks(kind.errors):
-        units = kind.units(as_read(options, before + block)[len(before) :])
-        before = ""
+        units = kind.units(as_read(options, end_before + block)[len(end_before) :])
+        end_before = ""
         if units:
-            last = units[-1]
+            last_unit = units[-1]
         yield units, size
-    if part.joined and last != kind.newline:
+    if part.joined and last_unit != kind.newline:
         yield [kind.newline], 0
 
 
@@ -198,20 +208,20 @@ def _split_by_lines(
         )
     held_out = max(1, lines // 20)
     last_lines = (lines - 2 * held_out, lines - held_out)  # of train and of valid
-    borders = []
-    seen = 0  # lines
-    place = 0
-    number = text.units.index(newline)
+    first_units = []  # of valid and of test
+    lines_before = 0
+    units_before = 0
+    newline_number = text.units.index(newline)
     for block in text.blocks("all"):
-        ends = np.flatnonzero(block == number)
+        ends = np.flatnonzero(block == newline_number)
         for line in last_lines:
-            if seen < line <= seen + len(ends):
-                borders.append(place + int(ends[line - seen - 1]) + 1)
-        seen += len(ends)
-        place += len(block)
-    valid, test = borders
+            if lines_before < line <= lines_before + len(ends):
+                first_units.append(units_before + int(ends[line - lines_before - 1]) + 1)
+        lines_before += len(ends)
+        units_before += len(block)
+    valid, test = first_units
     note = f"{title} is split 90/5/5 by lines: {last_lines[0]:,} / {held_out:,} / {held_out:,}"
-    spans = {"train": (0, valid), "valid": (valid, test), "test": (test, place)}
+    spans = {"train": (0, valid), "valid": (valid, test), "test": (test, units_before)}
     return replace(text, spans=spans, notes=(note,))
 
 
@@ -251,7 +261,7 @@ class Encoder:
                 total += np.bincount(numbers, minlength=len(total))
         counts: Counter[str] = Counter()
         for unit, total in zip(text.units, totals["train"].tolist(), strict=True):
-            # Other units are in valid or test alone. Only test may end with a newline.
+            # A newline that only valid or test has is in the vocabulary too.
             if total or unit == "\n":
                 counts[unit] = total
         self.vocab = source.vocab or options.build(counts)
@@ -259,10 +269,12 @@ class Encoder:
         self.limited = False
         if options.max_vocab is not None and not kind.names:
             self.limited = options.max_vocab < len(frequent(counts, options.min_count, kind))
-        tokens = [kind.split(unit) for unit in text.units]
-        self._lengths = np.array([len(names) for names in tokens], np.int64)  # of each unit
+        # The ids of all distinct units one after the other, how many each unit has, and where they
+        # end.
+        names_of_units = [kind.split(unit) for unit in text.units]
+        self._ids = self.vocab.encode([name for names in names_of_units for name in names])
+        self._lengths = np.array([len(names) for names in names_of_units], np.int64)
         self._ends = np.cumsum(self._lengths)
-        self._table = self.vocab.encode([name for names in tokens for name in names])
         self.sizes = {split: int(total @ self._lengths) for split, total in totals.items()}
         self._digest = hashlib.sha256(self.vocab.sha256.encode())
         self._unknown = dict.fromkeys(SPLITS, 0)
@@ -272,17 +284,17 @@ class Encoder:
         self._digest.update(f" {split} {self.sizes[split]} ".encode())
         for numbers in self.text.blocks(split):
             lengths = self._lengths[numbers]
-            # From the place of a token in the piece to its place in the table.
+            # From a token's place in this piece to its place in `_ids`.
             shift = self._ends[numbers] - np.cumsum(lengths)
-            ids = self._table[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
+            ids = self._ids[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
             self._unknown[split] += int(np.count_nonzero(ids == self.vocab.unknown_id))
             self._digest.update(ids.astype("<i4").tobytes())
             yield ids
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a prepared folder tells of the corpus (`prepared.FIELDS`).
+        """Returns the fields of `prepared.FIELDS` that describe the corpus.
 
-        The name has each option that changed the corpus behind a "+".
+        To the source's name, each option that changed the corpus is added behind a "+".
         """
         kind = self.vocab.kind
         name = self.source.name

@@ -1,4 +1,4 @@
-"""Texts that everybody knows: found in a usual place or downloaded, and held to their hash."""
+"""Published texts: found in a usual place or downloaded, and verified by their hash."""
 
 import hashlib
 import os
@@ -27,10 +27,10 @@ class KnownText:
     Attributes:
         title: What the text is called.
         name: Its folder in the user's cache and in `./data`.
-        sha256: The hash of each file, by the file's part of the text.
-        patterns: Names of a part's file, the usual one first.
-        folders: Where the files may lie below each place.
-        mirrors: URLs of a part's file.
+        sha256: The hash of the file of each part, such as train.
+        patterns: Names that a part's file may have, the usual one first; {} is the part.
+        folders: Where the files may lie below each place that is searched.
+        mirrors: URLs of a part's file; {} is the part.
     """
 
     title: str
@@ -185,9 +185,9 @@ def _download(text: KnownText, folder: Path) -> dict[str, Path]:
             failures[mirror] = _reason(error)
             continue
         storing = explained(DataError, f"{text.title} cannot be stored in {folder}")
-        with storing, Folder.open(folder, create=True) as held:
+        with storing, Folder.open(folder, create=True) as opened:
             for name, data in contents.items():
-                held.write(name, data)
+                opened.write(name, data)
         return {part: folder / name for part, name in zip(text.sha256, contents, strict=True)}
     raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
 

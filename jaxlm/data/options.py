@@ -8,17 +8,9 @@ from pathlib import Path
 from jaxlm.base.fields import count
 from jaxlm.base.files import read_bytes
 from jaxlm.config.settings import DataConfig
+from jaxlm.data.subwords import MOST_BYTES, Subwords
 from jaxlm.data.text import read_errors
-from jaxlm.data.tokens import (
-    MOST_BYTES,
-    WORDS,
-    Bytes,
-    Characters,
-    Subwords,
-    Words,
-    stripped,
-    unwrapped,
-)
+from jaxlm.data.tokens import WORDS, Bytes, Characters, Words, stripped, unwrapped
 from jaxlm.data.vocab import Vocab
 
 
@@ -34,7 +26,7 @@ class TextOptions(DataConfig):
 
     @cached_property
     def kind(self) -> Words:
-        """What cuts the text into units; subwords without a file have no model yet.
+        """The kind of tokens. Subwords without a `tokenizer_file` have no model before `build`.
 
         Raises:
             DataError: A tokenizer's file cannot be used.
@@ -56,7 +48,7 @@ class TextOptions(DataConfig):
         """Makes the vocabulary of a text.
 
         Args:
-            counts: How often each unit occurs in the training split.
+            counts: How often each unit of `kind` occurs in the training split.
 
         Raises:
             DataError: The text has too few pieces, or `max_vocab` is too small.
@@ -70,7 +62,7 @@ class TextOptions(DataConfig):
 
 
 def as_read(data: DataConfig, text: str) -> str:
-    """Brings a text into the case and the lines in which it is cut into units.
+    """Changes the case and the lines of a text, before it is cut into units, as options say.
 
     Args:
         data: The options `lowercase` and `lines`.

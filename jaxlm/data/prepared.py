@@ -31,7 +31,7 @@ HEADER = "prepared.json"
 VOCAB = "vocab.json"
 IDS = {split: f"{split}.ids" for split in SPLITS}
 _BLOCK = 1 << 20  # bytes that are read at once
-_MOST = 64 << 20  # bytes of a header, which names every file of the text: half a million of them
+_MAX_HEADER_BYTES = 64 << 20  # a header may name half a million files of a text
 
 
 # The fields of `prepared.json`, and their types.
@@ -107,7 +107,7 @@ def load_prepared(path: str | Path, options: TextOptions | None = None) -> Corpu
 
     Args:
         path: The folder.
-        options: How the caller wants the text to have been read.
+        options: With which options the text should have been prepared; None: any.
 
     Raises:
         DataError: A file is missing, altered or no regular file, an id is outside the vocabulary,
@@ -171,7 +171,7 @@ def read_header(folder: Folder) -> dict[str, Any]:
     """
     with _intact(folder, HEADER):
         header: dict[str, Any] = dict.fromkeys(FIELDS)
-        header |= from_hashed_json(folder.read(HEADER, _MOST), _seal)
+        header |= from_hashed_json(folder.read(HEADER, _MAX_HEADER_BYTES), _seal)
         wrong = [name for name, kind in FIELDS.items() if not isinstance(header[name], kind)]
         wrong = wrong or _wrong_values(header)
         if wrong:
@@ -195,7 +195,7 @@ def _wrong_values(header: dict[str, Any]) -> list[str]:
 
 
 def _dtype(vocab: Vocab) -> str:
-    """The ids' dtype: of two bytes while they fit."""
+    """The dtype of ids in files: of two bytes if all ids of the vocabulary fit into them."""
     return "<u2" if len(vocab) <= 1 << 16 else "<i4"
 
 
@@ -238,13 +238,13 @@ def _map_ids(
 
 
 def _intact(folder: Folder, name: str) -> AbstractContextManager[None]:
-    """Turns what is wrong with a file into one sentence."""
+    """Converts an error of a folder's file into a DataError of one sentence."""
     remedy = f"remove {folder.path} and prepare the text again"
     return explained(DataError, f"{folder.path / name} is damaged", remedy)
 
 
 def _seal(tree: dict[str, Any]) -> str:
-    """JSON with the sha256 of the rest inside, in the form of format 1."""
+    """The header's JSON, as format 1 has it: with the sha256 of its other fields inside."""
     body = json.dumps(tree, sort_keys=True)
     sha256 = hashlib.sha256(body.encode()).hexdigest()
     return json.dumps({**tree, "sha256": sha256}, indent=1) + "\n"

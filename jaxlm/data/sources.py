@@ -61,7 +61,8 @@ class Source:
         title: What the text is, for the corpus's description.
         spec: The argument with which `load_corpus` finds the text again, from any working
             directory; None for a stream, which can be read once.
-        state: Identifies the text and its state without reading it: a list for each file.
+        state: A stamp of each file, by which the text is known without reading it; or what
+            identifies a published or generated text.
         parts: What is read, in order, for each split; or for "all", to be split by lines.
         options: How the text is read.
         size: The bytes of the text, or about so many.
@@ -86,9 +87,9 @@ class Source:
         return [part.path for part in parts if isinstance(part, FilePart) and self.spec]
 
     def floor(self, vocab: Vocab) -> dict[str, float] | None:
-        """The least summed nats of each split, where they are known.
+        """The least summed nats of each split; None: unknown.
 
-        They are those of the generated corpus, while the vocabulary distinguishes all its words.
+        They are known of the generated corpus, as long as the vocabulary has all of its words.
         """
         if self.generated is None or self.options.lowercase:
             return None
@@ -106,7 +107,7 @@ def find_source(
     """Finds the text that an argument of `load_corpus` names.
 
     Args:
-        spec: One of `NAMES` but "auto", or a path (`text.find_splits`).
+        spec: One of `NAMES` ("auto" is Penn Treebank), or a path (`text.find_splits`).
         options: How the text shall be read. Penn Treebank's characters and the generated corpus
             have lines of their own.
         data_dir: Where to look for Penn Treebank first.
@@ -151,17 +152,17 @@ def _penn_treebank(
     paths: Mapping[str, Path],
     options: TextOptions,
 ) -> Source:
-    """Penn Treebank, wherever it lies: its hashes identify it."""
+    """Penn Treebank's words (`ptb`) or characters (`ptb-char`), whose hashes identify the text."""
     name = "ptb"
     title = "Penn Treebank (Mikolov's files)"
     start = 0
     if spec == "ptb-char":
-        name = spec
+        name = "ptb-char"
         title = (
             "Penn Treebank's characters (Mikolov's files: 5,017k / 393k / 442k of 50 symbols, "
             "a space as _)"
         )
-        start = 1  # behind the space with which each file begins
+        start = 1  # each file begins with a space, which is no part of the text
         tokens = "characters" if options.tokens == "words" else options.tokens
         options = replace(options, tokens=tokens, lines="stripped")
     return Source(
@@ -196,7 +197,7 @@ def _shakespeare(
     )
 
 
-# The texts of a published hash, and what makes a source of each.
+# The texts whose hashes are published, and the function that makes a source of each.
 _KNOWN = {
     "auto": (PENN_TREEBANK, _penn_treebank),
     "ptb": (PENN_TREEBANK, _penn_treebank),
@@ -206,7 +207,7 @@ _KNOWN = {
 
 
 def _generated(name: str, options: TextOptions) -> Source:
-    """The generated corpus, which has no paragraphs."""
+    """The generated corpus, a sentence a line."""
     size = Size.of(name)
     return Source(
         name=name,

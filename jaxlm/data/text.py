@@ -15,11 +15,15 @@ SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
 BY_BYTES = ("enwik8", "text8")  # files whose splits are 90, 5 and 5% of their bytes
-LEAST_TEXTS = 20  # from which on whole texts are held out
+LEAST_TEXTS = 20  # with so many texts, whole texts are held out
 EXACT = "surrogateescape"  # how bytes are decoded, so that encoding gives every byte back
 _WHITE_SPACE = (b" ", b"\n", b"\t")
-_SPLIT_OF = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid"} | {
-    "test": "test"
+_SPLIT_OF = {
+    "train": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "dev": "valid",
+    "test": "test",
 }
 _SPLIT_OF_FILE = {
     f"{prefix}{name}{suffix}": split
@@ -70,7 +74,7 @@ class FilePart(NamedTuple):
                 data = file.read(size)
                 if not data:
                     break
-                # At once, since the holes of a sparse file are zeros.
+                # Before more is read: the holes of a sparse file may be zeros without an end.
                 check_no_zero_byte(data, self.path, place + len(rest))
                 rest += data
                 last_space = max(rest.rfind(space) for space in _WHITE_SPACE)
@@ -242,10 +246,10 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
 
 
 def _texts_below(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones, and but those of runs, sweeps and corpora."""
+    """The files below a folder, except hidden ones and those of runs, sweeps and corpora."""
     entries = [path for path in folder.rglob("*") if "/." not in f"/{path.relative_to(folder)}"]
     owned = {path.parent for path in entries if path.name in files.OWNERS}
-    if folder in owned:  # a run beside texts, or a file that is only called so
+    if folder in owned:  # a run lies beside texts, or a text is called as a file of a run
         owned.remove(folder)
         owned.update(folder / name for name in files.OWNED)
     return sorted(
@@ -271,7 +275,7 @@ def _one_file_each(folder: Path, names: Sequence[str]) -> dict[str, list[FilePar
 
 
 def by_bytes(path: Path) -> dict[str, list[FilePart]]:
-    """The splits of a file by its bytes, 90/5/5, cut between characters.
+    """Splits a file by its bytes, 90/5/5, between characters.
 
     Raises:
         DataError: The file cannot be read.
@@ -281,9 +285,9 @@ def by_bytes(path: Path) -> dict[str, list[FilePart]]:
         size = os.path.getsize(path)
         for percent in (90, 95):
             border = file.seek(size * percent // 100)
-            following = file.read(4)
-            while following and following[0] & 0xC0 == 0x80:  # within a character
-                following = following[1:]
+            for byte in file.read(4):
+                if byte & 0xC0 != 0x80:  # the first byte of a character
+                    break
                 border += 1
             borders.append(border)
     spans = zip(SPLITS, pairwise([*borders, size]), strict=True)

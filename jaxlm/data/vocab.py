@@ -3,6 +3,7 @@
 The most frequent word has the id 0; words of one frequency are in alphabetical order.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -11,13 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
+from typing import Any
 
 import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import shown
 from jaxlm.base.units import TextSize
-from jaxlm.data.tokens import EOS, UNK, WORDS, Words, from_fields
+from jaxlm.data.subwords import Subwords
+from jaxlm.data.tokens import EOS, UNK, WORDS, Bytes, Characters, Words
 from jaxlm.data.windows import batch, num_windows
 
 BLOCK = 1 << 22  # ids read at once
@@ -47,10 +50,10 @@ class Vocab:
         if not self.words:
             raise DataError("a vocabulary needs at least one word, and this one is empty")
         for place, word in enumerate(self.words):
-            if not self._may_be(word):
-                what = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
+            if not self._can_be_stored(word):
+                actual = shown(word) if isinstance(word, str) else f"a {type(word).__name__}"
                 raise DataError(
-                    f"word {place} of a vocabulary must be text without white space, not {what}"
+                    f"word {place} of a vocabulary must be text without white space, not {actual}"
                 )
         if len(self.ids) < len(self.words):
             word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
@@ -59,7 +62,7 @@ class Vocab:
                 "keep one"
             )
 
-    def _may_be(self, word: object) -> bool:
+    def _can_be_stored(self, word: object) -> bool:
         """Whether a word can be written to a file of this kind of tokens and read back."""
         if not isinstance(word, str) or _SURROGATE.search(word):
             return False
@@ -109,7 +112,7 @@ class Vocab:
 
     @property
     def newline_id(self) -> int:
-        """The id of a newline (among words `<eos>`); -1 if the training text had none."""
+        """The id of a newline, the first of `tokens.ends`; -1 if the training text had none."""
         return self.ids.get(self.tokens.ends[0], -1)
 
     @cached_property
@@ -173,18 +176,18 @@ class Vocab:
             columns = batch(ids, rows, start=start, stop=stop).T
             names = [tokens[start:stop]] if tokens else map(self.decode, columns.tolist())
             for row in names:
-                total += self._measured(row) - self._measured(row[:1])
+                total += self._size(row) - self._size(row[:1])
         return TextSize(*map(int, total))
 
-    def _measured(self, names: Sequence[str]) -> np.ndarray:
-        """The fields of `TextSize` [4]."""
+    def _size(self, names: Sequence[str]) -> np.ndarray:
+        """The text of some tokens in each unit of `TextSize`, as an array that can be added up."""
         if self.kind == "words":
             data = "".join(self.tokens.pieces(names)).encode()
         else:
-            ids = self.ids
             known = self.token_bytes
             data = b"".join(
-                known[ids[name]] if name in ids else self.tokens.data(name) for name in names
+                known[self.ids[name]] if name in self.ids else self.tokens.data(name)
+                for name in names
             )
         text = data.decode("utf-8", "replace")
         characters = np.count_nonzero(np.frombuffer(data, np.uint8) & 0xC0 != 0x80)
@@ -292,13 +295,13 @@ class Vocab:
         Raises:
             DataError: The text is anything else.
         """
-        kind = WORDS
         try:
-            words = json.loads(text)
-            if isinstance(words, dict) and "tokens" in words:
-                fields = words
-                words = fields.pop("words", [])
-                kind = from_fields(fields.pop("tokens"), fields)
+            tree = json.loads(text)
+            words = tree
+            kind = WORDS
+            if isinstance(tree, dict) and "tokens" in tree:
+                words = tree.pop("words", [])
+                kind = _kind_of_tokens(tree.pop("tokens"), tree)
                 words = list(kind.names) or words
         except DataError:
             raise
@@ -309,6 +312,21 @@ class Vocab:
         if not isinstance(words, list):
             raise DataError("this JSON is no vocabulary that jaxlm wrote; restore it from a copy")
         return cls(tuple(words), kind)
+
+
+def _kind_of_tokens(name: str, fields: Mapping[str, Any]) -> Words:
+    """The kind of tokens with a name, from what its `fields` returned.
+
+    Raises ValueError where they are anything else, DataError for a model that cannot be read.
+    """
+    match name, fields:
+        case "characters", {"normalize": "nfc" | "none" as normalize, **rest} if not rest:
+            return Characters(normalize)
+        case "bytes", {**rest} if not rest:
+            return Bytes()
+        case "subwords", {"model": str(model), **rest} if not rest:
+            return Subwords.read(base64.b64decode(model, validate=True), "the vocabulary")
+    raise ValueError(f"{name!r:.40} with {', '.join(fields)} is no kind of tokens")
 
 
 def check_ids(
@@ -326,7 +344,10 @@ def check_ids(
     Raises:
         DataError: An id lies outside [0, words).
     """
-    low, high = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+    if not ids.size:
+        return
+    low = int(ids.min())
+    high = int(ids.max())
     if low < 0 or high >= words:
         raise DataError(
             f"{where} holds the id {low if low < 0 else high}, outside the vocabulary, whose ids "

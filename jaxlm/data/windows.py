@@ -26,9 +26,9 @@ class Windows(NamedTuple):
         epoch: The epoch, from 0.
         first: Whether the window is the first of its epoch.
         total: The windows of all epochs.
-        length: Of random lengths: the steps that count. None: all steps.
-        rate: Of random lengths: the factor on the learning rate.
-        offsets: Of rolled rows: the token that each row of the batch begins with [W, B].
+        length: With random lengths, the steps that count; None: all steps.
+        rate: With random lengths, the factor on the learning rate.
+        offsets: With rolled rows, the token that each row of the batch begins with [W, B].
     """
 
     row: Any
@@ -103,6 +103,7 @@ def _random_epoch(
     rows: int,
     epoch: int,
 ) -> _Epoch:
+    """The windows of an epoch whose lengths are random, in rows of `rows` tokens."""
     drawn = random.draw(rows, epoch)
     starts = np.concatenate([[0], np.cumsum(drawn)])
     last = rows - 1  # the token that is only ever a target
@@ -151,13 +152,14 @@ class WindowPlan:
         return rng.integers(self.rows, size=self.rolled).astype(np.int32)
 
     def _epoch(self, epoch: int) -> _Epoch:
+        """The windows of an epoch."""
         if self.random is None:
             return _Epoch(np.arange(self.per_epoch) * self.length)
         return _random_epoch(self.random, self.rows, epoch)
 
     @cached_property
     def _edges(self) -> np.ndarray:
-        """Of random lengths: the step at which each epoch begins, then all steps `[epochs + 1]`."""
+        """The first step of each epoch, then the number of all steps `[epochs + 1]`."""
         counts = [self.windows_in(epoch) for epoch in range(self.epochs)]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
@@ -195,7 +197,7 @@ class WindowPlan:
         return int(self._epoch(epoch).rows[index])
 
     def rows_read(self, step: int) -> int:
-        """Returns how many rows the windows before a step read, each epoch's anew."""
+        """Returns how many rows the windows before a step have read, summed over epochs."""
         if self.random is None:
             return step * self.length
         epoch, index = self.locate(step)
@@ -222,18 +224,18 @@ class WindowPlan:
         if self.rolled:
             offsets = np.tile(self.offsets(epoch), (size, 1))
 
-        def filled(column, dtype):
+        def padded(column, dtype):
             if column is None:
                 return None
             return np.pad(column[index : index + count].astype(dtype), (0, size - count))
 
         return Windows(
-            row=filled(windows.rows - first_row, np.int32),
+            row=padded(windows.rows - first_row, np.int32),
             epoch=np.full(size, epoch, np.int32),
             first=np.arange(index, index + size) == 0,
             total=np.full(size, self.total, np.int32),
-            length=filled(windows.lengths, np.int32),
-            rate=filled(windows.rates, np.float32),
+            length=padded(windows.lengths, np.int32),
+            rate=padded(windows.rates, np.float32),
             offsets=offsets,
         )
 

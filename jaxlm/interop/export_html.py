@@ -15,7 +15,7 @@ import numpy as np
 import sentencepiece
 
 from jaxlm.base.errors import JaxlmError
-from jaxlm.data.tokens import Subwords
+from jaxlm.data.subwords import Subwords
 from jaxlm.interop.hub_files import tokenizer_files
 from jaxlm.models.gru import GRU
 from jaxlm.models.lstm import LSTM

@@ -7,7 +7,8 @@ from typing import Any
 
 import sentencepiece
 
-from jaxlm.data.tokens import EOS, SPACE, UNITS, Subwords, without_spelled_bytes
+from jaxlm.data.subwords import SPACE, UNITS, Subwords, without_spelled_bytes
+from jaxlm.data.tokens import EOS
 from jaxlm.data.vocab import Vocab
 from jaxlm.scoring.language_model import LanguageModel
 
