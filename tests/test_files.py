@@ -186,18 +186,20 @@ def test_any_other_name_works(folder, name):
     folder.remove(name)
 
 
-def test_strange_names_each_thing_that_is_no_file(folder, tmp_path):
+def test_irregular_entries_are_each_thing_that_is_no_file(folder, tmp_path):
     (folder.path / "a/b").mkdir(parents=True)
     (folder.path / "a/b/file").write_bytes(b"")
-    assert folder.strange() == []
+    assert folder.irregular_entries() == []
     in_the_way(folder.path / "a/b/link", "a link", tmp_path)
     in_the_way(folder.path / "fifo", "a FIFO", tmp_path)
-    assert folder.strange() == [
+    assert folder.irregular_entries() == [
         f"{folder.path / 'fifo'} (a FIFO)",
         f"{folder.path / 'a/b/link'} (a link)",
     ]
     (folder.path / ("d/" * 20)).mkdir(parents=True)
-    assert folder.strange()[-1].endswith("d/d (a directory)")  # too deep for anything of ours
+    assert folder.irregular_entries()[-1].endswith(
+        "d/d (a directory)"
+    )  # too deep for anything of ours
 
 
 @pytest.mark.parametrize(

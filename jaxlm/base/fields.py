@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from jaxlm.base.errors import JaxlmError
 
-MOST_DIGITS = 400  # characters of a value that a message repeats
+MOST_DIGITS = 400  # the longest value that an error message repeats whole, in characters
 LARGEST_COUNT = 2**31 - 1
 
 
@@ -226,10 +226,10 @@ def checked(section: Any) -> Any:
     """
     plain = {}
     for name, spec in specs(type(section)).items():
-        given = getattr(section, name)
-        value = _checked_value(name.rstrip("_"), spec, given)
-        if value is not given:
-            plain[name] = value
+        value = getattr(section, name)
+        plain_value = _plain_value(name.rstrip("_"), spec, value)
+        if plain_value is not value:
+            plain[name] = plain_value
     if plain:
         section = replace(section, **plain)
     _check_relations(section)
@@ -256,7 +256,7 @@ def checked_value(
     Raises:
         JaxlmError: The value has another type, or lies outside the limits.
     """
-    return _checked_value(name, Spec(kind, "", **limits), value)
+    return _plain_value(name, Spec(kind, "", **limits), value)
 
 
 def _check_relations(section: Any) -> None:
@@ -291,32 +291,35 @@ def _check_relations(section: Any) -> None:
         section.check()
 
 
-def _checked_value(
+def _plain_value(
     name: str,
     spec: Spec,
     value: Any,
 ) -> Any:
-    """A value as plain Python has it. Raises JaxlmError where the spec does not allow it."""
-    value = _plain(value)
+    """A field's value as plain Python has it. Raises JaxlmError where the spec does not allow it.
+
+    An array or a tracer may stand for a number.
+    """
+    value = _without_array(value)
     if spec.type is tuple:
         numbers = value if isinstance(value, list | tuple) else [value]
         if not numbers:
             raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
-        return tuple(_scalar(name, spec, int, _plain(number)) for number in numbers)
+        return tuple(_plain_scalar(name, spec, int, _without_array(number)) for number in numbers)
     if value is None and spec.optional:
         return None
     if spec.type is float and hasattr(value, "shape"):
         return value
-    return _scalar(name, spec, spec.type, value)
+    return _plain_scalar(name, spec, spec.type, value)
 
 
-def _scalar(
+def _plain_scalar(
     name: str,
     spec: Spec,
     kind: type,
     value: Any,
 ) -> Any:
-    """A value of one of the plain types. Raises JaxlmError where the spec does not allow it."""
+    """A value as one of the plain types. Raises JaxlmError where the spec does not allow it."""
     is_kind = isinstance(value, _ACCEPTED.get(kind, kind))
     if not is_kind or isinstance(value, bool) != (kind is bool):
         none = " or none" if spec.optional else ""
@@ -335,8 +338,8 @@ def _scalar(
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Scalars of NumPy and JAX as Python's; any other value, a tracer too, as it is."""
+def _without_array(value: Any) -> Any:
+    """Scalars of NumPy and JAX become Python's; any other value, a tracer too, stays."""
     is_array = type(value).__module__.split(".")[0] in ("numpy", "jaxlib")
     if is_array and getattr(value, "shape", None) == ():
         return value.item()
@@ -354,7 +357,7 @@ _ACCEPTED: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
 
 def float32(value: float) -> float:
-    """The float32 that a program computes with; 0 where it is subnormal, as processors flush it."""
+    """The value as programs compute with it: rounded to float32, and 0 where it is subnormal."""
     rounded = array("f", [value])[0]
     if abs(rounded) < 2**-126:
         return 0.0
@@ -373,7 +376,7 @@ def shown(value: Any) -> str:
 
 
 def either(names: Sequence[str]) -> str:
-    """`a, b or c`."""
+    """The names in words: `a, b or c`."""
     if len(names) > 1:
         return f"{', '.join(names[:-1])} or {names[-1]}"
     return "".join(names)

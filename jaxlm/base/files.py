@@ -62,7 +62,7 @@ OWNED = {
     "ngram.json",
     "tables.safetensors",
 }
-_KINDS = {  # by the first letter that `ls -l` shows
+_ENTRY_KINDS = {  # by the first letter that `ls -l` shows
     "-": "a regular file",
     "d": "a directory",
     "l": "a link",
@@ -106,12 +106,12 @@ class Folder:
         """
         path = Path(path)
         if create:
-            with _naming(path):
-                missing = [each for each in (path, *path.parents) if not os.path.exists(each)]
+            with _with_path(path):
+                missing = [part for part in (path, *path.parents) if not os.path.exists(part)]
                 path.mkdir(parents=True, exist_ok=True)
-                for folder in missing:
-                    # A directory above may be one that this user may enter, and not read.
-                    with suppress(PermissionError), Folder.open(folder.parent) as above:
+                for made in missing:
+                    # The user may be allowed to enter the directory above, but not to read it.
+                    with suppress(PermissionError), Folder.open(made.parent) as above:
                         above.sync()
         flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
         return Folder(_open(path, path, flags, expected="a directory"), path)
@@ -127,12 +127,12 @@ class Folder:
 
     def names(self) -> list[str]:
         """The names of all entries, sorted."""
-        with _naming(self.path):
+        with _with_path(self.path):
             return sorted(os.listdir(self._descriptor))
 
     def exists(self, name: str) -> bool:
         """Whether there is an entry of this name, of any kind."""
-        with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
+        with _with_path(self.path / _own_entry(name)), suppress(FileNotFoundError):
             os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
             return True
         return False
@@ -150,17 +150,17 @@ class Folder:
         Raises:
             OSError: There is none, or a link or a file in its place.
         """
-        path = self.path / _entry(name)
+        path = self.path / _own_entry(name)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         if create:
-            with _naming(path), suppress(FileExistsError):
+            with _with_path(path), suppress(FileExistsError):
                 os.mkdir(name, dir_fd=self._descriptor)
                 self.sync()
         return Folder(_open(name, path, flags, self._descriptor, "a directory"), path)
 
     def reader(self, name: str) -> BufferedReader:
         """Opens a regular file for reading. Raises OSError where there is none, or another kind."""
-        path = self.path / _entry(name)
+        path = self.path / _own_entry(name)
         return open(_open(name, path, os.O_RDONLY | os.O_NOFOLLOW, self._descriptor), "rb")
 
     def read(self, name: str, most: int) -> bytes:
@@ -177,7 +177,7 @@ class Folder:
             OSError: There is none, or it has more bytes.
         """
         with self.reader(name) as file:
-            return _bounded(file, self.path / name, most)
+            return _read_at_most(file, self.path / name, most)
 
     def append(self, name: str, buffering: int = -1) -> BinaryIO:
         """Opens a regular file, made where it is missing, to read anywhere and to write at its end.
@@ -194,7 +194,7 @@ class Folder:
                 elsewhere too.
         """
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-        descriptor = _open(_entry(name), self.path / name, flags, self._descriptor)
+        descriptor = _open(_own_entry(name), self.path / name, flags, self._descriptor)
         links = os.fstat(descriptor).st_nlink
         if links > 1:
             os.close(descriptor)
@@ -217,7 +217,7 @@ class Folder:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[BinaryIO]:
-        """A new file, which replaces `name` durably if the block ends without an exception."""
+        """Yields a new file, which replaces `name` durably if the block ends without an error."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with self._appearing(name) as partial:
             descriptor = _open(partial, self.path / name, flags, self._descriptor)
@@ -225,13 +225,13 @@ class Folder:
                 with suppress(OSError):  # `clean` spares what is locked.
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield file
-                with _naming(self.path / name):
+                with _with_path(self.path / name):
                     file.flush()
                     os.fsync(descriptor)
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator["Folder"]:
-        """A new folder, which appears as `name` if the block ends without an exception."""
+        """Yields a new folder, which appears as `name` if the block ends without an error."""
         with self._appearing(name) as partial, self._locked_folder(partial) as folder:
             yield folder
             folder.sync()
@@ -245,13 +245,13 @@ class Folder:
                     fcntl.flock(folder._descriptor, fcntl.LOCK_EX)
                 if self.exists(name):
                     return folder
-                os.close(folder._descriptor)  # Another process's `clean` came first.
-        return self.folder(name, create=True)  # It raises OSError: this one is gone.
+                os.close(folder._descriptor)  # Another process's `clean` removed it before.
+        return self.folder(name, create=True)  # It raises OSError, if this directory is gone.
 
     @contextmanager
     def _appearing(self, name: str) -> Iterator[str]:
-        """A name for an unfinished entry; it becomes `name` if the block ends well."""
-        partial = _hidden(name)
+        """Yields a name for an unfinished entry, which gets `name` if the block ends well."""
+        partial = _unfinished_name(name)
         try:
             yield partial
             self.rename(partial, name)
@@ -273,26 +273,28 @@ class Folder:
         Raises:
             OSError: There is no such entry, or it cannot be renamed.
         """
-        with _naming(self.path / _entry(old)):
-            os.rename(old, _entry(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        with _with_path(self.path / _own_entry(old)):
+            os.rename(
+                old, _own_entry(new), src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor
+            )
 
     def remove(self, name: str) -> None:
         """Removes a file, a link (never its target) or a whole tree, if there is one."""
-        with _naming(self.path / _entry(name)), suppress(FileNotFoundError):
+        with _with_path(self.path / _own_entry(name)), suppress(FileNotFoundError):
             if stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
                 shutil.rmtree(name, dir_fd=self._descriptor)
             else:
                 os.unlink(name, dir_fd=self._descriptor)
 
     def discard(self, name: str) -> None:
-        """Removes a tree that may have a reader: hides it by one rename first.
+        """Removes a tree that may have a reader: the tree loses its name at once, then its files.
 
         `clean` removes what a kill leaves of it.
         """
-        hidden = _hidden(name)
-        self.rename(name, hidden)
+        unfinished = _unfinished_name(name)
+        self.rename(name, unfinished)
         with suppress(OSError):
-            self.remove(hidden)
+            self.remove(unfinished)
 
     def clean(self, entry: str = "") -> None:
         """Removes the unfinished entries of killed writers, and none that a living writer fills.
@@ -324,16 +326,16 @@ class Folder:
 
     def sync(self) -> None:
         """Waits until the directory's list of names is on the disk."""
-        with _naming(self.path):
+        with _with_path(self.path):
             os.fsync(self._descriptor)
 
-    def strange(self) -> list[str]:
-        """The entries, at any depth, that are no files and no folders, or lie too deep.
+    def irregular_entries(self) -> list[str]:
+        """The entries, at any depth, that are neither regular files nor folders, or lie too deep.
 
         Returns:
             Each as `path (a link)`.
         """
-        strange = []
+        irregular = []
         for above, folders, files, descriptor in os.fwalk(".", dir_fd=self._descriptor):
             depth = above.count("/")
             for name in sorted([*folders, *files]):
@@ -342,23 +344,24 @@ class Folder:
                     if stat.S_ISREG(status.st_mode):
                         continue
                     if not stat.S_ISDIR(status.st_mode) or depth >= MOST_DEPTH:
-                        strange.append(f"{self.path / above / name} ({kind(status)})")
+                        irregular.append(f"{self.path / above / name} ({entry_kind(status)})")
             if depth == MOST_DEPTH:
                 folders.clear()
-        return strange
+        return irregular
 
 
 @contextmanager
 def explained(
     error_type: type[JaxlmError],
-    what: str,
+    failure: str,
     remedy: str = "",
 ) -> Iterator[None]:
     """Turns an error about files into one sentence: what failed, the file, why, and what to do.
 
     Args:
-        error_type: The type of the error that is raised; one that has this type already passes.
-        what: What failed, such as "RUN cannot be resumed". The file is added where it is not in it.
+        error_type: The type of the error that is raised; an error that has it already passes.
+        failure: What failed, such as "RUN cannot be resumed"; the file's name is added if it is not
+            in these words.
         remedy: What to do.
 
     Raises:
@@ -370,8 +373,8 @@ def explained(
         raise
     except (OSError, ValueError, MemoryError, RecursionError) as error:
         path = getattr(error, "filename", None)
-        sentence = what
-        if path and str(path) not in what:
+        sentence = failure
+        if path and str(path) not in failure:
             sentence += f": {path}"
         sentence += f": {reason(error)}"
         if remedy:
@@ -404,12 +407,12 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         OSError: It cannot be read, or has more bytes.
     """
     with reader(path) as file:
-        return _bounded(file, Path(path), most)
+        return _read_at_most(file, Path(path), most)
 
 
 @contextmanager
 def output(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write at a path that the user gave for output.
+    """Yields a file to write, at a path that the user gave for output.
 
     A regular file is replaced durably if the block ends without an exception, and is else
     unchanged; a link's target is replaced, and the link stays. A device, a pipe and everything in
@@ -430,7 +433,7 @@ def output(path: str | Path) -> Iterator[BinaryIO]:
     _check_owner(Path(os.path.realpath(path)))
     is_special = path.is_relative_to("/dev") or path.is_relative_to("/proc")
     if os.path.exists(path) and (is_special or not path.is_file()):
-        with _naming(path):
+        with _with_path(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         with open(descriptor, "wb") as file:
             yield file
@@ -463,7 +466,7 @@ def vacant(path: str | Path) -> Iterator[tuple[Folder, str]]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Folder]:
-    """A directory to fill, which appears at a vacant path if the block ends without an exception.
+    """Yields a directory to fill; it appears at a vacant path if the block ends without an error.
 
     Args:
         path: The path.
@@ -478,9 +481,9 @@ def new_folder(path: str | Path) -> Iterator[Folder]:
         yield folder
 
 
-def kind(status: os.stat_result) -> str:
-    """The kind of a directory's entry, as "a link"."""
-    return _KINDS.get(stat.filemode(status.st_mode)[0], "a device")
+def entry_kind(status: os.stat_result) -> str:
+    """What an entry of a directory is, such as "a link"."""
+    return _ENTRY_KINDS.get(stat.filemode(status.st_mode)[0], "a device")
 
 
 def _check_owner(path: Path) -> None:
@@ -495,7 +498,7 @@ def _check_owner(path: Path) -> None:
         if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
             reason = (
                 f"expected a regular file in the directory of a {owners[0]}, "
-                f"found {kind(os.lstat(path))}"
+                f"found {entry_kind(os.lstat(path))}"
             )
             raise OSError(errno.EINVAL, reason, str(path))
         return
@@ -508,37 +511,48 @@ def _open(
     folder: int | None = None,
     expected: str = "a regular file",
 ) -> int:
-    """Opens what is expected, without ever waiting for a FIFO or a device."""
-    with _naming(path):
+    """Opens an entry of the kind `expected`, without ever waiting for a FIFO or a device.
+
+    Args:
+        name: The entry, within `folder`.
+        path: Its whole path, for errors.
+        flags: As `os.open` takes them.
+        folder: The descriptor of a directory; None: the working directory.
+        expected: The kind of entry.
+
+    Returns:
+        A descriptor.
+    """
+    with _with_path(path):
         try:
             descriptor = os.open(name, flags | os.O_NONBLOCK, 0o666, dir_fd=folder)
         except OSError as error:
-            found = expected
+            actual = expected
             with suppress(OSError):
                 follow = not flags & os.O_NOFOLLOW
-                found = kind(os.stat(name, dir_fd=folder, follow_symlinks=follow))
-            if found == expected or error.errno in (errno.EACCES, errno.EPERM):
+                actual = entry_kind(os.stat(name, dir_fd=folder, follow_symlinks=follow))
+            if actual == expected or error.errno in (errno.EACCES, errno.EPERM):
                 raise
-            raise OSError(error.errno, f"expected {expected}, found {found}") from None
-        found = kind(os.fstat(descriptor))
-        if found != expected:
+            raise OSError(error.errno, f"expected {expected}, found {actual}") from None
+        actual = entry_kind(os.fstat(descriptor))
+        if actual != expected:
             os.close(descriptor)
-            raise OSError(errno.EINVAL, f"expected {expected}, found {found}")
+            raise OSError(errno.EINVAL, f"expected {expected}, found {actual}")
         return descriptor
 
 
-def _bounded(
+def _read_at_most(
     file: BinaryIO,
     path: Path,
     most: int,
 ) -> bytes:
-    """The bytes of an open file or pipe; OSError for more than `most`.
+    """The bytes of an open file or pipe. Raises OSError where there are more than `most`.
 
-    Bytes that a living writer adds meanwhile are left for the next reader.
+    Bytes that another process adds in the meantime are not read.
     """
     status = os.fstat(file.fileno())
-    with _naming(path):
-        if stat.S_ISFIFO(status.st_mode):  # Its size is not known before it ends.
+    with _with_path(path):
+        if stat.S_ISFIFO(status.st_mode):  # a pipe's size is not known before its end
             data = file.read(most + 1)
             size = len(data)
         else:
@@ -549,22 +563,25 @@ def _bounded(
         return data
 
 
-def _entry(name: str) -> str:
-    """The name, where it is one of a directory's own entries."""
+def _own_entry(name: str) -> str:
+    """The name. Raises ValueError for a path, which may lead out of the directory."""
     if name in ("", ".", "..") or "/" in name:
         raise ValueError(f"expected the name of an entry of a directory, found {name!r}")
     return name
 
 
-def _hidden(name: str) -> str:
-    """A new name for an unfinished or half removed entry."""
+def _unfinished_name(name: str) -> str:
+    """A name for an entry that is not whole yet, or no longer whole."""
     # A letter takes up to 4 of the 255 bytes that a name may have.
-    return f".partial-{_entry(name)[:50]}-{secrets.token_hex(8)}"
+    return f".partial-{_own_entry(name)[:50]}-{secrets.token_hex(8)}"
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Gives an OSError the whole path, which a call below a held directory does not know."""
+def _with_path(path: Path) -> Iterator[None]:
+    """Raises an OSError of the block again, with the whole path.
+
+    A call that is given a directory's descriptor and a name does not know the path.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""JSON as jaxlm keeps it: strict to read, with its own hash inside that shows a changed byte."""
+"""JSON as jaxlm keeps it: read strictly, with a hash of itself inside that shows a changed byte."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def to_hashed_json(tree: dict[str, Any]) -> str:
-    """Canonical JSON of a tree, and the sha256 of the rest of the text inside."""
+    """Canonical JSON of a tree, with the sha256 of that JSON as one more field."""
     text = json.dumps(tree, indent=1, sort_keys=True)
     hashed = {**tree, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     return json.dumps(hashed, indent=1, sort_keys=True)
@@ -52,11 +52,11 @@ def strict_json(text: str | bytes) -> Any:
         ValueError: It is no JSON (NaN and Infinity are none), is nested too deeply, or gives one
             name twice in an object: of two values another reader might believe the other.
     """
-    return _parsed(text, parse_constant=_refuse)
+    return _parsed(text, parse_constant=_refuse_constant)
 
 
 def finite(tree: Any) -> Any:
-    """The tree with None for the numbers that JSON lacks."""
+    """The tree with None in place of infinities and nan, which JSON lacks."""
     if isinstance(tree, dict):
         return {str(name): finite(value) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -67,22 +67,21 @@ def finite(tree: Any) -> Any:
 
 
 def _parsed(text: str | bytes, **options: Any) -> Any:
+    """Parses JSON without repeated names. Raises ValueError."""
     try:
-        return json.loads(
-            text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=_unique,
-            **options,
-        )
+        if isinstance(text, bytes):
+            text = text.decode()
+        return json.loads(text, object_pairs_hook=_without_repeats, **options)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     tree = dict(pairs)
     if len(tree) < len(pairs):
         raise ValueError("a name is given twice in one object")
     return tree
 
 
-def _refuse(constant: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is no number of JSON")

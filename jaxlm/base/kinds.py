@@ -19,13 +19,14 @@ class Kinds(dict[str, type[Base]], Generic[Base]):
     """The kinds of one sort (models, optimisers, ...) by name, in the order of their definition.
 
     Attributes:
-        of_several: Makes a kind of several, named with commas between; None: there are no such.
+        of_several: Makes the kind of several names with commas between; None: there are no such
+            kinds.
     """
 
     of_several: Callable[[str], type[Base]] | None = None
 
     def __missing__(self, name: str) -> type[Base]:
-        if self.of_several and all(part in self for part in name.split(",")):
+        if self.of_several and all(kind_name in self for kind_name in name.split(",")):
             return self.of_several(name)
         raise KeyError(name)
 

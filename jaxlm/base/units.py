@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-MOST_UNKNOWN = 0.05  # the share of unknown tokens from which a result is warned about
+MOST_UNKNOWN = 0.05  # a result with a larger share of unknown tokens has a warning beside it
 
 
 class TextSize(NamedTuple):
@@ -37,7 +37,8 @@ def perplexity(nats: float, count: float) -> float:
         return math.inf
 
 
-LEAST_WORDS = 0.1  # a character, for a perplexity per word; in lines alone, a newline in 20
+# A text has words, and a perplexity per word, if it has so many for each character.
+LEAST_WORDS = 0.1
 
 
 def comparable(nats: float, size: TextSize) -> dict[str, float]:
@@ -47,10 +48,6 @@ def comparable(nats: float, size: TextSize) -> dict[str, float]:
     2020, arXiv:2101.00027, section 3.1); the perplexity per word is exp of nats over the words and
     the ends of lines (in the lm-evaluation-harness, over the words alone). A text almost without
     white space, such as Chinese, has no words: that perplexity is nan (`LEAST_WORDS`).
-
-    Args:
-        nats: The summed nats of the text.
-        size: How much text there is.
 
     >>> from jaxlm.base.units import TextSize
     >>> comparable(8 * math.log(2), TextSize(tokens=3, bytes=4, characters=2, words=4))
@@ -185,7 +182,7 @@ def measured(perplexity: float, tokens: str = "words") -> float:
         tokens: The kind of tokens.
 
     Returns:
-        The perplexity, or its logarithm of base 2 for characters and bytes.
+        The perplexity; for characters and bytes its logarithm of base 2, which is bits a token.
     """
     if tokens not in _BITS:
         return perplexity
@@ -209,7 +206,7 @@ def measure_text(perplexity: float, tokens: str = "words") -> str:
 
 
 def result_text(perplexity: float, tokens: str = "words") -> str:
-    """A perplexity as text; of characters and bytes behind bits a token.
+    """A perplexity as text; of characters and bytes it stands in brackets, after bits a token.
 
     >>> result_text(8.0, "subwords"), result_text(8.0, "bytes")
     ('8.00', '3.0000 bits per byte (perplexity 8.00)')

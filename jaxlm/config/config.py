@@ -34,7 +34,7 @@ from jaxlm.schedules import SCHEDULES, Piecewise, Plateau, Schedule
 FORMAT = 2  # of config.json
 
 KINDS: dict[str, Kinds] = {"model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-# Every section's kinds by name; a section without kinds has one, without a name.
+# The classes of each section by the kind's name; a section without kinds has one, named "".
 SECTIONS: dict[str, dict[str, type]] = {
     **KINDS,
     "train": {"": TrainConfig},
@@ -137,11 +137,11 @@ class Config:
                 sections[slot] = _chosen_section(slot, changes.pop(slot), section)
         values: dict[str, dict[str, Any]] = defaultdict(dict)  # by section, of those that change
         for name, value in changes.items():
-            slot, having = _kinds_with(name)
+            slot, owners = _owners_of_field(name)
             section = sections[slot]
             if name not in specs(type(section)):
                 raise JaxlmError(
-                    f"{name} is a field of the {slot} {either(having)}, and the {slot} is "
+                    f"{name} is a field of the {slot} {either(owners)}, and the {slot} is "
                     f"{section.kind_name}, whose fields are {', '.join(specs(type(section)))}"
                 )
             values[slot][name] = value
@@ -241,7 +241,7 @@ def _refuse_config(*_: Any) -> NoReturn:
     raise JaxlmError("a step takes a recipe, and this is a whole Config: give it config.recipe")
 
 
-# JAX asks for the leaves of a jitted step's arguments first, and is answered by that sentence.
+# JAX asks for the leaves of a jitted step's arguments, so that it raises the error above.
 jax.tree_util.register_pytree_node(Config, _refuse_config, _refuse_config)
 
 
@@ -280,8 +280,8 @@ def spec_of_field(name: str) -> Spec:
     """
     if name in KINDS:
         return Spec(str, f"the kind of {name}", choices=tuple(KINDS[name]))
-    slot, having = _kinds_with(name)
-    return specs(SECTIONS[slot][having[0]])[name]
+    slot, owners = _owners_of_field(name)
+    return specs(SECTIONS[slot][owners[0]])[name]
 
 
 def carried_over(section: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -328,14 +328,14 @@ def starting_values(section: Any, kind: type) -> dict[str, Any]:
 
 
 def changed_kinds(before: Config, changes: Mapping[str, Any]) -> list[str]:
-    """Tells what changed kinds carry over.
+    """Says which settings the kinds that a change chooses take over from the kinds before.
 
     Args:
         before: The config that is changed.
         changes: What `before.replace` is given.
 
     Returns:
-        A sentence for each kind that the changes choose anew, on the settings of the old kind.
+        A sentence for each kind that changes, if the old kind had settings of its own.
     """
 
     def settings(values: Mapping[str, Any]) -> str:
@@ -383,7 +383,7 @@ def different(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
     Args:
         old: The values before, by name.
-        new: The values now; of a name that either lacks it is None.
+        new: The values now. A value that one table lacks is shown as None.
 
     Returns:
         `name: old -> new` for each value that differs.
@@ -405,11 +405,10 @@ def conflicts(saved: Config, given: Config) -> list[str]:
     Returns:
         Lines of `differences`. The number of epochs is among them where something depends on it.
     """
-    model = saved.model
-    counts_epochs = saved.schedule.depends_on_total or not (
-        model.sampled_share is None and model.dropout_ramp is None
-    )
-    may_change = MAY_CHANGE - {"train.epochs"} if counts_epochs else MAY_CHANGE
+    may_change = MAY_CHANGE
+    ramps = (saved.model.sampled_share, saved.model.dropout_ramp)
+    if saved.schedule.depends_on_total or ramps != (None, None):
+        may_change = MAY_CHANGE - {"train.epochs"}
     return [line for line in differences(saved, given) if line.split(":")[0] not in may_change]
 
 
@@ -418,7 +417,13 @@ def _chosen_section(
     choice: Any,
     section: Any,
 ) -> Any:
-    """What replaces a section: another one, or the kind of a name with what it carries over."""
+    """What `Config.replace` puts in place of a section.
+
+    Args:
+        slot: The section's name.
+        choice: Another section; or a kind's name, which carries over fields of the old section.
+        section: The old section.
+    """
     if _is_section(slot, choice):
         return choice
     kind = _kind_named(slot, slot, choice)
@@ -439,7 +444,16 @@ def _kind_named(
     slot: str,
     name: Any,
 ) -> type:
-    """The kind of a name. Where there is none, raises JaxlmError about what the label names."""
+    """The kind with a name.
+
+    Args:
+        label: What an error calls the name.
+        slot: The section.
+        name: The name, which may be anything.
+
+    Raises:
+        JaxlmError: There is no such kind, or the section has no kinds.
+    """
     if slot not in KINDS:
         raise JaxlmError(f"{label} takes a section of the config; it is {shown(name)}")
     if isinstance(name, str):
@@ -448,12 +462,12 @@ def _kind_named(
     raise JaxlmError(f"{label} must be {either(list(KINDS[slot]))}; it is {shown(name)}")
 
 
-def _kinds_with(name: str) -> tuple[str, list[str]]:
-    """The section that has a field, and its kinds that do. Raises JaxlmError if there are none."""
+def _owners_of_field(name: str) -> tuple[str, list[str]]:
+    """The section and the names of its kinds that have a field. Raises JaxlmError for no field."""
     for slot, kinds in SECTIONS.items():
-        having = [kind_name for kind_name, kind in kinds.items() if name in specs(kind)]
-        if having:
-            return slot, having
+        owners = [kind_name for kind_name, kind in kinds.items() if name in specs(kind)]
+        if owners:
+            return slot, owners
     known = dict.fromkeys(field for *_, kind in all_kinds() for field in specs(kind))
     raise JaxlmError(f"unknown field {name!r}{nearest(name, [*known, *KINDS])}")
 

@@ -112,16 +112,16 @@ class Dynamic(Plain):
     )
 
     def check(self) -> None:
-        """Raises JaxlmError for another code's quirks without its rule."""
+        """Raises JaxlmError for rule sgd with the quirks of a code that has no such rule."""
         if self.rule == "sgd" and self.compatibility != "none":
             raise JaxlmError(
-                f"compatibility {self.compatibility} is about code that has no rule sgd: leave "
+                f"compatibility {self.compatibility} repeats a code that has no rule sgd: leave "
                 "one out"
             )
 
     @property
     def as_krause(self) -> bool:
-        """Whether the tensors are PyTorch's."""
+        """Whether parameters are learnt tensor by tensor, as PyTorch's layers have them."""
         return self.compatibility == "krause"
 
     @property
@@ -152,11 +152,11 @@ class MCDropout(Plain):
     )
 
 
-def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
+def protocol_of(protocol: "str | Plain | None" = None, **values: Any) -> Plain:
     """Returns a protocol with some fields changed.
 
     Args:
-        given: A protocol, or the name of one; None: plain.
+        protocol: A protocol, or the name of one; None: plain.
         **values: Fields of the protocol, and their values.
 
     Returns:
@@ -165,26 +165,26 @@ def protocol_of(given: "str | Plain | None" = None, **values: Any) -> Plain:
     Raises:
         JaxlmError: The name or a field is unknown, or a value is outside its limits.
     """
-    protocol = "plain" if given is None else given
-    if isinstance(protocol, str) and protocol in PROTOCOLS:
-        protocol = PROTOCOLS[protocol]()
-    if isinstance(protocol, str) or type(protocol) not in PROTOCOLS.values():
+    chosen = "plain" if protocol is None else protocol
+    if isinstance(chosen, str) and chosen in PROTOCOLS:
+        chosen = PROTOCOLS[chosen]()
+    if isinstance(chosen, str) or type(chosen) not in PROTOCOLS.values():
         raise JaxlmError(
             f"protocol must be {either(list(PROTOCOLS))}, or an object of theirs, such as Cache(); "
-            f"it is {protocol!r:.200}"
+            f"it is {chosen!r:.200}"
         )
-    known = specs(type(protocol))
+    known = specs(type(chosen))
     for name in values:
-        having = [other for other, kind in PROTOCOLS.items() if name in specs(kind)]
-        if name not in known and having:
+        owners = [owner for owner, kind in PROTOCOLS.items() if name in specs(kind)]
+        if name not in known and owners:
             raise JaxlmError(
-                f"{name.rstrip('_')} belongs to the protocol {either(having)}, and the protocol is "
-                f"{protocol.kind_name}: leave it out, or choose that protocol"
+                f"{name.rstrip('_')} belongs to the protocol {either(owners)}, and the protocol is "
+                f"{chosen.kind_name}: leave it out, or choose that protocol"
             )
         if name not in known:
             near = nearest(name, list(known))
-            raise JaxlmError(f"the protocol {protocol.kind_name} has no {name!r}{near}")
-    return checked(replace(protocol, **values))
+            raise JaxlmError(f"the protocol {chosen.kind_name} has no {name!r}{near}")
+    return checked(replace(chosen, **values))
 
 
 def described(protocol: Plain) -> str:

@@ -202,8 +202,10 @@ class DataConfig(Section):
     def check(self) -> None:
         """Raises JaxlmError where two fields contradict each other."""
         if self.tokenizer_file and self.tokens != "subwords":
-            what = f"tokenizer_file {self.tokenizer_file} is for tokens subwords"
-            raise JaxlmError(f"{what}, and tokens is {self.tokens}: leave one out")
+            raise JaxlmError(
+                f"tokenizer_file {self.tokenizer_file} is for tokens subwords, and tokens is "
+                f"{self.tokens}: leave one out"
+            )
 
     @property
     def options(self) -> dict[str, Any]:

@@ -313,7 +313,8 @@ def problems(run: RunDir) -> list[str]:
         OSError: There is no directory.
     """
     with Folder.open(run) as folder:
-        sentences = [f"{path} does not belong in a run's directory" for path in folder.strange()]
+        irregular = folder.irregular_entries()
+        sentences = [f"{path} does not belong in a run's directory" for path in irregular]
         for read in (_read_config, saved_record, _check_metrics):
             try:
                 read(folder)

@@ -72,10 +72,10 @@ def lock(run_dir: str | Path) -> Iterator[Held]:
     with ExitStack() as stack:
         with explained(RunDirError, f"{run_dir} cannot be used", ELSEWHERE):
             folder = stack.enter_context(Folder.open(run_dir, create=True))
-            strange = folder.strange()
-            if strange:
+            irregular = folder.irregular_entries()
+            if irregular:
                 raise RunDirError(
-                    f"{run_dir} contains {', '.join(strange[:4])}: only regular files and "
+                    f"{run_dir} contains {', '.join(irregular[:4])}: only regular files and "
                     "directories belong in a run's directory; remove the rest, or choose another "
                     "--run-dir"
                 )
