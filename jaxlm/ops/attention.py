@@ -53,15 +53,15 @@ def attention_reference(
         The outputs, and the new state.
     """
     T = len(q)
-    q, keys, values = _with_state(q, k, v, state)
+    q, keys, values = _after_held(q, k, v, state)
     W = state.keys.shape[2]
     scores = jnp.einsum("bntd,bnsd->bnts", turned(q, W), turned(keys)) * q.shape[-1] ** -0.5
     t = jnp.arange(T)[:, None]
     s = jnp.arange(W + T)
-    read = (t <= s) & (s <= t + W) & (s >= W - state.held[:, None, None, None])
-    shares = jax.nn.softmax(jnp.where(read, scores, -jnp.inf))
+    is_read = (t <= s) & (s <= t + W) & (s >= W - state.held[:, None, None, None])
+    shares = jax.nn.softmax(jnp.where(is_read, scores, -jnp.inf))
     y = jnp.einsum("bnts,bnsd->tbnd", shares, values)
-    return y, _after(keys, values, state, T if length is None else length)
+    return y, _state_after(keys, values, state, T if length is None else length)
 
 
 def attention(
@@ -89,7 +89,7 @@ def attention(
         The outputs, and the new state.
     """
     T = len(q)
-    q, keys, values = _with_state(q, k, v, state)
+    q, keys, values = _after_held(q, k, v, state)
     B, N, W, D = state.keys.shape
     chunks = max(1, round(T / math.sqrt(W * D / 2)))
     steps = math.ceil(T / chunks)
@@ -106,16 +106,16 @@ def attention(
     scores = contraction("bctd,bcsd->bcts", dtype, queries, windows(turned(keys)))
     t = np.arange(steps)[:, None]
     s = np.arange(W + steps)
-    # Of keys before the first step there may be fewer than W.
+    # Fewer than W keys may be held of the steps before the first.
     missing = W - jnp.repeat(state.held, N)[:, None, None]
-    here = np.arange(chunks)[:, None] * steps + s >= missing
-    read = (t <= s) & (s <= t + W) & here[:, :, None]
-    scores = jnp.where(read, scores, -jnp.inf)
+    is_held = np.arange(chunks)[:, None] * steps + s >= missing
+    is_read = (t <= s) & (s <= t + W) & is_held[:, :, None]
+    scores = jnp.where(is_read, scores, -jnp.inf)
     shares = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
     y = contraction("bcts,bcsd->bctd", dtype, shares, windows(values))
-    y = y / shares.sum(-1, keepdims=True)  # of fewer numbers than the shares
+    y = y / shares.sum(-1, keepdims=True)  # here, since y has fewer elements than the shares
     y = jnp.transpose(y.reshape(B, N, chunks * steps, D)[:, :, :T], (2, 0, 1, 3))
-    return y, _after(keys, values, state, T if length is None else length)
+    return y, _state_after(keys, values, state, T if length is None else length)
 
 
 def turned(x: Float[Array, "*rows S D"], first: int = 0) -> Float[Array, "*rows S D"]:
@@ -147,28 +147,33 @@ def _padded(x: Float[Array, "B N _ D"], size: int) -> Float[Array, "B N {size} D
     return jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2]), (0, 0)))
 
 
-def _with_state(
+def _after_held(
     q: Heads,
     k: Heads,
     v: Heads,
     state: AttentionState,
 ) -> tuple[Float[Array, "B N _ D"], ...]:
-    """Queries [B, N, T, D]; keys and values [B, N, W + T, D]: CPUs want a product's batch first."""
-    q, k, v = (jnp.transpose(part, (1, 2, 0, 3)) for part in (q, k, v))
+    """Puts keys and values behind those that the state holds, and the axes [B, N] first.
+
+    CPUs multiply fastest if the axes of a product's batch come first.
+
+    Returns:
+        Queries [B, N, T, D]; keys and values [B, N, W + T, D].
+    """
+    q, k, v = (jnp.transpose(vectors, (1, 2, 0, 3)) for vectors in (q, k, v))
     keys = jnp.concatenate([state.keys, k], 2)
     return q, keys, jnp.concatenate([state.values, v], 2)
 
 
-def _after(
+def _state_after(
     keys: Float[Array, "B N S D"],
     values: Float[Array, "B N S D"],
     state: AttentionState,
     count: Scalar | int,
 ) -> AttentionState:
-    """The state after so many steps, of the keys and values of all."""
+    """The state after `count` steps, given the keys and values that `_after_held` returned."""
     W = state.keys.shape[2]
-    last_keys, last_values = (
-        lax.dynamic_slice_in_dim(part, count, W, 2) for part in (keys, values)
-    )
+    last_keys = lax.dynamic_slice_in_dim(keys, count, W, 2)
+    last_values = lax.dynamic_slice_in_dim(values, count, W, 2)
     held = jnp.minimum(state.held + count, W).astype(state.held.dtype)
     return AttentionState(last_keys, last_values, held)

@@ -28,7 +28,7 @@ Values = Float[Array, "T B N F"]
 # log a, at most 0: of a head [T, B, N, 1], or of each key unit [T, B, N, D].
 Decay = Float[Array, "T B N _"]
 KeyValues = Float[Array, "B N D F"]
-Summed = tuple[Float[Array, "B N _ _"], ...]  # of decays, by `_summed`
+DecaySums = tuple[Float[Array, "B N _ _"], ...]  # of decays, by `_decay_sums`
 
 # The most steps of a chunk, with a decay for each head and for each key unit.
 CHUNK = 64
@@ -112,7 +112,7 @@ def linear_attention(
 
     def run_chunk(state, inputs):  # S and inputs [B, N, steps, _] -> the new S, y [B, N, steps, F]
         q, k, u, log_decay, beta = inputs
-        decay = _summed(log_decay)
+        decay = _decay_sums(log_decay)
         if beta is not None:
             # u solves (1 + L) u = beta (v - ...), where L is what earlier steps of the chunk write.
             written = u - contraction("bntd,bndf->bntf", dtype, k * jnp.exp(sum(decay)), state)
@@ -121,7 +121,7 @@ def linear_attention(
         y = contraction("bnts,bnsf->bntf", dtype, _scores(q, k, decay, dtype), u)
         y += contraction("bntd,bndf->bntf", dtype, q * jnp.exp(sum(decay)), state)
         last = tuple(term[:, :, -1:] for term in decay)
-        added = contraction("bntd,bntf->bndf", dtype, k * jnp.exp(_between(last, decay)), u)
+        added = contraction("bntd,bntf->bndf", dtype, k * jnp.exp(_log_decay(last, decay)), u)
         return jnp.exp(jnp.swapaxes(sum(last), 2, 3)) * state + added, y
 
     # A step that does not count neither decays nor writes.
@@ -130,29 +130,33 @@ def linear_attention(
     return jnp.moveaxis(y, 3, 1).reshape(chunks * steps, *v.shape[1:])[:T], state
 
 
-def _summed(log_decay: Float[Array, "B N t _"]) -> Summed:
-    """The sums of log a up to each step, as two terms: the first has few digits and is exact."""
+def _decay_sums(log_decay: Float[Array, "B N t _"]) -> DecaySums:
+    """The sum of log a up to each step, as two terms to be added.
+
+    The first term sums multiples of 1 / 1024, which float32 adds exactly; so the difference of two
+    sums is accurate, however large the sums are.
+    """
     coarse = lax.stop_gradient(jnp.round(log_decay * 1024) / 1024)
     fine = log_decay - coarse
     return jnp.cumsum(coarse, 2), jnp.cumsum(fine, 2)
 
 
-def _between(later: Summed, earlier: Summed) -> Float[Array, "..."]:
-    """The log of the decay from earlier steps to later ones."""
+def _log_decay(later: DecaySums, earlier: DecaySums) -> Float[Array, "..."]:
+    """Log of the decay from earlier steps to later ones."""
     return (later[0] - earlier[0]) + (later[1] - earlier[1])
 
 
 def _scores(
     q: Float[Array, "B N t D"],
     k: Float[Array, "B N t D"],
-    decay: Summed,
+    decay: DecaySums,
     dtype: Any,
 ) -> Float[Array, "B N t t"]:
-    """How much of what step s writes step t reads."""
+    """What step t reads of what step s writes: q_t . k_s, decayed from s to t; 0 where s > t."""
     steps = np.arange(q.shape[2])
     if decay[0].shape[-1] == 1:
         columns = tuple(jnp.swapaxes(term, 2, 3) for term in decay)
-        log_kept = jnp.where(steps[:, None] >= steps, _between(decay, columns), -jnp.inf)
+        log_kept = jnp.where(steps[:, None] >= steps, _log_decay(decay, columns), -jnp.inf)
         return contraction("bntd,bnsd->bnts", dtype, q, k) * jnp.exp(log_kept)
     scores = jnp.where(steps[:, None] == steps, (q * k).sum(-1)[..., None], 0)
     size = 1
@@ -160,28 +164,29 @@ def _scores(
         # The later half of each block of 2 * size steps reads the earlier half. The decay between
         # two steps is that to the earlier half's last step, `middle`, times that from there.
         middle = np.minimum(steps // (2 * size) * (2 * size) + size - 1, steps[-1])
-        over = _between(decay, tuple(term[:, :, middle] for term in decay))
-        kept = jnp.exp(jnp.where((steps > middle)[:, None], over, -over))
+        from_middle = _log_decay(decay, tuple(term[:, :, middle] for term in decay))
+        is_later = (steps > middle)[:, None]
+        kept = jnp.exp(jnp.where(is_later, from_middle, -from_middle))
         read = contraction("bntd,bnsd->bnts", dtype, q * kept, k * kept)
-        scores += jnp.where(_across(len(steps), size), read, 0)
+        scores += jnp.where(_across_halves(len(steps), size), read, 0)
         size *= 2
     return scores
 
 
 def _inverse(lower: Float[Array, "B N t t"], dtype: Any) -> Float[Array, "B N t t"]:
-    """The inverse of I + lower by growing blocks; of `lower` the part below the diagonal counts."""
+    """The inverse of I + the part of `lower` below its diagonal, by blocks of growing size."""
     steps = lower.shape[-1]
     size = 1
     inverse = jnp.broadcast_to(jnp.eye(steps, dtype=lower.dtype), lower.shape)
     while size < steps:
-        across = jnp.where(_across(steps, size), lower, 0)
-        right = contraction("bnts,bnsr->bntr", dtype, across, inverse)
+        lower_block = jnp.where(_across_halves(steps, size), lower, 0)
+        right = contraction("bnts,bnsr->bntr", dtype, lower_block, inverse)
         inverse -= contraction("bnts,bnsr->bntr", dtype, inverse, right)
         size *= 2
     return inverse
 
 
-def _across(steps: int, size: int) -> Bool[np.ndarray, "t t"]:
-    """True for a step in a block's later half and one in its earlier half, each of `size` steps."""
+def _across_halves(steps: int, size: int) -> Bool[np.ndarray, "t t"]:
+    """[t, s], true where t is in the later half of a block of 2 * size steps, s in the earlier."""
     half = np.arange(steps) // size
     return (half[:, None] == half + 1) & (half % 2 == 0)

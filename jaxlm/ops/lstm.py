@@ -156,6 +156,11 @@ def _forward(
 
 
 def _backward(saved, cotangents):
+    """The gradient of each argument of `_lstm`.
+
+    The slopes are the derivatives of c and h: of c by the gates i, j and f before their
+    activations, of h by o (`gate_slopes`), and of h by c (`cell_slope`).
+    """
     x, kernel, state, h, c, gates, length, kept, keep = saved
     dy, dfinal = cotangents
     if length is not None:
@@ -166,21 +171,21 @@ def _backward(saved, cotangents):
 
     i, j, f, o = jnp.split(gates, 4, -1)
     tanh_c = jnp.tanh(c)
-    of_gates = jnp.concatenate(
+    gate_slopes = jnp.concatenate(
         [j * i * (1 - i), i * (1 - j * j), c_before * f * (1 - f), tanh_c * o * (1 - o)], -1
     )
-    of_cell = o * (1 - tanh_c * tanh_c)
+    cell_slope = o * (1 - tanh_c * tanh_c)
 
     def cell(carry, step):
         dc, dh = carry
-        dy, of_gates, of_cell, f = step
+        dy, gate_slopes, cell_slope, f = step
         dh = dh + dy
-        dc = dc + dh * of_cell
-        dz = jnp.concatenate([dc, dc, dc, dh], -1) * of_gates
+        dc = dc + dh * cell_slope
+        dz = jnp.concatenate([dc, dc, dc, dh], -1) * gate_slopes
         return (dc * f, apply_mask(product(dz, kernel_h, x.dtype, transposed=True), kept, keep)), dz
 
     (dc, dh), dz = scan(
-        cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), of_gates, of_cell, f), reverse=True
+        cell, (dfinal.c, dfinal.h), (dy.astype(c.dtype), gate_slopes, cell_slope, f), reverse=True
     )
 
     # The concatenation writes the transposes out, as the fast product wants its first factor.

@@ -226,7 +226,7 @@ def _experts(
     choice,
     targets,
 ):
-    """For each expert [*rows, K]: odds of all words, their sum, log(prior_k p_k(target))."""
+    """The odds of all words [*rows, K, V]; their sum, and log(prior_k p_k(target)) [*rows, K]."""
     logits = product(x, layer, x.dtype)
     targets = jnp.broadcast_to(targets[..., None], choice.shape)
     odds, total, top, picked = odds_and_pick(logits, targets)

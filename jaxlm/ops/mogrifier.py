@@ -96,7 +96,7 @@ def _cell(
 ):
     """One step: the new carry and the output.
 
-    Without rounds, x is the input's part of the gates, [B, 4H].
+    Without rounds, x is what `_from_input` returned [B, 4H].
     """
     others, limits = rest
     norms = others["norms"]
@@ -122,10 +122,10 @@ def _cell(
     if input_gate == "capped":
         i = jnp.minimum(i, 1 - f)
     c = c + i * update
-    shown = c
+    c_read = c
     if norms is not None:
-        shown = layer_norm(c) * norms["cell"] + norms["cell_bias"]
-    h = jnp.tanh(shown) * o
+        c_read = layer_norm(c) * norms["cell"] + norms["cell_bias"]
+    h = jnp.tanh(c_read) * o
     if limits.cell_clip is not None:
         c = jnp.clip(c, -limits.cell_clip, limits.cell_clip)
     return LSTMState(c, h), h
@@ -150,9 +150,12 @@ def after_rounds(
     """
     for place, biases in enumerate(rounds):
         scores = x if place % 2 else h
-        for name in ("full",) if "full" in biases else ("left", "right"):
-            scores = linear(f"{place} {name}", scores)
-        gate = 2 * sigmoid(scores + biases[name])
+        if "full" in biases:
+            scores = linear(f"{place} full", scores) + biases["full"]
+        else:
+            scores = linear(f"{place} left", scores)
+            scores = linear(f"{place} right", scores) + biases["right"]
+        gate = 2 * sigmoid(scores)
         if place % 2:
             h = h * gate
         else:
@@ -184,7 +187,7 @@ def _from_input(
     x: Array,
     others: Weights,
 ) -> Array:
-    """The input's part of the gates, with the bias, of x [*rows, E]."""
+    """What the input x [*rows, E] adds to the gates, and their bias."""
     z = linear("input", x)
     if others["norms"] is not None:
         z = layer_norm(z) * others["norms"]["input"]

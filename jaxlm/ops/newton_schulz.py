@@ -32,10 +32,9 @@ def orthogonalized(
     dtype: Any = jnp.float32,
     rule: str = "jordan",
 ) -> Float[Array, "G M N"]:
-    """The nearest semi-orthogonal matrix of each, roughly: singular values of about 0.7 to 1.2.
+    """Roughly the nearest semi-orthogonal matrix of each; its singular values are 0.7 to 1.2.
 
-    Products take a second factor as it lies, and contract the last axes where a transpose is
-    wanted: bfloat16 is fast at both.
+    No factor of a product is transposed in memory, so that bfloat16 is fast (`ops/product.py`).
 
     Args:
         matrices: The matrices.

@@ -93,7 +93,6 @@ def _forward(
     matrices,
     *rest,
 ):
-    # Zeros are added to each product at each step: their gradient is that of the product.
     wide = jnp.promote_types(dtype, jnp.float32)
     zeros = {
         name: jnp.zeros((*x.shape[:2], matrix.shape[-1]), wide) for name, matrix in matrices.items()
@@ -126,34 +125,47 @@ def _scan(
     cell,
     dtype,
     matrices,
-    added,
+    zeros,
     x,
     others,
     state,
     length,
 ):
-    """((outputs, new carry), the operand [T, B, in] of each product at each step).
+    """Runs the cell over time, and records what the matrices multiply.
 
-    `added` [T, B, out] is added to the products, by the names of their matrices; None: nothing.
+    Args:
+        cell: As `recurrence` takes it.
+        dtype: What products multiply in.
+        matrices: By name.
+        zeros: By the name of a matrix, [T, B, out] to be added to its products: the gradient of the
+            zeros is that of the products. None: nothing.
+        x: The inputs.
+        others: What else the cell reads.
+        state: The carry before the first step.
+        length: How many steps count.
+
+    Returns:
+        The outputs and the new carry; and by the name of a matrix the operands of its products
+        [T, B, in].
     """
     # Cast once, not at each step.
     matrices = {name: matrix.astype(dtype) for name, matrix in matrices.items()}
 
     def step(state, inputs):
-        x, added = inputs
+        x, zeros = inputs
         operands = {}
 
         def linear(name, a):
             operands[name] = a
             z = checkpoint_name(product(a, matrices[name], dtype), "product")
-            return z if added is None else z + added[name]
+            return z if zeros is None else z + zeros[name]
 
         state, y = cell(linear, state, x, others)
         return state, (y, operands)
 
-    # The backward scan computes again what follows from the products: keeping it would be slower.
+    # The backward scan computes all but the products again, which is faster than to keep it.
     step = jax.checkpoint(
         step, policy=jax.checkpoint_policies.save_only_these_names("product"), prevent_cse=False
     )
-    final, (y, operands) = scan(step, state, (x, added), length)
+    final, (y, operands) = scan(step, state, (x, zeros), length)
     return (y, final), operands

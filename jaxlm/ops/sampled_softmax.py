@@ -179,52 +179,52 @@ def _estimate(
 ):
     """The estimate and its gradients."""
     table = kernel.T  # a tied kernel is a transposed table: its rows are read where they lie
-    few = table[drawn.ids].T
-    few_bias = bias[drawn.ids] + drawn.log_weights
+    drawn_kernel = table[drawn.ids].T
+    drawn_bias = bias[drawn.ids] + drawn.log_weights
     rows = table[targets]
     narrow_rows = rows.astype(x.dtype)
-    hit = jnp.einsum("...h,...h->...", x, narrow_rows, preferred_element_type=bias.dtype)
-    hit = hit + bias[targets]  # the target's logit
-    nats, dfew, dfew_bias, dx, dhit = by_platform(
-        _chunks, x, few, few_bias, targets, weights, drawn.ids, hit
+    target_logits = jnp.einsum("...h,...h->...", x, narrow_rows, preferred_element_type=bias.dtype)
+    target_logits = target_logits + bias[targets]  # the target's logit
+    nats, d_drawn_kernel, d_drawn_bias, dx, d_target_logits = by_platform(
+        _chunks, x, drawn_kernel, drawn_bias, targets, weights, drawn.ids, target_logits
     )
-    dx += dhit[..., None] * rows
-    dkernel = jnp.zeros_like(table).at[drawn.ids].add(dfew.T)
-    dkernel = dkernel.at[targets].add(dhit[..., None] * x.astype(table.dtype))
-    dbias = jnp.zeros_like(bias).at[drawn.ids].add(dfew_bias).at[targets].add(dhit)
+    dx += d_target_logits[..., None] * rows
+    dkernel = jnp.zeros_like(table).at[drawn.ids].add(d_drawn_kernel.T)
+    dkernel = dkernel.at[targets].add(d_target_logits[..., None] * x.astype(table.dtype))
+    dbias = jnp.zeros_like(bias).at[drawn.ids].add(d_drawn_bias).at[targets].add(d_target_logits)
     return nats, (dx.astype(x.dtype), dkernel.T, dbias, None, None)
 
 
 def _chunks(
     on_cpu,
     x,
-    few,
-    few_bias,
+    drawn_kernel,
+    drawn_bias,
     targets,
     weights,
     ids,
-    hit,
+    target_logits,
 ):
     """The nats; their gradients for the drawn words' kernel and bias, x, and targets' logits."""
-    narrow = few.astype(x.dtype)
-    inputs, layer = with_bias(on_cpu, x, few, few_bias)
-    cut, join = chunking(on_cpu, targets.shape, few.shape)
-    inputs, targets, weights, hit = map(cut, (inputs, targets, weights, hit))
+    narrow = drawn_kernel.astype(x.dtype)
+    inputs, layer = with_bias(on_cpu, x, drawn_kernel, drawn_bias)
+    cut, join = chunking(on_cpu, targets.shape, drawn_kernel.shape)
+    inputs, targets, weights, target_logits = map(cut, (inputs, targets, weights, target_logits))
 
     def chunk(carry, rows):
         nats, dlayer = carry
-        x, columns, targets, weights, hit = rows
+        x, columns, targets, weights, target_logits = rows
         logits = jnp.where(ids == targets[..., None], ABSENT, product(x, layer, x.dtype))
-        top = jnp.maximum(logits.max(-1), hit)
+        top = jnp.maximum(logits.max(-1), target_logits)
         odds = jnp.exp(logits - top[..., None])
-        hit_odds = jnp.exp(hit - top)
-        total = odds.sum(-1) + hit_odds
-        nats += jnp.sum(weights * (top + jnp.log(total) - hit))
+        target_odds = jnp.exp(target_logits - top)
+        total = odds.sum(-1) + target_odds
+        nats += jnp.sum(weights * (top + jnp.log(total) - target_logits))
         dx, dchunk = gradients_from_odds(odds, weights / total, narrow, columns)
-        return (nats, dlayer + dchunk), (dx, weights * (hit_odds / total - 1))
+        return (nats, dlayer + dchunk), (dx, weights * (target_odds / total - 1))
 
-    zero = (jnp.zeros((), few_bias.dtype), jnp.zeros(layer.shape, few.dtype))
-    rows = inputs, jnp.moveaxis(inputs, -1, 1), targets, weights, hit
-    (nats, dlayer), (dx, dhit) = lax.scan(chunk, zero, rows)
-    H = len(few)
-    return nats, dlayer[:H], dlayer[H], join(dx), join(dhit)
+    zero = (jnp.zeros((), drawn_bias.dtype), jnp.zeros(layer.shape, drawn_kernel.dtype))
+    rows = inputs, jnp.moveaxis(inputs, -1, 1), targets, weights, target_logits
+    (nats, dlayer), (dx, d_target_logits) = lax.scan(chunk, zero, rows)
+    H = len(drawn_kernel)
+    return nats, dlayer[:H], dlayer[H], join(dx), join(d_target_logits)

@@ -37,7 +37,10 @@ ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 
 
 def _narrow_rows() -> int:
-    """Bfloat16 products on CPUs are fast for a multiple of so many rows: a tile of AMX has 32."""
+    """Of how many rows a matrix should have a multiple, to multiply fast in bfloat16 on CPUs.
+
+    AMX multiplies tiles of 32 rows.
+    """
     with suppress(OSError):  # only Linux has the file, and a container may hide it
         if "amx_bf16" in Path("/proc/cpuinfo").read_text(errors="replace"):
             return 32
@@ -330,7 +333,7 @@ def chunking(
     if on_cpu:
         cached = CHUNK_BYTES // (4 * V)
         wanted = max(cached, min(H, 3 * cached), H // 4)
-    # Each device has a part of a chunk, and they add up the kernel's gradient once a chunk.
+    # Devices share each chunk, and add up the kernel's gradient once a chunk.
     wanted = max(wanted, LEAST_ROWS) * batch_devices()
     parts = 1
     rows = logits * math.prod(batch)
@@ -342,6 +345,7 @@ def chunking(
     chunks = math.ceil(T * parts / steps)  # none of padding alone
 
     def cut(array):
+        """[T, B, ...] -> [chunks, steps, B / parts, ...]: part p has the rows p, p + parts, ..."""
         if parts > 1:
             array = jnp.moveaxis(array.reshape(T, -1, parts, *array.shape[2:]), 2, 1)
             array = array.reshape(-1, *array.shape[2:])
@@ -349,6 +353,7 @@ def chunking(
         return jnp.pad(array, padding).reshape(chunks, steps, *array.shape[1:])
 
     def join(array):
+        """Undoes `cut`."""
         rest = array.shape[2 + len(batch) :]
         array = array.reshape(-1, *array.shape[2:])[: T * parts]
         if parts > 1:
