@@ -16,7 +16,7 @@ draw.
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ class Generator:
         ]
         self.spec = spec
         words = [_words(name, kind)[: sizes[name]] for name, kind in classes]
-        self.words = tuple(word for several in words for word in several)
+        self.words = tuple(chain.from_iterable(words))
         self.word_class = np.repeat(np.arange(len(classes)), [sizes[name] for name, _ in classes])
         self.word_weight = np.concatenate(
             [_word_weights(spec, index, sizes[name]) for index, (name, _) in enumerate(classes)],

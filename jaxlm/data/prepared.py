@@ -155,11 +155,11 @@ def _check_options(
             raise DataError(
                 f"{path} was prepared with {name} {prepared}, not {value}: leave that out, {remedy}"
             )
-    most = options.max_vocab
-    if most is not None and len(vocab) > most and not vocab.tokens.names:
+    max_vocab = options.max_vocab
+    if max_vocab is not None and len(vocab) > max_vocab and not vocab.tokens.names:
         raise DataError(
             f"{path} was prepared with {len(vocab):,} words, more than the vocabulary size "
-            f"{most:,}: raise that, {remedy}"
+            f"{max_vocab:,}: raise that, {remedy}"
         )
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import has_magic
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class GeneratedSplit(NamedTuple):
         ids = generator.draw(self.size.tokens[self.stream], self.stream)
         words = ["\n" if word == EOS else f" {word}" for word in generator.words]
         for start in range(0, len(ids), _WORDS_AT_ONCE):
-            block = "".join(words[place] for place in ids[start : start + _WORDS_AT_ONCE].tolist())
+            block_ids = ids[start : start + _WORDS_AT_ONCE].tolist()
+            block = "".join(words[word_id] for word_id in block_ids)
             yield block, len(block)
 
 
@@ -82,9 +84,11 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """The files that must not change while they are read."""
-        parts = [part for several in self.parts.values() for part in several]
-        return [part.path for part in parts if isinstance(part, FilePart) and self.spec]
+        """The files that must not change while they are read; a stream is none."""
+        if self.spec is None:
+            return []
+        parts = chain.from_iterable(self.parts.values())
+        return [part.path for part in parts if isinstance(part, FilePart)]
 
     def floor(self, vocab: Vocab) -> dict[str, float] | None:
         """The least summed nats of each split; None: unknown.
@@ -134,7 +138,7 @@ def find_source(
             "of a folder or a file of text"
         )
     parts = find_splits(path)
-    paths = dict.fromkeys(part.path for several in parts.values() for part in several)
+    paths = dict.fromkeys(part.path for part in chain.from_iterable(parts.values()))
     stamps = [stamp(path) for path in paths]
     return Source(
         name=f"text:{os.path.basename(os.path.abspath(path))}",

@@ -379,7 +379,7 @@ def _load_json(model: bytes, byte_level: bool) -> _Tokenizer:
     @lru_cache(_CACHED)
     def encode(text: str) -> list[str]:
         try:
-            return [names[place] for place in made.encode(text, add_special_tokens=False).ids]
+            return [names[token] for token in made.encode(text, add_special_tokens=False).ids]
         except (KeyboardInterrupt, UnicodeError):
             raise
         except BaseException as error:  # a panic of Rust is no Exception

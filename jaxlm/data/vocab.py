@@ -56,7 +56,8 @@ class Vocab:
                     f"word {place} of a vocabulary must be text without white space, not {actual}"
                 )
         if len(self.ids) < len(self.words):
-            word = next(word for place, word in enumerate(self.words) if self.ids[word] != place)
+            counts = Counter(self.words)
+            word = max(counts, key=counts.__getitem__)
             raise DataError(
                 f"the vocabulary holds the word {shown(word)} twice, so its ids are ambiguous; "
                 "keep one"
@@ -85,7 +86,7 @@ class Vocab:
     @cached_property
     def ids(self) -> dict[str, int]:
         """The id of each word."""
-        return {word: place for place, word in enumerate(self.words)}
+        return {word: word_id for word_id, word in enumerate(self.words)}
 
     @cached_property
     def sha256(self) -> str:
@@ -233,9 +234,9 @@ class Vocab:
         Raises:
             DataError: An id is outside [0, V).
         """
-        places = np.fromiter(ids, np.int64)
-        check_ids(places, len(self), "the list")
-        return [self.words[place] for place in places.tolist()]
+        checked_ids = np.fromiter(ids, np.int64)
+        check_ids(checked_ids, len(self), "the list")
+        return [self.words[word_id] for word_id in checked_ids.tolist()]
 
     @classmethod
     def build(

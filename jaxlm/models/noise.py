@@ -64,7 +64,7 @@ class Noise:
     features: Mask = None
 
     def of_layer(self, layer: int) -> LayerNoise:
-        """The masks of the layer at a place, from 0."""
+        """The masks of a layer, whose number counts from 0."""
 
         def mask_in(masks: tuple[Mask, ...]) -> Mask:
             if layer < len(masks):

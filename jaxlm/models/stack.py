@@ -203,18 +203,18 @@ def last_outputs(
     outputs = []
     new_carry = []
     by_layer = zip(model.layers, params["layers"], carry, strict=True)
-    for place, (kind, layer, state) in enumerate(by_layer):
-        kept = noise.of_layer(place)
+    for index, (kind, layer, state) in enumerate(by_layer):
+        kept = noise.of_layer(index)
         layer = drop_weights(model, kept.weights, layer)
         if in_blocks:
             x, state = apply_block(kind, layer, x, state, kept, length, dtype)
         else:
             raw, state = kind.apply_layer(layer, x, state, kept, length)
             outputs.append(raw)
-            if model.skip and place == len(carry) - 1:
+            if model.skip and index == len(carry) - 1:
                 raw = sum(outputs[:-1], raw)
-            dropped = apply_mask(raw, kept.output, keep_of_output(model, place))
-            x = x + dropped if model.running_sum and place > 0 else dropped
+            dropped = apply_mask(raw, kept.output, keep_of_output(model, index))
+            x = x + dropped if model.running_sum and index > 0 else dropped
         new_carry.append(state)
     if in_blocks:
         raw = block_norm(model, params["norm"], x).astype(dtype)
