@@ -19,6 +19,7 @@ from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.embedding import Rows, add_rows
+from jaxlm.optimizers.optimizer import Optimizer
 
 # The cost, the new carry, and the gradient of what is minimised.
 Gradient = tuple[Scalar, Carry, Params]
@@ -90,9 +91,6 @@ def minimised(
 ) -> tuple[Scalar, tuple[Scalar, Carry]]:
     """What a recipe minimises on one window: the nats, and the penalties that it adds.
 
-    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token and, with the cost `sum`, summed
-    over the steps like the nats; L2 is not.
-
     Args:
         recipe: Model and optimiser.
         params: The parameters; the embedding may be the `Rows` read of it.
@@ -108,8 +106,7 @@ def minimised(
         samples the nats of their mean probability) with the new carry.
     """
     model = recipe.model
-    optimizer = recipe.optimizer
-    samples = optimizer.dropout_samples
+    samples = recipe.optimizer.dropout_samples
     if samples > 1:
         inputs, targets = (jnp.repeat(tokens, samples, 1) for tokens in (inputs, targets))
         if isinstance(params["embedding"], Rows):
@@ -137,20 +134,48 @@ def minimised(
     if constant is not None:
         nats += constant
     cost = nats / B
+    total = _penalized(recipe.optimizer, cost, params, features, raw, counts, steps)
+    return total, (cost, new_carry)
+
+
+def _penalized(
+    optimizer: Optimizer,
+    cost: Scalar,
+    params: Params,
+    features: Float[Array, "T B H"],
+    raw: Float[Array, "T B H"],
+    counts: Bool[Array, "T B"] | None,
+    steps: Scalar | int,
+) -> Scalar:
+    """The cost, or its mean over the steps, plus the optimiser's penalties.
+
+    AR and TAR (Merity et al. 2017, arXiv:1708.01009) are per token and, with the cost `sum`, summed
+    over the steps like the nats; L2 is not.
+
+    Args:
+        optimizer: Which penalties there are.
+        cost: Nats, summed over T and averaged over B.
+        params: The parameters, for L2.
+        features: The last layer's outputs after dropout, for AR.
+        raw: The same before dropout, for TAR.
+        counts: Which steps count; None: all.
+        steps: How many steps count.
+    """
+    T, B, H = features.shape
     total = cost
     if optimizer.activation_penalty is not None:
         squares = _squares(features, counts)
-        total += optimizer.activation_penalty * squares / (B * features.shape[-1])
+        total += optimizer.activation_penalty * squares / (B * H)
     if optimizer.temporal_penalty is not None and T > 1:
         differences = raw[1:] - raw[:-1]
         squares = _squares(differences, None if counts is None else counts[1:])
-        mean_square = squares / (B * raw.shape[-1])
+        mean_square = squares / (B * H)
         total += optimizer.temporal_penalty * mean_square * (steps / jnp.maximum(steps - 1, 1))
     if optimizer.cost == "mean":
         total /= steps
     if optimizer.l2_penalty is not None:
         total += optimizer.l2_penalty / 2 * sum(_squares(leaf) for leaf in jax.tree.leaves(params))
-    return total, (cost, new_carry)
+    return total
 
 
 def _log_shares(
