@@ -145,34 +145,12 @@ def _find(text: KnownText, places: Sequence[Path]) -> dict[str, Path] | None:
 
 
 def _download(text: KnownText, folder: Path) -> dict[str, Path]:
-    """Puts the files into a folder durably, from the first mirror that has them. Raises DataError.
-
-    All mirrors are probed at once, each in a thread of its own, so that without a network this ends
-    within `PROBE_SECONDS`: looking up a name on a dead network can take longer than any time-out of
-    a socket.
-    """
+    """Stores the files in a folder, from the first mirror that has them. Raises DataError."""
     import requests
 
     if is_terminal(sys.stderr):
         print(f"downloading {text.title}", file=sys.stderr)
-    failures = dict.fromkeys(text.mirrors, f"no answer within {PROBE_SECONDS:g} s")
-    last = list(text.sha256)[-1]
-
-    def probe(mirror: str) -> None:
-        try:
-            requests.head(
-                mirror.format(last), timeout=PROBE_SECONDS, allow_redirects=True
-            ).raise_for_status()
-            failures[mirror] = ""
-        except requests.RequestException as error:
-            failures[mirror] = _reason(error)
-
-    probes = [threading.Thread(target=probe, args=(url,), daemon=True) for url in text.mirrors]
-    for thread in probes:
-        thread.start()
-    deadline = time.monotonic() + PROBE_SECONDS
-    for thread in probes:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    failures = _probe_mirrors(text)
     for mirror in text.mirrors:
         if failures[mirror]:
             continue
@@ -190,6 +168,36 @@ def _download(text: KnownText, folder: Path) -> dict[str, Path]:
                 opened.write(name, data)
         return {part: folder / name for part, name in zip(text.sha256, contents, strict=True)}
     raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
+
+
+def _probe_mirrors(text: KnownText) -> dict[str, str]:
+    """Asks all mirrors at once whether they have a text: why each has not, or "" if it has.
+
+    Each is asked in a thread of its own, so that without a network this ends within
+    `PROBE_SECONDS`: on a dead network, to look up a name can take longer than any time-out of a
+    socket.
+    """
+    import requests
+
+    failures = dict.fromkeys(text.mirrors, f"no answer within {PROBE_SECONDS:g} s")
+    last_part = list(text.sha256)[-1]
+
+    def probe(mirror: str) -> None:
+        url = mirror.format(last_part)
+        try:
+            answer = requests.head(url, timeout=PROBE_SECONDS, allow_redirects=True)
+            answer.raise_for_status()
+            failures[mirror] = ""
+        except requests.RequestException as error:
+            failures[mirror] = _reason(error)
+
+    threads = [threading.Thread(target=probe, args=(url,), daemon=True) for url in text.mirrors]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + PROBE_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return failures
 
 
 def _fetch(url: str, sha256: str) -> bytes:

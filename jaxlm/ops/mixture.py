@@ -119,11 +119,7 @@ def token_nats(
 
     Returns:
         The nats.
-
-    Raises:
-        ValueError: Shapes or dtypes do not fit.
     """
-    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets)
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
@@ -170,11 +166,7 @@ def summed_nats(
 
     Returns:
         The loss.
-
-    Raises:
-        ValueError: Shapes or dtypes do not fit.
     """
-    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
 
 
