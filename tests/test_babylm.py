@@ -53,7 +53,7 @@ def test_a_completion_is_scored_from_the_token_in_which_it_begins():
     words = ["the", "dog", "runs"]
     ids = lm.vocab.encode(words)
     # Without <eos> before the text.
-    alone = Completions(lm).of_ends([ids[:2]], [1])[0]
+    alone = Completions(lm).end_log_probabilities([ids[:2]], [1])[0]
     score = Completions(lm).log_probabilities
     text = "the dog runs"
     lengths = range(1, len(text) + 1)

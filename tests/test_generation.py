@@ -23,7 +23,7 @@ from jaxlm.cli import main
 from jaxlm.cli.using import wrapped
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
-from jaxlm.scoring import generation
+from jaxlm.scoring import beam_search
 from jaxlm.scoring.generation import advance, begin
 from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick
 
@@ -174,7 +174,7 @@ def test_a_beam_searches_as_many_words_as_it_returns(monkeypatch):
     log_p[3, 4] = 0.0
     table = jnp.asarray(log_p - np.log(np.exp(log_p).sum(1, keepdims=True)), jnp.float32)
     monkeypatch.setattr(
-        generation, "next_logits", lambda network, token, carry: (table[token], carry)
+        beam_search, "next_logits", lambda network, token, carry: (table[token], carry)
     )
     found = {words: lm.generate(words=words, beam=5)[0].words for words in (1, 2)}
     assert found == {1: [lm.vocab.words[2]], 2: [lm.vocab.words[3], lm.vocab.words[4]]}

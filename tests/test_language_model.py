@@ -11,7 +11,7 @@ from exact_models import perplexities, sample
 
 import jaxlm
 from jaxlm.base.errors import CheckpointError, DataError, JaxlmError
-from jaxlm.scoring import generation, reading
+from jaxlm.scoring import next_token, reading
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_models_texts_and_tables_are_equal_only_if_they_are_one(lm, tiny_run):
 
 
 def test_texts_of_many_lengths_share_a_few_compiled_programs(lm):
-    programs: list[Any] = [generation._read, reading._read]
+    programs: list[Any] = [next_token._carry_after, reading._read]
     before = [program._cache_size() for program in programs]
     for length in range(2, 42):
         text = " ".join([lm.vocab.words[3]] * length)

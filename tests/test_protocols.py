@@ -315,7 +315,7 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
 @pytest.mark.parametrize("segment", [4, 128])
 def test_the_cache_is_what_its_definition_says(monkeypatch, segment):
     """Whether the text is one segment or many."""
-    monkeypatch.setattr(reading, "FREE", segment)
+    monkeypatch.setattr(reading, "SEGMENT", segment)
     lm = small_lm()
     values = SETTINGS["cache"]
     W = values["cache_window"]
@@ -414,7 +414,7 @@ def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeypatch):
-    monkeypatch.setattr(reading, "SEGMENTS", (1,))
+    monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (1,))
     sentences = [IDS[:17], IDS[30:34], IDS[40:42]]
     together = scoring(name, SETTINGS[name], dropout=True, stream=False)(sentences).nats
     alone = [scoring(name, SETTINGS[name], dropout=True)([ids]).nats for ids in sentences]
@@ -450,8 +450,8 @@ def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
-    monkeypatch.setattr(reading, "SEGMENTS", (1,))
-    monkeypatch.setattr(reading, "FREE", 4)
+    monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (1,))
+    monkeypatch.setattr(reading, "SEGMENT", 4)
     run = scoring(name, SETTINGS[name], dropout=True, full=False)
     compiled = reading._read
     run([IDS[:30]])

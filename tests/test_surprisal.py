@@ -139,8 +139,8 @@ def test_sentences_in_a_batch_have_the_numbers_that_they_have_alone(lines, kind)
 
 
 def test_sentences_longer_than_a_call_and_more_than_a_batch(monkeypatch):
-    monkeypatch.setattr(reading, "FREE", 16)
-    monkeypatch.setattr(reading, "SEGMENTS", (2, 1))
+    monkeypatch.setattr(reading, "SEGMENT", 16)
+    monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (2, 1))
     lm = small_lm(
         "gru", words=(*WORDS, "more")
     )  # a shape of its own, so that nothing compiled before is used

@@ -32,10 +32,10 @@ from jaxlm.data.tokens import Bytes, Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading_times
+from jaxlm.scoring.displayed_words import _cut
 from jaxlm.scoring.generation import first_words
 from jaxlm.scoring.minimal_pairs import Pair
 from jaxlm.scoring.reading_times import span_surprisal
-from jaxlm.scoring.sentence_reader import _cut
 from jaxlm.scoring.sentences import Boundaries
 from jaxlm.scoring.syntaxgym import Item, Suite
 

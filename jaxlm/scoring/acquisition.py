@@ -42,8 +42,8 @@ def read_contexts(path: Path) -> list[tuple[str, str]]:
         for context in contexts if isinstance(contexts, list) else [None]:
             text = context.get("context") if isinstance(context, dict) else None
             if not isinstance(text, str) or not word.strip():
-                found = json.dumps(contexts)
-                raise DataError(f"{path}: expected contexts of {word!r:.40}, found {found:.80}")
+                value = json.dumps(contexts)
+                raise DataError(f"{path}: expected contexts of {word!r:.40}, found {value:.80}")
             if len(word) > 1:
                 pairs.append((word.strip(), text))
     return pairs
@@ -64,8 +64,8 @@ def read_children(path: Path) -> dict[str, float]:
         raise DataError(f"{path} has no column of a month, such as 16: expected cdi_human.csv")
     shares = np.stack([table.decimals(str(month)) for month in months], 1)
     ages: dict[str, float | None] = {}
-    for word, of_word in zip(table.sentences, shares, strict=True):
-        ages.setdefault(word, _age(np.array(months), of_word))
+    for word, word_shares in zip(table.sentences, shares, strict=True):
+        ages.setdefault(word, _age(np.array(months), word_shares))
     return {word: age for word, age in ages.items() if age is not None}
 
 
@@ -124,22 +124,22 @@ def _crossing(
 
 def _age(months: np.ndarray, shares: np.ndarray) -> float | None:
     """The month in which half of the children know a word."""
-    known = np.isfinite(shares)
-    months = months[known]
+    has_share = np.isfinite(shares)
+    months = months[has_share]
     if not len(months):
         return None
     bounds = ((0, 0, months[0], -0.5), (2.0, 1.0, months[-1], 0.5))
     guess = (1.0, 0.1, months.mean(), 0.0)
-    return _crossing(months, shares[known], 0.5, guess, bounds=bounds)
+    return _crossing(months, shares[has_share], 0.5, guess, bounds=bounds)
 
 
 def _learnt(curve: Curve) -> float | None:
-    """log10 of how many words had been seen when one was halfway from chance to its best."""
+    """log10 of the words that the model had seen when it was halfway from chance to its best."""
     words, surprisals = np.array(curve).T
-    known = np.isfinite(surprisals)
-    if not known.any():
+    finite = np.isfinite(surprisals)
+    if not finite.any():
         return None
-    x = np.log10(words[known] + 1)
-    scores = -surprisals[known]
+    x = np.log10(words[finite] + 1)
+    scores = -surprisals[finite]
     guess = (np.ptp(scores), 1.0, x.mean(), scores.min())
     return _crossing(x, scores, -_CHANCE - 0.5 * (-_CHANCE - scores.max()), guess)

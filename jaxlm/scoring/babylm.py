@@ -8,6 +8,7 @@ its first token, which nothing predicts, has no score.
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, compress
@@ -63,7 +64,7 @@ class Choice(NamedTuple):
     ratio: float = math.nan
 
 
-def _whole(*texts: str) -> list[Completion]:
+def _whole_texts(*texts: str) -> list[Completion]:
     return [Completion(text, len(text)) for text in texts]
 
 
@@ -79,7 +80,7 @@ def _blimp(line: dict[str, Any], file: str) -> Choice:
     if "field" in line:
         groups = {name: line[name] for name in groups}
         groups["field"] = groups["field"].replace("syntax_semantics", "syntax/semantics")
-    return Choice(_whole(line["sentence_good"], line["sentence_bad"]), groups)
+    return Choice(_whole_texts(line["sentence_good"], line["sentence_bad"]), groups)
 
 
 def _ewok(line: dict[str, Any], file: str) -> Choice:
@@ -107,7 +108,7 @@ def _comps(line: dict[str, Any], file: str) -> Choice:
 
 def _wug(line: dict[str, Any], file: str) -> Choice:
     first, second = line["sentences"].split("\t")
-    return Choice(_whole(first, second), {"UID": file}, float(line["ratio"]))
+    return Choice(_whole_texts(first, second), {"UID": file}, float(line["ratio"]))
 
 
 TESTS = {  # a test, whose folder has a name that begins so
@@ -153,14 +154,14 @@ class Completions:
         """The log-probability of each completion, in nats [N]."""
         texts = list(completions)
         ids = []
-        scored = []
+        lengths = []
         for completion in texts:
             tokens = self.lm.tokens(completion.text, self.tokenizer)
             ids.append(self.lm.vocab.encode(tokens))
-            scored.append(len(tokens) - self._first(completion, tokens))
-        return self.of_ends(ids, scored)
+            lengths.append(len(tokens) - self._first(completion, tokens))
+        return self.end_log_probabilities(ids, lengths)
 
-    def of_ends(self, texts: Sequence[np.ndarray], ends: Sequence[int]) -> np.ndarray:
+    def end_log_probabilities(self, texts: Sequence[np.ndarray], ends: Sequence[int]) -> np.ndarray:
         """The log-probability of the last tokens of texts.
 
         Args:
@@ -177,13 +178,14 @@ class Completions:
         for block in blocks(unique.items(), _BLOCK):
             scores = score([ids for _, ids in block]).nats.astype(float)
             lengths = [len(ids) - 1 for _, ids in block]
-            of_texts = np.split(scores, np.cumsum(lengths)[:-1])
-            nats.update((key, of_text) for (key, _), of_text in zip(block, of_texts, strict=True))
-        last = [
-            nats.get(ids.tobytes(), np.zeros(0))[::-1][:end]
-            for ids, end in zip(texts, ends, strict=True)
-        ]
-        return -np.array([sum(of_end.tolist()) for of_end in last], float)
+            split_scores = np.split(scores, np.cumsum(lengths)[:-1])
+            for (key, _), text_nats in zip(block, split_scores, strict=True):
+                nats[key] = text_nats
+        log_p = []
+        for ids, end in zip(texts, ends, strict=True):
+            backwards = nats.get(ids.tobytes(), np.zeros(0))[::-1]
+            log_p.append(-sum(backwards[:end].tolist()))
+        return np.array(log_p, float)
 
     def _first(self, completion: Completion, tokens: Sequence[str]) -> int:
         """The first token that ends behind the first character of the completion."""
@@ -249,12 +251,10 @@ def _choices(name: str, folder: Path) -> list[Choice]:
     choices = []
     for file in sorted(folder.glob("*.jsonl")):
         for where, line in json_lines(file):
-            try:
+            choice = None
+            with suppress(AttributeError, KeyError, TypeError, ValueError):
                 choice = TESTS[name](line, file.stem)
-                sound = all(completion.length > 0 for completion in choice.completions)
-            except (AttributeError, KeyError, TypeError, ValueError):
-                sound = False
-            if not sound:
+            if choice is None or any(completion.length == 0 for completion in choice.completions):
                 raise DataError(
                     f"{where}: expected an item of {name}, found {json.dumps(line):.120}"
                 )
@@ -271,24 +271,24 @@ def _scored(name: str, choices: Sequence[Choice], completions: Completions) -> S
     log_p = np.split(completions.log_probabilities(every), np.cumsum(sizes)[:-1])
     if name.startswith("wug"):
         # In float32, as in the pipeline: a share that rounds to 1 is a tie with others that do.
-        ours = [float(softmax(of_choice.astype(np.float32))[0]) for of_choice in log_p]
+        ours = [float(softmax(choice_log_p.astype(np.float32))[0]) for choice_log_p in log_p]
         people = [choice.ratio for choice in choices]
         return Score(name, 100 * float(np.corrcoef(rankdata(ours), rankdata(people))[0, 1]))
     outcomes: dict[str, dict[str, list[bool]]] = {}
-    for choice, of_choice in zip(choices, log_p, strict=True):
+    for choice, choice_log_p in zip(choices, log_p, strict=True):
         for kind, group in choice.groups.items():
-            of_group = outcomes.setdefault(kind, {}).setdefault(str(group), [])
-            of_group.append(bool(of_choice.argmax() == 0))
+            group_outcomes = outcomes.setdefault(kind, {}).setdefault(str(group), [])
+            group_outcomes.append(bool(choice_log_p.argmax() == 0))
     groups = {
-        kind: {group: 100 * sum(right) / len(right) for group, right in of_kind.items()}
-        for kind, of_kind in outcomes.items()
+        kind: {group: 100 * sum(right) / len(right) for group, right in outcomes_of_kind.items()}
+        for kind, outcomes_of_kind in outcomes.items()
     }
     uids = groups["UID"]
     if name == "entity_tracking":
         for split in _SPLITS:
-            of_split = [score for uid, score in uids.items() if uid.startswith(split)]
-            if of_split:
-                uids[split] = sum(of_split) / len(of_split)
+            scores = [score for uid, score in uids.items() if uid.startswith(split)]
+            if scores:
+                uids[split] = sum(scores) / len(scores)
         uids = {split: uids[split] for split in _SPLITS if split in uids} or uids
     return Score(name, sum(uids.values()) / len(uids), groups)
 
@@ -345,7 +345,7 @@ def _surprisals(
             ids.append(lm.vocab.encode([*tokens(context), piece]))
             owners.append(row)
             context += "".join(lm.vocab.tokens.pieces([piece]))
-    nats = -completions.of_ends(ids, [1] * len(ids))
+    nats = -completions.end_log_probabilities(ids, [1] * len(ids))
     return np.bincount(np.array(owners, int), nats, len(contexts))
 
 

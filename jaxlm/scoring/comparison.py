@@ -96,18 +96,18 @@ def compare(
     other_group.sort(key=_seed)
     seeds = [_seed(lm) for lm in first_group]
     paired = seeds == [_seed(lm) for lm in other_group] and len(set(seeds)) == len(seeds)
-    how = protocol_of(protocol)
+    protocol = protocol_of(protocol)
     models = [*first_group, *other_group]
-    read = [_line_nats(lm, how, split, text, data_dir) for lm in models]
-    for lm, lines in zip(models, read, strict=True):
-        _check_one_text(models[0], read[0], lm, lines)
-    nats = np.stack([lines.nats for lines in read[: len(first_group)]])
-    other_nats = np.stack([lines.nats for lines in read[len(first_group) :]])
+    texts = [_lines_of(lm.with_data_dir(data_dir), protocol, split, text) for lm in models]
+    for lm, lines in zip(models, texts, strict=True):
+        _check_one_text(models[0], texts[0], lm, lines)
+    nats = np.stack([lines.nats for lines in texts[: len(first_group)]])
+    other_nats = np.stack([lines.nats for lines in texts[len(first_group) :]])
     low, high = np.quantile(_differences(nats, other_nats, paired), (0.025, 0.975))
     means = nats.mean(), other_nats.mean()
     difference = (other_nats.mean(0) - nats.mean(0)).mean()
     numbers = map(float, (*means, difference, low, high))
-    return Comparison(read[0].name, nats.shape[1], *numbers, seeds_paired=paired)
+    return Comparison(texts[0].name, nats.shape[1], *numbers, seeds_paired=paired)
 
 
 def _differences(
@@ -116,19 +116,20 @@ def _differences(
     paired: bool,
 ) -> list[float]:
     """The difference between two groups, in mean nats a line, in each bootstrap sample."""
-    of_lines = np.random.default_rng(0)
-    of_seeds = np.random.default_rng(1)
+    line_generator = np.random.default_rng(0)
+    seed_generator = np.random.default_rng(1)
     L = nats.shape[1]
 
     def drawn_seeds(models: int) -> Int[np.ndarray, " drawn"]:
-        return of_seeds.integers(models, size=max(models - 1, 1))
+        return seed_generator.integers(models, size=max(models - 1, 1))
 
     differences = []
     for _ in range(BOOTSTRAPS):
         seeds = drawn_seeds(len(nats))
         other_seeds = seeds if paired else drawn_seeds(len(other_nats))
         difference = other_nats[other_seeds].mean(0) - nats[seeds].mean(0)
-        differences.append(difference[of_lines.integers(L, size=L)].mean())
+        lines = line_generator.integers(L, size=L)
+        differences.append(difference[lines].mean())
     return differences
 
 
@@ -137,8 +138,9 @@ def _group(models: LanguageModel | Sequence[LanguageModel]) -> list[LanguageMode
     group: list[Any] = list(models) if isinstance(models, list | tuple) else [models]
     for lm in group:
         if not isinstance(lm, LanguageModel):
-            given = shown(lm)
-            raise JaxlmError(f"compare takes models, as jaxlm.load returns them; one is {given}")
+            raise JaxlmError(
+                f"compare takes models, as jaxlm.load returns them; one is {shown(lm)}"
+            )
     if not group:
         raise JaxlmError("compare takes groups of at least one model; one group is empty")
     return group
@@ -150,12 +152,12 @@ def _seed(lm: LanguageModel) -> int:
 
 def _check_one_text(
     model: LanguageModel,
-    read: _Lines,
+    lines: _Lines,
     other: LanguageModel,
-    other_read: _Lines,
+    other_lines: _Lines,
 ) -> None:
     """Raises DataError where two models do not read the same lines."""
-    pairs = zip_longest(read.texts, other_read.texts)
+    pairs = zip_longest(lines.texts, other_lines.texts)
     for number, (line, other_line) in enumerate(pairs, 1):
         if line != other_line:
             case = ""
@@ -169,22 +171,23 @@ def _check_one_text(
             )
 
 
-def _line_nats(
+def _lines_of(
     lm: LanguageModel,
     protocol: Plain,
     split: str,
     text: str | Path | None,
-    data_dir: str | Path | None,
 ) -> _Lines:
     """The text as a model reads it; the nats of a line include its end."""
-    name, ids, *_ = lm.read(split, text=text, data_dir=data_dir)
-    ids = np.append(lm.vocab.eos, batch(ids, 1)[:, 0])
+    text_read = lm.read(split, text)
+    name = text_read.name
+    ids = np.append(lm.vocab.eos, batch(text_read.ids, 1)[:, 0])
     starts = np.flatnonzero(ids[:-1] == lm.vocab.newline_id)
     if len(starts) < 2:
-        found = f"found {len(starts)} in {name}"
-        raise DataError(f"expected at least 2 lines to draw from, {found}: add lines to it")
-    reader = lm.reader_of(protocol, data_dir=data_dir)
-    nats = OneStream(reader, NATS_ALONE)([ids]).nats.astype(np.float64)
+        raise DataError(
+            f"expected at least 2 lines to draw from, found {len(starts)} in {name}: "
+            "add lines to it"
+        )
+    nats = OneStream(lm.reader_of(protocol), NATS_ALONE)([ids]).nats.astype(np.float64)
     check_converged(protocol, name, nats.sum(), len(nats))
     lines = np.split(ids[1:], starts[1:])
     texts = [normalize("NFC", lm.vocab.decode_text(line)) for line in lines]

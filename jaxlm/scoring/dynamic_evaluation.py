@@ -38,14 +38,14 @@ from jaxlm.models import heads
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.scoring.reading import Reader, read_and_predicted
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, own_scores
+from jaxlm.scoring.reading import read_and_predicted
+from jaxlm.scoring.token_scores import Detail, Network, Reader, Tokens, TokenScores, own_scores
 
-# Numbers in the parameters of all sentences, where several are read side by side.
-MOST_COPIES = 1 << 26
+# In the copies of the parameters of all sentences that are read side by side.
+MOST_NUMBERS = 1 << 26
 WINDOWS_PER_CALL = 256
-# As neural-complexity learns from a sentence, at rate 1.
-_RULE = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))
+# The update of neural-complexity for a sentence, at a rate of 1.
+_SENTENCE_SGD = optax.chain(optax.clip_by_global_norm(0.25), optax.trace(0.9, nesterov=True))
 
 
 @jax.tree_util.register_dataclass
@@ -72,9 +72,9 @@ class DynamicReader(Reader):
 
     @property
     def most_sentences(self) -> int:
-        """Few where a model is large: each sentence has parameters of its own."""
+        """The most sentences side by side: each has its own copy of the parameters in memory."""
         size = sum(leaf.size for leaf in jax.tree.leaves(self.network.params))
-        return max(1, MOST_COPIES // size)
+        return max(1, MOST_NUMBERS // size)
 
     def start(self) -> tuple[Params, Carry]:
         """As `Reader.start`."""
@@ -92,10 +92,13 @@ class DynamicReader(Reader):
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (features, carry) = text_gradient(network, column, carry, self.optimizer)
         scores = own_scores(network, features, column, detail)
-        return jax.tree.map(lambda leaf: leaf[:, 0], scores), (self._learnt(params, grads), carry)
+        return jax.tree.map(lambda leaf: leaf[:, 0], scores), (
+            self._after_step(params, grads),
+            carry,
+        )
 
-    def _learnt(self, params: Params, grads: Params) -> Params:
-        """The parameters after one step."""
+    def _after_step(self, params: Params, grads: Params) -> Params:
+        """The parameters after one step of the rule."""
         trained = self.network.params
         protocol = self.protocol
         rate = protocol.learning_rate
@@ -104,25 +107,25 @@ class DynamicReader(Reader):
             return jax.tree.map(
                 lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads
             )
-        times = jax.tree.map(lambda leaf: 1, params)
+        rate_factors = jax.tree.map(lambda leaf: 1, params)
         if protocol.as_krause:
-            times["layers"] = [{**layer, "bias": 2} for layer in times["layers"]]
+            rate_factors["layers"] = [{**layer, "bias": 2} for layer in rate_factors["layers"]]
         mean = self._mean(self.rms)
 
         def step(
             p,
             p0,
             g,
-            times,
+            rate_factor,
             rms,
         ):
-            back = jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
-            return p + back - times * rate * g / (rms + protocol.epsilon)
+            decay = jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
+            return p + decay - rate_factor * rate * g / (rms + protocol.epsilon)
 
-        return jax.tree.map(step, params, trained, grads, times, self.rms)
+        return jax.tree.map(step, params, trained, grads, rate_factors, self.rms)
 
     def _mean(self, rms: Params) -> Array:
-        """The mean that RMS is compared with."""
+        """The mean of RMS over the tensors, as the protocol takes it."""
         protocol = self.protocol
         tensors = jax.tree.leaves(rms)
         if protocol.as_krause:  # a layer has two kernels and two biases, whose sum is the bias here
@@ -244,9 +247,9 @@ def text_gradient(
     if l2_penalty is not None:
         grads = jax.tree.map(lambda g, p: g + l2_penalty * p, grads, params)
     if optimizer is not None and optimizer.clip_norm is not None:
-        most = optimizer.clip_norm
-        shrunk = most / jnp.maximum(optax.tree.norm(grads), most)
-        grads = jax.tree.map(lambda g: shrunk * g, grads)
+        clip_norm = optimizer.clip_norm
+        factor = clip_norm / jnp.maximum(optax.tree.norm(grads), clip_norm)
+        grads = jax.tree.map(lambda g: factor * g, grads)
     return grads, features_and_carry
 
 
@@ -280,11 +283,11 @@ class AdaptiveScoring:
         rate = checked_value("the rate of adaptation", rate, float, above=0)
         self.params: Params = jax.tree.map(partial(jax.device_put, may_alias=False), network.params)
         self._adapt = partial(_adapt, network, rate, detail=detail)
-        self._momentum = _RULE.init(self.params)
+        self._momentum = _SENTENCE_SGD.init(self.params)
         self._carry = network.carry()
         self._rate = rate
         self._stream = stream
-        self._done = 0
+        self._sentences_read = 0
 
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         """Scores sentences of ids [n + 1], and learns from each."""
@@ -292,19 +295,19 @@ class AdaptiveScoring:
 
     def _scored(self, ids: np.ndarray) -> TokenScores:
         count = len(ids) - 1
-        room = max(8, 1 << (count - 1).bit_length())  # so that few lengths are compiled
-        tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, room - count)))[..., None])
+        length = max(8, 1 << (count - 1).bit_length())  # so that few lengths are compiled
+        tokens = Tokens(*np.pad(read_and_predicted(ids), ((0, 0), (0, length - count)))[..., None])
         learnt = self.params, self._momentum
         scores, (self.params, self._momentum), carry, finite = self._adapt(
             learnt, tokens, self._carry
         )
         if self._stream:
             self._carry = carry
-        self._done += 1
+        self._sentences_read += 1
         if not finite:
             raise Diverged(
-                f"the gradient of sentence {self._done} is not finite: use a lower rate than "
-                f"{self._rate:g}"
+                f"the gradient of sentence {self._sentences_read} is not finite: use a lower rate "
+                f"than {self._rate:g}"
             )
         return scores.rows((slice(count), 0))
 
@@ -327,6 +330,6 @@ def _adapt(
     network = network._replace(params=params)
     grads, (features, carry) = text_gradient(network, tokens, carry, length=tokens.counted.sum())
     scores = own_scores(network, features, tokens, detail)
-    updates, momentum = _RULE.update(grads, momentum)
+    updates, momentum = _SENTENCE_SGD.update(grads, momentum)
     params = jax.tree.map(lambda p, update: p - rate * update, params, updates)
     return scores, (params, momentum), carry, jnp.isfinite(optax.tree.norm(grads))

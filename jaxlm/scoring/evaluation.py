@@ -22,9 +22,10 @@ from jaxlm.config.protocols import (
 )
 from jaxlm.data.corpus import Corpus
 from jaxlm.scoring.interpolation import likeliest_weight
+from jaxlm.scoring.model import Model, ReadText
 from jaxlm.scoring.reading import GridReader, OneStream, check_converged
 from jaxlm.scoring.stream import reader_nats, windowed_nats
-from jaxlm.scoring.token_scores import NATS_ALONE, Model
+from jaxlm.scoring.token_scores import NATS_ALONE
 
 # Protocols whose state depends on no setting: one pass scores a whole grid.
 READ_ONCE = Cache, Interpolation, Temperature
@@ -140,45 +141,43 @@ def evaluate(
         JaxlmError: The protocol means nothing for this text or model.
         Diverged: Dynamic evaluation learnt at too high a rate.
     """
-    how = protocol_of(protocol)
-    name, ids, tokens, source = model.read(
-        split, text=text, corpus=corpus, data_dir=data_dir, tokenizer=tokenizer
-    )
-    shape = 1, 1
-    own = source is not None and not isinstance(corpus, str | Path)
-    if own and split != "test" and type(how) is Plain:
-        shape = model.config.train.batch_size, model.config.train.bptt_length
-    return _evaluated(model, ids, name, how, source, data_dir, shape, tokens)
+    protocol = protocol_of(protocol)
+    model = model.with_data_dir(data_dir)
+    text_read = model.read(split, text, corpus, tokenizer)
+    shape = (1, 1)
+    is_own_corpus = text_read.corpus is not None and not isinstance(corpus, str | Path)
+    if is_own_corpus and split != "test" and type(protocol) is Plain:
+        shape = (model.config.train.batch_size, model.config.train.bptt_length)
+    return _evaluated(model, text_read, protocol, shape)
 
 
 def _evaluated(
     model: Model,
-    ids: np.ndarray,
-    text: str,
+    text: ReadText,
     protocol: Plain,
-    corpus: Corpus | None,
-    data_dir: str | Path | None = None,
     shape: tuple[int, int] = (1, 1),
-    tokens: Sequence[str] = (),
 ) -> Evaluation:
-    """The perplexity of all tokens but the first of a stream [N], called `text`.
+    """The evaluation of all tokens of a text but the first of each row.
 
-    Plainly it is read as B rows in windows of T, its shape; every other protocol reads one row.
-    `tokens` are those of a text that has unknown ones, whose size is then its own; `corpus` and
-    `data_dir` are those of `reader_of`.
+    Args:
+        model: The model.
+        text: The text.
+        protocol: The protocol.
+        shape: Rows B and window length T, for the protocol plain; every other one reads one row.
     """
+    ids = text.ids
     unknown = model.vocab.unknown_share(ids)
     if type(protocol) is Plain:
         nats, predictions = windowed_nats(model.reader_of(protocol), ids, *shape)
         count = model.config.optimizer.counted(predictions, shape[0])
     else:
-        ids, count = read_and_counted(ids, text, protocol)
-        nats = float(reader_nats(model.reader_of(protocol, corpus, data_dir), ids))
+        ids, count = read_and_counted(ids, text.name, protocol)
+        nats = float(reader_nats(model.reader_of(protocol, text.corpus), ids))
         predictions = count
-    check_converged(protocol, text, nats, predictions)
-    numbers = units.comparable(nats, model.vocab.text_size(ids, *shape, tokens))
+    check_converged(protocol, text.name, nats, predictions)
+    numbers = units.comparable(nats, model.vocab.text_size(ids, *shape, text.tokens))
     perplexity = units.perplexity(nats, count)
-    return Evaluation(perplexity, nats, predictions, text, unknown, **numbers)
+    return Evaluation(perplexity, nats, predictions, text.name, unknown, **numbers)
 
 
 def tune(
@@ -205,13 +204,15 @@ def tune(
         JaxlmError: There is nothing to tune, or the protocol means nothing for this text or model.
         Diverged: Every combination diverged.
     """
-    source = model.find_corpus(corpus, data_dir)
+    model = model.with_data_dir(data_dir)
+    source = model.find_corpus(corpus)
     protocol = protocol_of(protocol)
-    test, valid = f"{source.name} test", f"{source.name} valid"
+    test = ReadText(f"{source.name} test", source.test, corpus=source)
+    valid = ReadText(f"{source.name} valid", source.valid, corpus=source)
     if grid is None:
         grid = protocol.grid
     if isinstance(protocol, Interpolation) and grid == protocol.grid:
-        ids, _ = read_and_counted(source.valid, valid, protocol)
+        ids, _ = read_and_counted(valid.ids, valid.name, protocol)
         grid = {"weight": (*grid["weight"], _likeliest_weight(model, protocol, ids))}
     grid = {name: np.ravel(values).tolist() for name, values in grid.items()}
     if not grid or not all(grid.values()):
@@ -224,20 +225,20 @@ def tune(
         for values in product(*grid.values())
     ]
     for candidate in protocols:
-        read_and_counted(source.test, test, candidate)  # before hours of valid
+        # Raises what would else be raised after hours of valid.
+        read_and_counted(test.ids, test.name, candidate)
     traced = all(specs(type(protocol))[name].type is float for name in grid)
     perplexities = []
     failure = None
     if isinstance(protocol, READ_ONCE) and traced:
-        ids, count = read_and_counted(source.valid, valid, protocol)
+        ids, count = read_and_counted(valid.ids, valid.name, protocol)
         values = tuple(jnp.asarray(values, jnp.float32) for values in grid.values())
         nats = reader_nats(GridReader(model.reader_of(protocol), tuple(grid), values), ids)
         perplexities = [units.perplexity(total, count) for total in nats.ravel().tolist()]
     else:
         for candidate in protocols:
             try:
-                evaluation = _evaluated(model, source.valid, valid, candidate, source)
-                perplexities.append(evaluation.perplexity)
+                perplexities.append(_evaluated(model, valid, candidate).perplexity)
             except Diverged as error:
                 perplexities.append(math.nan)
                 failure = error
@@ -246,7 +247,7 @@ def tune(
     best, lowest = tried[0]
     if failure and math.isnan(lowest):
         raise failure
-    return Tuned(best, lowest, tried, _evaluated(model, source.test, test, best, source))
+    return Tuned(best, lowest, tried, _evaluated(model, test, best))
 
 
 def _likeliest_weight(model: Model, protocol: Interpolation, ids: np.ndarray) -> float:
@@ -263,7 +264,9 @@ def read_and_counted(
     text: str,
     protocol: Plain,
 ) -> tuple[np.ndarray, int]:
-    """The tokens that a protocol reads of a stream, and by how many its nats are divided.
+    """The tokens that a protocol reads of a stream, and the count that divides their nats.
+
+    The count is that of the predictions, but where a published code divides by another.
 
     Args:
         ids: The stream [N].

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from importlib import import_module
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class HubModel:
         for place, word in enumerate(words):
             text = f" {word}" if place else word
             pieces.append(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids = [self._start, *(piece for of_word in pieces for piece in of_word)]
+        ids = [self._start, *chain.from_iterable(pieces)]
         most = getattr(self._model.config, "max_position_embeddings", math.inf)
         if len(ids) > most:
             raise DataError(
@@ -94,11 +94,12 @@ class HubModel:
             logits = self._model(self._torch.tensor([ids])).logits[0].double()
         log_p = logits.log_softmax(-1).numpy()  # after each piece [pieces + 1, V]
         ends = [*accumulate(map(len, pieces), initial=0)]
-        of_pieces = -log_p[np.arange(len(ids) - 1), ids[1:]]
-        nats = np.array([of_pieces[a:b].sum() for a, b in pairwise(ends)])
+        piece_nats = -log_p[np.arange(len(ids) - 1), ids[1:]]
+        nats = np.array([piece_nats[start:end].sum() for start, end in pairwise(ends)])
         if corrected:
             begins = self._begins[: log_p.shape[1]]
-            boundary = -np.log(np.exp(log_p[ends][:, : len(begins)][:, begins]).sum(1))
+            p_begins = np.exp(log_p[ends][:, : len(begins)][:, begins]).sum(1)
+            boundary = -np.log(p_begins)
             boundary[0] = 0.0  # a word begins where a line does
             nats += np.diff(boundary)
         return nats

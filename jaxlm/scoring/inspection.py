@@ -5,11 +5,10 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
+from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.reading import FREE, carries
-from jaxlm.scoring.sentence_reader import SentenceReader
+from jaxlm.scoring.reading import SEGMENT, carries
 from jaxlm.scoring.sentences import Sentence
-from jaxlm.scoring.token_scores import Model
 
 
 def states(
@@ -34,12 +33,12 @@ def states(
         DataError: A word is refused, or there is none.
     """
     model.check_network("the states of layers")
-    read = SentenceReader(model, SurprisalOptions(tokenizer=tokenizer))
-    ids = read(words, "unk", where).ids[:-1]
+    read_sentence = SentenceReader(model, SurprisalOptions(tokenizer=tokenizer))
+    ids = read_sentence(words, "unk", where).ids[:-1]
     # Padded, so that few lengths are compiled.
-    after = carries(model.network, np.pad(ids, (0, -len(ids) % FREE)))
+    states_after = carries(model.network, np.pad(ids, (0, -len(ids) % SEGMENT)))
     arrays = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(after):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states_after):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if "." not in name:  # a layer whose carry is one array
             name = f"{name}.h"

@@ -17,8 +17,15 @@ from jaxlm.config.protocols import Interpolation
 from jaxlm.data.vocab import Vocab
 from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork
-from jaxlm.scoring.reading import Reader
-from jaxlm.scoring.token_scores import Detail, Network, Tokens, TokenScores, merged, score_logits
+from jaxlm.scoring.token_scores import (
+    Detail,
+    Network,
+    Reader,
+    Tokens,
+    TokenScores,
+    merged,
+    score_logits,
+)
 
 _ROUNDS = 100  # of expectation maximisation
 
@@ -82,10 +89,10 @@ class InterpolationReader(Reader):
         carry, context = state
         features, carry = self.network.features(tokens.inputs, carry)
         contexts, context = self.ngram.features(tokens.inputs, context)
-        own = jax.nn.log_softmax(self.network.logits(features))
-        counted = self.ngram.logits(contexts)
+        network_log_p = jax.nn.log_softmax(self.network.logits(features))
+        ngram_log_p = self.ngram.logits(contexts)
         weight = self.protocol.weight
-        mixed = jnp.logaddexp(jnp.log1p(-weight) + own, jnp.log(weight) + counted)
+        mixed = jnp.logaddexp(jnp.log1p(-weight) + network_log_p, jnp.log(weight) + ngram_log_p)
         shape = tokens.targets.shape
         begins = self.network.begins
         scores = score_logits(merged(mixed), merged(tokens.targets), detail, begins)

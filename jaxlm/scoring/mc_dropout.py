@@ -17,11 +17,11 @@ from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import MCDropout
 from jaxlm.models.noise import draw_noise, drop_rows
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import (
     NATS_ALONE,
     Detail,
     Network,
+    Reader,
     Tokens,
     TokenScores,
     nats_alone,
@@ -61,21 +61,21 @@ class MCReader(Reader):
             JaxlmError: The model has no dropout, or a rate becomes 1 or more.
         """
         model = network.model
-        kept = {name: getattr(model, name) for name in model.dropout_fields}
-        dropped = {name: keep for name, keep in kept.items() if keep < 1}
-        if not dropped:
+        keep_rates = {name: getattr(model, name) for name in model.dropout_fields}
+        keep_rates = {name: keep for name, keep in keep_rates.items() if keep < 1}
+        if not keep_rates:
             raise JaxlmError(
                 "the protocol mc averages networks with dropout, and this model was trained "
                 "without: evaluate it by another protocol"
             )
         factor = protocol.dropout_factor
-        for name, keep in dropped.items():
-            if np.float32(factor * (1 - keep)) >= 1:  # as the masks are drawn
+        for name, keep in keep_rates.items():
+            if np.float32(factor * (1 - keep)) >= 1:  # in float32, as masks are drawn
                 raise JaxlmError(
                     f"dropout_factor {factor:g} drops every unit of {name}, which is {keep:g}: "
                     f"set it below {1 / (1 - keep):g}"
                 )
-        scaled = {name: keep + (1 - factor) * (1 - keep) for name, keep in dropped.items()}
+        scaled = {name: keep + (1 - factor) * (1 - keep) for name, keep in keep_rates.items()}
         return MCReader(network._replace(model=replace(model, **scaled)), protocol, bptt_length)
 
     def start(self) -> tuple[jax.Array, Carry]:

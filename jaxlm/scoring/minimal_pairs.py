@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
+from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import BLOCK, SurprisalOptions
-from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.sentences import blocks, sentence_nats
+from jaxlm.scoring.sentences import Encoded, blocks
 from jaxlm.scoring.stimuli import json_lines
-from jaxlm.scoring.token_scores import Model
+from jaxlm.scoring.word_nats import sentence_nats
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5% point
 
@@ -129,8 +129,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
-def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
-    """Pairs as they are, and those of files.
+def read_pairs(sources: Iterable[str | Path | Pair]) -> list[Pair]:
+    """The pairs of files, and pairs that are given themselves.
 
     A line of a file is a JSON object with `sentence_good` and `sentence_bad`, and perhaps a `UID`
     (default: the file's name) and a `linguistics_term`.
@@ -139,18 +139,18 @@ def read_pairs(given: Iterable[str | Path | Pair]) -> list[Pair]:
         DataError: There is no pair, a file cannot be read, or a line is malformed.
     """
     pairs = []
-    for path in given:
-        if isinstance(path, Pair):
-            pairs.append(path)
+    for source in sources:
+        if isinstance(source, Pair):
+            pairs.append(source)
             continue
-        for where, tree in json_lines(path):
-            good = tree.get("sentence_good", "")
-            bad = tree.get("sentence_bad", "")
+        for where, line in json_lines(source):
+            good = line.get("sentence_good", "")
+            bad = line.get("sentence_bad", "")
             if not all(isinstance(text, str) and text.split() for text in (good, bad)):
                 expected = "expected text in 'sentence_good' and 'sentence_bad'"
                 raise DataError(f"{where}: {expected}, found {good!r:.40} and {bad!r:.40}")
-            uid = tree.get("UID") or Path(path).stem
-            term = tree.get("linguistics_term") or ""
+            uid = line.get("UID") or Path(source).stem
+            term = line.get("linguistics_term") or ""
             pairs.append(Pair(good, bad, str(uid), str(term), where))
     if not pairs:
         raise DataError(
@@ -183,31 +183,36 @@ def minimal_pairs(
     Raises:
         DataError: A file is malformed, an unknown word is refused, or a sentence has no words.
     """
-    how = SurprisalOptions(context="sentence", **options)
-    given = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
+    settings = SurprisalOptions(context="sentence", **options)
+    all_pairs = read_pairs([pairs] if isinstance(pairs, str | Path) else pairs)
     checked_value("oov", oov, str, choices=("unk", "error", "filter"))
-    scoring = model.scoring_of(how, full=False)
-    read = SentenceReader(model, how)
+    scoring = model.scoring_of(settings, full=False)
+    read_sentence = SentenceReader(model, settings)
     results: list[PairResult] = []
-    for block in blocks(given, BLOCK):
+    for block in blocks(all_pairs, BLOCK):
         sentences = [
-            read(text, oov, f"{pair.where}, {text!r:.80}")
+            read_sentence(text, oov, f"{pair.where}, {text!r:.80}")
             for pair in block
             for text in (pair.good, pair.bad)
         ]
         log_p = [-float(nats.sum()) for nats in sentence_nats(scoring, sentences, eos)]
         for place, pair in enumerate(block):
             good, bad = sentences[2 * place : 2 * place + 2]
-            unknown = [[*compress(one.tokens, one.oov)] for one in (good, bad)]
-            alike = np.array_equal(good.ids, bad.ids) and unknown[0] != unknown[1]
+            same_ids = np.array_equal(good.ids, bad.ids)
+            alike = same_ids and _unknown_tokens(good) != _unknown_tokens(bad)
             results.append(PairResult(pair, log_p[2 * place], log_p[2 * place + 1], alike))
     by_uid: dict[str, list[PairResult]] = {}
     for result in results:
         by_uid.setdefault(result.pair.uid, []).append(result)
     rows = [
-        _accuracy(uid, of_uid[0].pair.term, of_uid, oov) for uid, of_uid in sorted(by_uid.items())
+        _accuracy(uid, results_of_uid[0].pair.term, results_of_uid, oov)
+        for uid, results_of_uid in sorted(by_uid.items())
     ]
     return MinimalPairs(rows, _accuracy("all", "", results, oov), results)
+
+
+def _unknown_tokens(sentence: Encoded) -> list[str]:
+    return list(compress(sentence.tokens, sentence.oov))
 
 
 def _accuracy(

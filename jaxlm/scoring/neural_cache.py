@@ -18,11 +18,11 @@ from jaxtyping import Array
 
 from jaxlm.config.protocols import Cache
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import Reader
 from jaxlm.scoring.token_scores import (
     NATS_ALONE,
     Detail,
     Network,
+    Reader,
     Tokens,
     TokenScores,
     nats_alone,
@@ -59,9 +59,9 @@ class CacheReader(Reader):
     network: Network
     protocol: Cache
 
-    def within(self, tokens: int) -> "CacheReader":
-        """As `Reader.within`."""
-        window = min(self.protocol.cache_window, tokens)  # a text so short fills no more
+    def sized_for(self, tokens: int) -> "CacheReader":
+        """As `Reader.sized_for`: a short text fills no more of the cache than it has tokens."""
+        window = min(self.protocol.cache_window, tokens)
         return replace(self, protocol=replace(self.protocol, cache_window=window))
 
     def start(self) -> CacheState:

@@ -49,7 +49,7 @@ class NgramNetwork:
         return replace(self, begins=begins)
 
     def carry(self, rows: int = 1) -> Array:
-        """The contexts of B rows before the first token, int32 `[B, C]`: all beginnings."""
+        """The contexts of B rows before the first token: the beginning C times, int32 `[B, C]`."""
         return jnp.full((rows, self._width), self.ngram.begin, jnp.int32)
 
     def features(

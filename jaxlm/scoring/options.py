@@ -1,4 +1,4 @@
-"""How the surprisal of sentences is found, as verbs and methods are told."""
+"""The options of surprisal, as verbs take them for flags and methods as arguments."""
 
 import math
 from collections.abc import Callable

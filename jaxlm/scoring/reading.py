@@ -17,7 +17,6 @@ from itertools import chain
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
@@ -27,9 +26,11 @@ from jaxlm.base.units import perplexity
 from jaxlm.config.protocols import Dynamic, Plain
 from jaxlm.models.stack import Carry
 from jaxlm.scoring.token_scores import (
+    MOST_SENTENCES,
     NATS_ALONE,
     Detail,
     Network,
+    Reader,
     Tokens,
     TokenScores,
     merged,
@@ -37,103 +38,18 @@ from jaxlm.scoring.token_scores import (
     own_scores,
 )
 
-# Tokens of a segment where the protocol leaves the choice.
-FREE = 128
-# Tokens of a segment of short sentences: few, so that little is read beyond the longest sentence.
-SHORT = 8
-# Segments of a call, and tokens of a call of several segments.
-SEGMENTS = (256, 16, 1)
-MOST = 4096
-# Sentences of a call, and tokens of sentences side by side, each padded to the longest.
-SENTENCES = (1, 8, 64)
+# Tokens of a segment, where the protocol does not say how many.
+SEGMENT = 128
+# The same for short sentences: few, so that little padding is read behind the longest one.
+SHORT_SEGMENT = 8
+# How many segments a call may have, and the most tokens of a call of several segments.
+SEGMENTS_OF_CALLS = (256, 16, 1)
+MOST_TOKENS = 4096
+# How many sentences a call may have, and the most tokens of these, each padded to the longest.
+SENTENCES_OF_CALLS = (1, 8, MOST_SENTENCES)
 MOST_PADDED = 1 << 20
-# Calls that run at once: parts of a program use one core.
-CALLS = 2
-
-
-class Reader:
-    """How a model reads a text, segment by segment.
-
-    A state before the first token, and a pure function from a state and tokens to nats and the next
-    state. A subclass is a pytree, so that a program takes it.
-
-    A model that is no network (an n-gram) plugs in here. It defines `start` and `read` for one
-    text, or `start_all` and `read_all` for B texts side by side, and is what
-    `LanguageModel.reader_of` returns. Perplexity, evaluation, surprisal, minimal pairs and test
-    suites ask a model for nothing else.
-
-    Attributes:
-        segment: Tokens T that must be read together; None: any number.
-        most_sentences: Sentences that may be read side by side.
-    """
-
-    segment: Any = None
-    most_sentences: Any = SENTENCES[-1]
-
-    def within(self, tokens: int) -> "Reader":
-        """A reader of texts of at most so many tokens, perhaps in less memory."""
-        return self
-
-    def start(self) -> Any:
-        """The state before the first token: a pytree of arrays of fixed shapes."""
-        raise NotImplementedError
-
-    def read(
-        self,
-        state: Any,
-        tokens: Tokens,
-        detail: Detail,
-    ) -> tuple[TokenScores, Any]:
-        """Reads one segment of one text.
-
-        Args:
-            state: The state before the segment.
-            tokens: The segment [T].
-            detail: How much to find of each token.
-
-        Returns:
-            The scores [T], and the state after the segment.
-        """
-        raise NotImplementedError
-
-    def start_all(self, texts: int) -> Any:
-        """The state of B texts before the first token; every leaf has a first axis B."""
-        return jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start()
-        )
-
-    def read_all(
-        self,
-        state: Any,
-        tokens: Tokens,
-        detail: Detail,
-    ) -> tuple[TokenScores, Any]:
-        """Reads one segment of B texts.
-
-        Args:
-            state: The state before the segment.
-            tokens: The segment [T, B].
-            detail: How much to find of each token.
-
-        Returns:
-            The scores [T, B, ...], and the state after the segment.
-        """
-        if tokens.inputs.shape[1] > 1:
-            return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
-        state = jax.tree.map(lambda leaf: leaf[0], state)
-        scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
-        scores = jax.tree.map(lambda leaf: leaf[:, None], scores)
-        return scores, jax.tree.map(lambda leaf: leaf[None], state)
-
-    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[Array, Any]:
-        """The nats [T, B] of `read_all` alone, in the fastest way, and the state after the segment.
-
-        Args:
-            state: The state before the segment.
-            tokens: The segment [T, B].
-        """
-        scores, state = self.read_all(state, tokens, NATS_ALONE)
-        return scores.nats, state
+# Calls that run at once, since parts of a program use one core alone.
+CALLS_AT_ONCE = 2
 
 
 @jax.tree_util.register_dataclass
@@ -226,19 +142,20 @@ class OneStream:
     def __call__(self, sentences: Sequence[np.ndarray]) -> TokenScores:
         """Scores sentences of ids [n + 1], from the state that the last call left."""
         scored = self._pending.shape[1]
-        T = self._reader.segment or FREE
+        T = self._reader.segment or SEGMENT
         tokens = np.concatenate([self._pending, *map(read_and_predicted, sentences)], 1)
         N = tokens.shape[1]
-        whole = N // T * T
+        in_segments = N // T * T  # tokens of whole segments
         scores, self.state = _read_segments(
-            self._reader, self.state, tokens[:, :whole, None], T, self._detail
+            self._reader, self.state, tokens[:, :in_segments, None], T, self._detail
         )
-        self._pending = tokens[:, whole:]
-        if whole < N:
-            padded = np.pad(self._pending, ((0, 0), (0, whole + T - N)))
-            scores += _read_segments(self._reader, self.state, padded[..., None], T, self._detail)[
-                0
-            ]
+        self._pending = tokens[:, in_segments:]
+        if in_segments < N:
+            padded = np.pad(self._pending, ((0, 0), (0, in_segments + T - N)))
+            pending_scores, _ = _read_segments(
+                self._reader, self.state, padded[..., None], T, self._detail
+            )
+            scores += pending_scores
         return TokenScores.joined(scores).rows((slice(scored, N), 0))
 
 
@@ -259,7 +176,7 @@ def each_sentence(
     Returns:
         The scores of every token but the first of each sentence, one sentence after another.
     """
-    sizes = [size for size in SENTENCES if size <= reader.most_sentences]
+    sizes = [size for size in SENTENCES_OF_CALLS if size <= reader.most_sentences]
 
     def rows(count: int) -> int:
         return next(size for size in sizes if size >= count)
@@ -277,18 +194,18 @@ def each_sentence(
         B = rows(len(group))
         lengths = [len(sentences[place]) - 1 for place in group]
         longest = lengths[-1]
-        T = reader.segment or (SHORT if longest <= FREE else FREE)
+        T = reader.segment or (SHORT_SEGMENT if longest <= SEGMENT else SEGMENT)
         steps = -(-longest // T) * T
         tokens = np.zeros((3, steps, B), np.int32)
         for row, place in enumerate(group):
             tokens[:, : lengths[row], row] = read_and_predicted(sentences[place])
         # Memory for a power of two of tokens, so that few sizes are compiled.
-        small = reader.within(1 << (steps - 1).bit_length())
-        parts, _ = _read_segments(small, small.start_all(B), tokens, T, detail)
-        scores = TokenScores.joined(parts)
+        small = reader.sized_for(1 << (steps - 1).bit_length())
+        scores_of_calls, _ = _read_segments(small, small.start_all(B), tokens, T, detail)
+        scores = TokenScores.joined(scores_of_calls)
         return [scores.rows((slice(length), row)) for row, length in enumerate(lengths)]
 
-    with ThreadPoolExecutor(CALLS) as pool:
+    with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
         in_order = chain.from_iterable(pool.map(side_by_side, groups))
         scores = dict(zip(order, in_order, strict=True))
     return TokenScores.joined([scores[place] for place in range(len(sentences))])
@@ -333,10 +250,10 @@ def _read_segments(
     scores = []
     while done < tokens.shape[1]:
         segments = (tokens.shape[1] - done) // T
-        C = next(C for C in SEGMENTS if C == 1 or (segments >= C and C * T <= MOST))
+        C = next(C for C in SEGMENTS_OF_CALLS if C == 1 or (segments >= C and C * T <= MOST_TOKENS))
         call = tokens[:, done : done + C * T].reshape(3, C, T, -1)
-        of_call, state = _read(reader, state, call, detail=detail)
-        scores.append(jax.tree.map(np.asarray, of_call))
+        call_scores, state = _read(reader, state, call, detail=detail)
+        scores.append(jax.tree.map(np.asarray, call_scores))
         done += C * T
     return scores, state
 

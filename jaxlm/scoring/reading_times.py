@@ -15,8 +15,8 @@ from jaxlm.base.errors import DataError
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
-from jaxlm.scoring.generation import next_word
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.next_token import probabilities_after
 from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.sentences import Encoded, character_ends, is_punctuation
 from jaxlm.scoring.stimuli import read_table
@@ -26,7 +26,7 @@ from jaxlm.scoring.token_scores import TINY
 BLOCK = 1 << 20  # tokens read at once
 
 
-# A place within a line: the token that it follows, and the nats of what lies between.
+# A place within a line: how many tokens end before it, and the nats of the text behind these.
 _Cut = tuple[int, float]
 
 
@@ -56,32 +56,34 @@ def span_surprisal(
     Raises:
         DataError: A span is not within its sentence, or cuts a token that is a word.
     """
-    how = replace(SurprisalOptions(**options), eos=True, boundary="published", scoring=None)
-    blocks = list(lm.scored(list(sentences), how))
-    table = Surprisals.joined(of_block for _, _, of_block in blocks)
+    settings = replace(SurprisalOptions(**options), eos=True, boundary="published", scoring=None)
+    blocks = list(lm.scored(list(sentences), settings))
+    table = Surprisals.joined(block_table for _, _, block_table in blocks)
     encoded = chain.from_iterable(sentences for _, sentences, _ in blocks)
     in_words = lm.vocab.kind == "words"
     cut = _cut_between_words if in_words else _cut_in_pieces
-    unit = UNITS[how.unit]
+    unit = UNITS[settings.unit]
     rows = []
     row = 0  # of the sentence's first token
     lines = zip(sentences, spans, encoded, strict=True)
     for number, (line, (start, end), sentence) in enumerate(lines, 1):
         text = line if in_words else line.rstrip()
-        span = f"{how.where(number)}: the span {start} to {end}"
+        span = f"{settings.where(number)}: the span {start} to {end}"
         if not 0 <= start < end <= len(text):
             raise DataError(f"{span} is not within the {len(text)} characters")
         cuts = [cut(lm, text, place, sentence) for place in (start, end)]
         if cuts[0] is None or cuts[1] is None:
             raise DataError(f"{span} cuts a word of {text!r:.80}: give whole words")
-        first, before = cuts[0]
-        last, within = cuts[1]
-        covers = last > first or not in_words
-        pieces = slice(row + first, row + max(last + (within > 0), first + covers))
+        first, nats_before = cuts[0]
+        last, nats_within = cuts[1]
+        has_tokens = last > first or not in_words
+        # The tokens that the span has a part of.
+        pieces = slice(row + first, row + max(last + (nats_within > 0), first + has_tokens))
         numbers = [math.nan] * 3
-        if covers:
+        if has_tokens:
+            whole_tokens = table.surprisal[row + first : row + last].sum()
             numbers = [
-                table.surprisal[row + first : row + last].sum() + within / unit - before / unit,
+                whole_tokens + nats_within / unit - nats_before / unit,
                 table.entropy[pieces.start],
                 table.entropy_reduction[pieces].sum(),
             ]
@@ -105,25 +107,23 @@ def _cut_between_words(lm: LanguageModel, text: str, place: int, sentence: Encod
 
 
 def _cut_in_pieces(lm: LanguageModel, text: str, place: int, sentence: Encoded) -> _Cut:
-    """A place of a line, whose tokens are no words: they may be cut.
-
-    A letter and its combining mark may be read as one character.
-    """
-    place = len(_as_read(lm, text[:place]))
+    """A place of a line of tokens that are no words, one of which it may cut."""
+    # Reading may change the length of a text: a letter and its accent may become one character.
+    place = len(_read_back(lm, text[:place]))
     ends = [0, *character_ends(lm.vocab, sentence.tokens)]
     token = int(np.searchsorted(ends, place, "right")) - 1
-    rest = _as_read(lm, text)[ends[token] : place].encode()
-    if token == len(sentence.tokens) or not rest:
+    cut_off = _read_back(lm, text)[ends[token] : place].encode()
+    if token == len(sentence.tokens) or not cut_off:
         return token, 0.0
-    alike = np.array([of_token.startswith(rest) for of_token in lm.vocab.token_bytes])
-    # The bytes of an unknown letter, or of half a letter, do not say that the token begins so.
+    alike = np.array([data.startswith(cut_off) for data in lm.vocab.token_bytes])
+    # The token itself may be unknown or half a letter, whose bytes do not begin so.
     alike[sentence.ids[token + 1]] = True
-    p = float(next_word(lm.network, sentence.ids[: token + 1])[alike].sum())
+    p = float(probabilities_after(lm.network, sentence.ids[: token + 1])[alike].sum())
     return token, -math.log(max(p, TINY))
 
 
-def _as_read(lm: LanguageModel, text: str) -> str:
-    """The beginning of a line, whose tokens are no words, in the model's case and normalised."""
+def _read_back(lm: LanguageModel, text: str) -> str:
+    """The beginning of a line as its tokens spell it: in the model's case, and normalised."""
     return "".join(lm.vocab.tokens.pieces(lm.vocab.tokenize(lm.line_as_read(text))))
 
 
@@ -149,12 +149,12 @@ def predictors(
     in_words = lm.vocab.kind == "words"
     tokens = table.tokens if isinstance(table, WordSurprisals) else table.token
     for word, pieces, oov in zip(table.word, tokens, table.oov.tolist(), strict=True):
-        parts = (pieces if in_words else _as_read(lm, word)).split()
-        read = [bare(part) for part in parts if not is_punctuation(part)]
-        if counts is None or oov or not read:
+        spelled = pieces if in_words else _read_back(lm, word)
+        words = [bare(text) for text in spelled.split() if not is_punctuation(text)]
+        if counts is None or oov or not words:
             logs.append(math.nan)
         else:
-            logs.append(math.log1p(min(counts.get(part, 0) for part in read)))
+            logs.append(math.log1p(min(counts.get(text, 0) for text in words)))
     return {"length": [*map(len, table.word)], "log_frequency": logs}
 
 
@@ -184,21 +184,21 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
         for word, count in zip(vocab.words, totals.tolist(), strict=True):
             counts[bare(word)] += count
         return counts
-    in_bytes = Counter[bytes]()
-    rest = b""
+    byte_counts = Counter[bytes]()
+    unfinished = b""  # the word that a block ends within
     for block in blocks:
-        data = rest + b"".join(map(vocab.token_bytes.__getitem__, block.tolist()))
+        data = unfinished + b"".join(vocab.token_bytes[token] for token in block.tolist())
         counts[EOS] += int(np.count_nonzero(block == vocab.newline_id))
         words = data.split()
-        rest = b""
+        unfinished = b""
         if words and not data[-1:].isspace():
-            rest = words.pop()
-        in_bytes.update(words)
-    in_bytes.update(rest.split())
-    for word, count in in_bytes.items():
-        # Bytes have no white space beyond ASCII's.
-        for part in word.decode(errors="replace").split():
-            counts[bare(part)] += count
+            unfinished = words.pop()
+        byte_counts.update(words)
+    byte_counts.update(unfinished.split())
+    for data, count in byte_counts.items():
+        # `bytes.split` knows ASCII's white space alone.
+        for word in data.decode(errors="replace").split():
+            counts[bare(word)] += count
     return counts
 
 
@@ -209,7 +209,7 @@ def bare(word: str) -> str:
     ('bank', 'dogs', '--', True)
     """
     inside = [place for place, letter in enumerate(word) if not is_punctuation(letter)]
-    # A part of an emoji may be no punctuation, so a letter or digit is asked for.
+    # Part of an emoji may be no punctuation, so the word must have a letter or digit.
     if word != EOS and inside and any(map(str.isalnum, word)):
         return word[inside[0] : inside[-1] + 1]
     return word

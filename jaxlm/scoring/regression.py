@@ -88,18 +88,18 @@ def fit(
 
     rows = np.bincount(participants, minlength=count)
     sums = np.stack([np.bincount(participants, column, count) for column in x.T], 1)
-    of_residuals = np.bincount(participants, residuals, count)
+    residual_sums = np.bincount(participants, residuals, count)
     squares = x.T @ x
 
     def at(ratio: float) -> LinearModel:
         weights = ratio / (1 + ratio * rows)
-        # From the residuals on, so that no digit is lost.
+        # The change from the plain model is solved for, since that loses no digit.
         left = squares - (sums * weights[:, None]).T @ sums
-        right = x.T @ residuals - sums.T @ (weights * of_residuals)
+        right = x.T @ residuals - sums.T @ (weights * residual_sums)
         change = np.linalg.lstsq(left, right)[0]
-        total = residuals @ residuals - weights @ of_residuals**2 - right @ change
+        total = residuals @ residuals - weights @ residual_sums**2 - right @ change
         variance = float(total) / N
-        intercepts = weights * (of_residuals - sums @ change)
+        intercepts = weights * (residual_sums - sums @ change)
         intercepts[rows == 0] = np.nan
         log_likelihood = _maximum(N, variance) - 0.5 * float(np.log1p(ratio * rows).sum())
         coefficients = (plain + change) / scales
@@ -110,10 +110,10 @@ def fit(
 
     start = _LOG_RATIOS[np.argmin([cost(log_ratio) for log_ratio in _LOG_RATIOS])]
     step = _LOG_RATIOS[1] - _LOG_RATIOS[0]
-    found: Any = minimize_scalar(
+    optimum: Any = minimize_scalar(
         cost, bounds=(start - step, start + step), method="bounded", options={"xatol": 1e-9}
     )
-    return max(at(0.0), at(float(np.exp(found.x))), key=lambda model: model.log_likelihood)
+    return max(at(0.0), at(float(np.exp(optimum.x))), key=lambda model: model.log_likelihood)
 
 
 def r_squared(columns: Sequence[np.ndarray], y: np.ndarray) -> float:

@@ -18,10 +18,10 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.model import SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.sentences import sentence_nats
 from jaxlm.scoring.stimuli import lines_of
+from jaxlm.scoring.word_nats import sentence_nats
 
 MOST = 100.0  # of a weight
 _ROUNDS = 20  # over all weights
@@ -57,12 +57,12 @@ def read_nbest(path: str | Path, costs: int) -> list[Hypothesis]:
     for number, line in enumerate(chain.from_iterable(lines_of(path)), 1):
         key, *rest = line.split() or [""]
         utterance, dash, place = key.rpartition("-")
+        new_key = dash and place.isdecimal() and key not in keys
         try:
             numbers = tuple(map(float, rest[:costs]))
         except ValueError:
             numbers = ()
-        sound = dash and place.isdecimal() and len(numbers) == costs and key not in keys
-        if not sound or not all(map(math.isfinite, numbers)):
+        if not new_key or len(numbers) != costs or not all(map(math.isfinite, numbers)):
             expected = f"expected UTTERANCE-N, new each time, {costs} costs and words"
             raise DataError(f"{path}, line {number}: {expected}; found {line.strip()!r:.80}")
         keys.add(key)
@@ -78,21 +78,24 @@ def costs_of(hypotheses: Sequence[Hypothesis], models: Iterable[LanguageModel]) 
     """
     columns = [np.array([hypothesis.costs for hypothesis in hypotheses], float)]
     for lm in models:
-        read = SentenceReader(lm, SurprisalOptions(context="stream"))  # which may be empty
-        sentences = [read(one.text, "unk", repr(one.text)) for one in hypotheses]
+        # A hypothesis may be empty, which sentences of a stream may be.
+        read_sentence = SentenceReader(lm, SurprisalOptions(context="stream"))
+        texts = [hypothesis.text for hypothesis in hypotheses]
+        sentences = [read_sentence(text, "unk", repr(text)) for text in texts]
         nats = sentence_nats(lm.scorer(full=False), sentences, eos=True)
-        columns.append(np.array([[of_words.sum()] for of_words in nats]))
+        columns.append(np.array([[word_nats.sum()] for word_nats in nats]))
     columns.append(np.array([[len(hypothesis.text.split())] for hypothesis in hypotheses], float))
     return np.concatenate(columns, 1)
 
 
 def best(hypotheses: Sequence[Hypothesis], totals: np.ndarray) -> list[int]:
     """The place of each utterance's hypothesis of the lowest total [H]; of equal ones the first."""
-    found: dict[str, int] = {}
+    best_place: dict[str, int] = {}
     for place, hypothesis in enumerate(hypotheses):
-        if totals[place] < totals[found.setdefault(hypothesis.utterance, place)]:
-            found[hypothesis.utterance] = place
-    return [*found.values()]
+        best_so_far = best_place.setdefault(hypothesis.utterance, place)
+        if totals[place] < totals[best_so_far]:
+            best_place[hypothesis.utterance] = place
+    return list(best_place.values())
 
 
 def word_errors(words: Sequence[str], reference: Sequence[str]) -> int:
@@ -122,7 +125,10 @@ def errors_of(hypotheses: Sequence[Hypothesis], path: str | Path) -> np.ndarray:
     missing = {hypothesis.utterance for hypothesis in hypotheses} - references.keys()
     if missing:
         raise DataError(f"{path} lacks {len(missing):,} utterances, as {min(missing)!r:.80}")
-    errors = [word_errors(one.text.split(), references[one.utterance]) for one in hypotheses]
+    errors = []
+    for hypothesis in hypotheses:
+        reference = references[hypothesis.utterance]
+        errors.append(word_errors(hypothesis.text.split(), reference))
     return np.array(errors)
 
 
@@ -132,7 +138,9 @@ def tuned(
     errors: np.ndarray,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """The weights [F] of costs that have few errors; the first, whose scale is free, stays.
+    """The weights [F] of the costs, changed one after the other while the errors become fewer.
+
+    Only the ratios of weights count, so the first weight stays.
 
     Args:
         hypotheses: The hypotheses.
@@ -144,7 +152,7 @@ def tuned(
     rows: dict[str, list[int]] = {}
     for place, hypothesis in enumerate(hypotheses):
         rows.setdefault(hypothesis.utterance, []).append(place)
-    groups = [np.array(of_one) for of_one in rows.values()]
+    utterances = [np.array(places) for places in rows.values()]
     fewest = errors[best(hypotheses, costs @ weights)].sum()
     for _ in range(_ROUNDS):
         before = fewest
@@ -152,7 +160,7 @@ def tuned(
             slopes = costs[:, place]
             constant = costs @ weights - slopes * weights[place]
             low = -MOST if place == len(weights) - 1 else 0.0  # A cost of words may be a reward.
-            count, weight = _best_weight(constant, slopes, errors, groups, low)
+            count, weight = _best_weight(constant, slopes, errors, utterances, low)
             if count < fewest:
                 fewest = count
                 weights[place] = weight
@@ -161,37 +169,50 @@ def tuned(
     return weights
 
 
-def _stretches(constant: np.ndarray, slopes: np.ndarray, low: float) -> list[tuple[float, int]]:
-    """From which weight on which hypothesis of an utterance is the best: the first from `low`."""
-    best = np.lexsort((slopes, constant + low * slopes))[0]
-    stretches = [(low, int(best))]
+def _stretches(constant: np.ndarray, slopes: np.ndarray, lowest: float) -> list[tuple[float, int]]:
+    """Which hypothesis of an utterance is the best, by the weight of one cost.
+
+    Args:
+        constant: The total of each hypothesis without that cost.
+        slopes: That cost of each hypothesis.
+        lowest: The lowest weight; the highest is `MOST`.
+
+    Returns:
+        (the weight from which on it is the best, its place) of each best hypothesis, by weight.
+    """
+    best = np.lexsort((slopes, constant + lowest * slopes))[0]
+    stretches = [(lowest, int(best))]
     while True:
+        # As the weight grows, only a hypothesis of a lower cost can overtake the best one.
         flatter = np.flatnonzero(slopes < slopes[best])
-        meets = (constant[flatter] - constant[best]) / (slopes[best] - slopes[flatter])
-        order = np.lexsort((slopes[flatter], meets))
-        if not len(order) or meets[order[0]] >= MOST:
+        overtakes_at = (constant[flatter] - constant[best]) / (slopes[best] - slopes[flatter])
+        order = np.lexsort((slopes[flatter], overtakes_at))
+        if not len(order) or overtakes_at[order[0]] >= MOST:
             return stretches
         best = flatter[order[0]]
-        stretches.append((float(meets[order[0]]), int(best)))
+        stretches.append((float(overtakes_at[order[0]]), int(best)))
 
 
 def _best_weight(
     constant: np.ndarray,
     slopes: np.ndarray,
     errors: np.ndarray,
-    groups: Sequence[np.ndarray],
+    utterances: Sequence[np.ndarray],
     low: float,
 ) -> tuple[int, float]:
-    """The fewest errors, and the middle of the widest interval of weights that has them."""
+    """The fewest errors that a weight can give, and the middle of the widest interval that does.
+
+    The arguments are those of `_stretches`, of all utterances, whose rows are `utterances`.
+    """
     total = 0
     weights: list[float] = []  # from which the errors change
     changes: list[int] = []
-    for rows in groups:
+    for rows in utterances:
         stretches = _stretches(constant[rows], slopes[rows], low)
-        wrong = errors[rows][[place for _, place in stretches]]
-        total += int(wrong[0])
+        best_errors = errors[rows][[place for _, place in stretches]]
+        total += int(best_errors[0])
         weights += [weight for weight, _ in stretches[1:]]
-        changes += np.diff(wrong).tolist()
+        changes += np.diff(best_errors).tolist()
     order = np.argsort(weights)
     edges = np.array(weights)[order].tolist() or [1.0]
     counts = total + np.cumsum([0, *np.array(changes, int)[order]])

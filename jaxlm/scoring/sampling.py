@@ -123,7 +123,7 @@ def draw(
         return ids, _log_prob(logits, ids)
     highest = changed.max(-1, keepdims=True)
     odds = jnp.exp((changed - highest) / sampling.temperature)  # of each word against the likeliest
-    ids, share = pick(kept(sampling, odds), uniform)
+    ids, share = pick(filtered(sampling, odds), uniform)
     if len(jax.tree.leaves(sampling)) > 1:  # more than the temperature
         return ids, _log_prob(logits, ids)
     # At a temperature of 1 the sum of the odds is there already.
@@ -158,10 +158,10 @@ def adjusted(
     return jnp.where(sampling.banned, -jnp.inf, logits)
 
 
-def kept(sampling: Sampling, odds: Array) -> Array:
-    """Odds with those of words that are not among the likeliest set to 0.
+def filtered(sampling: Sampling, odds: Array) -> Array:
+    """Odds with those of words that may not be drawn set to 0.
 
-    By top-k, then by top-p among the words that top-k leaves, then by min-p.
+    First top-k chooses words, then top-p among these, then min-p.
 
     Args:
         sampling: How words are drawn.
@@ -179,10 +179,11 @@ def kept(sampling: Sampling, odds: Array) -> Array:
 
 
 def likeliest(odds: Array, enough: Callable[[Array], Array]) -> Array:
-    """Odds with those that are not needed set to 0.
+    """Odds with those of all but the fewest likeliest words that are enough set to 0.
 
-    In each row the odds below t are, the largest t in [0, 1] for which `enough(odds >= t)`. The
-    bits of odds in [0, 1], read as integers, are in the order of the odds.
+    In each row these are the words of odds t or more, for the largest t in [0, 1] for which they
+    are enough. It is found by bisection over whole numbers: the bits of floats in [0, 1], read as
+    integers, have the order of the floats.
 
     Args:
         odds: Odds in [0, 1], [S, V].
@@ -190,18 +191,20 @@ def likeliest(odds: Array, enough: Callable[[Array], Array]) -> Array:
             are chosen.
     """
 
+    def at_least(bits: Array) -> Array:
+        return odds >= lax.bitcast_convert_type(bits, jnp.float32)[:, None]
+
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low + 1) // 2
-        good = enough(odds >= lax.bitcast_convert_type(middle, jnp.float32)[:, None])
+        good = enough(at_least(middle))
         return jnp.where(good, middle, low), jnp.where(good, high, middle - 1)
 
     odds = odds.astype(jnp.float32)
-    one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
-    low, _ = lax.fori_loop(
-        0, 31, halve, (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), one))
-    )
-    return jnp.where(odds >= lax.bitcast_convert_type(low, jnp.float32)[:, None], odds, 0)
+    bits_of_one = lax.bitcast_convert_type(jnp.float32(1), jnp.int32)
+    bounds = (jnp.zeros(len(odds), jnp.int32), jnp.full(len(odds), bits_of_one))
+    low, _ = lax.fori_loop(0, 31, halve, bounds)
+    return jnp.where(at_least(low), odds, 0)
 
 
 def pick(odds: Array, uniform: Array) -> tuple[Array, Array]:

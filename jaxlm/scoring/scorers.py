@@ -10,10 +10,10 @@ import numpy as np
 from jaxlm.base.errors import JaxlmError
 from jaxlm.config.protocols import protocol_of
 from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring
+from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
 from jaxlm.scoring.reading import OneStream, check_converged, each_sentence
-from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.token_scores import Detail, Model, Network, Scoring, TokenScores
+from jaxlm.scoring.token_scores import Detail, Network, Scoring, TokenScores
 
 
 def scorer(
@@ -41,29 +41,29 @@ def scorer(
     return scoring_of(model, SurprisalOptions(context=context, **options), full)
 
 
-def scoring_of(model: Model, how: SurprisalOptions, full: bool = True) -> Scoring:
+def scoring_of(model: Model, options: SurprisalOptions, full: bool = True) -> Scoring:
     """`scorer`, given its options.
 
     Args:
         model: The model.
-        how: The options.
+        options: How sentences are scored.
         full: Whether to find entropy and rank.
     """
-    protocol = protocol_of(how.protocol)
-    reader = model.reader_of(protocol, network=_network(model, how))
-    detail = Detail(how.top_k, full)
-    if how.context == "stream":
-        read = OneStream(reader, detail)
+    protocol = protocol_of(options.protocol)
+    reader = model.reader_of(protocol, network=_network(model, options))
+    detail = Detail(options.top_k, full)
+    if options.context == "stream":
+        score = OneStream(reader, detail)
     else:
-        read = partial(each_sentence, reader, detail)
+        score = partial(each_sentence, reader, detail)
 
-    def scoring(sentences: Sequence[np.ndarray]) -> TokenScores:
-        scores = read(sentences)
+    def checked_scores(sentences: Sequence[np.ndarray]) -> TokenScores:
+        scores = score(sentences)
         nats = scores.nats
         check_converged(protocol, "the sentences", nats.sum(dtype=float), len(nats))
         return scores
 
-    return scoring
+    return checked_scores
 
 
 def adaptive(model: Model, rate: float, **options: Any) -> AdaptiveScoring:
@@ -77,16 +77,17 @@ def adaptive(model: Model, rate: float, **options: Any) -> AdaptiveScoring:
     Raises:
         JaxlmError: The rate is not above 0, or there is a protocol.
     """
-    how = SurprisalOptions(**options)
-    if protocol_of(how.protocol).kind_name != "plain":
+    settings = SurprisalOptions(**options)
+    if protocol_of(settings.protocol).kind_name != "plain":
         raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
     model.check_network("adaptation")
-    return AdaptiveScoring(_network(model, how), rate, how.context == "stream", Detail(how.top_k))
+    network = _network(model, settings)
+    return AdaptiveScoring(network, rate, settings.context == "stream", Detail(settings.top_k))
 
 
-def _network(model: Model, how: SurprisalOptions) -> Network:
+def _network(model: Model, options: SurprisalOptions) -> Network:
     """The network, which also scores the boundaries of words where they are to be corrected."""
-    boundaries = SentenceReader(model, how).boundaries
-    if boundaries is None or how.boundary != "corrected":
+    boundaries = SentenceReader(model, options).boundaries
+    if boundaries is None or options.boundary != "corrected":
         return model.network
     return model.network.with_boundaries(jnp.asarray(boundaries.begins))

@@ -21,7 +21,6 @@ import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.scoring.token_scores import Scoring, TokenScores
 from jaxlm.scoring.tokenizers import BRACKETS
 
 # A line, or its words; of pieces of words, the names of its tokens.
@@ -85,6 +84,14 @@ class Boundaries(NamedTuple):
     ends: np.ndarray
 
     @staticmethod
+    def within_words(vocab: Vocab) -> "Boundaries | None":
+        """Where pieces make up words; None where tokens are words, or none of them begins one."""
+        boundaries = Boundaries.of(vocab, "word")
+        if boundaries is None or not boundaries.begins.any():
+            return None
+        return boundaries
+
+    @staticmethod
     def of(vocab: Vocab, punctuation: str) -> "Boundaries | None":
         """The boundaries of a vocabulary.
 
@@ -128,8 +135,8 @@ def is_punctuation(text: str) -> bool:
     return bool(text) and all(marks)
 
 
-def as_given(sentence: Encoded) -> Encoded:
-    """The sentence, whose tokens are shown in the case as given where each is a displayed word."""
+def with_given_case(sentence: Encoded) -> Encoded:
+    """The sentence with its tokens in the case that the user gave, if each is a displayed word."""
     if len(sentence.words) != len(sentence.tokens):
         return sentence
     pairs = zip(sentence.words, sentence.tokens, strict=True)
@@ -137,7 +144,7 @@ def as_given(sentence: Encoded) -> Encoded:
     return replace(sentence, tokens=tokens)
 
 
-def in_regions(sentence: Encoded, texts: Sequence[str], where: str) -> list[int]:
+def region_starts(sentence: Encoded, texts: Sequence[str], where: str) -> list[int]:
     """Where regions begin in a sentence.
 
     Args:
@@ -152,83 +159,39 @@ def in_regions(sentence: Encoded, texts: Sequence[str], where: str) -> list[int]
     Raises:
         DataError: The regions do not tile the sentence, or a region begins within a word.
     """
-    words = [*map(_plain, sentence.words)]
-    regions = [*map(_plain, texts)]
-    places = {end: place for place, end in enumerate(accumulate(map(len, words), initial=0))}
-    edges = [*accumulate(map(len, regions), initial=0)]
-    if "".join(regions) != "".join(words) or not places.keys() >= {*edges}:
-        given = " | ".join(texts)
-        whole = " ".join(sentence.words)
+    words = [*map(_comparable, sentence.words)]
+    regions = [*map(_comparable, texts)]
+    word_at = {offset: word for word, offset in enumerate(accumulate(map(len, words), initial=0))}
+    offsets = [*accumulate(map(len, regions), initial=0)]
+    if "".join(regions) != "".join(words) or not word_at.keys() >= {*offsets}:
+        regions_text = " | ".join(texts)
+        sentence_text = " ".join(sentence.words)
         raise DataError(
-            f"{where}: the regions {given!r:.120} do not tile the words of the sentence "
-            f"{whole!r:.120}: give every word once, in order"
+            f"{where}: the regions {regions_text!r:.120} do not tile the words of the sentence "
+            f"{sentence_text!r:.120}: give every word once, in order"
         )
-    return [places[edge] for edge in edges]
+    return [word_at[offset] for offset in offsets]
 
 
-def _plain(text: str) -> str:
+def _comparable(text: str) -> str:
     """A text without what reading may change: case, composed letters and white space."""
     return "".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
-def word_nats(
-    scores: TokenScores,
-    sentences: Sequence[Encoded],
-    lengths: Sequence[int],
-) -> np.ndarray:
-    """The nats of every token that was predicted, which sum to the nats of their words.
-
-    The P(B) of a word is added to its last token and to the last token before it.
-
-    Args:
-        scores: Scores of the sentences, one after the other.
-        sentences: The sentences.
-        lengths: Predictions of each sentence.
-
-    Returns:
-        Nats, float64.
-    """
-    nats = scores.nats.astype(float)
-    firsts = accumulate(lengths, initial=0)
-    cuts = np.concatenate([first + one.cuts for first, one in zip(firsts, sentences, strict=False)])
-    nats[cuts] -= scores.boundary[cuts]
-    nats[cuts - 1] += scores.boundary[cuts]
-    return nats
-
-
-def sentence_nats(
-    scoring: Scoring,
-    sentences: Sequence[Encoded],
-    eos: bool = False,
-) -> list[np.ndarray]:
-    """`word_nats` of the tokens [n] of each sentence; equal sentences get equal numbers.
-
-    Args:
-        scoring: Scores the sentences.
-        sentences: The sentences.
-        eos: Whether the `<eos>` after the tokens is scored too.
-    """
-    unique = {sentence.ids.tobytes(): sentence for sentence in sentences}
-    read = [one.ids if eos or len(one.cuts) else one.ids[:-1] for one in unique.values()]
-    lengths = [len(ids) - 1 for ids in read]
-    nats = word_nats(scoring(read), [*unique.values()], lengths)
-    of_ids = dict(zip(unique, np.split(nats, np.cumsum(lengths)[:-1]), strict=True))
-    return [of_ids[one.ids.tobytes()][: len(one.tokens) + eos] for one in sentences]
-
-
 def character_ends(vocab: Vocab, tokens: Iterable[str]) -> list[int]:
-    """Behind which character of their text tokens end [n], where they are no words.
+    """How many characters of their text come before the end of each token [n].
 
     Args:
-        vocab: The vocabulary.
-        tokens: Names of tokens; an unknown one is as it stands there.
+        vocab: The vocabulary, whose tokens are no words.
+        tokens: Names of tokens; an unknown token is its own text.
     """
     texts = map(vocab.tokens.data, tokens)
+    # In UTF-8 every byte but those of the form 10xxxxxx begins a character.
     return [*accumulate(sum(byte & 0xC0 != 0x80 for byte in text) for text in texts)]
 
 
-def check_words(sentence: object) -> list[str]:
-    """A sentence given as words. Raises JaxlmError where it is anything else."""
+def checked_words(sentence: object) -> list[str]:
+    """The words of a sentence that is a list of words. Raises JaxlmError for anything else."""
     words: list = list(sentence) if isinstance(sentence, Iterable) else [sentence]
     if isinstance(sentence, bytes) or not all(isinstance(word, str) for word in words):
         raise JaxlmError(

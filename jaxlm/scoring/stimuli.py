@@ -67,25 +67,23 @@ class StimulusTable:
         Raises:
             DataError: There is no such column, or a sentence has other names than regions.
         """
-        texts = [_parts(cell) for cell in self.cells(column)]
+        texts_of_sentences = [_split_at_bars(cell) for cell in self.cells(column)]
         regions = []
         if names is not None:
-            for number, (cell, of_sentence) in enumerate(
-                zip(self.cells(names), texts, strict=True), 1
-            ):
-                given = _parts(cell)
-                if len(given) != len(of_sentence):
-                    counts = f"{len(given)} names for {len(of_sentence)} regions"
+            rows = zip(self.cells(names), texts_of_sentences, strict=True)
+            for number, (cell, texts) in enumerate(rows, 1):
+                region_names = _split_at_bars(cell)
+                if len(region_names) != len(texts):
+                    counts = f"{len(region_names)} names for {len(texts)} regions"
                     raise DataError(f"{self.where(number)}: column {names!r} has {counts}")
-                regions.append([*zip(given, of_sentence, strict=True)])
+                regions.append(list(zip(region_names, texts, strict=True)))
             return regions
-        for sentence, of_sentence in zip(self.sentences, texts, strict=True):
-            named = [text.partition(":")[::2] for text in of_sentence]
-            if "".join("".join(of_sentence).split()) == "".join(sentence.split()) or not all(
-                text for _, text in named
-            ):
-                named = [("", text) for text in of_sentence]
-            regions.append([(name.strip(), text.strip()) for name, text in named])
+        for sentence, texts in zip(self.sentences, texts_of_sentences, strict=True):
+            pairs = [text.partition(":")[::2] for text in texts]
+            are_the_sentence = "".join("".join(texts).split()) == "".join(sentence.split())
+            if are_the_sentence or not all(text for _, text in pairs):
+                pairs = [("", text) for text in texts]
+            regions.append([(name.strip(), text.strip()) for name, text in pairs])
         return regions
 
     def numbers(self, column: str) -> list[int]:
@@ -118,13 +116,13 @@ class StimulusTable:
         Raises:
             DataError: Names collide.
         """
-        others = {name: cells for name, cells in self.columns.items() if name not in without}
+        stimuli = {name: cells for name, cells in self.columns.items() if name not in without}
         repeated = {}
-        for name, cells in others.items():
+        for name, cells in stimuli.items():
             title = f"stimulus.{name}" if name in columns else name
             repeated[title] = [cells[sentence - 1] for sentence in columns["sentence_id"]]
         joined = {**repeated, **columns}
-        if len(joined) < len(others) + len(columns):
+        if len(joined) < len(stimuli) + len(columns):
             raise DataError(
                 f"{self.name} has a column named as one of the result: "
                 f"rename one of {', '.join(repeated)}"
@@ -132,8 +130,8 @@ class StimulusTable:
         return joined
 
 
-def _parts(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split("|")]
+def _split_at_bars(cell: str) -> list[str]:
+    return [text.strip() for text in cell.split("|")]
 
 
 def source(path: str | Path) -> str:

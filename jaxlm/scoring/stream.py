@@ -16,8 +16,8 @@ from jaxlm.data.windows import batch, num_windows
 from jaxlm.distributed.mesh import put_rows
 from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.reading import ModelReader, OneStream, Reader
-from jaxlm.scoring.token_scores import NATS_ALONE, Network, Tokens
+from jaxlm.scoring.reading import ModelReader, OneStream
+from jaxlm.scoring.token_scores import NATS_ALONE, Network, Reader, Tokens
 
 PREDICTIONS_PER_WINDOW = 2048
 # Bounds how much of a large split lies in memory at once.
@@ -46,7 +46,7 @@ def eval_step(
         The nats of each target [T, B], and the new carry.
     """
     tokens = Tokens(inputs, targets, jnp.ones(inputs.shape, bool))
-    return _plain(model, params).nats_of_all(carry, tokens)
+    return _plain_reader(model, params).nats_of_all(carry, tokens)
 
 
 def stream_nats(
@@ -75,11 +75,11 @@ def stream_nats(
     Raises:
         DataError: There is nothing to predict.
     """
-    reader = _plain(model, params)
+    reader = _plain_reader(model, params)
     return windowed_nats(reader, ids, batch_size, bptt_length, mesh, members)
 
 
-def _plain(model: Recurrent, params: Params) -> Reader:
+def _plain_reader(model: Recurrent, params: Params) -> ModelReader:
     return ModelReader(Network(model, params), Plain())
 
 
@@ -121,13 +121,14 @@ def windowed_nats(
     state = None
     sums = []
     for start in range(0, predictions, height):
+        stop = min(start + height, predictions)
 
-        def read(rows: slice, start: int = start) -> np.ndarray:
-            tokens = batch(ids, batch_size, rows, start, min(start + height, predictions) + 1)
+        def padded_rows(rows: slice, start: int = start, stop: int = stop) -> np.ndarray:
+            tokens = batch(ids, batch_size, rows, start, stop + 1)
             return np.pad(tokens, ((0, height + 1 - len(tokens)), (0, 0)))
 
-        tokens = put_rows(mesh, (height + 1, batch_size), read)
-        count = np.int32(min(predictions - start, height))
+        tokens = put_rows(mesh, (height + 1, batch_size), padded_rows)
+        count = np.int32(stop - start)
         state, nats = _nats_per_window(reader, tokens, count, state, length=length, members=members)
         sums.append(np.asarray(nats, np.float64))
     nats = np.concatenate(sums, -1).sum(-1)

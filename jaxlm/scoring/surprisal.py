@@ -16,18 +16,18 @@ import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import UNITS, SurprisalOptions
-from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.sentences import (
     Encoded,
     Region,
     Sentence,
-    as_given,
     blocks,
-    in_regions,
-    word_nats,
+    region_starts,
+    with_given_case,
 )
-from jaxlm.scoring.token_scores import Model, TokenScores
+from jaxlm.scoring.token_scores import TokenScores
+from jaxlm.scoring.word_nats import word_nats
 
 
 class Table:
@@ -48,17 +48,17 @@ class Table:
     @classmethod
     def joined(cls, tables: Iterable[Self]) -> Self:
         """The tables, one after the other. Raises DataError where there is none."""
-        parts = list(tables)
-        if not parts:
+        tables = list(tables)
+        if not tables:
             raise DataError("there are no sentences: give at least one")
-        columns: dict[str, Any] = {}
-        for name, first in vars(parts[0]).items():
-            values = [getattr(part, name) for part in parts]
+        joined: dict[str, Any] = {}
+        for name, first in vars(tables[0]).items():
+            columns = [getattr(table, name) for table in tables]
             if isinstance(first, np.ndarray):
-                columns[name] = np.concatenate(values)
+                joined[name] = np.concatenate(columns)
             else:
-                columns[name] = list(chain.from_iterable(values))
-        return type(parts[0])(**columns)
+                joined[name] = list(chain.from_iterable(columns))
+        return type(tables[0])(**joined)
 
     def columns(self) -> dict[str, Any]:
         """The table: each column by its name."""
@@ -139,7 +139,7 @@ def surprisals(
         options: The unit, and which tokens have a row or a surprisal.
         first: Number of the first sentence.
     """
-    # Of the tokens predicted, `<eos>` among them.
+    # A sentence's `<eos>` is scored too, and has a row if `options.eos`.
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])
     sentence_id = np.repeat(np.arange(len(sentences)), lengths)
     token_id = np.concatenate([np.arange(length) for length in lengths])
@@ -150,7 +150,7 @@ def surprisals(
     if options.oov == "nan":
         nats[unknown] = math.nan
     entropy = scores.entropy.astype(float)
-    before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
+    entropy_before = np.where(token_id > 0, np.roll(entropy, 1), entropy)
     rows = np.flatnonzero(token_id + 1 < np.repeat(lengths + options.eos, lengths))
     unit = UNITS[options.unit]
     return Surprisals(
@@ -161,7 +161,7 @@ def surprisals(
         oov=unknown[rows],
         surprisal=nats[rows] / unit,
         entropy=entropy[rows] / unit,
-        entropy_reduction=np.maximum(0, before - entropy)[rows] / unit,
+        entropy_reduction=np.maximum(0, entropy_before - entropy)[rows] / unit,
         rank=scores.rank[rows],
         top=[vocab.decode(top) for top in scores.top[rows]],
         top_surprisal=scores.top_nats[rows].astype(float) / unit,
@@ -246,17 +246,21 @@ def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int) -> Word
     lengths = [len(sentence.words) for sentence in sentences]
     ends = np.cumsum(counts)
     starts = ends - counts
-    owner = np.repeat(np.arange(len(counts)), counts)
-    gap = np.where(counts > 0, 0, math.nan)  # a word without pieces has no numbers
+    word_of_token = np.repeat(np.arange(len(counts)), counts)
+    nan_if_empty = np.where(counts > 0, 0, math.nan)
+
+    def sums(column: np.ndarray) -> np.ndarray:
+        return np.bincount(word_of_token, column, len(counts))
+
     return WordSurprisals(
         sentence_id=np.repeat(np.arange(len(sentences)), lengths) + first,
         word_id=np.concatenate([np.arange(1, length + 1) for length in lengths]),
         word=[word for sentence in sentences for word in sentence.words],
         tokens=[" ".join(table.token[start:end]) for start, end in zip(starts, ends, strict=True)],
-        oov=np.bincount(owner, table.oov, len(counts)) > 0,
-        surprisal=np.bincount(owner, table.surprisal, len(counts)) + gap,
-        entropy=np.append(table.entropy, math.nan)[starts] + gap,
-        entropy_reduction=np.bincount(owner, table.entropy_reduction, len(counts)) + gap,
+        oov=sums(table.oov) > 0,
+        surprisal=sums(table.surprisal) + nan_if_empty,
+        entropy=np.append(table.entropy, math.nan)[starts] + nan_if_empty,
+        entropy_reduction=sums(table.entropy_reduction) + nan_if_empty,
     )
 
 
@@ -279,21 +283,27 @@ def by_region(
     Raises:
         DataError: Regions do not tile a sentence.
     """
-    names, counts, unknown, entropy_of, coarse = [], [], [], [], []
-    for number, (sentence, of_sentence) in enumerate(zip(sentences, regions, strict=True), first):
+    names: list[str] = []
+    counts: list[int] = []
+    unknown: list[str] = []
+    entropy_of: list[str] = []
+    sentences_of_regions = []  # in which each region is one word
+    pairs = zip(sentences, regions, strict=True)
+    for number, (sentence, sentence_regions) in enumerate(pairs, first):
         texts = []
-        for region in of_sentence:
+        for region in sentence_regions:
             name, text = ("", region) if isinstance(region, str) else region
             names.append(name)
             texts.append(text)
-        edges = in_regions(sentence, texts, where(number))
+        edges = region_starts(sentence, texts, where(number))
         for start, stop in pairwise(edges):
             counts.append(stop - start)
             unknown.append(" ".join(sentence.unknown_in(start, stop)))
             entropy_of.append(" ".join(sentence.words[start:stop][:1]))
-        coarse.append(replace(sentence, words=tuple(texts), starts=sentence.starts[edges]))
+        words = tuple(texts)
+        sentences_of_regions.append(replace(sentence, words=words, starts=sentence.starts[edges]))
     return RegionSurprisals(
-        **vars(by_word(table, coarse, first)),
+        **vars(by_word(table, sentences_of_regions, first)),
         region=names,
         word_count=np.array(counts),
         unknown=unknown,
@@ -339,8 +349,8 @@ def surprisal_stream(
         DataError: A sentence has no words, or an unknown word is refused.
         JaxlmError: An option is none of the choices.
     """
-    how = SurprisalOptions(**options)
-    return (table for _, _, table in scored(model, sentences, how))
+    blocks_scored = scored(model, sentences, SurprisalOptions(**options))
+    return (table for _, _, table in blocks_scored)
 
 
 def word_surprisal(model: Model, sentences: Iterable[Sentence], **options: Any) -> WordSurprisals:
@@ -382,34 +392,35 @@ def word_surprisal_stream(
         DataError: A sentence has no piece, or regions do not tile the sentences.
         JaxlmError: An option is none of the choices.
     """
-    how = SurprisalOptions(**options)
-    ends = [EOS] if how.eos else []
-    given = iter(regions or ())
-    for first, sentences_read, table in scored(model, sentences, how):
-        if how.eos:
-            sentences_read = [sentence.with_end() for sentence in sentences_read]
+    settings = SurprisalOptions(**options)
+    end_region = [EOS] if settings.eos else []
+    regions_left = iter(regions or ())
+    for first, encoded, table in scored(model, sentences, settings):
+        if settings.eos:
+            encoded = [sentence.with_end() for sentence in encoded]
         if regions is None:
-            yield by_word(table, sentences_read, first)
+            yield by_word(table, encoded, first)
             continue
-        of_block = [[*of_sentence, *ends] for of_sentence in islice(given, len(sentences_read))]
-        of_block += [[]] * (len(sentences_read) - len(of_block))
-        yield by_region(table, sentences_read, of_block, first, how.where)
-    more = len([*given])
-    if more:
+        block_regions = [[*listed, *end_region] for listed in islice(regions_left, len(encoded))]
+        while len(block_regions) < len(encoded):
+            block_regions.append([])  # `by_region` names the sentence whose regions are missing
+        yield by_region(table, encoded, block_regions, first, settings.where)
+    surplus = len(list(regions_left))
+    if surplus:
         raise DataError(
-            f"regions has {more} lists more than sentences has lines: give one for each line"
+            f"regions has {surplus} lists more than sentences has lines: give one for each line"
         )
 
 
 def scored(
-    model: Model, sentences: Iterable[Sentence], how: SurprisalOptions
+    model: Model, sentences: Iterable[Sentence], options: SurprisalOptions
 ) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
     """Reads and scores sentences block by block.
 
     Args:
         model: The model.
         sentences: As `surprisal_stream` takes them.
-        how: The options.
+        options: How they are read and scored.
 
     Yields:
         Of each block the number of its first sentence, how its sentences are read, and the
@@ -419,16 +430,16 @@ def scored(
         DataError: A sentence has no words, or an unknown word is refused.
         JaxlmError: These are no sentences.
     """
-    scoring = how.scoring or model.scoring_of(how)
+    scoring = options.scoring or model.scoring_of(options)
     if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
         raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
-    read = SentenceReader(model, how)
-    first = how.first
-    for lines in blocks(sentences, how.block):
-        encoded = [
-            as_given(read(line, how.oov, how.where(number)))
-            for number, line in enumerate(lines, first)
-        ]
+    read_sentence = SentenceReader(model, options)
+    first = options.first
+    for lines in blocks(sentences, options.block):
+        encoded = []
+        for number, line in enumerate(lines, first):
+            sentence = read_sentence(line, options.oov, options.where(number))
+            encoded.append(with_given_case(sentence))
         scores = scoring([sentence.ids for sentence in encoded])
-        yield first, encoded, surprisals(scores, model.vocab, encoded, how, first)
+        yield first, encoded, surprisals(scores, model.vocab, encoded, options, first)
         first += len(lines)

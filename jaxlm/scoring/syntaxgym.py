@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
+from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.sentence_reader import SentenceReader
-from jaxlm.scoring.sentences import in_regions, sentence_nats
+from jaxlm.scoring.sentences import region_starts
 from jaxlm.scoring.stimuli import json_object, lines_of, source
-from jaxlm.scoring.token_scores import Model
+from jaxlm.scoring.word_nats import sentence_nats
 
 # A condition's name, and a region's number from 1, or ALL.
 Region = tuple[str, int]
@@ -77,7 +77,7 @@ def holds(
         DataError: The formula is malformed, or the item lacks a region; with the column.
     """
     tokens = [token for token in TOKEN.finditer(formula) if token.lastgroup != "space"]
-    tokens.reverse()  # the next one is last
+    tokens.reverse()  # so that `tokens.pop()` takes the next one
 
     def error(expected: str, token: re.Match[str]) -> DataError:
         start = token.start()
@@ -94,15 +94,16 @@ def holds(
                 return left
             level, apply = OPERATORS[sign]
             takes_truth = level < COMPARISON
-            if isinstance(left, bool) != takes_truth:
-                if takes_truth:
-                    raise error("expected a comparison before & or |", tokens[-1])
+            if isinstance(left, bool) and not takes_truth:
                 raise error("expected & or | after a comparison", tokens[-1])
+            if takes_truth and not isinstance(left, bool):
+                raise error("expected a comparison before & or |", tokens[-1])
             tokens.pop()
-            first = tokens[-1]
+            right_token = tokens[-1]
             right = expression(level + 1, depth)
             if isinstance(right, bool) != takes_truth:
-                raise error("expected a comparison" if takes_truth else "expected a number", first)
+                expected = "a comparison" if takes_truth else "a number"
+                raise error(f"expected {expected}", right_token)
             left = apply(left, right)
 
     def atom(depth: int) -> float | bool:
@@ -242,23 +243,23 @@ def syntaxgym(
     Raises:
         DataError: The suite is malformed, an unknown word is refused, or a sentence has no words.
     """
-    how = SurprisalOptions(context="sentence", **options)
+    settings = SurprisalOptions(context="sentence", **options)
     checked_value("oov", oov, str, choices=("unk", "error"))
     if not isinstance(suite, Suite):
         suite = read_suite(suite)
-    scoring = model.scoring_of(how, full=False)
-    read = SentenceReader(model, how)
+    scoring = model.scoring_of(settings, full=False)
+    read_sentence = SentenceReader(model, settings)
     sentences = []
-    starts = []  # of the regions of each sentence
+    region_edges = []  # of each sentence, the first token of each region, and how many tokens
     for item in suite.items:
         for name, regions in item.conditions.items():
             where = f"{suite.path}, item {item.number}, condition {name!r}"
-            contents = [*regions.values()]
-            # A region may be empty.
-            sentence = read(" ".join(filter(None, map(str.strip, contents))), oov, where)
+            texts = list(regions.values())
+            nonempty = [text.strip() for text in texts if text.strip()]
+            sentence = read_sentence(" ".join(nonempty), oov, where)
             sentences.append(sentence)
-            starts.append(sentence.starts[in_regions(sentence, contents, where)])
-    scored = zip(sentences, starts, sentence_nats(scoring, sentences), strict=True)
+            region_edges.append(sentence.starts[region_starts(sentence, texts, where)])
+    scored = zip(sentences, region_edges, sentence_nats(scoring, sentences), strict=True)
     results = []
     for item in suite.items:
         surprisals = {}
@@ -302,7 +303,7 @@ def _item(tree: dict[str, Any], where: str) -> Item:
         at = f"{where}, condition {name!r}"
         regions = {}
         for _, region in _objects(condition, "regions", at):
-            number = _whole(region.get("region_number"))
+            number = _number(region.get("region_number"))
             if not number or number in regions or not isinstance(region.get("content"), str):
                 raise DataError(
                     f"{at}: expected a region_number from 1, not twice, and a content for each "
@@ -310,10 +311,10 @@ def _item(tree: dict[str, Any], where: str) -> Item:
                 )
             regions[number] = region["content"]
         conditions[name] = regions
-    return Item(_whole(tree.get("item_number")), conditions)
+    return Item(_number(tree.get("item_number")), conditions)
 
 
-def _whole(value: Any) -> int:
+def _number(value: Any) -> int:
     """A whole number from 1, which some suites write as text; 0 for anything else."""
     text = str(value) if isinstance(value, str | int) else ""
     if text.isascii() and text.isdigit():

@@ -1,4 +1,4 @@
-"""A model with its parameters, and the scores that it gives to the tokens of a text.
+"""A model with its parameters, the scores of tokens, and what a way of reading a text must define.
 
 Nats, entropy, rank and likelier words are found without ever holding logits [T * B, V].
 
@@ -7,6 +7,7 @@ vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,17 +22,14 @@ from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.models.stack import Carry
 from jaxlm.ops.devices import by_platform
 
-# A `LanguageModel`, of which its methods are asked; its module imports those of the methods.
-Model = Any
-
-# The least sum of odds of tokens that begin a word: where none can begin, nats are large, not
-# infinite.
+# The least sum of odds of tokens that begin a word, so that nats are finite where none can begin.
 TINY = 1e-37
-# A sum of odds within exp(+-NEAR) loses no digit of the entropy.
+# Where ln of the sum of odds is within +-NEAR, the entropy loses no digit.
 NEAR = 20.0
 # Rows R of a chunk, whose logits [R, V] exist at a time. On a CPU they stay in its cache.
 ROWS = 128
 ACCELERATOR_ROWS = 1024
+MOST_SENTENCES = 64  # that are read side by side
 
 
 class Network(NamedTuple):
@@ -178,6 +176,91 @@ def nats_alone(nats: Array) -> TokenScores:
     none = jnp.zeros((*nats.shape, 0))
     zeros = jnp.zeros_like(nats)
     return TokenScores(nats, zeros, zeros.astype(jnp.int32), none.astype(jnp.int32), none, zeros)
+
+
+class Reader:
+    """How a model reads a text, segment by segment.
+
+    A state before the first token, and a pure function from a state and tokens to nats and the next
+    state. A subclass is a pytree, so that a program takes it.
+
+    A model that is no network (an n-gram) plugs in here. It defines `start` and `read` for one
+    text, or `start_all` and `read_all` for B texts side by side, and is what
+    `LanguageModel.reader_of` returns. Perplexity, evaluation, surprisal, minimal pairs and test
+    suites ask a model for nothing else.
+
+    Attributes:
+        segment: Tokens T that must be read together; None: any number.
+        most_sentences: The most sentences that may be read side by side.
+    """
+
+    segment: Any = None
+    most_sentences: Any = MOST_SENTENCES
+
+    def sized_for(self, tokens: int) -> "Reader":
+        """This reader, with no more memory than texts of so many tokens need."""
+        return self
+
+    def start(self) -> Any:
+        """The state before the first token: a pytree of arrays of fixed shapes."""
+        raise NotImplementedError
+
+    def read(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
+        """Reads one segment of one text.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T].
+            detail: How much to find of each token.
+
+        Returns:
+            The scores [T], and the state after the segment.
+        """
+        raise NotImplementedError
+
+    def start_all(self, texts: int) -> Any:
+        """The state of B texts before the first token; every leaf has a first axis B."""
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (texts, *jnp.shape(leaf))), self.start()
+        )
+
+    def read_all(
+        self,
+        state: Any,
+        tokens: Tokens,
+        detail: Detail,
+    ) -> tuple[TokenScores, Any]:
+        """Reads one segment of B texts.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T, B].
+            detail: How much to find of each token.
+
+        Returns:
+            The scores [T, B, ...], and the state after the segment.
+        """
+        if tokens.inputs.shape[1] > 1:
+            return jax.vmap(partial(self.read, detail=detail), (0, 1), (1, 0))(state, tokens)
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+        scores, state = self.read(state, jax.tree.map(lambda ids: ids[:, 0], tokens), detail)
+        scores = jax.tree.map(lambda leaf: leaf[:, None], scores)
+        return scores, jax.tree.map(lambda leaf: leaf[None], state)
+
+    def nats_of_all(self, state: Any, tokens: Tokens) -> tuple[Array, Any]:
+        """The nats [T, B] of `read_all` alone, in the fastest way, and the state after the segment.
+
+        Args:
+            state: The state before the segment.
+            tokens: The segment [T, B].
+        """
+        scores, state = self.read_all(state, tokens, NATS_ALONE)
+        return scores.nats, state
 
 
 def own_scores(

@@ -128,7 +128,7 @@ class PTBTokenizer:
             after.append(clitic[0])
             end = clitic.start()
         if start < end:
-            before += self._whole(word[start:end])
+            before += self._unmarked(word[start:end])
         return [*before, *reversed(after)]
 
     def _stands(
@@ -159,7 +159,7 @@ class PTBTokenizer:
             return [mark]
         return known[:1]
 
-    def _whole(self, part: str) -> list[str]:
+    def _unmarked(self, part: str) -> list[str]:
         """The pieces of a part without marks and clitics, as the vocabulary writes them."""
         for written in (part, part.replace("/", "\\/").replace("*", "\\*")):
             if written in self._known:

@@ -127,10 +127,9 @@ def _sweep_record(
     best = sweep.best
     if best is None:
         return SweepRecord(name, corpus, trials, importances=sweep.importances)
-    # The sweep may have been moved, and the member may be on another machine.
     run_dir = member_dir(path, best.number, best.seed, trials[0].seeds)
     model = None
-    if run_dir.exists():
+    if run_dir.exists():  # it may have been trained on another machine
         check_below(path, run_dir, "name the run itself")
         model = view(run_dir, f"trial {best.number}, seed {best.seed}")
     return SweepRecord(name, corpus, trials, sweep.command(best), model, sweep.importances)
@@ -229,7 +228,7 @@ def _model_view(
     live: LivePage | None,
 ) -> ModelView:
     """A run's map of words, surprisals of texts, and samples; notes name what there is not."""
-    lm = load(path, which)
+    lm = load(path, which, data_dir)
     vocab = lm.vocab
     notes: list[str] = []
 
@@ -250,7 +249,7 @@ def _model_view(
             words = map_words(np.asarray(lm.params["embedding"]), vocab.words, tokens=vocab.kind)
     baseline = ""
     with noted("text of the test split"):
-        corpus = lm.find_corpus(data_dir=data_dir)
+        corpus = lm.find_corpus()
         scored |= _test_text(lm, corpus)
         if which:
             baseline = baseline_text(corpus, lm.config.train.baseline_order)
@@ -264,13 +263,14 @@ def _model_view(
 
 def _test_text(lm: LanguageModel, corpus: Corpus) -> dict[str, list[tuple[str, float]]]:
     """The scored beginning of the run's own test split, by its title."""
-    of_words = lm.vocab.kind == "words"
+    tokens_are_words = lm.vocab.kind == "words"
     text = lm.vocab.decode_text(corpus.test[:TEST_WORDS])
-    lines = [line.split() if of_words else line for line in text.split("\n")]
+    lines = [line.split() if tokens_are_words else line for line in text.split("\n")]
     scored = _scored(lm, list(filter(None, lines)))
-    if not text.endswith("\n"):  # the line that is cut has no end
+    if not text.endswith("\n"):
+        # The last line is cut: leave out its `<eos>`, and its last word, which may be cut too.
         scored = scored[:-1]
-        if not of_words and len(scored) > 1:  # nor has its last word
+        if not tokens_are_words and len(scored) > 1:
             scored = scored[:-1]
     return {f"The beginning of the test split of {corpus.name}": scored}
 
