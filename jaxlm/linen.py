@@ -125,7 +125,7 @@ def run(
     if initial_carry is None:
         zeros = jnp.zeros((x.shape[1], H))
         initial_carry = (zeros, zeros)
-    c, h = (part.astype(wide).reshape(-1, H) for part in initial_carry)
+    c, h = (state.astype(wide).reshape(-1, H) for state in initial_carry)
     y, (c, h) = lstm(x, kernel, bias.astype(wide), LSTMState(c, h))
     if lengths is not None:
         last = jnp.take_along_axis(y, (lengths - 1)[None, :, None], 0)[0]
@@ -218,17 +218,17 @@ def read_rows(
     noise = draw_noise(model, key, T, B)
     if initial_carry is None:
         initial_carry = stack.zero_carry(model, B, params["embedding"].dtype)
-    kept, _, features, after = stack.read(model, params, noise, tokens.T, initial_carry)
+    dropped_params, _, features, after = stack.read(model, params, noise, tokens.T, initial_carry)
     weights = None
     if seq_lengths is not None:
         after = _carry_after(model, params, noise, tokens.T, initial_carry, seq_lengths)
         weights = (jnp.arange(T)[:, None] < seq_lengths).astype(jnp.float32)
     if targets is None:
         wide = features.astype(params["embedding"].dtype)
-        logits = heads.logits(model, kept, wide, noise.latents)
+        logits = heads.logits(model, dropped_params, wide, noise.latents)
         return after, jnp.moveaxis(logits, 0, 1)
     return after, heads.summed_nats(
-        model, kept, features, targets.T, weights, noise.latents, noise.drawn
+        model, dropped_params, features, targets.T, weights, noise.latents, noise.drawn
     )
 
 

@@ -69,9 +69,9 @@ class Parser(argparse.ArgumentParser):
         """Ends the process with one line of error; beside an unknown flag stands the nearest."""
         unknown = re.match(r"unrecognized arguments: (?:[^-]\S* )*(--[^\s=]+)", message)
         if unknown:
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
-            if near:
-                message += f" (did you mean {near[0]}?)"
+            similar = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
+            if similar:
+                message += f" (did you mean {similar[0]}?)"
         raise SystemExit(fail(f"{message} (see {self.prog} --help)", UNPARSED))
 
 
@@ -261,7 +261,7 @@ def switch(name: str, help: str) -> Adder:
     return argument(name, "", help, action="store_true")
 
 
-def whole(low: int = 0) -> Callable[[str], int]:
+def whole_number(low: int = 0) -> Callable[[str], int]:
     """The type of an argument that takes a whole number from `low` to `LARGEST`."""
 
     def read(text: str) -> int:

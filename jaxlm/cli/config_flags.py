@@ -113,37 +113,42 @@ def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
             spec = Spec(str, either(list(kinds)), choices=tuple(kinds))
             shown = section in often or not parser.brief
             add_field(group, section, spec, kind, shown=shown, metavar="KIND")
-        own = specs(type(settings))
-        for name, spec in _own_first(own, kinds).items():
-            shown = name in own and (name in often or not parser.brief)
+        fields = specs(type(settings))
+        for name, spec in _with_fields_of_others(fields, kinds).items():
+            shown = name in fields and (name in often or not parser.brief)
             add_field(group, name, spec, getattr(settings, name, None), shown=shown)
 
 
 def add_protocol_flags(parser: Parser) -> None:
     """Adds --protocol, and a flag for every field of every evaluation protocol."""
-    name = _early(parser, "protocol").get("protocol", "plain")
-    chosen = PROTOCOLS.get(name, Plain)
-    group = parser.add_argument_group(f"protocol ({name})", (chosen.__doc__ or "").split("\n")[0])
+    protocol = _early(parser, "protocol").get("protocol", "plain")
+    chosen = PROTOCOLS.get(protocol, Plain)
+    group = parser.add_argument_group(
+        f"protocol ({protocol})", (chosen.__doc__ or "").split("\n")[0]
+    )
     kinds = either(list(PROTOCOLS))
     help = f"how probabilities are made: {kinds} (default plain; with --help: show its flags)"
     group.add_argument("--protocol", choices=tuple(PROTOCOLS), default="plain", help=help)
-    own = specs(chosen)
-    for field, spec in _own_first(own, PROTOCOLS).items():
-        add_field(group, field, spec, getattr(chosen(), field, None), shown=field in own)
+    fields = specs(chosen)
+    for name, spec in _with_fields_of_others(fields, PROTOCOLS).items():
+        add_field(group, name, spec, getattr(chosen(), name, None), shown=name in fields)
 
 
-def _own_first(own: dict[str, Spec], kinds: Mapping[str, type]) -> dict[str, Spec]:
-    """The fields of a kind, then those that other kinds alone have: an error tells which."""
-    fields = dict(own)
+def _with_fields_of_others(fields: dict[str, Spec], kinds: Mapping[str, type]) -> dict[str, Spec]:
+    """The fields of the chosen kind, and then those of other kinds.
+
+    A flag of another kind is parsed, so that an error can name the kind that has it.
+    """
+    fields_of_all = dict(fields)
     for kind in kinds.values():
-        fields = specs(kind) | fields
-    return own | fields
+        fields_of_all = specs(kind) | fields_of_all
+    return fields | fields_of_all
 
 
 def changes(args: argparse.Namespace) -> dict[str, Any]:
     """The fields and kinds that have a flag on the command line, for `Config.replace`."""
-    given = vars(args).items()
-    return {name.removeprefix(_FIELD): value for name, value in given if name.startswith(_FIELD)}
+    values = vars(args).items()
+    return {name.removeprefix(_FIELD): value for name, value in values if name.startswith(_FIELD)}
 
 
 def given_protocol(args: argparse.Namespace) -> Plain:
@@ -206,13 +211,13 @@ def _shown_config(parser: Parser) -> Config:
     config = preset("small")
     if {"-h", "--help", "--help-all"}.isdisjoint(parser.arguments):
         return config
-    given = _early(parser, "preset", "config", *KINDS)
-    path = Path(given["config"]) if "config" in given else None
+    flags = _early(parser, "preset", "config", *KINDS)
+    path = Path(flags["config"]) if "config" in flags else None
     with suppress(JaxlmError):
-        config = starting_config(path, given.get("preset"))
+        config = starting_config(path, flags.get("preset"))
     for slot in KINDS:
         with suppress(JaxlmError):
-            config = config.replace(**{slot: given.get(slot, config.kinds[slot])})
+            config = config.replace(**{slot: flags.get(slot, config.kinds[slot])})
     return config
 
 
@@ -223,5 +228,5 @@ def _early(parser: Parser, *names: str) -> dict[str, str]:
     )
     for name in names:
         early.add_argument(f"--{name}", nargs="?")
-    given, _ = early.parse_known_args(parser.arguments)
-    return {name: value for name, value in vars(given).items() if value is not None}
+    parsed, _ = early.parse_known_args(parser.arguments)
+    return {name: value for name, value in vars(parsed).items() if value is not None}

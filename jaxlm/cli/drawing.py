@@ -15,7 +15,7 @@ from jaxlm.cli.arguments import (
     pathname,
     run_path,
     switch,
-    whole,
+    whole_number,
 )
 from jaxlm.cli.opening import open_model
 from jaxlm.interop.export_html import to_html
@@ -29,7 +29,11 @@ from jaxlm.sweeps.report_file import write_report
 @command(
     *MODEL,
     argument(
-        "--words", "N", "most frequent words on the map (default 400)", type=whole(1), default=400
+        "--words",
+        "N",
+        "most frequent words on the map (default 400)",
+        type=whole_number(1),
+        default=400,
     ),
     choice("--method", ("tsne", "pca"), "how the map is drawn (default tsne)", default="tsne"),
 )

@@ -204,16 +204,17 @@ def _table(rows: Sequence[_Row], width: int) -> Iterator[str]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [_column(name, rows) for name in names]
     while columns:
-        fitting = [columns.pop(0)]
-        first = fitting[0]
-        while columns and (
-            len(fitting) == 1
-            or sum(len(each[0]) + 2 for each in (*fitting, columns[0])) <= width + 2
-        ):
+        first = columns.pop(0)
+        fitting = [first]
+        while columns:
+            widths = [len(cells[0]) + 2 for cells in (*fitting, columns[0])]
+            # At least two columns stand side by side.
+            if len(fitting) > 1 and sum(widths) - 2 > width:
+                break
             fitting.append(columns.pop(0))
-        indent = " " * sum(len(column[0]) + 2 for column in fitting[:-1])
-        for cells in zip(*fitting, strict=True):
-            line = "  ".join(cells).rstrip()
+        indent = " " * sum(len(cells[0]) + 2 for cells in fitting[:-1])
+        for row in zip(*fitting, strict=True):
+            line = "  ".join(row).rstrip()
             yield from textwrap.wrap(
                 line, width, subsequent_indent=indent, break_on_hyphens=False
             ) or [line]

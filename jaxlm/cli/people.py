@@ -20,7 +20,7 @@ from jaxlm.cli.arguments import (
     command,
     pathname,
     switch,
-    whole,
+    whole_number,
 )
 from jaxlm.cli.opening import check_each_once, open_model
 from jaxlm.cli.tables import columns_of, json_text, table_text
@@ -92,7 +92,11 @@ def _add_columns(parser: Parser) -> None:
     pathname("--times", "FILE", "reading times in CSV, a row a time", required=True),
     switch("--mixed", "a random intercept for each participant, in place of mean times"),
     argument(
-        "--folds", "K", "parts of the items, each held out once", type=whole(2), default=FOLDS
+        "--folds",
+        "K",
+        "parts of the items, each held out once",
+        type=whole_number(2),
+        default=FOLDS,
     ),
     pathname("--plot", "FILE", "draw perplexity against gain, as PNG, PDF or SVG"),
     _add_columns,
@@ -120,7 +124,7 @@ def humanlike(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("nbest", "NBEST", "lines UTTERANCE-N COST ... WORD ..., as Kaldi has them"),
     pathname("--with", "RUN", "one more model, as an n-gram", dest="other"),
-    argument("--costs", "N", "costs on each line (default 2)", type=whole(1), default=2),
+    argument("--costs", "N", "costs on each line (default 2)", type=whole_number(1), default=2),
     argument("--weights", "W", "of costs, models and words", type=float, nargs="+"),
     pathname("--tune", "NBEST", "find the weights on this list, by --reference"),
     pathname("--reference", "FILE", "lines UTTERANCE WORD ...: what was said"),
@@ -137,14 +141,14 @@ def rescore(args: argparse.Namespace) -> None:
     if len(weights) != len(names):
         raise JaxlmError(f"--weights takes {len(names)} numbers, of {', '.join(names)}")
     if args.tune:
-        held = rescoring.read_nbest(args.tune, args.costs)
-        errors = rescoring.errors_of(held, args.reference)
-        costs = rescoring.costs_of(held, models)
-        first = rescoring.best(held, costs @ weights)
-        weights = rescoring.tuned(held, costs, errors, weights)
-        chosen = rescoring.best(held, costs @ weights)
-        given = ", ".join(f"{name} {w:.4g}" for name, w in zip(names, weights, strict=True))
-        counts = f"{errors[first].sum():,} word errors become {errors[chosen].sum():,}"
-        say_line(f"{counts} in {len(chosen):,} utterances with: {given}", sys.stderr)
+        tuning_list = rescoring.read_nbest(args.tune, args.costs)
+        errors = rescoring.errors_of(tuning_list, args.reference)
+        costs = rescoring.costs_of(tuning_list, models)
+        untuned = rescoring.best(tuning_list, costs @ weights)
+        weights = rescoring.tuned(tuning_list, costs, errors, weights)
+        tuned = rescoring.best(tuning_list, costs @ weights)
+        shown = ", ".join(f"{name} {w:.4g}" for name, w in zip(names, weights, strict=True))
+        counts = f"{errors[untuned].sum():,} word errors become {errors[tuned].sum():,}"
+        say_line(f"{counts} in {len(tuned):,} utterances with: {shown}", sys.stderr)
     for place in rescoring.best(hypotheses, rescoring.costs_of(hypotheses, models) @ weights):
         say_line(f"{hypotheses[place].utterance} {hypotheses[place].text}".rstrip())

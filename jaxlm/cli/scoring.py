@@ -45,9 +45,9 @@ from jaxlm.data.text import read_errors
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
+from jaxlm.scoring.model import SentenceReader
 from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
-from jaxlm.scoring.sentence_reader import SentenceReader
 from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
 from jaxlm.scoring.syntaxgym import read_suite
 
@@ -188,29 +188,29 @@ class _Run:
 )
 def surprisal(args: argparse.Namespace) -> None:
     """Prints the surprisal of every word of texts, by one run or several side by side."""
-    named = [path if path.is_file() else resolved(path) for path in args.texts]
-    args.runs = [path for path in named if path.is_dir()]
-    args.texts = [path for path in named if not path.is_dir()]
+    paths = [path if path.is_file() else resolved(path) for path in args.texts]
+    args.runs = [path for path in paths if path.is_dir()]
+    args.texts = [path for path in paths if not path.is_dir()]
     _check_flags(args)
     options = _options(args)
-    paths = [args.run, *args.runs]
-    names = [path.name for path in paths]
+    run_dirs = [args.run, *args.runs]
+    names = [path.name for path in run_dirs]
     if len({*names}) < len(names):
-        names = [*map(str, paths)]
+        names = [*map(str, run_dirs)]
     runs: dict[str, _Run] = {}
-    for name, path in zip(names, paths, strict=True):
+    for name, path in zip(names, run_dirs, strict=True):
         lm = open_model(path, args.checkpoint, args.data_dir)
-        adaptive = args.adapt is not None
-        scoring = lm.adaptive(args.adapt, **options) if adaptive else lm.scorer(**options)
+        adapts = args.adapt is not None
+        scoring = lm.adaptive(args.adapt, **options) if adapts else lm.scorer(**options)
         runs[name] = _Run(lm, scoring)
     stimuli = read_table(args.csv, args.column or "Sentence") if args.csv else None
     kinds = {run.lm.vocab.kind for run in runs.values()}
     table_of = partial(_table_function(args, stimuli, kinds), **options)
     hub = HubModel(args.hub) if args.hub else None
-    given = read_counts(args.frequencies) if args.frequencies else None
     counts = {}
     if args.predictors:
-        counts = {name: given or _word_counts(name, run.lm) for name, run in runs.items()}
+        counts_of_file = read_counts(args.frequencies) if args.frequencies else None
+        counts = {name: counts_of_file or _word_counts(name, run.lm) for name, run in runs.items()}
     adapted = None
     with ExitStack() as stack:
         default_format = args.layout if stimuli is None else "csv"
@@ -228,13 +228,13 @@ def surprisal(args: argparse.Namespace) -> None:
             write(_joined(args, tables, hub, stimuli), block.first == 1)
         if adapted:
             (run,) = runs.values()
-            _keep(
+            _keep_adapted(
                 adapted, run, f"adapted from {args.run} by jaxlm surprisal --adapt {args.adapt:g}"
             )
     subject = "critical spans have words" if args.spans else "words are"
     for name, run in runs.items():
-        whose = f" of {name}" if len(runs) > 1 else ""
-        say_unknown(run.unknown, run.words, subject, whose)
+        of_run = f" of {name}" if len(runs) > 1 else ""
+        say_unknown(run.unknown, run.words, subject, of_run)
 
 
 @command(
@@ -247,7 +247,7 @@ def states(args: argparse.Namespace) -> None:
     """Writes the state of every layer after each word."""
     lm = open_model(args.run, args.checkpoint)
     path = args.output or Path("states.npz" if str(args.text) == "-" else f"{args.text.stem}.npz")
-    read = SentenceReader(lm, SurprisalOptions(tokenizer=args.tokenizer))
+    read_sentence = SentenceReader(lm, SurprisalOptions(tokenizer=args.tokenizer))
     words = []
     sentence_id = []
     layers = []
@@ -255,7 +255,7 @@ def states(args: argparse.Namespace) -> None:
         for block in _blocks([args.text]):
             for sentence, line in enumerate(block.lines, block.first):
                 where = block.where(sentence)
-                tokens = read(line, "unk", where).tokens
+                tokens = read_sentence(line, "unk", where).tokens
                 layers.append(lm.states(tokens, where=where))
                 words += tokens
                 sentence_id += [sentence] * len(tokens)
@@ -318,26 +318,26 @@ def syntaxgym(args: argparse.Namespace) -> None:
 
 def _check_flags(args: argparse.Namespace) -> None:
     """Raises JaxlmError where arguments of `surprisal` contradict each other."""
-    given = {}
+    shown = {}  # each argument that is given, as an error names it
     for name, value in vars(args).items():
         if value is None or value is False or value == [] or value == _USUAL.get(name):
             continue
         if isinstance(value, list):
-            given[name] = ", ".join(map(str, value))
+            shown[name] = ", ".join(map(str, value))
         else:
-            given[name] = f"--{name.replace('_', '-')}"
+            shown[name] = f"--{name.replace('_', '-')}"
     for name, other in _NEEDS.items():
-        if name in given and other not in given:
-            raise JaxlmError(f"{given[name]} needs --{other}: give both")
+        if name in shown and other not in shown:
+            raise JaxlmError(f"{shown[name]} needs --{other}: give both")
     for name, (why, others) in _EXCLUDES.items():
-        excluded = [given[other] for other in others if other in given]
-        if name in given and excluded:
-            raise JaxlmError(f"{given[name]} {why}: leave {', '.join(excluded)} out")
+        excluded = [shown[other] for other in others if other in shown]
+        if name in shown and excluded:
+            raise JaxlmError(f"{shown[name]} {why}: leave {', '.join(excluded)} out")
     check_each_once([args.run, *args.runs])
     if args.hub and args.punctuation == "own":
         raise JaxlmError("--hub scores words with their punctuation: leave --punctuation own out")
     for name in ("mean", "long"):
-        if name in given and not args.runs:
+        if name in shown and not args.runs:
             raise JaxlmError(f"--{name} is about several runs: name another beside {args.run}")
     if args.save_adapted and args.save_adapted == args.output:
         raise JaxlmError(f"{args.save_adapted} is --output too: name a new directory")
@@ -412,8 +412,8 @@ def _joined(
     return stimuli.beside(columns, (args.regions, args.region_names))
 
 
-def _keep(folder: files.Folder, run: _Run, note: str) -> None:
-    """Fills the folder of --save-adapted with the run's model as it has learnt."""
+def _keep_adapted(folder: files.Folder, run: _Run, note: str) -> None:
+    """Writes the run's model, as it is after learning, into the folder of --save-adapted."""
     lm = run.lm
     corpus = unread_corpus(
         lm.corpus["name"], lm.corpus["sha256"], lm.vocab, note, spec=lm.config.data.corpus

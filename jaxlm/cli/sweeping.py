@@ -7,7 +7,7 @@ from functools import partial
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.terminal import say
-from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole
+from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole_number
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run
 from jaxlm.cli.ending import FAILED, SIGNALLED
@@ -48,11 +48,19 @@ _STORAGE = (
         ("none", "median", "halving"),
         "end trials worse than the median, or all but the best quarter (default: median, with tpe)",
     ),
-    argument("--trials", "N", "how many points; a grid needs none", type=whole(1)),
-    argument("--seeds", "K", "seeds of each point, from --seed on (default 1)", type=whole(1)),
-    argument("--workers", "N", "processes (default: one a core for a long sweep)", type=whole(1)),
+    argument("--trials", "N", "how many points; a grid needs none", type=whole_number(1)),
     argument(
-        "--group", "M", "members in one program (default: by memory)", type=whole(1), rare=True
+        "--seeds", "K", "seeds of each point, from --seed on (default 1)", type=whole_number(1)
+    ),
+    argument(
+        "--workers", "N", "processes (default: one a core for a long sweep)", type=whole_number(1)
+    ),
+    argument(
+        "--group",
+        "M",
+        "members in one program (default: by memory)",
+        type=whole_number(1),
+        rare=True,
     ),
     argument("--storage", "URL", _STORAGE, rare=True),
     pathname("--run-dir", "DIR", "where everything is kept (default: runs/PRESET-sweep-DATE-TIME)"),
@@ -73,13 +81,13 @@ def sweep(args: argparse.Namespace) -> int:
     if args.worker:
         stopped_by = supervisor.join(args.run_dir, args.data_dir, **args.worker)
         return SIGNALLED + stopped_by if stopped_by else 0
-    given = changes(args)
+    flags = changes(args)
     space = spaces.read_space_file(args.space) if args.space else {}
     space = spaces.with_settings(space, args.set)
-    both = sorted(space.keys() & given.keys())
-    if both:
-        raise JaxlmError(f"{both[0]} is in the space and has a flag too: leave one of them out")
-    if "keep_last" in given:
+    twice = sorted(space.keys() & flags.keys())
+    if twice:
+        raise JaxlmError(f"{twice[0]} is in the space and has a flag too: leave one of them out")
+    if "keep_last" in flags:
         say(
             "--keep-last is for a single run: "
             "a sweep's members keep their last and their best checkpoint"
@@ -95,14 +103,14 @@ def sweep(args: argparse.Namespace) -> int:
                 f"{args.run_dir} is a sweep of {config.preset}, not of {args.preset}: "
                 "leave --preset out"
             )
-        config = config.replace(**given)
+        config = config.replace(**flags)
     else:
         config = starting_config(args.config, args.preset)
         try:
-            config = config.replace(**given)
+            config = config.replace(**flags)
         except JaxlmError:  # A flag may need a kind that only the space names, as a rate of adamw.
-            config = config.replace(**spaces.first_values(space), **given)
-    space = spaces.with_flags(space, given, config)
+            config = config.replace(**spaces.first_values(space), **flags)
+    space = spaces.with_flags(space, flags, config)
     with ExitStack() as stack:
         run_dir = args.run_dir
         if run_dir is None:

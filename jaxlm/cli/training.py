@@ -8,7 +8,16 @@ import jax
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.packaged import DIRECTORY, NAME
 from jaxlm.base.terminal import say, say_line
-from jaxlm.cli.arguments import DATA_DIR, RUN, argument, command, pathname, run_path, switch, whole
+from jaxlm.cli.arguments import (
+    DATA_DIR,
+    RUN,
+    argument,
+    command,
+    pathname,
+    run_path,
+    switch,
+    whole_number,
+)
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
 from jaxlm.cli.ending import FAILED, SIGNALLED
@@ -29,29 +38,36 @@ from jaxlm.sweeps.report_file import write_report
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
     argument("--init", "RUN", "begin from another run's parameters and text", type=run_path),
     switch("--report", "write RUN/report.html at the end"),
-    argument("--steps", "N", "stop after N windows in all", type=whole()),
+    argument("--steps", "N", "stop after N windows in all", type=whole_number()),
     argument("--track", "NAME", "send the metrics to tensorboard or wandb too"),
     DATA_DIR,
     argument(
         "--devices",
         "N",
         "devices that share a batch's rows (default: most that divide)",
-        type=whole(1),
+        type=whole_number(1),
         rare=True,
     ),
     argument(
-        "--model-devices", "M", "spread the vocabulary too (1)", type=whole(1), default=1, rare=True
+        "--model-devices",
+        "M",
+        "spread the vocabulary too (1)",
+        type=whole_number(1),
+        default=1,
+        rare=True,
     ),
     argument(
         "--profile",
         "N",
         "trace N windows by JAX's profiler, into the run's directory",
-        type=whole(1),
+        type=whole_number(1),
         rare=True,
     ),
     argument("--coordinator", "HOST:PORT", "address of process 0", rare=True),
-    argument("--processes", "N", "number of processes (1: train alone)", type=whole(1), rare=True),
-    argument("--process", "I", "this process's index, from 0", type=whole(), rare=True),
+    argument(
+        "--processes", "N", "number of processes (1: train alone)", type=whole_number(1), rare=True
+    ),
+    argument("--process", "I", "this process's index, from 0", type=whole_number(), rare=True),
     add_config_flags,
     epilog=PRESET_NAMES,
 )
@@ -73,17 +89,17 @@ def train(args: argparse.Namespace) -> int:
     # Before JAX's devices are used.
     if hosts.join_processes(args.coordinator, args.processes, args.process) and not args.run_dir:
         raise JaxlmError("many processes need --run-dir: a directory that all of them see")
-    given = changes(args)
+    flags = changes(args)
     corpus = None
     params = None
     if args.init:
         model = open_model(args.init, "last")
-        config = init_config(model, start, given, own_model=bool(args.config))
+        config = init_config(model, start, flags, own_model=bool(args.config))
         corpus = init_corpus(model, config, str(args.init), args.data_dir)
         params = model.params
     else:
-        config = start.replace(**given)
-        for sentence in changed_kinds(start, given):
+        config = start.replace(**flags)
+        for sentence in changed_kinds(start, flags):
             say(sentence)
     with ExitStack() as stack:
         if run_dir is None:

@@ -34,7 +34,7 @@ from jaxlm.cli.arguments import (
     pathname,
     switch,
     two_groups,
-    whole,
+    whole_number,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
 from jaxlm.cli.opening import check_run, open_model
@@ -55,12 +55,12 @@ MOST_SHOWN = 40  # characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
 # What `LanguageModel.generate` takes, each a flag of this name.
 _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_GENERATED = ("words", "tokens", "seed", "stop", "ban", "no_unk")
+_GENERATED = (*_SAMPLED, "words", "tokens", "seed", "stop", "ban", "no_unk")
 _TEXT = (
     choice("--split", SPLITS, "which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
 )
-_HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole(1), default=10)
+_HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole_number(1), default=10)
 
 
 @command(
@@ -88,8 +88,8 @@ def evaluate(args: argparse.Namespace) -> None:
     protocol = given_protocol(args)
     lm = open_model(args.run, args.checkpoint)
     if args.tune:
-        given = changes(args)
-        grid = {name: values for name, values in protocol.grid.items() if name not in given}
+        fixed = changes(args)
+        grid = {name: values for name, values in protocol.grid.items() if name not in fixed}
         tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
         say(
             f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; "
@@ -144,7 +144,8 @@ def compare(args: argparse.Namespace) -> None:
     """Compares two models, or two groups of seeds, on one text."""
     _check_no_split_beside_text(args)
     runs, others = _groups(args.runs)
-    statuses = _comparable([*runs, *others], args.unfinished)
+    all_runs = [*runs, *others]
+    statuses = _checked_statuses(all_runs, args.unfinished)
     protocol = given_protocol(args)
     comparison = comparing.compare(
         [open_model(run, args.checkpoint) for run in runs],
@@ -154,9 +155,9 @@ def compare(args: argparse.Namespace) -> None:
         data_dir=args.data_dir,
         protocol=protocol,
     )
-    for run, twin in combinations([*runs, *others], 2):
-        if run.samefile(twin):
-            say_line(f"note: {run} and {twin} are one run", sys.stderr)
+    for run, other_run in combinations(all_runs, 2):
+        if run.samefile(other_run):
+            say_line(f"note: {run} and {other_run} are one run", sys.stderr)
     if args.json:
         tree = {
             "runs": list(map(str, runs)),
@@ -171,24 +172,24 @@ def compare(args: argparse.Namespace) -> None:
     for run, state in statuses.items():
         if state != "finished":
             say_line(f"note: {run} is {state}")
-    first = _group_name(runs)
-    other = _group_name(others)
+    name = _group_name(runs)
+    other_name = _group_name(others)
     verdict = "neither is shown to be better"
     if comparison.high_95 < 0:
-        verdict = f"{other} is better"
+        verdict = f"{other_name} is better"
     elif comparison.low_95 > 0:
-        verdict = f"{first} is better"
-    drawn = ""
+        verdict = f"{name} is better"
+    seeds = ""
     if len(runs) > 1 or len(others) > 1:
-        pairs = "pairs of" if comparison.seeds_paired else f"{len(runs)} and {len(others)}"
-        drawn = f" and {pairs} seeds"
+        counts = "pairs of" if comparison.seeds_paired else f"{len(runs)} and {len(others)}"
+        seeds = f" and {counts} seeds"
     say_line(
-        f"{comparison.text}: {comparison.nats:.3f} nats a line of {first}, "
-        f"{comparison.other_nats:.3f} of {other}{_protocol_text(protocol)}"
+        f"{comparison.text}: {comparison.nats:.3f} nats a line of {name}, "
+        f"{comparison.other_nats:.3f} of {other_name}{_protocol_text(protocol)}"
     )
     say_line(
         f"difference {comparison.difference:+.3f}, 95% of bootstraps over {comparison.lines:,} "
-        f"lines{drawn} from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
+        f"lines{seeds} from {comparison.low_95:+.3f} to {comparison.high_95:+.3f}: {verdict}"
     )
 
 
@@ -207,25 +208,35 @@ def _groups(runs: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _group_name(runs: list[Path]) -> str:
+    """The name of the first run, and how many more there are."""
     if len(runs) == 1:
         return str(runs[0])
     return f"{runs[0]} and {len(runs) - 1} more"
 
 
-def _comparable(runs: list[Path], unfinished: bool) -> dict[str, str]:
-    """{run: how far it has come}. Raises JaxlmError where a run is unfinished."""
-    for path in runs:
-        check_run(path)
-    statuses = {str(path): status(path) for path in runs}
-    stopped = [
-        f"{path} is {it}" for path, it in statuses.items() if it.state in ("stopped", "diverged")
-    ]
-    if stopped and not unfinished:
+def _checked_statuses(runs: list[Path], unfinished: bool) -> dict[str, str]:
+    """How far each run has come, by its path, in words.
+
+    Args:
+        runs: The runs' directories.
+        unfinished: Whether runs that were stopped or diverged are welcome.
+
+    Raises:
+        JaxlmError: A path is no run, or the run is unfinished.
+    """
+    for run in runs:
+        check_run(run)
+    statuses = {str(run): status(run) for run in runs}
+    problems = []
+    for run, run_status in statuses.items():
+        if run_status.state in ("stopped", "diverged"):
+            problems.append(f"{run} is {run_status}")
+    if problems and not unfinished:
         raise JaxlmError(
-            f"{' and '.join(stopped)}: resume it with jaxlm train --run-dir RUN --resume, or "
+            f"{' and '.join(problems)}: resume it with jaxlm train --run-dir RUN --resume, or "
             "compare it as it is with --unfinished"
         )
-    return {path: str(it) for path, it in statuses.items()}
+    return {run: str(run_status) for run, run_status in statuses.items()}
 
 
 @command(
@@ -313,7 +324,7 @@ def generate(args: argparse.Namespace) -> None:
         prompt = _text_in(args.prompt_file or "-").removesuffix("\n")
     lm = open_model(args.run, args.checkpoint)
     _say_unknown_in(lm, prompt)
-    options = {name: getattr(args, name) for name in (*_SAMPLED, *_GENERATED)}
+    options = {name: getattr(args, name) for name in _GENERATED}
     if args.words is None and args.tokens is None:
         options["tokens"] = 100
     texts: list[Iterable[tuple[str, float]]]
@@ -370,23 +381,23 @@ def wrapped(
 def say_unknown(
     unknown: Counter[str],
     total: int,
-    what: str = "words are",
-    whose: str = "",
+    subject: str = "words are",
+    of_run: str = "",
 ) -> None:
     """Says on standard error how many tokens are outside the vocabulary; many are a warning.
 
     Args:
-        unknown: How often each of them stands in the text.
+        unknown: How often each unknown token stands in the text.
         total: How many tokens the text has.
-        what: What they are, with a verb.
-        whose: Whose vocabulary it is, if there are several.
+        subject: What the tokens are called, with its verb.
+        of_run: " of RUN", where there are several vocabularies.
     """
     count = unknown.total()
     if count:
         kind = "warning" if count > MOST_UNKNOWN * total else "note"
         frequent = ", ".join(word[:MOST_SHOWN] for word, _ in unknown.most_common(MOST_NAMED))
         say_line(
-            f"{kind}: {count:,} of {total:,} {what} outside the vocabulary{whose}, "
+            f"{kind}: {count:,} of {total:,} {subject} outside the vocabulary{of_run}, "
             f"read as <unk> ({count / total:.1%}): {frequent}",
             sys.stderr,
         )
@@ -440,6 +451,7 @@ def _say_unknown_in(
     text: str,
     tokenizer: str | None = None,
 ) -> None:
+    """Says on standard error which tokens of a text the model's vocabulary lacks."""
     if lm.vocab.unknown_id < 0:  # An unknown token is an error.
         return
     tokens = lm.tokens(text, tokenizer)

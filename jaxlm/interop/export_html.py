@@ -142,7 +142,7 @@ class _Weights:
         return {"offset": offset, "rows": rows, "columns": columns, "bits": bits, "inputs": inputs}
 
     def bytes(self) -> bytes:
-        """All arrays."""
+        """All arrays that were added, one after the other."""
         return self._file.getvalue()
 
 
@@ -169,9 +169,9 @@ def _as_cells_read(network: Recurrent, layer: Params, width: int) -> Params:
     """A layer's arrays under the names that `cells.js` reads: a Mogrifier's kernel in two."""
     if not isinstance(network, Mogrifier):
         return layer
-    others = {**layer}
-    kernel = others.pop("kernel")
-    return {**others, "input_kernel": kernel[:-width], "state_kernel": kernel[-width:]}
+    renamed = {**layer}
+    kernel = renamed.pop("kernel")
+    return {**renamed, "input_kernel": kernel[:-width], "state_kernel": kernel[-width:]}
 
 
 def _tokens(model: LanguageModel) -> dict[str, Any]:

@@ -180,21 +180,21 @@ def _cell_of(model: Recurrent) -> dict[str, Any]:
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(name, perplexity) of the test and of the validation among a checkpoint's metrics."""
+    """(name, perplexity) of the last test and the last validation among some lines of metrics."""
     _, epochs, tests = by_kind(metrics)
     results = []
-    for row in tests[-1:]:
-        results.append(("test", row, row.get("test_perplexity")))
-    for row in epochs[-1:]:
-        name = f"validation, epoch {row.get('epoch', '')}"
-        results.append((name, row, row.get("valid_perplexity")))
-    return [
-        (
-            _cell(f"{row.get('corpus', '')} {name}"),
-            perplexity_text(value) if isinstance(value, float | int) else "unknown",
-        )
-        for name, row, value in results
-    ]
+    if tests:
+        results.append(_result(tests[-1], "test", "test_perplexity"))
+    if epochs:
+        name = f"validation, epoch {epochs[-1].get('epoch', '')}"
+        results.append(_result(epochs[-1], name, "valid_perplexity"))
+    return results
+
+
+def _result(row: dict[str, Any], name: str, column: str) -> tuple[str, str]:
+    value = row.get(column)
+    perplexity = perplexity_text(value) if isinstance(value, float | int) else "unknown"
+    return _cell(f"{row.get('corpus', '')} {name}"), perplexity
 
 
 def _cell(text: object) -> str:

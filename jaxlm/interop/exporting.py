@@ -114,15 +114,19 @@ def as_array(values: object) -> np.ndarray:
 
 
 def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:
-    """From gates i, j, f, o in one kernel [E + H, 4H] to i, f, g, o in two. g is j's other name."""
-    rows = reordered(np.vstack([weights["kernel"], weights["bias"]]).T, LSTM_GATES)
-    width = len(rows) // 4
-    rows[width : 2 * width, -1] += np.float32(model.forget_bias)
+    """From one kernel [E + H, 4H] of gates i, j, f, o to two of i, f, g, o.
+
+    PyTorch calls jaxlm's gate j g.
+    """
+    kernel = reordered(np.transpose(weights["kernel"]), LSTM_GATES)
+    bias = reordered(weights["bias"], LSTM_GATES)
+    width = len(bias) // 4
+    bias[width : 2 * width] += np.float32(model.forget_bias)
     return {
-        "weight_ih": rows[:, : -width - 1],
-        "weight_hh": rows[:, -width - 1 : -1],
-        "bias_ih": rows[:, -1],
-        "bias_hh": np.zeros(len(rows)),
+        "weight_ih": kernel[:, :-width],
+        "weight_hh": kernel[:, -width:],
+        "bias_ih": bias,
+        "bias_hh": np.zeros(len(bias)),
     }
 
 
@@ -244,11 +248,11 @@ def to_sherpa(model: LanguageModel) -> dict[str, bytes]:
         online.outputs.append(f"float[{len(layers)}, N, {width}] next_{state}")
         online.nodes.insert(0, f"{before} = Split <axis = 0> ({state})")
         online.nodes.append(f"next_{state} = Concat <axis = 0> ({after})")
-    about = {"num_layers": len(layers), "hidden_size": width, "sos_id": model.vocab.eos}
+    metadata = {"num_layers": len(layers), "hidden_size": width, "sos_id": model.vocab.eos}
     tokens = [f"{word} {place}\n" for place, word in enumerate(model.vocab.words)]
     return {
         "lm.onnx": _program(offline, {}),
-        "online-lm.onnx": _program(online, {name: str(value) for name, value in about.items()}),
+        "online-lm.onnx": _program(online, {name: str(value) for name, value in metadata.items()}),
         "tokens.txt": "".join(tokens).encode(),
     }
 
@@ -354,11 +358,11 @@ def _graph(model: LanguageModel) -> _Graph:
         weights[f"W_{k}"] = layer["weight_ih"][None]
         weights[f"R_{k}"] = layer["weight_hh"][None]
         weights[f"biases_{k}"] = np.concatenate([layer["bias_ih"], layer["bias_hh"]])[None]
-        after = ", ".join(f"{name}_out" for name in names)
+        states_after = ", ".join(f"{name}_out" for name in names)
         lengths = ""  # none: all rows have all steps
-        read = f"x_{k}, W_{k}, R_{k}, biases_{k}, {lengths}, {', '.join(names)}"
+        arguments = f"x_{k}, W_{k}, R_{k}, biases_{k}, {lengths}, {', '.join(names)}"
         options = f"hidden_size = {width}{node.options}"
-        nodes.append(f"y_{k}, {after} = {node.name} <{options}> ({read})")
+        nodes.append(f"y_{k}, {states_after} = {node.name} <{options}> ({arguments})")
         nodes.append(f"x_{k + 1} = Squeeze (y_{k}, direction)")
     if model.config.model.tied:
         nodes.append("kernel = Transpose <perm = [1, 0]> (embedding)")

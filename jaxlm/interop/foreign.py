@@ -89,8 +89,8 @@ def by_role(
         names_of.setdefault(role, []).append(name)
         _, _, layer = role.partition(" of layer ")
         layers = max(layers, int(layer or 0) + 1)
-    wanted = {*ends, *(f"{part} of layer {layer}" for layer in range(layers) for part in parts)}
-    missing = wanted - names_of.keys()
+    of_layers = (f"{part} of layer {layer}" for layer in range(layers) for part in parts)
+    missing = {*ends, *of_layers} - names_of.keys()
     repeated = [
         f"{role} ({listed(several)})" for role, several in names_of.items() if len(several) > 1
     ]

@@ -83,10 +83,10 @@ def _tokenizer(
         }
         for place in sorted(set(special.values()))
     ]
-    parts = _parts(vocab, {name: place for place, name in enumerate(names)})
+    pipeline = _pipeline(vocab, {name: place for place, name in enumerate(names)})
     if normalizers:
-        parts["normalizer"] = _sequence("normalizer", *normalizers, parts.get("normalizer"))
-    return {"version": "1.0", "added_tokens": added, **parts}
+        pipeline["normalizer"] = _sequence("normalizer", *normalizers, pipeline.get("normalizer"))
+    return {"version": "1.0", "added_tokens": added, **pipeline}
 
 
 def as_json(tree: Any) -> bytes:
@@ -95,7 +95,7 @@ def as_json(tree: Any) -> bytes:
 
 
 def _sequence(kind: str, *parts: Any) -> dict[str, Any]:
-    """The parts of a pipeline in their order, without the empty ones."""
+    """A pipeline of `tokenizers`, such as that of its normalizers; parts that are None are none."""
     return {"type": "Sequence", f"{kind}s": [part for part in parts if part]}
 
 
@@ -131,8 +131,8 @@ _FUSE = {"type": "Fuse"}
 _TO_TEXT = _sequence("decoder", {"type": "ByteFallback"}, _FUSE)
 
 
-def _parts(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
-    """What tokenizer.json holds of a kind of tokens."""
+def _pipeline(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
+    """The steps of tokenizer.json for a kind of tokens."""
     words = {"type": "WordLevel", "vocab": ids, "unk_token": vocab.tokens.unknown}
     if vocab.kind == "words":
         return {
@@ -188,13 +188,13 @@ def _sentencepiece(vocab: Vocab, ids: dict[str, int]) -> dict[str, Any]:
     proto = _message_fields(vocab.tokens.model)
     trainer = _message_fields(b"".join(proto.get(2, [])))
     if trainer.get(3, [_UNIGRAM])[-1] == _UNIGRAM:
-        named = []
+        scored_pieces = []
         for name, place in ids.items():
-            unspelled = pieces.IsUnknown(place) or pieces.IsControl(place)
-            # No text spells a piece with a noncharacter.
-            prefix = "\ufdd0" if unspelled and name != "\n" else ""
-            named.append((prefix + name, scores[name]))
-        model |= {"type": "Unigram", "vocab": named, "unk_id": vocab.unknown_id}
+            is_special = pieces.IsUnknown(place) or pieces.IsControl(place)
+            # No text has a noncharacter, so none has the name of a special piece.
+            prefix = "\ufdd0" if is_special and name != "\n" else ""
+            scored_pieces.append((prefix + name, scores[name]))
+        model |= {"type": "Unigram", "vocab": scored_pieces, "unk_id": vocab.unknown_id}
     else:
         merges = []
         for name in sorted(scores, key=scores.__getitem__, reverse=True):

@@ -160,16 +160,16 @@ class _Storages:
                 )
             self.arrays[key] = self._load(key, dtype, count)
             self.nbytes += claimed
-        whole = self.arrays[key]
+        storage = self.arrays[key]
         match view:
             case [] | [None]:
-                return whole
+                return storage
             case [(_, int() as start, int() as length)] if (
-                0 <= start <= start + length <= whole.size
+                0 <= start <= start + length <= storage.size
             ):
-                return whole[start : start + length]
+                return storage[start : start + length]
         raise JaxlmError(
-            f"a view of the storage {quote(key)} does not lie within its {whole.size:,} elements"
+            f"a view of the storage {quote(key)} does not lie within its {storage.size:,} elements"
         )
 
 
@@ -245,10 +245,10 @@ def _load_old(file: BinaryIO, size: int) -> tuple[Tensors, int]:
     if not isinstance(value, int) or value != MAGIC:
         return _tensors_of(value), 0
     _, _, value, keys = (unpickle(stream, storages) for _ in range(4))
-    sound = isinstance(keys, list) and all(
+    are_keys = isinstance(keys, list) and all(
         isinstance(key, str) and len(key) <= MOST_NAME for key in keys
     )
-    if not sound or sorted(keys) != sorted(storages.arrays):
+    if not are_keys or sorted(keys) != sorted(storages.arrays):
         raise JaxlmError(
             f"its list of storages is not that of the {len(storages.arrays)} in use; it is damaged"
         )

@@ -216,11 +216,11 @@ def checkpoint_prefix(path: Path) -> Path | None:
                 "expected a checkpoint in the folder, and there is no file 'checkpoint'"
             )
         latest = _LATEST.search(read_bytes(path, 1 << 20))
-        named = ""
+        written_to = ""
         if latest:  # UTF-8 in octal escapes
-            named = codecs.escape_decode(latest[1])[0].decode()
+            written_to = codecs.escape_decode(latest[1])[0].decode()
         # The files lie beside the one that names them, whatever folder they were written to.
-        name = Path(named).name
+        name = Path(written_to).name
         if not name:
             raise JaxlmError("its file 'checkpoint' names no model_checkpoint_path in its folder")
         return path.parent / name

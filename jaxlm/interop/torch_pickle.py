@@ -100,13 +100,15 @@ class _InertUnpickler(pickle._Unpickler):
             raise JaxlmError(
                 f"its pickle is damaged: the name of a class has over {MOST_NAME} letters"
             )
-        named = Global(f"{'builtins' if module == '__builtin__' else module}.{name}")
-        if named.split(".")[0] in _LIBRARY and named not in _CALLS:
+        if module == "__builtin__":  # as Python 2 calls it
+            module = "builtins"
+        path = Global(f"{module}.{name}")
+        if path.split(".")[0] in _LIBRARY and path not in _CALLS:
             raise JaxlmError(
-                f"it asks for {quote(named)}, which is no part of a model and could run code; "
+                f"it asks for {quote(path)}, which is no part of a model and could run code; "
                 "nothing was run"
             )
-        return named
+        return path
 
     def reduce(self) -> None:
         arguments = self.stack.pop()
@@ -221,8 +223,8 @@ def _tensor(
             sizes.append(None)
         else:
             sizes += dimensions
-    whole = all(isinstance(size, int) and 0 <= size < 1 << 62 for size in sizes)
-    if not isinstance(storage, np.ndarray) or not whole or len(shape) != len(strides):
+    are_sizes = all(isinstance(size, int) and 0 <= size < 1 << 62 for size in sizes)
+    if not isinstance(storage, np.ndarray) or not are_sizes or len(shape) != len(strides):
         raise JaxlmError(
             "a tensor of its pickle is not made of a storage, an offset, a shape and strides"
         )
@@ -244,14 +246,14 @@ def _tensor(
     return np.ndarray(shape, storage.dtype, storage.view(np.uint8), start, steps)
 
 
-def _mapping(given: Any = None, *_: Any) -> Any:
+def _mapping(content: Any = None, *_: Any) -> Any:
     """Stands for dict, OrderedDict and Counter, of nothing, of a dict or of a list of pairs."""
-    if given is None:
+    if content is None:
         return {}
-    if not isinstance(given, list):
-        return given
-    items = [item for key, value in given for item in (key, value)]
-    given.clear()  # a pickle that gives the list again causes no more work
+    if not isinstance(content, list):
+        return content
+    items = [item for key, value in content for item in (key, value)]
+    content.clear()  # a pickle that gives the list again causes no more work
     return _with_entries({}, items)
 
 
@@ -268,9 +270,9 @@ def _unused(*_: Any) -> Instance:
     return Instance()
 
 
-def _given(given: Any, *_: Any) -> Any:
+def _first_argument(argument: Any, *_: Any) -> Any:
     """Stands for what holds its first argument: a parameter its tensor, a size its tuple."""
-    return given
+    return argument
 
 
 _NAMES = {
@@ -279,7 +281,7 @@ builtins.dict collections.OrderedDict collections.Counter torch.nn.modules.conta
 """,
     _attribute: "builtins.getattr",
     _tensor: "torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2",
-    _given: """
+    _first_argument: """
 torch.Size torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state
 torch.nn.parameter.Parameter torch.nn.parameter.Buffer torch.autograd.variable.Variable
 """,

@@ -45,14 +45,12 @@ class Table(NamedTuple):
         Returns:
             Places int64 `[N]`.
         """
-        wanted = before.astype(np.int64) * (vocab_size + 1) + tokens
-        places = np.searchsorted(self.keys, wanted)
+        if not len(self.keys):
+            return np.full(before.shape, ABSENT)
+        keys = before.astype(np.int64) * (vocab_size + 1) + tokens
+        places = np.searchsorted(self.keys, keys)
         places[places == len(self.keys)] = 0
-        present = before >= 0
-        if len(self.keys):
-            present &= self.keys[places] == wanted
-        else:
-            present[:] = False
+        present = (before >= 0) & (self.keys[places] == keys)
         return np.where(present, places, ABSENT)
 
 
@@ -97,10 +95,11 @@ class BackoffModel:
             float64 `[N]`.
         """
         stream = np.concatenate([context, tokens]).astype(np.int64)
-        ends = np.flatnonzero(stream[:-1] == self.end) + 1
+        # A new sentence begins after each end, and each beginning moves the tokens behind it.
+        beginnings = np.flatnonzero(stream[:-1] == self.end) + 1
         places = np.arange(len(context), len(stream))
-        places += np.searchsorted(ends, places, "right")
-        stream = np.insert(stream, ends, self.begin)
+        places += np.searchsorted(beginnings, places, "right")
+        stream = np.insert(stream, beginnings, self.begin)
         scores = np.empty(len(stream))
         for start in range(0, len(stream), _POSITIONS_AT_ONCE):
             before = max(0, start - self.order)

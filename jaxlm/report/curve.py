@@ -149,7 +149,8 @@ def draw_perplexities(
     tokens = runs[0].tokens
     shown = []
     for place, run in enumerate(runs):
-        shown += _draw_run(axes, run, None if len(runs) == 1 else PALETTE[place % len(PALETTE)])
+        colour = None if len(runs) == 1 else PALETTE[place % len(PALETTE)]
+        shown += _draw_run(axes, run, colour)
     floors = {}
     for run in runs:
         for row in (*run.epochs, *run.tests):
@@ -189,18 +190,18 @@ def _draw_run(
         ("test", [run.end()], [run.test_perplexity()], "D"),
     ]
     drawn = []
-    for (split, x, perplexities, style), own_colour in zip(splits, colours, strict=True):
+    for (split, x, perplexities, style), split_colour in zip(splits, colours, strict=True):
         y = run.measured(perplexities)
-        known = np.isfinite(y)
+        has_value = np.isfinite(y)
         drawn.append(y)
         titles = [
             f"{run.name} {split}, epoch {epoch:.4g}: {value:.2f}".strip()
-            for epoch, value in zip(np.array(x)[known], y[known], strict=True)
+            for epoch, value in zip(np.array(x)[has_value], y[has_value], strict=True)
         ]
-        (line,) = axes.plot(x, y, style, color=own_colour, markersize=5, gid=marks(titles))
-        if known.any() and colour is None:
+        (line,) = axes.plot(x, y, style, color=split_colour, markersize=5, gid=marks(titles))
+        if has_value.any() and colour is None:
             line.set_label(f"{split} {measure_text(perplexities[-1], run.tokens)}")
-        elif known.any() and split == "validation":
+        elif has_value.any() and split == "validation":
             line.set_label(label(run.name))
     estimated = [row for row in run.epochs if row.get("train_estimated")]
     if estimated:
@@ -276,15 +277,17 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
         value.
     """
     ends = run.window_ends()
-    first_epoch = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows)
-    size = max(first_epoch // 30, len(ends) // MOST_POINTS, 1)
+    windows_of_epoch = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows)
+    size = max(windows_of_epoch // 30, len(ends) // MOST_POINTS, 1)
     stretches = [run.windows[start : start + size] for start in range(0, len(ends), size)]
     means = np.array([_mean(rows, name, run.bptt_length) for rows in stretches])
-    x = ends[np.cumsum([len(rows) for rows in stretches], dtype=int) - 1]
+    last_windows = np.cumsum([len(rows) for rows in stretches], dtype=int) - 1
     with np.errstate(all="ignore"):
         if name == "perplexity":
-            return x, drawable(np.exp(means))
-        return x, np.where(abs(np.log(means)) < 70, means, np.nan)
+            means = drawable(np.exp(means))
+        else:  # matplotlib cannot draw an axis from 1e-30 to 1e30
+            means = np.where(abs(np.log(means)) < 70, means, np.nan)
+    return ends[last_windows], means
 
 
 def _mean(
@@ -296,8 +299,10 @@ def _mean(
     if name == "learning_rate":
         return rows[0]["learning_rate"]
     column = "cost" if name == "perplexity" else name
-    known = [row for row in rows if math.isfinite(row[column])]
-    count = len(known)
+    finite = [row for row in rows if math.isfinite(row[column])]
+    if not finite:
+        return math.nan
+    count = len(finite)
     if name == "perplexity":  # a cost is summed over the window's steps
-        count = sum(row.get("steps", bptt_length) for row in known)
-    return sum(row[column] for row in known) / count if count else math.nan
+        count = sum(row.get("steps", bptt_length) for row in finite)
+    return sum(row[column] for row in finite) / count

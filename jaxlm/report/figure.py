@@ -239,13 +239,13 @@ def log_ticks(
 
 def result_axis(axes: Any, values: np.ndarray, measure: str) -> None:
     """Sets y's limits around values [n]; perplexities have a log scale with round numbers."""
-    known = np.isfinite(values).any()
+    has_values = np.isfinite(values).any()
     if measure != "perplexity":
-        if known:
+        if has_values:
             axes.set_ylim(0.96 * np.nanmin(values), 1.04 * np.nanmax(values))
         return
     limits = (1.0, 1000.0)
-    if known:
+    if has_values:
         limits = (np.nanmin(values) / 1.08, np.nanmax(values) * 1.3)
     axes.set_ylim(*limits)
     log_axis(axes, "y", most=9)

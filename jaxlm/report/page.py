@@ -259,9 +259,9 @@ def _model_section(name: str, title: str, model: ModelView) -> Section:
         "map": None,
     }
     if words is not None:
-        near = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
-        shown = [printable(word) for word in words.words]
-        section["script"] = {"kind": "map", "id": name, "words": shown, "neighbors": near}
+        neighbors = [[(printable(word), cosine) for word, cosine in row] for row in words.neighbors]
+        names = [printable(word) for word in words.words]
+        section["script"] = {"kind": "map", "id": name, "words": names, "neighbors": neighbors}
         with drawn_map(words) as drawn:
             section["map"] = svg(drawn, name)
     return section
@@ -314,24 +314,26 @@ def groups(runs: Sequence[RunRecord]) -> list[Seeds]:
         if len({run.settings[name] for run in runs if name in run.settings}) > 1
     ]
     several_ends = len({_finished(run) for run in runs}) > 1
-    found = []
+    seeds_of_configs = []
     for members in _grouped(runs, lambda run: (_finished(run), *sorted(run.settings.items()))):
         settings = {name: members[0].settings.get(name, "") for name in differing}
         if several_ends:
             settings["finished"] = _finished(members[0])
         valid = [run.quality(run.valid_perplexity) for run in members]
         test = [run.quality(run.test_perplexity()) for run in members]
-        found.append(Seeds(members, settings, mean_and_deviation(valid), mean_and_deviation(test)))
-    return sorted(found, key=lambda group: (math.isnan(group.valid[0]), group.valid[0]))
+        seeds_of_configs.append(
+            Seeds(members, settings, mean_and_deviation(valid), mean_and_deviation(test))
+        )
+    return sorted(seeds_of_configs, key=lambda seeds: (math.isnan(seeds.valid[0]), seeds.valid[0]))
 
 
 def _finished(run: RunRecord) -> str:
     """Whether a run was tested, and after how many windows where `--steps` cut it."""
     if not run.tests:
         return "no"
-    cut = not run.config.train.patience and len(run.epochs) < run.config.train.epochs
-    steps = run.tested().get("step", 0) if cut else 0
-    if steps:  # which is in no config
+    counts = run.config.train
+    steps = run.tested().get("step", 0)
+    if steps and not counts.patience and len(run.epochs) < counts.epochs:
         return f"after {steps:,} windows"
     return "yes"
 
@@ -341,13 +343,14 @@ def published(runs: Sequence[RunRecord]) -> list[tuple[str, float]]:
 
     They were tested on Penn Treebank; of runs on other corpora there are none.
     """
-    presets = dict.fromkeys(
-        run.config.preset
-        for run in runs
-        if run.corpus.get("name") == "ptb" and not run.config.preset_changes
-    )
-    known = {preset: PRESETS.get(preset, {}).get("published") for preset in presets}
-    return [(f"published ({preset})", value) for preset, value in known.items() if value]
+    perplexities: dict[str, float] = {}
+    for run in runs:
+        name = run.config.preset
+        perplexity = PRESETS.get(name, {}).get("published")
+        is_ptb = run.corpus.get("name") == "ptb"
+        if perplexity and is_ptb and not run.config.preset_changes:
+            perplexities[f"published ({name})"] = perplexity
+    return list(perplexities.items())
 
 
 def speeds(run: RunRecord) -> list[dict[str, Any]]:

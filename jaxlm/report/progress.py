@@ -159,8 +159,8 @@ class Progress:
         self._place = f"epoch {so_far.epoch}/{self._epochs}"
         numbers = [f"{measure_name(self._tokens)} {so_far.train_measure(self._tokens)}"]
         if task.time_remaining is not None:
-            left = timedelta(seconds=math.ceil(task.time_remaining))
-            numbers.append(f"{left} left")
+            remaining = timedelta(seconds=math.ceil(task.time_remaining))
+            numbers.append(f"{remaining} left")
         if task.speed is not None:
             numbers.append(f"{task.speed * self._tokens_per_window:,.0f} {self._tokens}/s")
         numbers.append(f"rate {so_far.learning_rate:.3g}")

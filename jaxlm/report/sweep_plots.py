@@ -182,13 +182,16 @@ def scale_of(values: Sequence[Any]) -> Scale:
     """The scale of one field's values: numbers where they are, others in alphabetical order."""
     if not all(type(value) in (int, float) for value in values):
         names = [label(value_text(value)) for value in values]
-        order, places = np.unique(names, return_inverse=True)
-        return Scale(places.astype(float), names, dict(enumerate(order.tolist())), log=False)
+        sorted_names, places = np.unique(names, return_inverse=True)
+        ticks: dict[float, str] = dict(enumerate(sorted_names.tolist()))
+        return Scale(places.astype(float), names, ticks, log=False)
     places = np.array(values, float)
     names = [f"{value:.4g}" for value in places]
     ticks = dict(zip(places.tolist(), names, strict=True))
+    if len(ticks) > 6:
+        ticks = {}
     log = bool(places.min() > 0 and places.max() >= 8 * places.min())
-    return Scale(places, names, ticks if len(ticks) <= 6 else {}, log)
+    return Scale(places, names, ticks, log)
 
 
 def _colour(rank: int, count: int) -> str:
@@ -205,12 +208,12 @@ def _draw_scale(
 ) -> np.ndarray:
     """Draws one of the parallel axes, from 0 to 1; the trials' heights on it [trials]."""
     axes.axvline(place, color=PALE, linewidth=1)
-    x = np.log(scale.places) if scale.log else scale.places
-    known = x[np.isfinite(x)]
-    span = np.ptp(known) if len(known) else 0
-    heights = np.where(np.isnan(x), np.nan, 0.5)
+    places = np.log(scale.places) if scale.log else scale.places
+    finite = places[np.isfinite(places)]
+    span = np.ptp(finite) if len(finite) else 0
+    heights = np.where(np.isnan(places), np.nan, 0.5)
     if span:
-        heights = (x - known.min()) / span
+        heights = (places - finite.min()) / span
     names = dict(zip(heights.tolist(), scale.names, strict=True))
     for height, name in names.items():
         if np.isfinite(height) and (scale.ticks or height in (0, 0.5, 1)):

@@ -117,10 +117,10 @@ def map_words(
         )
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     places, clusters, used = _project(unit[:count].astype(np.float64), method)
-    near = []
+    nearest = []
     if neighbors:
-        near = [_nearest(unit, words, place, neighbors) for place in range(len(head))]
-    return WordMap(words[: len(head)], places, clusters, near, used, tokens)
+        nearest = [_nearest(unit, words, place, neighbors) for place in range(len(head))]
+    return WordMap(words[: len(head)], places, clusters, nearest, used, tokens)
 
 
 def _nearest(
@@ -217,6 +217,6 @@ def _project(vectors: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray, 
         clusters = KMeans(min(len(PALETTE), len(vectors)), random_state=0).fit_predict(vectors)
         if method == "pca":
             return widest, clusters, "PCA"
-        near = min(20, (len(vectors) - 1) / 3)
-        tsne = TSNE(metric="cosine", init="pca", random_state=0, perplexity=near)
+        perplexity = min(20, (len(vectors) - 1) / 3)
+        tsne = TSNE(metric="cosine", init="pca", random_state=0, perplexity=perplexity)
         return tsne.fit_transform(vectors).astype(np.float64), clusters, "t-SNE"

@@ -108,8 +108,8 @@ def save(
     """
     name = f"{manifest.step:08d}"
     remedy = "the checkpoints before it are whole: fix that, then resume with --resume"
-    what = f"cannot save {run.path / FOLDER / name}"
-    with explained(RunDirError, what, remedy), run.folder(FOLDER, create=True) as folder:
+    problem = f"cannot save {run.path / FOLDER / name}"
+    with explained(RunDirError, problem, remedy), run.folder(FOLDER, create=True) as folder:
         contents = {
             "config.json": config.to_json().encode(),
             "vocab.json": vocab.to_json().encode(),
@@ -121,7 +121,8 @@ def save(
         with folder.new_folder(name) as new:
             for file, data in contents.items():
                 new.write(file, data)
-            if folder.exists(name):  # a damaged one: this run was resumed from an older checkpoint
+            if folder.exists(name):
+                # It is damaged: the run was resumed from an older checkpoint.
                 folder.discard(name)
         # A checkpoint whose manifest cannot be read may have been kept for good: it stays.
         saved = manifests(run)
@@ -147,19 +148,18 @@ def set_aside_later(
     step: int,
     ending: str = "damaged",
 ) -> None:
-    """Renames the checkpoints after a step, which cannot be read or led nowhere.
+    """Renames the checkpoints after the step that a run is resumed from to `STEP.ending`.
 
-    The run is resumed from that step and writes other lines of metrics, so nothing could be resumed
-    from the later checkpoints.
+    Their metrics will not be those of the resumed run, so no run could be resumed from them.
 
     Args:
         run: The run's directory, which the caller holds.
         step: The checkpoint that the run is resumed from.
-        ending: Of their new names, `STEP.ending`.
+        ending: Why they are not used: they are damaged, or the run diverged after them.
     """
     with run.folder(FOLDER) as folder:
-        for later, path in _listed(run).items():
-            if later > step:
+        for later_step, path in _listed(run).items():
+            if later_step > step:
                 aside = f"{path.name}.{ending}"
                 folder.remove(aside)
                 folder.rename(path.name, aside)
@@ -182,7 +182,7 @@ def manifests(run: RunDir, problems: list[str] | None = None) -> dict[int, Manif
     intact = {}
     for step, path in _listed(run).items():
         try:
-            with _sound(path), Folder.open(path, follow=False) as folder:
+            with _reading(path), Folder.open(path, follow=False) as folder:
                 intact[step] = _manifest(folder)
         except CheckpointError as error:
             # A run that is training may have removed the checkpoint meanwhile.
@@ -224,8 +224,8 @@ def find(run: RunDir, which: str | int = "last") -> Path:
     elif re.fullmatch("[0-9]{1,10}", str(which)):
         step = int(which)
     if step not in folders:
-        there = ", ".join(map(str, folders))
-        raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {there}")
+        steps = ", ".join(map(str, folders))
+        raise CheckpointError(f"{Path(run)} has no checkpoint {which!r}; it has {steps}")
     return folders[step]
 
 
@@ -251,12 +251,12 @@ def load(
     except CheckpointError as error:
         if find(run, which) != path:
             return load(run, which, part)  # a run that is training has removed it meanwhile
-        intact, _ = newest_intact(run, part)
-        offer = "none of this run's is intact"
-        if intact:
-            step = intact.manifest.step
-            offer = f"this run's newest intact one is {step}: name it with --checkpoint"
-        raise CheckpointError(f"{error}; {offer}") from None
+        newest, _ = newest_intact(run, part)
+        remedy = "none of this run's is intact"
+        if newest:
+            step = newest.manifest.step
+            remedy = f"this run's newest intact one is {step}: name it with --checkpoint"
+        raise CheckpointError(f"{error}; {remedy}") from None
 
 
 def newest_intact(
@@ -294,7 +294,7 @@ def read(path: str | Path, part: Part = state_arrays.whole) -> Checkpoint:
         Unreadable: There is no memory or no permission to read it.
     """
     path = Path(path)
-    with _sound(path, "cannot be read"), Folder.open(path, follow=False) as folder:
+    with _reading(path, "cannot be read"), Folder.open(path, follow=False) as folder:
         manifest = _manifest(folder)
         config = Config.from_json(_verified(folder, manifest, "config.json").decode())
         template = state_arrays.shapes_of_state(config)
@@ -317,8 +317,8 @@ def read(path: str | Path, part: Part = state_arrays.whole) -> Checkpoint:
 
 
 @contextmanager
-def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
-    """Turns an error of reading into CheckpointError, or Unreadable if it may be intact."""
+def _reading(path: Path, problem: str = "is damaged") -> Iterator[None]:
+    """Turns an error of reading a file into CheckpointError, or Unreadable if it may be intact."""
     with explained(CheckpointError, f"{path} {problem}"):
         try:
             yield
@@ -328,7 +328,7 @@ def _sound(path: Path, problem: str = "is damaged") -> Iterator[None]:
 
 def _manifest(folder: Folder) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError where it is missing or damaged."""
-    with _sound(folder.path / MANIFEST):
+    with _reading(folder.path / MANIFEST):
         tree = from_hashed_json(folder.read(MANIFEST, MOST_BYTES[MANIFEST]))
         written = tree.get("format")
         if written != FORMAT:
@@ -350,12 +350,13 @@ def _well_formed(manifest: Manifest) -> bool:
 
     def fits(value: Any, kind: Any) -> bool:
         if kind == dict[str, str]:
-            texts = [*value, *value.values()] if isinstance(value, dict) else [None]
-            return all(isinstance(text, str) for text in texts)
+            return isinstance(value, dict) and all(
+                isinstance(text, str) for text in (*value, *value.values())
+            )
         return isinstance(value, kind) and not isinstance(value, bool)
 
     return (
-        all(fits(getattr(manifest, item.name), item.type) for item in fields(Manifest))
+        all(fits(getattr(manifest, declared.name), declared.type) for declared in fields(Manifest))
         and min(manifest.step, manifest.epoch, manifest.metrics_bytes) >= 0
         and max(manifest.step, manifest.epoch) < 2**31
         and manifest.corpus.keys() >= {"name", "sha256"}
@@ -368,7 +369,7 @@ def _verified(
     name: str,
 ) -> bytes:
     """The bytes of a file. Raises CheckpointError where they are not those that were saved."""
-    with _sound(folder.path / name):
+    with _reading(folder.path / name):
         data = folder.read(name, MOST_BYTES[name])
         _check_hash(manifest, name, hashlib.sha256(data).hexdigest())
         return data
@@ -383,7 +384,7 @@ def _verified_state(
     """A part of the state, from a file whose every byte is verified first."""
     path = folder.path / STATE
     most = state_arrays.most_file_bytes(template)
-    with _sound(path), folder.reader(STATE) as file:
+    with _reading(path), folder.reader(STATE) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise ValueError(f"expected at most {most:,} bytes, found {size:,}")

@@ -57,12 +57,11 @@ def check_vacant(run: RunDir) -> None:
     Raises:
         RunDirError: The directory is not empty.
     """
-    # A process that is killed before it writes config.json leaves these.
-    left = re.compile(r"\.lock|\.partial-.*|run\.json")
-    other = [name for name in _names(run) if not left.fullmatch(name)]
-    if other:
+    leftover = re.compile(r"\.lock|\.partial-.*|run\.json")  # of a process killed before it began
+    names = [name for name in _names(run) if not leftover.fullmatch(name)]
+    if names:
         remedy = "resume the run in it with --resume, or choose another --run-dir"
-        raise RunDirError(f"{Path(run)} is not empty (it holds {', '.join(other[:4])}): {remedy}")
+        raise RunDirError(f"{Path(run)} is not empty (it holds {', '.join(names[:4])}): {remedy}")
 
 
 def _names(run: RunDir) -> list[str]:
@@ -168,7 +167,7 @@ def saved_record(run: RunDir) -> dict[str, Any]:
 
 
 def drew_params(run: RunDir) -> bool:
-    """Whether a run is known, from its `run.json`, to have drawn its parameters from its seed."""
+    """Whether `run.json` says that the run's first parameters were drawn from its seed."""
     with suppress(RunDirError):
         return saved_record(run).get("params") == DRAWN
     return False
@@ -225,9 +224,9 @@ def resume(
             saved the parameters that it was given, or cannot be written.
         CheckpointError: There are checkpoints, and none is intact.
     """
-    what = f"{run.path} cannot be resumed"
+    problem = f"{run.path} cannot be resumed"
     with (
-        explained(RunDirError, what, ELSEWHERE),
+        explained(RunDirError, problem, ELSEWHERE),
         suppress(FileNotFoundError),
         run.folder(checkpoint.FOLDER) as checkpoints,
     ):
@@ -242,12 +241,12 @@ def resume(
         record = {"corpus": _described(corpus), "params": "unknown"}
         notes.append(f"{error}; a new one is written, and what it said of earlier sessions is lost")
     if saved is None:
-        began = saved_config(run)
+        saved_settings = saved_config(run)
         trained_on = record["corpus"]
         notes.append(f"{run.path} has no checkpoint yet: starting from the beginning")
     else:
         read_prefix(run, saved.manifest.metrics)
-        began = saved.config
+        saved_settings = saved.config
         trained_on = saved.manifest.corpus
         newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
         notes += [f"{problem}; {newest}" for problem in problems]
@@ -259,9 +258,10 @@ def resume(
                 f"the checkpoint was written under other library versions ({', '.join(newer)}): "
                 "the results may differ"
             )
-    now = corpus.identity
-    before = {name: trained_on.get(name) for name in now}
-    changed = conflicts(began, config) + [f"corpus {line}" for line in different(before, now)]
+    identity = corpus.identity
+    saved_identity = {name: trained_on.get(name) for name in identity}
+    changed = conflicts(saved_settings, config)
+    changed += [f"corpus {line}" for line in different(saved_identity, identity)]
     if saved:
         changed += _changes_since(saved, config, corpus)
     if changed:
@@ -276,7 +276,7 @@ def resume(
             raise RunDirError(f"{run.path} {why}: remove it, and begin again with --init")
         if setup.given_params:
             record["params"] = "given"
-    with explained(RunDirError, what, ELSEWHERE):
+    with explained(RunDirError, problem, ELSEWHERE):
         _write(run, record, config, setup)
         if saved:
             checkpoint.set_aside_later(run, saved.manifest.step)
@@ -291,10 +291,10 @@ def _changes_since(
     """What contradicts a checkpoint: fewer epochs than are begun, and another vocabulary."""
     changed = []
     manifest = saved.manifest
-    midway = manifest.step > 0 and manifest.valid_perplexity is None
-    begun = manifest.epoch + midway
-    if config.train.epochs < begun:
-        changed.append(f"train.epochs: {begun} are begun -> {config.train.epochs}")
+    within_epoch = manifest.step > 0 and manifest.valid_perplexity is None
+    epochs_begun = manifest.epoch + within_epoch
+    if config.train.epochs < epochs_begun:
+        changed.append(f"train.epochs: {epochs_begun} are begun -> {config.train.epochs}")
     if saved.vocab != corpus.vocab:
         line = f"vocabulary: {len(saved.vocab)} -> {len(corpus.vocab)} words"
         pairs = zip_longest(saved.vocab.words, corpus.vocab.words)
@@ -359,6 +359,7 @@ def session(devices: tuple[int, int] = (1, 1)) -> dict[str, Any]:
 
 
 def _described(corpus: Corpus) -> dict[str, Any]:
+    """What `run.json` says of a corpus."""
     tokens = {split: len(getattr(corpus, split)) for split in ("train", "valid", "test")}
     return {
         **corpus.identity,

@@ -152,17 +152,19 @@ class MemberGroup:
     ) -> Metrics:
         """As `Group.train`; metrics [M, W].
 
-        An empty slot reads another slot's windows, to no effect.
+        An empty slot reads another slot's windows, to no effect. It trains none of them, unless
+        members share each operation.
         """
         any_run = self._any_run
         counts = any_run.config.train
         windows = []
         trained = []
-        for run in self.runs:
-            plan = (run or any_run).plan
-            step = (run or any_run).step + ahead
-            windows.append(plan.windows(step, count, counts.windows_per_call, first_row))
-            trained.append(count if run is not None or self._vmapped else 0)
+        for slot_run in self.runs:
+            run = slot_run or any_run
+            step = run.step + ahead
+            windows.append(run.plan.windows(step, count, counts.windows_per_call, first_row))
+            is_empty = slot_run is None
+            trained.append(0 if is_empty and not self._vmapped else count)
         recipes, states = self._members
         states, metrics = members.train_members(
             recipes,
@@ -184,15 +186,17 @@ class MemberGroup:
         counts = config.train
         text = (self._any_run.corpus.valid, counts.batch_size, counts.bptt_length)
         recipes, states = self._members
-        of_all = None
+        nats_of_members = None
         if self._vmapped and self.mesh is None and not config.optimizer.two_tailed:
-            of_all = stream_nats(recipes.model, states.evaluated, *text, members=True)
+            nats_of_members, predictions = stream_nats(
+                recipes.model, states.evaluated, *text, members=True
+            )
         perplexities = [math.nan] * len(self.runs)
         for slot, run in enumerate(self.runs):
             if run is None:
                 continue
-            if of_all:
-                nats, predictions = of_all[0][slot], of_all[1]
+            if nats_of_members is not None:
+                nats = nats_of_members[slot]
             else:
                 nats, predictions = self.nats(slot, *text)
             if config.optimizer.two_tailed:

@@ -113,8 +113,8 @@ def excludes_others(path: Path) -> bool:
     return subprocess.run(second, stderr=subprocess.DEVNULL).returncode != 0
 
 
-def without_locks(folder: Path) -> str:
-    """What the user reads where `excludes_others` says no."""
+def no_locks_warning(folder: Path) -> str:
+    """A sentence for the user where `excludes_others` is false."""
     return (
         f"the file system of {folder} keeps no process from another's lock: let one process at a "
         "time work there, or choose another --run-dir"
@@ -128,7 +128,7 @@ def holder(folder: Folder) -> str:
         OSError: The lock cannot be read.
     """
     if folder.exists(NAME):
-        return _named(folder.read(NAME, _MOST_BYTES))
+        return _printed(folder.read(NAME, _MOST_BYTES))
     return ""
 
 
@@ -138,18 +138,18 @@ def _take(file: BinaryIO, folder: Folder) -> bytes:
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = True
-    before = _named(os.pread(file.fileno(), _MOST_BYTES, 0))
+    left_by = _printed(os.pread(file.fileno(), _MOST_BYTES, 0))
     host = socket.gethostname()
-    if free and before and not before.endswith(f" on {host}"):
+    if free and left_by and not left_by.endswith(f" on {host}"):
         say_line(
-            f"{folder.path} was left by {before}: waiting up to {SILENCE:g} s to see whether that "
+            f"{folder.path} was left by {left_by}: waiting up to {SILENCE:g} s to see whether that "
             "process is dead",
             sys.stderr,
         )
         free = not _touched(folder)
     if not free:
         raise InUse(
-            f"{folder.path} is in use by {before or 'another process'}: wait for it, or choose "
+            f"{folder.path} is in use by {left_by or 'another process'}: wait for it, or choose "
             "another --run-dir"
         )
     line = f"process {os.getpid()} on {host}\n".encode()
@@ -158,7 +158,8 @@ def _take(file: BinaryIO, folder: Folder) -> bytes:
     return line
 
 
-def _named(line: bytes) -> str:
+def _printed(line: bytes) -> str:
+    """The lock's line as text for a terminal."""
     return printable(line.decode(errors="replace").strip())
 
 

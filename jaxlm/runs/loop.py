@@ -96,8 +96,8 @@ class Observer:
     def trained(self, group: Group) -> None:
         """Called after each call of windows is logged."""
 
-    def doing(self, what: str) -> None:
-        """Called before what takes time between windows: "validating" or "saving"."""
+    def doing(self, task: str) -> None:
+        """Called before a task that takes time between windows: "validating" or "saving"."""
 
     def diverged(
         self,

@@ -247,9 +247,9 @@ def read_timing(run: str | Path) -> dict[int, dict[str, float]]:
 
 
 def _read(run: RunDir) -> bytes:
-    what = f"expected a run's metrics in {Path(run) / NAME}"
+    problem = f"expected a run's metrics in {Path(run) / NAME}"
     remedy = "give the directory of a run that has started"
-    with explained(RunDirError, what, remedy), Folder.open(run) as folder:
+    with explained(RunDirError, problem, remedy), Folder.open(run) as folder:
         return folder.read(NAME, MOST_BYTES)
 
 

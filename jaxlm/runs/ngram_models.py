@@ -49,8 +49,8 @@ def ngram(
     tables = kneser_ney.estimate(
         train, len(corpus.vocab), order, end if end >= 0 else None, warn=say
     )
-    about = {**corpus.identity, "spec": corpus.spec}
-    return _kept(Ngrams(tables, corpus.vocab, about, dict(corpus.options)), out)
+    source = {**corpus.identity, "spec": corpus.spec}
+    return _saved_in(out, Ngrams(tables, corpus.vocab, source, dict(corpus.options)))
 
 
 def baseline(corpus: Corpus, order: int) -> float | None:
@@ -99,17 +99,17 @@ def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:
     path = Path(file).resolve()
     with path.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    about = {
+    source = {
         "name": f"imported:{path.name}",
         "sha256": sha256,
         "vocab_sha256": vocab.sha256,
         "spec": UNKNOWN,
     }
-    return _kept(Ngrams(tables, vocab, about, {}), out)
+    return _saved_in(out, Ngrams(tables, vocab, source, {}))
 
 
-def _kept(ngrams: Ngrams, out: str | Path | None) -> NgramModel:
-    """A model of n-grams, which a new directory keeps if one is named."""
+def _saved_in(out: str | Path | None, ngrams: Ngrams) -> NgramModel:
+    """The model of some n-grams, which are saved in a new directory if one is named."""
     if out is not None:
         folder.save(out, ngrams)
     return NgramModel.of(ngrams)

@@ -33,33 +33,33 @@ TURNS = 5
 
 def resolved(
     config: Config,
-    began: Config | None = None,
+    resumed: Config | None = None,
 ) -> tuple[Config, dict[str, float] | None, list[str]]:
     """Chooses the dtype in place of `auto`. Every process must call it; all choose the same.
 
     Args:
         config: The run's config.
-        began: The saved config of a run that is resumed, whose dtype stays.
+        resumed: The saved config of a run that is resumed, whose dtype stays.
 
     Returns:
         The config with its dtype; the rates, if they were asked for (`measured_rates`); and notes
         for the user.
     """
     dtype = config.model.compute_dtype
-    if dtype == "auto" and began is not None:
-        dtype = began.model.compute_dtype
+    if dtype == "auto" and resumed is not None:
+        dtype = resumed.model.compute_dtype
     rates = None
     notes = []
     if dtype != "float32":
         rates = measured_rates(config)
-        plain = rates["float32"]
-        narrow = rates["bfloat16"]
+        float32 = rates["float32"]
+        bfloat16 = rates["bfloat16"]
         if dtype == "auto":
-            dtype = DTYPES[hosts.agreed(narrow >= MARGIN * plain)]
+            dtype = DTYPES[hosts.agreed(bfloat16 >= MARGIN * float32)]
             notes = [f"compute_dtype auto: {dtype}"]
-        elif narrow < plain:
+        elif bfloat16 < float32:
             notes = ["compute_dtype bfloat16 is slower than float32"]
-        speeds = f"{narrow:,.0f} GFLOP/s in bfloat16 and {plain:,.0f} in float32"
+        speeds = f"{bfloat16:,.0f} GFLOP/s in bfloat16 and {float32:,.0f} in float32"
         notes = [f"{note}; this model's products run here at {speeds}" for note in notes]
     return config.replace(compute_dtype=dtype), rates, notes
 
@@ -106,7 +106,7 @@ def _measured(
     """Times a product in each dtype by turns; the best turn counts."""
 
     def seconds(dtype: str, count: int) -> float:
-        # Multiplied by b and by its transpose, a stays as it is, however often.
+        # The numbers stay of one size, however often they are multiplied: a b b^T is about a.
         a = jnp.ones((M, K), dtype)
         b = jnp.full((K, N), (K * N) ** -0.5, dtype)
         start = time.perf_counter()

@@ -45,7 +45,7 @@ def of_device() -> int | None:
 
 def check(
     needed: int,
-    what: str,
+    purpose: str,
     remedy: str,
     free: int | None = None,
 ) -> None:
@@ -53,8 +53,8 @@ def check(
 
     Args:
         needed: Bytes.
-        what: What needs them, at the head of the error's sentence.
-        remedy: What to do, at its end.
+        purpose: What needs them; the error's sentence begins with it.
+        remedy: What to do; the sentence ends with it.
         free: Bytes that are free on the device; None: what this process can have now counts.
 
     Raises:
@@ -66,6 +66,6 @@ def check(
         where = "for this process"
     if needed > free:
         raise OutOfMemory(
-            f"{what} needs at least {needed / 1e9:,.1f} GB of memory, "
+            f"{purpose} needs at least {needed / 1e9:,.1f} GB of memory, "
             f"and there is {free / 1e9:,.1f} GB {where}: {remedy}"
         )

@@ -78,14 +78,16 @@ def reproduce(
         devices=devices[0],
         model_devices=devices[1],
     )
-    now = _flat(directory.session(devices))
-    surroundings: dict[str, None] = {}  # each sentence once, in order
+    this_session = _flat(directory.session(devices))
+    surroundings: list[str] = []
     for session in record["sessions"]:
-        surroundings.update(dict.fromkeys(different(_flat(session), now)))
+        for sentence in different(_flat(session), this_session):
+            if sentence not in surroundings:
+                surroundings.append(sentence)
     results = []
     if result.stopped_by is None:
         results = _differences(run_dir, saved.manifest, again)
-    return Reproduction(again, results, list(surroundings), result.stopped_by)
+    return Reproduction(again, results, surroundings, result.stopped_by)
 
 
 def _same_corpus(
@@ -142,7 +144,7 @@ def _tests(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def _flat(session: dict[str, Any]) -> dict[str, str]:
-    """A session's versions, platform, devices and flags under one name each; its command aside."""
+    """A session's versions, platform, devices and flags by name; its command is left out."""
     flat = {}
     for name in ("versions", "platform"):
         table = session.get(name)

@@ -165,15 +165,22 @@ class Run:
 
     @property
     def so_far(self) -> EpochResult:
-        """The last window's epoch so far, without windows whose cost is not finite."""
+        """The training so far in the epoch of the last window that was trained.
+
+        Windows whose cost is not finite do not count.
+        """
         model = self.config.model
         last = max(self.step - 1, 0)
         epoch, index = self.plan.locate(last)
-        total: Any = np.float32(self.plan.total)  # as the step computes it
-        sampled = bool(model.sampled_words) and not sums_all_words(model, last - index, total)
+        epoch_start = last - index
+        total: Any = np.float32(self.plan.total)  # float32, as in the training step
         cost, steps = self.log.epoch_cost(epoch + 1)
         return EpochResult(
-            epoch + 1, self.learning_rate, perplexity(cost, steps), train_estimated=sampled
+            epoch=epoch + 1,
+            learning_rate=self.learning_rate,
+            train_perplexity=perplexity(cost, steps),
+            train_estimated=bool(model.sampled_words)
+            and not sums_all_words(model, epoch_start, total),
         )
 
     @cached_property
@@ -226,7 +233,7 @@ class Run:
         )
         done = count
         if self.config.train.on_nonfinite == "stop" and not finite.all():
-            done = int(finite.argmin())
+            done = int(finite.argmin())  # the windows before the first that is not finite
         lengths = self.plan.windows(self.step, done, done).length
         self._held.check()  # else lines of two processes would mix
         epoch = self.epoch + 1
@@ -273,11 +280,11 @@ class Run:
         self.epochs.append(result)
 
     def remember(self, record: Validations | None) -> None:
-        """Takes over the state's record of validations, whole in the host's memory."""
-        before = self._validations and self._validations.switch
+        """Keeps the state's record of validations, whole in the host's memory."""
+        switch_before = self._validations and self._validations.switch
         self._validations = record
-        after = record and record.switch
-        if before and after and after.averaging > before.averaging:
+        switch = record and record.switch
+        if switch_before and switch and switch.averaging > switch_before.averaging:
             self.averages_from = self.step
 
     def perplexity(
@@ -342,9 +349,9 @@ class Run:
 
         Args:
             which: last or best.
-            step: The checkpoint's.
-            nats: Of the test split, summed.
-            predictions: How many there are.
+            step: The checkpoint's step.
+            nats: The nats of the test split, summed.
+            predictions: How many tokens were predicted.
 
         Returns:
             The test perplexity.
@@ -397,10 +404,10 @@ def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
         {"floor_SPLIT": perplexity}.
     """
     nats = corpus.floor or {}
-    known = [split for split in splits if split in nats]
     return {
         f"floor_{split}": perplexity(nats[split], len(getattr(corpus, split)) - 1)
-        for split in known
+        for split in splits
+        if split in nats
     }
 
 

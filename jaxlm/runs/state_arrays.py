@@ -56,11 +56,11 @@ def new_state(
     template = check_memory(config, devices)
     if params is not None:
         expected = shapes(template.params)
-        given = shapes(params)
+        actual = shapes(params)
         wrong = [
-            f"{name}: {expected.get(name)} -> {given.get(name)}"
-            for name in expected | given
-            if expected.get(name) != given.get(name)
+            f"{name}: {expected.get(name)} -> {actual.get(name)}"
+            for name in expected | actual
+            if expected.get(name) != actual.get(name)
         ]
         if wrong:
             raise JaxlmError(
@@ -165,20 +165,20 @@ def decoded(
     """
     leaves = flat(template)
     names = part(jax.tree.unflatten(jax.tree.structure(template), leaves))
-    wanted = set(jax.tree.leaves(names))
+    names_asked = set(jax.tree.leaves(names))
     arrays = {}
     try:
         # By its descriptor it is this file, whatever has its name now.
         with safe_open(f"/dev/fd/{file.fileno()}", "numpy") as stored:
             slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
             _check_arrays(slices, template, path)
-            if wanted - slices.keys():
+            if names_asked - slices.keys():
                 raise CheckpointError(
                     f"{path} holds parameters alone, to use and not to train further: begin a run "
                     "from them with jaxlm train --init"
                 )
             for name in slices:
-                if name.replace(SCALES, "params.", 1) in wanted:
+                if name.replace(SCALES, "params.", 1) in names_asked:
                     arrays[name] = jax.device_put(stored.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a file of safetensors: {error}") from None
@@ -211,11 +211,12 @@ def _check_arrays(
         dtype = array.get_dtype()
         present[name] = f"{DTYPES.get(dtype, dtype)} {array.get_shape()}"
     for name in sorted(expected | present):
-        wanted = expected.get(name, "none")
-        there = present.get(name, "none")
-        if wanted != there:
+        shape = expected.get(name, "none")
+        stored_shape = present.get(name, "none")
+        if shape != stored_shape:
             raise CheckpointError(
-                f"{path}: expected the array {name!r} of this config to be {wanted}, found {there}"
+                f"{path}: expected the array {name!r} of this config to be {shape}, "
+                f"found {stored_shape}"
             )
 
 

@@ -28,8 +28,8 @@ class Status:
         """As it stands after a run's name."""
         if self.state in ("finished", "imported", "n-gram"):
             return self.state
-        of = "" if self.windows is None else f" of {self.windows:,}"
-        return f"{self.state} at window {self.step:,}{of}"
+        total = "" if self.windows is None else f" of {self.windows:,}"
+        return f"{self.state} at window {self.step:,}{total}"
 
 
 def status(run_dir: str | Path) -> Status:
@@ -59,11 +59,12 @@ def status(run_dir: str | Path) -> Status:
     kinds = [row["kind"] for row in rows]
     if kinds[-1:] == ["diverged"] or not all(map(math.isfinite, valid[-1:])):
         return Status("diverged", step, windows)
-    left = step < windows if windows is not None else "test" not in kinds
+    unfinished = step < windows if windows is not None else "test" not in kinds
     patience = config.train.patience
-    # As many last validations as the patience did not improve on the best before.
-    ended_early = 0 < patience < len(valid) and min(valid[-patience:]) >= min(valid[:-patience])
-    if left and not ended_early:
+    ended_early = False
+    if 0 < patience < len(valid):
+        ended_early = min(valid[-patience:]) >= min(valid[:-patience])
+    if unfinished and not ended_early:
         return Status("stopped", step, windows)
     return Status("finished", step, windows)
 

@@ -32,7 +32,7 @@ from jaxlm.runs.checkpoint import Checkpoint
 from jaxlm.runs.directory import Setup
 from jaxlm.runs.group import SingleGroup
 from jaxlm.runs.lock import NAME as LOCK
-from jaxlm.runs.lock import excludes_others, lock, without_locks
+from jaxlm.runs.lock import excludes_others, lock, no_locks_warning
 from jaxlm.runs.loop import Group, Observer, fit
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.ngram_models import baseline
@@ -122,9 +122,9 @@ def train(
     folder: Path | None = checked_value("run_dir", run_dir, Path, optional=True)
     if profile and folder is None:
         raise JaxlmError("profile writes a trace into the run's directory: give run_dir")
-    began, vocab = _own_settings(folder, config.data) if resume else (None, None)
+    saved_config, vocab = _saved_settings(folder, config.data) if resume else (None, None)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
-    config, rates, notes = precision.resolved(config, began)
+    config, rates, notes = precision.resolved(config, saved_config)
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
     sharing = math.prod(spread)
     state = None
@@ -133,34 +133,33 @@ def train(
     else:
         state = new_state(config, params, sharing)
     setup = Setup(params is not None, spread, rates)
-    first = jax.process_index() == 0
-    with hosts.guarded(), ExitStack() as held:
+    is_first = jax.process_index() == 0
+    with hosts.guarded(), ExitStack() as stack:
 
         def enter() -> tuple[Run, Checkpoint | None]:
             """Begins or resumes the run. Only the first process writes into `run_dir`."""
-            where = folder if first else None
-            if where is None:
-                where = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
-            kept = where == folder
-            if not (resume and first):
-                directory.check_vacant(where)
-            locked = held.enter_context(lock(where))
-            saved, resume_notes = directory.enter(
-                locked.folder, config, corpus, setup, resume and first
-            )
+            path = folder if is_first else None
+            if path is None:
+                path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxlm-run-")))
+            kept = path == folder
+            resumed = resume and is_first
+            if not resumed:
+                directory.check_vacant(path)
+            locked = stack.enter_context(lock(path))
+            saved, resume_notes = directory.enter(locked.folder, config, corpus, setup, resumed)
             run = Run(
                 config,
                 corpus,
                 locked,
-                held,
+                stack,
                 saved,
                 kept=kept,
                 steps=steps,
-                on_metrics=on_metrics if first else None,
+                on_metrics=on_metrics if is_first else None,
             )
             run.notes += resume_notes
-            if kept and not excludes_others(where / LOCK):
-                run.notes.append(without_locks(where))
+            if kept and not excludes_others(path / LOCK):
+                run.notes.append(no_locks_warning(path))
             return run, saved
 
         run, saved = hosts.together(enter)
@@ -170,7 +169,9 @@ def train(
         state = resumed_state or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
         del state, saved, resumed_state  # the group has copies
-        progress = held.enter_context(_progress(run, quiet or not first, [devices_note, *notes]))
+        progress = stack.enter_context(
+            _progress(run, quiet or not is_first, [devices_note, *notes])
+        )
         if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
@@ -224,7 +225,7 @@ def _go_back(run: Run) -> int:
     return best
 
 
-def _own_settings(run_dir: Path | None, data: DataConfig) -> tuple[Config, Vocab | None]:
+def _saved_settings(run_dir: Path | None, data: DataConfig) -> tuple[Config, Vocab | None]:
     """What a run that is resumed began with.
 
     Returns:
@@ -307,8 +308,8 @@ class _Reporter(Observer):
         self._progress.advance(run.so_far, window + 1, run.plan.windows_in(epoch), run.step)
         self._profiler.trained(run.step)
 
-    def doing(self, what: str) -> None:
-        self._progress.doing(what)
+    def doing(self, task: str) -> None:
+        self._progress.doing(task)
 
     def diverged(
         self,
@@ -425,9 +426,9 @@ def _rows(run: Run, tests: dict[str, float]) -> list[tuple[str, str]]:
     for which, perplexity in tests.items():
         rows.append((f"test, {which} checkpoint", result_text(perplexity, tokens)))
     order = run.config.train.baseline_order
-    counted = baseline(run.corpus, order)
-    if counted is not None:
-        rows.append((f"test, {order}-gram model", result_text(counted, tokens)))
+    ngram_perplexity = baseline(run.corpus, order)
+    if ngram_perplexity is not None:
+        rows.append((f"test, {order}-gram model", result_text(ngram_perplexity, tokens)))
     comparable = run.comparable("test", tests["last"])
     measures = {name.removeprefix("test_"): value for name, value in comparable.items()}
     rows.append(("comparable with any tokens", comparable_text(measures)))

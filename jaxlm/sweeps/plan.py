@@ -121,18 +121,20 @@ def make_plan(
             "a sweep takes a Config, as of jaxlm.preset('small'), and a mapping of fields to their "
             "values"
         )
-    read = read_space(space, config)
-    if "seed" in read and seeds > 1:
+    distributions = read_space(space, config)
+    if "seed" in distributions and seeds > 1:
         raise JaxlmError(
             "seed is in the space, and seeds asks for several of each point: leave one of them out"
         )
-    epochs = extremes(read["epochs"]) if "epochs" in read else [config.train.epochs]
+    epochs = [config.train.epochs]
+    if "epochs" in distributions:
+        epochs = extremes(distributions["epochs"])
     if min(epochs) < 1:
         raise JaxlmError(
             "a sweep needs at least 1 epoch, to compare validation perplexities; epochs is 0"
         )
     if strategy == "grid":
-        points = grid_size(read)
+        points = grid_size(distributions)
         if trials not in (None, points):
             raise JaxlmError(
                 f"a grid tries each of its {points} points: leave trials ({trials}) out, or choose "
@@ -145,4 +147,4 @@ def make_plan(
             f"try"
         )
     config.replace(seed=config.train.seed + seeds - 1)  # raises if the last seed is too large
-    return Plan(config, read, strategy, trials, seeds, prune, corpus)
+    return Plan(config, distributions, strategy, trials, seeds, prune, corpus)

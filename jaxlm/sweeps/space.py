@@ -51,10 +51,10 @@ def read_space(space: Mapping[str, Any], config: Config) -> Space:
             "the space is empty: name at least one field with its values, as in "
             "learning_rate=0.5,1,2"
         )
-    read = {name: _distribution(name, given) for name, given in space.items()}
-    for name in read:
-        _check(name, read, config)
-    return read
+    distributions = {name: _distribution(name, values) for name, values in space.items()}
+    for name in distributions:
+        _check_values(name, distributions, config)
+    return distributions
 
 
 def with_settings(space: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -128,21 +128,24 @@ def decoded(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_values(space: Mapping[str, Any]) -> dict[str, Any]:
     """The first value of each field of a space, read or not, as a config takes them."""
-    return decoded({name: extremes(_distribution(name, given))[0] for name, given in space.items()})
+    firsts = {}
+    for name, values in space.items():
+        firsts[name] = extremes(_distribution(name, values))[0]
+    return decoded(firsts)
 
 
 def with_flags(
     space: Mapping[str, Any],
-    given: Mapping[str, Any],
+    flags: Mapping[str, Any],
     config: Config,
 ) -> dict[str, Any]:
-    """Adds flags to a space, where its kinds would not take them over from the config.
+    """Adds flags to a space, where its kinds would not take their values over from the config.
 
     A flag is meant for all kinds of the space.
 
     Args:
         space: A space, read or as users give it.
-        given: The values of flags, by field.
+        flags: The values of flags, by field.
         config: The config, with these values.
 
     Returns:
@@ -151,22 +154,25 @@ def with_flags(
     Raises:
         JaxlmError: A field would not reach each kind that has it; or as `read_space`.
     """
-    added = {**space}
+    extended = {**space}
     for slot in KINDS.keys() & space.keys():
         section = getattr(config, slot)
         kinds = [KINDS[slot][kind] for kind in extremes(read_space(space, config)[slot])]
-        for name in [name for name in given if name in specs(type(section))]:
+        for name in flags:
+            if name not in specs(type(section)):
+                continue
             value = getattr(section, name)
-            having = [kind for kind in kinds if name in specs(kind)]
-            if having and all(starting_values(section, kind)[name] == value for kind in having):
-                continue  # each takes it over, or has it as its default
-            if len(having) < len(kinds):
+            with_field = [kind for kind in kinds if name in specs(kind)]
+            starts = [starting_values(section, kind)[name] for kind in with_field]
+            if starts and all(start == value for start in starts):
+                continue  # each kind takes the value over, or has it as its default
+            if len(with_field) < len(kinds):
                 raise JaxlmError(
                     f"{name} would not reach each {slot} of the space: sweep the kinds that have "
-                    f"it apart, or leave it out"
+                    "it apart, or leave it out"
                 )
-            added.setdefault(name, [value])
-    return added
+            extended.setdefault(name, [value])
+    return extended
 
 
 def extremes(distribution: Any) -> tuple[Any, ...]:
@@ -204,9 +210,8 @@ def grid_point(space: Space, number: int) -> dict[str, Any]:
         number: The point's, from 0.
     """
     point = dict.fromkeys(space)
-    for name in sorted(
-        space, key=lambda name: (not _is_float(name), name)
-    ):  # floats change fastest
+    floats_first = sorted(space, key=lambda name: (not _is_float(name), name))
+    for name in floats_first:  # the first change fastest
         choices = extremes(space[name])
         number, place = divmod(number, len(choices))
         point[name] = choices[place]
@@ -248,61 +253,75 @@ def _is_float(name: str) -> bool:
     return spec_of_field(name).type is float
 
 
-def _check(
+def _check_values(
     name: str,
     space: Space,
     config: Config,
 ) -> None:
     """Raises JaxlmError unless the config takes each value, alone or with others of the space."""
     for value in extremes(space[name]):
-        errors = []
-        for others in _combinations(name, space):
-            try:
-                config.replace(**decoded({**others, name: value}))
-                break
-            except JaxlmError as error:
-                errors.append(error)
-        else:
-            raise errors[0]
+        error = _refusal(name, value, space, config)
+        if error is not None:
+            raise error
 
 
-def _combinations(name: str, space: Space) -> Iterator[dict[str, Any]]:
-    """Settings of the other fields, with which a value of one field is tried until one fits.
+def _refusal(
+    name: str,
+    value: Any,
+    space: Space,
+    config: Config,
+) -> JaxlmError | None:
+    """Why the config does not take a value alone; None where it takes it, perhaps with others."""
+    first_error = None
+    for others in _settings_of_others(name, space):
+        try:
+            config.replace(**decoded({**others, name: value}))
+            return None
+        except JaxlmError as error:
+            first_error = first_error or error
+    return first_error
 
-    A value may need another, as a field of the optimizer needs that optimizer. The first setting is
-    empty; then come combinations of the static fields, alone and with a value of each float.
+
+def _settings_of_others(name: str, space: Space) -> Iterator[dict[str, Any]]:
+    """Values of other fields, with which a value of one field is tried until the config takes it.
+
+    A value may need another, as a field of the optimizer needs that optimizer. First the value is
+    tried alone; then with combinations of the static fields; then with these and a value of each
+    float.
     """
     yield {}
     static = {}
     floats = {}
     for other, distribution in space.items():
         values = extremes(distribution)
-        if other != name and _is_float(other):
+        if other == name:
+            continue
+        if _is_float(other):
             floats[other] = next((value for value in values if value is not None), None)
-        elif other != name:
+        else:
             static[other] = values
-    names = sorted(static, key=lambda other: -len(static[other]))  # short lists vary fastest
+    # The fields with the fewest values change fastest, so that all of these are soon tried.
+    names = sorted(static, key=lambda other: -len(static[other]))
     products = itertools.product(*(static[other] for other in names))
-    choices = [
-        dict(zip(names, product, strict=True))
-        for product in itertools.islice(products, MOST_CHOICES)
+    combinations = [
+        dict(zip(names, values, strict=True)) for values in itertools.islice(products, MOST_CHOICES)
     ]
-    yield from choices
-    for choice in choices:
-        yield {**floats, **choice}
+    yield from combinations
+    for combination in combinations:
+        yield {**floats, **combination}
 
 
-def _distribution(name: str, given: Any) -> Any:
-    """Optuna's distribution of one field's values as users give them."""
+def _distribution(name: str, values: Any) -> Any:
+    """Optuna's distribution of one field's values, as users give them."""
     kind = spec_of_field(str(name)).type
     distributions = import_optuna().distributions
-    if isinstance(given, distributions.BaseDistribution):
-        given = to_json(given)
-    given = _plain(given)
-    if isinstance(given, str):
-        word, *ends = given.split(":")
+    if isinstance(values, distributions.BaseDistribution):
+        values = to_json(values)
+    values = _plain(values)
+    if isinstance(values, str):
+        word, *ends = values.split(":")
         if word == "range" and len(ends) == 3:
-            given = _range(name, *(_number(name, kind, end) for end in ends))
+            values = _range(name, *(_number(name, kind, end) for end in ends))
         elif word in ("uniform", "log") and len(ends) == 2:
             low, high = (_number(name, kind, end) for end in ends)
             interval = distributions.FloatDistribution
@@ -312,31 +331,31 @@ def _distribution(name: str, given: Any) -> Any:
                 return interval(low, high, log=word == "log")
             except ValueError as error:
                 raise JaxlmError(f"{name} cannot be drawn from {low} to {high}: {error}") from None
-        elif ":" in given and kind is not str:
+        elif ":" in values and kind is not str:
             raise JaxlmError(
                 f"{name} takes values, as in 0.5,1,2, or range:LOW:HIGH:STEP, uniform:LOW:HIGH or "
-                f"log:LOW:HIGH; it is {shown(given)}"
+                f"log:LOW:HIGH; it is {shown(values)}"
             )
         else:
-            given = [value.strip() for value in given.split(",") if value.strip()]
-            if kind is tuple and len(given) > 1 and all(value.isdigit() for value in given):
-                _refuse_widths(name, given, [f"{value}x" for value in given])
-    elif not isinstance(given, list | tuple | range):
+            values = [value.strip() for value in values.split(",") if value.strip()]
+            if kind is tuple and len(values) > 1 and all(value.isdigit() for value in values):
+                _refuse_widths(name, values, [f"{value}x" for value in values])
+    elif not isinstance(values, list | tuple | range):
         raise JaxlmError(
-            f"{name} takes a list of values, a range or a distribution; it is {shown(given)}"
+            f"{name} takes a list of values, a range or a distribution; it is {shown(values)}"
         )
-    elif kind is tuple and len(given) > 1 and all(type(value) is int for value in given):
-        _refuse_widths(name, given, [f"({value},)" for value in given[:MOST_CHOICES]])
-    values = [_encoded(name, kind, value) for value in itertools.islice(given, MOST_VALUES + 1)]
-    if not 1 <= len(values) <= MOST_VALUES:
-        problem = "too many values" if values else "no value"
+    elif kind is tuple and len(values) > 1 and all(type(value) is int for value in values):
+        _refuse_widths(name, values, [f"({value},)" for value in values[:MOST_CHOICES]])
+    stored = [_encoded(name, kind, value) for value in itertools.islice(values, MOST_VALUES + 1)]
+    if not 1 <= len(stored) <= MOST_VALUES:
+        problem = "too many values" if stored else "no value"
         raise JaxlmError(f"{name} has {problem} to try: name 1 to {MOST_VALUES:,}")
-    if len(set(values)) < len(values):
-        twice = next(value for value in values if values.count(value) > 1)
+    if len(set(stored)) < len(stored):
+        twice = next(value for value in stored if stored.count(value) > 1)
         raise JaxlmError(
             f"{name} has the value {shown(twice)} twice: name it once (seeds train a point again)"
         )
-    return distributions.CategoricalDistribution(values)
+    return distributions.CategoricalDistribution(stored)
 
 
 def _refuse_widths(
@@ -349,9 +368,9 @@ def _refuse_widths(
         raise JaxlmError(
             f"{name} takes widths with x between, as in 256x128, not {len(widths)} numbers"
         )
-    one = "x".join(map(str, widths))
+    layers = "x".join(map(str, widths))
     raise JaxlmError(
-        f"{name} may mean one model of {len(widths)} layers, written {one}, or {len(widths)} "
+        f"{name} may mean one model of {len(widths)} layers, written {layers}, or {len(widths)} "
         f"models of one layer, written {','.join(models)}: write which"
     )
 

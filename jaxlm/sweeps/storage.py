@@ -183,6 +183,7 @@ class Journal:
 
 
 def _cut_unfinished_line(file: int) -> None:
+    """Cuts off what stands behind the last end of a line, where a writer was killed."""
     size = os.fstat(file).st_size
     if size == 0 or os.pread(file, 1, size - 1) == b"\n":
         return

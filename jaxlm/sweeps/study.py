@@ -41,8 +41,8 @@ JOURNAL = "study.journal"
 CLAIM = ".claim"  # the file whose lock a worker holds while it claims a trial
 TREE_DEPTH = 8  # of the forest of importances: deeper trees of 1,000 trials take half a minute
 LEAST_TRIALS = 10  # finished ones, from which importances mean something
-# The fields of a member's record that the study keeps beside the trial's own.
-KEPT = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
+# The fields of a member's results that the study stores; the others follow from the trial.
+STORED = ("status", "valid_perplexities", "test_perplexity", "seconds", "note")
 
 
 @dataclass(eq=False)
@@ -120,10 +120,10 @@ class Study:
                     f"without --resume, or check --storage"
                 )
             return plan
-        began = Plan.from_json(saved)
+        saved_plan = Plan.from_json(saved)
         if plan is None:
-            return began
-        changed = began.differences(plan)
+            return saved_plan
+        changed = saved_plan.differences(plan)
         if changed:
             other = "database: one holds one sweep" if self.shared else "--run-dir"
             raise JaxlmError(
@@ -193,12 +193,11 @@ class Study:
         template = optuna.trial.create_trial(state=running, user_attrs=attributes)
         identity = self._storage.create_new_trial(self._study_id, template_trial=template)
         number = self._storage.get_trial_number_from_id(identity)
-        point = attributes.get("point", number)
         if attributes:
-            first = self._first_trials(self._trials())[point]
+            begun = self._first_trials(self._trials())[attributes["point"]] == number
         else:
-            first = number if point in free else None
-        if first != number:
+            begun = number in free
+        if not begun:  # another directory was quicker
             self._study.tell(number, state=optuna.trial.TrialState.FAIL)
             return None
         return self._take(number)
@@ -249,7 +248,7 @@ class Study:
             JaxlmError: The trial was lost, and another worker has its point.
         """
         claim.records[record.seed] = record
-        values = {name: getattr(record, name) for name in KEPT}
+        values = {name: getattr(record, name) for name in STORED}
         with database_errors(self.where):
             try:
                 claim.trial.set_user_attr(f"seed {record.seed}", values)
@@ -361,16 +360,17 @@ class Study:
         return {}
 
     def _records(self, frozen: Any) -> list[MemberResult]:
+        """The results of a trial's members, by seed."""
         values = decoded(frozen.params)
         is_ours = self._is_ours(frozen)
         records = []
         for seed in self.plan.seeds_of(frozen.params):
-            kept = dict(frozen.user_attrs.get(f"seed {seed}", {}))
-            kept["valid_perplexities"] = tuple(kept.get("valid_perplexities", ()))
+            stored = dict(frozen.user_attrs.get(f"seed {seed}", {}))
+            stored["valid_perplexities"] = tuple(stored.get("valid_perplexities", ()))
             run_dir = None
             if is_ours:
                 run_dir = member_dir(self.folder, frozen.number, seed, self.plan.seeds)
-            records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **kept))
+            records.append(MemberResult(frozen.number, values, seed, run_dir=run_dir, **stored))
         return records
 
     def _is_ours(self, frozen: Any) -> bool:

@@ -29,7 +29,7 @@ from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import Sweep
 from jaxlm.report.sweep_view import SweepView
 from jaxlm.runs import precision, ram, signals
-from jaxlm.runs.lock import ELSEWHERE, without_locks
+from jaxlm.runs.lock import ELSEWHERE, no_locks_warning
 from jaxlm.runs.ngram_models import baseline_text
 from jaxlm.runs.state_arrays import shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
@@ -108,10 +108,10 @@ def sweep(
     group = checked_value("group", group, int, low=1, high=MOST_POINTS, optional=True)
     # Errors of the space come before a corpus is loaded.
     draft = make_plan(config, space, strategy, trials, seeds, prune, {})
-    given = corpus if isinstance(corpus, Corpus) else None
-    if given:
-        _check_fits_memory(space, workers)
-    loaded, text = with_corpus(_fitting(draft), corpus, data_dir)
+    corpus_object = corpus if isinstance(corpus, Corpus) else None
+    if corpus_object:
+        _check_one_corpus(space, workers)
+    loaded, text = with_corpus(_first_config(draft), corpus, data_dir)
     loaded, *_ = precision.resolved(loaded)
     plan = _complete(draft, loaded, text)
     with ExitStack() as stack:
@@ -130,10 +130,10 @@ def sweep(
         session.announce(text)
         locked = run_dir is None or session.study.locks_work()
         if not locked:
-            session.view.say(f"!! {without_locks(folder)}")
+            session.view.say(f"!! {no_locks_warning(folder)}")
         if workers is None:
             workers = 1
-            if locked and given is None:
+            if locked and corpus_object is None:
                 workers = useful_workers(loaded, plan, len(text.train), ram.available())
             if workers > 1:
                 session.view.say(
@@ -147,7 +147,7 @@ def sweep(
             else:
                 Worker(
                     session.study,
-                    given,
+                    corpus_object,
                     data_dir,
                     **options,
                     kept=session.kept,
@@ -158,8 +158,8 @@ def sweep(
         return session.finish(text)
 
 
-def _check_fits_memory(space: Mapping[str, Any], workers: int | None) -> None:
-    """Raises JaxlmError for what a corpus that is given as an object cannot have."""
+def _check_one_corpus(space: Mapping[str, Any], workers: int | None) -> None:
+    """Raises JaxlmError where a sweep needs to load texts, and has one corpus as an object."""
     if (workers or 1) > 1:
         raise JaxlmError(
             "workers load the corpus themselves: name it, instead of giving it as an object"
@@ -171,8 +171,11 @@ def _check_fits_memory(space: Mapping[str, Any], workers: int | None) -> None:
         )
 
 
-def _fitting(draft: Plan) -> Config:
-    """The config with the space's first values: its own are never trained, and need not fit."""
+def _first_config(draft: Plan) -> Config:
+    """The config of the space's first values, to load the text by.
+
+    The plan's own config is never trained, so it need not fit the text.
+    """
     with suppress(JaxlmError):
         return draft.config.replace(**first_values(draft.space))
     return draft.config
@@ -183,13 +186,13 @@ def _complete(
     loaded: Config,
     text: Corpus,
 ) -> Plan:
-    """The plan with how its text is read, as paths that are the same from anywhere."""
-    reading = {}
-    if "corpus" not in draft.space:  # else it would be of one text alone
-        reading = {"corpus": text.spec, **text.options}
-    config = draft.config.replace(compute_dtype=loaded.model.compute_dtype, **reading)
+    """The plan with the dtype and the text of a loaded config, whose paths become absolute."""
+    text_fields = {}
+    if "corpus" not in draft.space:  # where the space has several texts, each has its own fields
+        text_fields = {"corpus": text.spec, **text.options}
+    config = draft.config.replace(compute_dtype=loaded.model.compute_dtype, **text_fields)
     tokenizer = config.data.tokenizer_file
-    if tokenizer and not is_prepared(config.data.corpus):  # what is prepared needs it no more
+    if tokenizer and not is_prepared(config.data.corpus):  # a prepared folder needs no tokenizer
         config = config.replace(tokenizer_file=os.path.abspath(tokenizer))
     return replace(draft, config=config, corpus=text.identity)
 
@@ -245,13 +248,13 @@ class _Session:
             self.next_look = time.monotonic() + LONGEST_POLL
             self.look()
 
-    def start_workers(self, how: dict[str, Any]) -> None:
+    def start_workers(self, options: dict[str, Any]) -> None:
         """Starts worker processes with options of `join`, and waits until they have ended."""
         study = self.study
-        how = {**how, "parent": os.getpid()}
+        options = {**options, "parent": os.getpid()}
         # -P: no code of the current folder is imported.
         command = [sys.executable, "-P", "-c", MAIN, "sweep"]
-        command += [f"--run-dir={study.folder}", f"--as-worker={json.dumps(how)}"]
+        command += [f"--run-dir={study.folder}", f"--as-worker={json.dumps(options)}"]
         if self.data_dir is not None:
             command.append(f"--data-dir={self.data_dir}")
         environment = {**os.environ}
@@ -260,7 +263,7 @@ class _Session:
         failure = supervise(
             command,
             environment,
-            how["workers"],
+            options["workers"],
             study.folder,
             self.stop,
             self.look_when_due,
@@ -304,7 +307,7 @@ def join(
     data_dir: str | Path | None,
     parent: int,
     quiet: bool,
-    **how: Any,
+    **options: Any,
 ) -> int | None:
     """Works on a sweep that another process began.
 
@@ -313,7 +316,7 @@ def join(
         data_dir: The folder of Penn Treebank's files.
         parent: The other process.
         quiet: Print nothing.
-        how: Options of `Worker`: size, vmap and workers.
+        options: Options of `Worker`: size, vmap and workers.
 
     Returns:
         The signal that stopped it, if one did; the parent's death counts as SIGTERM.
@@ -329,7 +332,7 @@ def join(
 
     # A batch system sends a signal to all processes, and the parent passes it on.
     with signals.noted(together=2.0) as stop:
-        Worker(study, None, data_dir, **how, stopped=stopped, say=view.say).run()
+        Worker(study, None, data_dir, **options, stopped=stopped, say=view.say).run()
         return stopped()
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,7 +21,7 @@ from jaxlm.base.errors import CheckpointError, JaxlmError, OutOfMemory, RunDirEr
 from jaxlm.base.terminal import say
 from jaxlm.base.units import perplexity
 from jaxlm.config.config import Config
-from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
+from jaxlm.config.settings import TOKEN_FIELDS, DataConfig, TrainConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory, precision, ram
@@ -55,7 +55,25 @@ MACHINE = {
     errno.ENOMEM,
 }
 
-Shape = tuple[Any, ...]  # everything that members of one program share
+
+class Shape(NamedTuple):
+    """What all members of one program share.
+
+    Attributes:
+        recipe: The structure of the recipe; its numbers may differ.
+        counts: The counts of the run, without seed and epochs.
+        data: How the text is read.
+        corpus: The text's sha256.
+        epoch: The epoch, where its windows depend on it; else 0.
+        window: The next window within the epoch.
+    """
+
+    recipe: Any
+    counts: TrainConfig
+    data: DataConfig
+    corpus: str
+    epoch: int
+    window: int
 
 
 class Member(Run):
@@ -71,12 +89,16 @@ class Member(Run):
 
     @property
     def shape(self) -> Shape:
-        """What members of one program share: the recipe's structure, counts, text, next window."""
-        train = replace(self.config.train, seed=0, epochs=0)
-        # Each epoch with random lengths has windows of its own.
-        epoch = self.epoch if self.plan.random is not None else 0
-        recipe = jax.tree.structure(self.config.recipe)
-        return recipe, train, self.config.data, self.corpus.sha256, epoch, self.index
+        """What members must have in common to train in one program."""
+        return Shape(
+            recipe=jax.tree.structure(self.config.recipe),
+            counts=replace(self.config.train, seed=0, epochs=0),
+            data=self.config.data,
+            corpus=self.corpus.sha256,
+            # Each epoch with random lengths has windows of its own.
+            epoch=0 if self.plan.random is None else self.epoch,
+            window=self.index,
+        )
 
 
 def _never() -> None:
@@ -99,7 +121,7 @@ class Worker(Observer):
     say: Callable[[str], object] = say  # prints a line
     _corpora: dict[tuple[DataConfig, int], Corpus] = field(default_factory=dict)
     _waiting: list[Member] = field(default_factory=list)  # members without a slot
-    _shape: Shape = ()  # of the members of the group
+    _shape: Shape | None = None  # of the members of the group
 
     def run(self) -> None:
         """Works until all trials have ended, or a signal asks to stop."""
@@ -194,8 +216,8 @@ class Worker(Observer):
         resume = held.folder.exists("config.json")
         config, corpus = with_corpus(config, self.corpus or self._corpora.get(key), self.data_dir)
         self._corpora[key] = corpus
-        began = directory.saved_config(held.folder) if resume else None
-        config, rates, _ = precision.resolved(config, began)
+        saved_config = directory.saved_config(held.folder) if resume else None
+        config, rates, _ = precision.resolved(config, saved_config)
         setup = directory.Setup(rates=rates)
         saved, notes = directory.enter(held.folder, config, corpus, setup, resume)
         member = Member(config, corpus, held, claim.held, saved, kept=self.kept)
@@ -226,9 +248,14 @@ class Worker(Observer):
         return [member for member in self._waiting if member.shape == self._shape]
 
     def _may_claim(self, size: int) -> bool:
-        """Whether new trials may fit: at an epoch's beginning, while few of other shapes wait."""
+        """Whether members of new trials may fit: they are at the beginning of an epoch.
+
+        With random lengths it must be the first epoch. And few members of other shapes may wait.
+        """
         most = 1 if self.study.plan.strategy == "grid" else size
-        return self._shape[-2:] == (0, 0) and len(self._waiting) - len(self._fitting()) < most
+        misfits = len(self._waiting) - len(self._fitting())
+        shape = self._shape
+        return shape is not None and shape.epoch == shape.window == 0 and misfits < most
 
     def trained(self, group: Group) -> None:
         """Shows the other workers of a shared database that this directory lives."""
@@ -286,10 +313,12 @@ class Worker(Observer):
         group: Group,
         slot: int,
     ) -> None:
+        """Tests a member whose last window was trained, and ends it."""
         value = member.log_test("last", member.step, *group.nats(slot, member.corpus.test))
         self._note(member, status="done", test_perplexity=self._compared(member, "test", value))
 
     def _free(self, group: Group, slot: int) -> Member:
+        """Empties a slot, and returns its member."""
         member = group.runs[slot]
         group.runs[slot] = None
         assert isinstance(member, Member)
