@@ -148,7 +148,7 @@ def seeded(monkeypatch):
         return models
 
     model = small_lm()
-    monkeypatch.setattr(comparison, "_line_nats", read)
+    monkeypatch.setattr(comparison, "_lines_of", read)
     return group
 
 
