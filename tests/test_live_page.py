@@ -252,6 +252,13 @@ def test_a_reader_types_compares_and_generates(visit):
     page.locator(".word").nth(1).focus()
     assert page.locator("#expected li").count() == 10
     assert "old" in page.inner_text("#expected-title")
+    gates = page.inner_text("#gates")
+    page.select_option("#layer", "1")
+    assert "after “old”" in page.inner_text("#gates") != gates
+    heights = (
+        "() => [...document.querySelectorAll('.controls label')].map((one) => one.offsetHeight)"
+    )
+    assert max(page.evaluate(heights)) < 50  # Each name stands beside its field.
     page.fill("#length", "5")
     page.click("#generate")
     page.wait_for_function("() => document.getElementById('generated').textContent.length > 20")

@@ -47,7 +47,10 @@ function read(line) {
   });
 }
 
+let chosen;
+
 function showExpected(word) {
+  chosen = word;
   const list = element("expected");
   list.replaceChildren();
   for (const { id, p } of likeliest(word.logProbs, 10)) {
@@ -207,6 +210,7 @@ element("layer").replaceChildren(...config.widths.map((_, i) => made("option", `
 element("part").replaceChildren(...(config.has_cell ? ["h", "c"] : ["h"]).map((name) => made("option", name, { value: name })));
 element("text").addEventListener("input", update);
 for (const id of ["layer", "part"]) element(id).addEventListener("change", showState);
+element("layer").addEventListener("change", () => chosen && showGates(chosen));
 element("copy").addEventListener("click", () => navigator.clipboard.writeText(table("\t")));
 element("save").addEventListener("click", download);
 element("generate").addEventListener("click", generate);
