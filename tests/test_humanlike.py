@@ -84,7 +84,7 @@ def test_a_mixed_model_is_statsmodels():
     rows = x[corpus.read][kept]
     y = corpus.times[kept]
     who = np.array(corpus.participants)[kept]
-    ours = fit(list(rows.T), y, who, 6)
+    ours = fit(rows, y, who, 6)
     model = sm.MixedLM(y, sm.add_constant(rows), who)
     theirs = model.fit(reml=False, method=["bfgs"], gtol=1e-8)
     assert ours.log_likelihood == pytest.approx(theirs.llf, abs=1e-8)
@@ -95,7 +95,7 @@ def test_a_mixed_model_is_statsmodels():
     # A participant who was not fitted has a wider density.
     seen = np.concatenate([ours.intercepts, [np.nan]])
     model = replace(ours, intercepts=seen)
-    densities = model.log_densities(list(rows[:2].T), y[:2], np.array([0, 6]))
+    densities = model.log_densities(rows[:2], y[:2], np.array([0, 6]))
     total = ours.variance * (1 + ours.ratio)
     error = y[1] - np.append(1, rows[1]) @ ours.coefficients
     expected = -0.5 * (math.log(2 * math.pi * total) + error**2 / total)
@@ -129,13 +129,6 @@ def test_an_effect_is_found_with_its_sign_and_size(mixed):
     assert gain.times == len(corpus.times) - 20 * 6 if mixed else 20 * 24
     negative, *_ = gains_of(replace(corpus, times=600 - corpus.times), {"lm": surprisal}, mixed)
     assert negative.slope == pytest.approx(-gain.slope)
-
-
-def test_samples_that_are_drawn_in_pieces_are_the_same(monkeypatch):
-    corpus, surprisal = simulated(3, slope=4.0)
-    whole = gains_of(corpus, {"a": surprisal, "b": surprisal**2})
-    monkeypatch.setattr("jaxlm.scoring.humanlike._MOST_DRAWN", 12 * 3333)
-    assert gains_of(corpus, {"a": surprisal, "b": surprisal**2})[:2] == whole[:2]
 
 
 def write_table(path, names, rows, delimiter="\t"):

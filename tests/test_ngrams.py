@@ -20,7 +20,7 @@ from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS, UNK
 from jaxlm.interop.exporting import export_model
 from jaxlm.interop.importing import import_model
-from jaxlm.ngrams import arpa
+from jaxlm.ngrams import arpa, backoff
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.kneser_ney import estimate
 from jaxlm.runs import ram
@@ -55,7 +55,7 @@ def test_probabilities_are_those_of_kenlm(name):
     names = [UNK, *dict.fromkeys(token for line in lines for token in (*line.split(), EOS))]
     words: dict[str | None, int] = {word: place for place, word in enumerate(names)}
     model = estimate(ids_of(lines, words), len(names), case["order"], words[EOS])
-    scores = model.log_probabilities(ids_of(case["test"], words), np.array([model.begin]))
+    scores = model.log_probabilities(ids_of(case["test"], words))
     expected = [score for line in case["log10"] for score in line]
     np.testing.assert_allclose(scores / math.log(10), expected, rtol=0, atol=1e-6)
 
@@ -81,7 +81,7 @@ def test_probabilities_sum_to_one_after_every_context(text, order):
 @given(texts, st.integers(1, 5), texts)
 def test_a_token_s_probability_is_that_of_the_distribution(text, order, read):
     model = model_of(text, order)
-    scores = model.log_probabilities(np.array(read), np.array([model.begin]))
+    scores = model.log_probabilities(np.array(read))
     context = np.array([model.begin])
     for token, score in zip(read, scores, strict=True):
         assert math.isclose(model.next_log_probabilities(context)[token], score, abs_tol=1e-9)
@@ -91,15 +91,22 @@ def test_a_token_s_probability_is_that_of_the_distribution(text, order, read):
 
 
 @settings(max_examples=30)
-@given(texts, st.integers(2, 5), texts, st.integers(0, 60))
-def test_a_text_read_in_two_pieces_has_the_scores_of_one(text, order, read, cut):
+@given(texts, st.integers(2, 5), texts, st.integers(1, 9))
+def test_a_text_read_in_pieces_has_the_scores_of_one(text, order, read, most):
     model = model_of(text, order)
-    begin = np.array([model.begin])
     tokens = np.array(read)
-    whole = model.log_probabilities(tokens, begin)
-    first = model.log_probabilities(tokens[:cut], begin)
-    rest = model.log_probabilities(tokens[cut:], np.concatenate([begin, tokens[:cut]]))
-    np.testing.assert_allclose(np.concatenate([first, rest]), whole, atol=1e-12)
+    whole = model.log_probabilities(tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backoff, "_POSITIONS_AT_ONCE", most)
+        np.testing.assert_allclose(model.log_probabilities(tokens), whole, atol=1e-12)
+    after = []
+    for place in range(len(read)):
+        context = np.array([model.begin] * order + read[:place])[-order:]
+        ends = np.flatnonzero(context == model.end)
+        context[: ends[-1] + 1 if len(ends) else 0] = model.begin
+        after.append(context)
+    scores = model.log_probabilities_after(np.array(after), tokens)
+    np.testing.assert_allclose(scores, whole, atol=1e-12)
 
 
 NAMES = [EOS, "a", "b", "c", "d", UNK]
@@ -120,8 +127,8 @@ def test_an_arpa_file_holds_the_model(tmp_path_factory, text, order, read):
     copy, names = arpa.read(path)
     places = {name: place for place, name in enumerate(names)}
     ids = np.array([places[NAMES[token].replace(EOS, "</s>")] for token in read])
-    scores = copy.log_probabilities(ids, np.array([copy.begin]))
-    expected = model.log_probabilities(np.array(read), np.array([model.begin]))
+    scores = copy.log_probabilities(ids)
+    expected = model.log_probabilities(np.array(read))
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
@@ -182,9 +189,7 @@ def test_a_kept_model_is_loaded_as_a_run_is(folder):
     model = loaded(folder)
     corpus = load_corpus("embedded-tiny")
     evaluation = model.evaluate("test", corpus=corpus)
-    begin = np.array([model.ngram.begin])
-    context = np.concatenate([begin, corpus.test[:1]])
-    nats = -model.ngram.log_probabilities(np.asarray(corpus.test[1:]), context).sum()
+    nats = -model.ngram.log_probabilities(np.asarray(corpus.test))[1:].sum()
     assert evaluation.nats == pytest.approx(nats, rel=1e-5)
     assert evaluation.perplexity < 60 < len(corpus.vocab)
 
@@ -193,7 +198,7 @@ def test_surprisal_generation_and_prediction_are_of_the_tables(folder):
     model = loaded(folder)
     line = "the farmer lends the book"
     ids = model.vocab.encode(line.split())
-    expected = -model.ngram.log_probabilities(ids, np.array([model.ngram.begin])) / math.log(2)
+    expected = -model.ngram.log_probabilities(ids) / math.log(2)
     table = model.surprisal([line, "the book"])
     np.testing.assert_allclose(table.surprisal[: len(ids)], expected, rtol=1e-4)
     distribution = np.exp(model.ngram.next_log_probabilities(np.array([model.ngram.begin])))

@@ -26,11 +26,12 @@ import jaxlm
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
 from jaxlm.cli.using import say_unknown
+from jaxlm.data.text import lines_of
 from jaxlm.data.vocab import EOS, Vocab
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring import reading, token_scores
 from jaxlm.scoring.minimal_pairs import Pair
-from jaxlm.scoring.stimuli import lines_of, read_table
+from jaxlm.scoring.stimuli import read_table
 from jaxlm.scoring.stream import stream_nats
 from jaxlm.scoring.token_scores import Detail, score_logits
 

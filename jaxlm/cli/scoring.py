@@ -41,14 +41,14 @@ from jaxlm.cli.tables import (
 )
 from jaxlm.cli.using import say_unknown
 from jaxlm.data.corpora import UNKNOWN
-from jaxlm.data.text import read_errors
+from jaxlm.data.text import lines_of, read_errors, source
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.model import SentenceReader
 from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
-from jaxlm.scoring.stimuli import StimulusTable, lines_of, read_table, source
+from jaxlm.scoring.stimuli import StimulusTable, read_table
 from jaxlm.scoring.syntaxgym import read_suite
 
 _SCORES = (

@@ -41,13 +41,12 @@ from jaxlm.cli.opening import check_run, open_model
 from jaxlm.cli.tables import json_text
 from jaxlm.config.protocols import Plain, described
 from jaxlm.data.corpus import unknown_text, unknown_warning
-from jaxlm.data.text import SPLITS
+from jaxlm.data.text import SPLITS, lines_of, source
 from jaxlm.data.tokens import EOS, normalize_newlines
 from jaxlm.runs.status import status
 from jaxlm.scoring import comparison as comparing
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sampling import Sampling
-from jaxlm.scoring.stimuli import lines_of, source
 from jaxlm.scoring.tokenizers import detokenized
 
 MOST_NAMED = 10  # unknown words that a note names

@@ -1,8 +1,9 @@
 """Text files: find the files of each split, and read them in pieces."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any, NamedTuple
 
 from jaxlm.base import files
 from jaxlm.base.errors import DataError
+from jaxlm.base.fields import checked_value
+from jaxlm.base.terminal import is_terminal, say
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
 BY_BYTES = ("enwik8", "text8")  # files whose splits are 90, 5 and 5% of their bytes
 LEAST_TEXTS = 20  # with so many texts, whole texts are held out
+LONGEST_LINE = 1 << 24  # bytes
+READ = 1 << 16  # bytes at a time: what a pipe holds
 EXACT = "surrogateescape"  # how bytes are decoded, so that encoding gives every byte back
 _WHITE_SPACE = (b" ", b"\n", b"\t")
 _SPLIT_OF = {
@@ -199,6 +204,67 @@ def read_errors(path: str | Path) -> Iterator[None]:
             yield
         except FileNotFoundError:
             raise DataError(f"there is no file {path}; check the path") from None
+
+
+def source(path: str | Path) -> str:
+    """The name of a text in errors, of which "-" is standard input."""
+    if str(path) == "-":
+        return "standard input"
+    return str(path)
+
+
+def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str]]:
+    """The lines of a text as they come, with their ends, in constant memory.
+
+    A line ends with LF, CR LF or CR.
+
+    Args:
+        path: A regular file, or "-" for standard input.
+        longest: Most bytes of a line.
+
+    Yields:
+        The lines that one read of at most 64 KiB ends.
+
+    Raises:
+        DataError: There is no such text, or it is empty, not UTF-8, binary, or has too long a line.
+    """
+    name = source(checked_value("a file of lines", path, Path))
+    rest = bytearray()
+    done = 0
+
+    def decoded(lines: list[bytearray]) -> list[str]:
+        return [
+            decode(bytes(line), f"{name}, line {number}")
+            for number, line in enumerate(lines, done + 1)
+        ]
+
+    if str(path) == "-" and sys.stdin is None:
+        raise DataError("standard input is closed: name a file, or use a pipe")
+    if str(path) == "-" and is_terminal(sys.stdin):
+        say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
+    with (
+        read_errors(name),
+        nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file,
+    ):
+        read = getattr(file, "read1", file.read)  # what can be read now, at most
+        while chunk := read(READ):
+            rest += chunk
+            # A text without LF is cut too.
+            if b"\n" in chunk or (len(rest) > READ and b"\r" in chunk[:-1]):
+                lines = rest.splitlines(keepends=True)
+                rest = bytearray()
+                if not lines[-1].endswith(b"\n"):
+                    rest = lines.pop()
+                yield decoded(lines)
+                done += len(lines)
+            if len(rest) > longest:
+                raise DataError(
+                    f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text"
+                )
+    if rest.strip():
+        yield decoded(rest.splitlines(keepends=True))
+    elif not done:
+        raise DataError(f"{name} is empty: expected lines of text")
 
 
 def find_splits(path: Path) -> dict[str, list[FilePart]]:

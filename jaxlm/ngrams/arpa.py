@@ -7,7 +7,7 @@ import math
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from itertools import starmap
+from itertools import chain, starmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,13 +15,12 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.files import reader
-from jaxlm.data.text import read_errors
+from jaxlm.data.text import lines_of, read_errors
 from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table
 
 BEGIN = "<s>"
 END = "</s>"
 MOST_ORDER = 20
-MOST_LINE = 1 << 16  # bytes of a line
 NEVER = -99.0  # the log10 probability that stands for zero
 _LINES_AT_ONCE = 1 << 16
 _LN_10 = math.log(10)
@@ -92,8 +91,7 @@ def read(path: str | Path) -> tuple[BackoffModel, list[str]]:
     Raises:
         DataError: The file cannot be read, or is no whole ARPA file.
     """
-    with read_errors(path), reader(path) as file:
-        return _Parser(file, path).parse()
+    return _Parser(path).parse()
 
 
 def is_arpa(path: str | Path) -> bool:
@@ -107,26 +105,10 @@ def is_arpa(path: str | Path) -> bool:
 class _Parser:
     """Reads the lines of one ARPA file in order."""
 
-    def __init__(self, file: BinaryIO, path: str | Path):
+    def __init__(self, path: str | Path):
         self._path = path
         self._number = 0
-        self._lines = self._read_lines(file)
-
-    def _read_lines(self, file: BinaryIO) -> Iterator[str]:
-        """Lines that are not empty, without white space at their ends."""
-        while True:
-            line = file.readline(MOST_LINE + 1)
-            if not line:
-                return
-            self._number += 1
-            if len(line) > MOST_LINE:
-                raise self._error(f"the line has over {MOST_LINE:,} bytes")
-            try:
-                text = line.decode().strip()
-            except UnicodeDecodeError:
-                raise self._error("the line is not UTF-8") from None
-            if text:
-                yield text
+        self._lines = chain.from_iterable(lines_of(path))
 
     def _error(self, problem: str) -> DataError:
         return DataError(
@@ -135,10 +117,12 @@ class _Parser:
         )
 
     def _next(self, expected: str) -> str:
-        line = next(self._lines, None)
-        if line is None:
-            raise self._error(f"it ends where {expected} is expected")
-        return line
+        """The next line that is not empty, without white space at its ends."""
+        for line in map(str.strip, self._lines):
+            self._number += 1
+            if line:
+                return line
+        raise self._error(f"it ends where {expected} is expected")
 
     def parse(self) -> tuple[BackoffModel, list[str]]:
         """The model and the names of its tokens. Raises DataError."""

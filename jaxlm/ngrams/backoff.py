@@ -84,28 +84,22 @@ class BackoffModel:
         """The id that stands for the beginning of a sentence."""
         return self.vocab_size
 
-    def log_probabilities(self, tokens: np.ndarray, context: np.ndarray) -> np.ndarray:
+    def log_probabilities(self, tokens: np.ndarray) -> np.ndarray:
         """The natural logarithm of the probability of each token given those before it.
 
         Args:
-            tokens: Ids `[N]` below V.
-            context: Ids before the first token, at most V (the beginning of a sentence).
+            tokens: A text, ids `[N]` below V.
 
         Returns:
             float64 `[N]`.
         """
-        stream = np.concatenate([context, tokens]).astype(np.int64)
-        # A new sentence begins after each end, and each beginning moves the tokens behind it.
-        beginnings = np.flatnonzero(stream[:-1] == self.end) + 1
-        places = np.arange(len(context), len(stream))
-        places += np.searchsorted(beginnings, places, "right")
-        stream = np.insert(stream, beginnings, self.begin)
+        stream = with_beginnings(tokens, self.vocab_size, self.end)
         scores = np.empty(len(stream))
         for start in range(0, len(stream), _POSITIONS_AT_ONCE):
             before = max(0, start - self.order)
             block = slice(start, start + _POSITIONS_AT_ONCE)
             scores[block] = self._scores(stream[before : block.stop])[start - before :]
-        return scores[places]
+        return scores[stream != self.begin]
 
     def next_log_probabilities(self, context: np.ndarray) -> np.ndarray:
         """The distribution of the next token after a context, float64 `[V]`.
@@ -161,6 +155,27 @@ class BackoffModel:
         for table in self.tables[1:]:
             places.append(table.places(_shifted(places[-1]), tokens, self.vocab_size))
         return places
+
+
+def with_beginnings(
+    tokens: np.ndarray,
+    vocab_size: int,
+    end: int | None,
+) -> np.ndarray:
+    """A text with the id V before each sentence. The end of the text opens no sentence.
+
+    Args:
+        tokens: The text, ids `[N]` below V.
+        vocab_size: V.
+        end: The token that ends a sentence; None: the text is one sentence.
+
+    Returns:
+        int64, longer than the text by its sentences.
+    """
+    starts = [0]
+    if end is not None:
+        starts += (np.flatnonzero(tokens[:-1] == end) + 1).tolist()
+    return np.insert(tokens.astype(np.int64), starts, vocab_size)
 
 
 def _shifted(places: np.ndarray) -> np.ndarray:

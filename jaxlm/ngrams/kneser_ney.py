@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table
+from jaxlm.ngrams.backoff import ABSENT, BackoffModel, Table, with_beginnings
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # KenLM's --discount_fallback
 LEAST_WEIGHT = 1e-99  # of lower orders, where a discount is zero; ARPA files have none below
@@ -72,7 +72,7 @@ def estimate(
     Returns:
         A model whose probabilities sum to one over the vocabulary after every context.
     """
-    stream = _with_beginnings(tokens, vocab_size, end)
+    stream = with_beginnings(tokens, vocab_size, end)
     grams = _grams_of_orders(stream, vocab_size, order)
     tables: list[Table] = []
     probability = np.full(vocab_size + 1, 1 / vocab_size)
@@ -96,8 +96,7 @@ def estimate(
             lower = probability[shorter.places[current.last]]
         total = np.bincount(context, counts, contexts)
         held_back = np.bincount(context, discount, contexts)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            weight = np.where(total > 0, held_back / total, 1.0)
+        weight = np.divide(held_back, total, out=np.ones(contexts), where=total > 0)
         probability = (counts - discount) / total[context] + weight[context] * lower
         with np.errstate(divide="ignore"):
             log_probability = np.log(probability)
@@ -108,18 +107,6 @@ def estimate(
             tables[-1] = tables[-1]._replace(log_backoff=log_backoff)
         tables.append(Table(current.keys, log_probability, np.zeros(len(counts))))
     return BackoffModel(vocab_size, end, tuple(tables))
-
-
-def _with_beginnings(
-    tokens: np.ndarray,
-    vocab_size: int,
-    end: int | None,
-) -> np.ndarray:
-    """The text with the id V before each sentence. The end of the text opens no sentence."""
-    starts = [0]
-    if end is not None:
-        starts += (np.flatnonzero(tokens[:-1] == end) + 1).tolist()
-    return np.insert(tokens.astype(np.int64), starts, vocab_size)
 
 
 def _grams_of_orders(

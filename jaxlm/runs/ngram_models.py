@@ -70,10 +70,9 @@ def baseline(corpus: Corpus, order: int) -> float | None:
         tables = ngram(corpus, order).ngram
     except OutOfMemory:
         return None
-    test = np.asarray(corpus.test, np.int64)
     # NumPy alone: a model of its own for each run would be compiled for each.
-    nats = -tables.log_probabilities(test[1:], np.append(tables.begin, test[:1])).sum()
-    return perplexity(float(nats), len(test) - 1)
+    nats = -tables.log_probabilities(np.asarray(corpus.test))[1:]
+    return perplexity(float(nats.sum()), len(nats))
 
 
 def baseline_text(corpus: Corpus, order: int) -> str:

@@ -312,7 +312,7 @@ def _reading(path: Path, completions: Completions) -> Iterator[Score]:
         times = columns[time][present]
         baseline = _with_products([columns[name][present] for name in names])
         without = r_squared(baseline, times)
-        full = r_squared([*baseline, columns["pred"][present]], times)
+        full = r_squared(np.column_stack([baseline, columns["pred"][present]]), times)
         return 100 * (full - without) / (1 - without)
 
     yield Score("reading_spr", explained("self_paced", (*_FREQUENCY, *_BEFORE)))
@@ -320,10 +320,10 @@ def _reading(path: Path, completions: Completions) -> Iterator[Score]:
     yield Score("reading_et", sum(eyes.values()) / len(eyes), {"measure": eyes})
 
 
-def _with_products(columns: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The columns, and the product of each two of them."""
+def _with_products(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """The columns [N], and the product of each two of them [N, P]."""
     scaled = [(column - column.mean()) / (column.std() or 1.0) for column in columns]
-    return [*scaled, *(a * b for a, b in combinations(scaled, 2))]
+    return np.column_stack([*scaled, *(a * b for a, b in combinations(scaled, 2))])
 
 
 def _surprisals(

@@ -9,9 +9,9 @@ Letters: `W` words, `N` times, `I` items.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ COLUMNS = {  # a column -> its names in Natural Stories, Provo, a table of Dunde
 }
 FOLDS = 10
 _SAMPLES = 10_000  # of the items, in a bootstrap and in a test
-_MOST_DRAWN = 1 << 22  # items of the samples that are drawn at once
+_AT_ONCE = 100  # of the samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +103,15 @@ def read_times(path: str | Path, names: Mapping[str, str | None] | None = None) 
     Raises:
         DataError: A column is missing, or two rows have other words at one place.
     """
-    known = COLUMNS | {column: (name,) for column, name in (names or {}).items() if name}
+    given = {column: (name,) for column, name in (names or {}).items() if name}
+    known = COLUMNS | given
     table = read_table(path, *known["word"])
 
     def name_of(column: str) -> str:
-        present = [name for name in known[column] if name in table.columns]
-        return (present or [*known[column]])[0]
+        return next(filter(table.columns.__contains__, known[column]), known[column][0])
 
     def has(column: str) -> bool:
-        return name_of(column) in table.columns or known[column] != COLUMNS[column]
+        return column in given or name_of(column) in table.columns
 
     items = np.unique(table.cells(name_of("item")), return_inverse=True)[1]
     positions = table.decimals(name_of("position"))
@@ -197,20 +197,22 @@ def gains_of(
     """
     begins = np.append(True, np.diff(corpus.items) != 0)
 
-    def with_before(of_words: Any) -> list[np.ndarray]:
+    def with_before(of_words: Any) -> np.ndarray:
         values = np.array(of_words, float)
-        return [values, np.where(begins, np.nan, np.roll(values, 1))]
+        return np.stack([values, np.where(begins, np.nan, np.roll(values, 1))], 1)
 
     lengths = [len(word) for word in corpus.words.tolist()]
-    baseline = [corpus.positions, *with_before(lengths), *with_before(corpus.frequencies)]
+    baseline = np.column_stack(
+        [corpus.positions, with_before(lengths), with_before(corpus.frequencies)]
+    )
     added = {name: with_before(of_model) for name, of_model in surprisals.items()}
-    rows = _rows_of(corpus, [*baseline, *chain.from_iterable(added.values())], mixed, folds)
+    rows = _rows_of(corpus, np.hstack([baseline, *added.values()]), mixed, folds)
     without = rows.log_densities(baseline)
     everything = np.full(len(rows.times), True)
     sums = {}  # of each item, by model or by two
     measures = {}  # what a model alone has
     for name, columns in added.items():
-        with_model = [*baseline, *columns]
+        with_model = np.hstack([baseline, columns])
         sums[name] = rows.log_densities(with_model) - without
         slopes = rows.fitted(with_model, everything).coefficients[-2:].tolist()
         measures[name] = (float(2 ** np.nanmean(surprisals[name])), *slopes)
@@ -233,32 +235,30 @@ class _Rows:
     Attributes:
         words: The word of each row, int [N].
         times: What is explained [N].
-        participants: Who read it, int [N]; None: in a plain model.
+        participants: Who read it, int [N].
+        count: Participants in all; 0 in a plain model.
         items: The item of each row, from 0 without gaps, int [N].
         folds: The part of the items that is held out with it, int [N].
     """
 
     words: np.ndarray
     times: np.ndarray
-    participants: np.ndarray | None
+    participants: np.ndarray
+    count: int
     items: np.ndarray
     folds: np.ndarray
 
-    def _of(self, columns: Sequence[np.ndarray], rows: np.ndarray) -> tuple[Any, ...]:
-        """Columns [W], times and participants of some rows, as `fit` takes them."""
-        participants = None
-        if self.participants is not None:
-            participants = self.participants[rows]
-        return [column[self.words[rows]] for column in columns], self.times[rows], participants
+    def _of(
+        self, columns: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Columns [W, P], times and participants of some rows, as `fit` takes them."""
+        return columns[self.words[rows]], self.times[rows], self.participants[rows]
 
-    def fitted(self, columns: Sequence[np.ndarray], rows: np.ndarray) -> LinearModel:
-        """The regression of some rows, bool [N], on columns [W]."""
-        count = 0
-        if self.participants is not None:
-            count = self.participants.max() + 1
-        return fit(*self._of(columns, rows), count=count)
+    def fitted(self, columns: np.ndarray, rows: np.ndarray) -> LinearModel:
+        """The regression of some rows, bool [N], on columns [W, P]."""
+        return fit(*self._of(columns, rows), self.count)
 
-    def log_densities(self, columns: Sequence[np.ndarray]) -> np.ndarray:
+    def log_densities(self, columns: np.ndarray) -> np.ndarray:
         """The summed log-density of each item, by regressions on other folds [I]."""
         densities = np.empty(len(self.times))
         for fold in range(self.folds.max() + 1):
@@ -270,7 +270,7 @@ class _Rows:
 
 def _rows_of(
     corpus: ReadingTimes,
-    columns: Sequence[np.ndarray],
+    columns: np.ndarray,
     mixed: bool,
     folds: int,
 ) -> _Rows:
@@ -278,30 +278,32 @@ def _rows_of(
 
     Args:
         corpus: The reading times.
-        columns: All predictors of all models [W].
+        columns: All predictors of all models [W, P].
         mixed: As in `humanlike`.
         folds: As in `humanlike`.
 
     Raises:
         DataError: There are no participants, or too few items or times.
     """
-    known = np.all(np.isfinite(columns), 0)[corpus.read]
+    known = np.all(np.isfinite(columns), 1)[corpus.read]
     words = corpus.read[known]
     times = corpus.times[known]
-    participants = None
-    if mixed:
-        if corpus.participants is None:
-            raise DataError("a mixed model needs a column of participants: name it")
-        participants = corpus.participants[known]
-    else:
+    readers = 0
+    if not mixed:
         words, owner = np.unique(words, return_inverse=True)
         times = np.bincount(owner, times) / np.bincount(owner)
+        participants = np.zeros(len(words), int)
+    elif corpus.participants is None:
+        raise DataError("a mixed model needs a column of participants: name it")
+    else:
+        participants = corpus.participants[known]
+        readers = corpus.participants.max() + 1
     items = np.unique(corpus.items[words], return_inverse=True)[1]
     count = len(np.unique(items))
-    if count < 2 or len(times) < 4 * len(columns):
+    if count < 2 or len(times) < 4 * columns.shape[1]:
         found = f"{len(times):,} times of {count} items have all predictors"
         raise DataError(f"{found}, too few for a regression: give more items")
-    return _Rows(words, times, participants, items, items % min(folds, count))
+    return _Rows(words, times, participants, readers, items, items % min(folds, count))
 
 
 def _sampled(
@@ -319,16 +321,14 @@ def _sampled(
     """
     rng = np.random.default_rng(0)
     items = len(counts)
-    at_once = max(1, _MOST_DRAWN // items)
-    sizes = [min(at_once, _SAMPLES - start) for start in range(0, _SAMPLES, at_once)]
     means = []
-    for size in sizes:
-        drawn = rng.multinomial(items, np.full(items, 1 / items), size)
+    for _ in range(_SAMPLES // _AT_ONCE):
+        drawn = rng.multinomial(items, np.full(items, 1 / items), _AT_ONCE)
         means.append(drawn @ sums / (drawn @ counts)[:, None])
     low, high = np.quantile(np.concatenate(means), (0.025, 0.975), 0)
     far = np.abs(sums.sum(0)) * (1 - 1e-12)
     count = np.zeros(sums.shape[1])
-    for size in sizes:
-        signs = rng.choice((-1.0, 1.0), (size, items))
+    for _ in range(_SAMPLES // _AT_ONCE):
+        signs = rng.choice((-1.0, 1.0), (_AT_ONCE, items))
         count += (np.abs(signs @ sums) >= far).sum(0)
     return low, high, (1 + count) / (1 + _SAMPLES)

@@ -7,7 +7,6 @@ over r finds the maximum (Bates et al. 2015, doi.org/10.18637/jss.v067.i01).
 Letters: `N` rows, `P` columns, `G` participants.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,23 +36,23 @@ class LinearModel:
 
     def log_densities(
         self,
-        columns: Sequence[np.ndarray],
+        columns: np.ndarray,
         y: np.ndarray,
-        participants: np.ndarray | None = None,
+        participants: np.ndarray,
     ) -> np.ndarray:
         """The log-density of other rows, each given the participant's predicted intercept.
 
         Args:
-            columns: P columns [N].
+            columns: Columns [N, P].
             y: What they explain [N].
-            participants: The participant of each row, int [N]; None in a plain model.
+            participants: The participant of each row, int [N]; of no account in a plain model.
 
         Returns:
             In nats [N].
         """
-        errors = y - _design(columns, len(y)) @ self.coefficients
+        errors = y - _design(columns) @ self.coefficients
         variance = np.full(len(y), self.variance)
-        if participants is not None:
+        if len(self.intercepts):
             intercepts = self.intercepts[participants]
             errors = errors - np.nan_to_num(intercepts)
             # Of a participant without a fitted row only the variance is known.
@@ -62,27 +61,27 @@ class LinearModel:
 
 
 def fit(
-    columns: Sequence[np.ndarray],
+    columns: np.ndarray,
     y: np.ndarray,
-    participants: np.ndarray | None = None,
-    count: int = 0,
+    participants: np.ndarray,
+    count: int,
 ) -> LinearModel:
     """Fits a model by maximum likelihood; an intercept is added to the columns.
 
     Args:
-        columns: P columns [N].
+        columns: Columns [N, P].
         y: What they explain [N].
-        participants: The participant of each row, int [N]; None for a plain model.
-        count: Participants G in all, also those without a row here.
+        participants: The participant of each row, int [N].
+        count: Participants G in all, also those without a row here; 0 for a plain model.
     """
-    x = _design(columns, len(y))
+    x = _design(columns)
     scales = np.linalg.norm(x, axis=0)
     scales[scales == 0] = 1
     x = x / scales
     plain = np.linalg.lstsq(x, y)[0]
     residuals = y - x @ plain
     N = len(y)
-    if participants is None:
+    if count == 0:
         variance = float(residuals @ residuals) / N
         return LinearModel(plain / scales, variance, 0.0, np.zeros(0), _maximum(N, variance))
 
@@ -116,13 +115,13 @@ def fit(
     return max(at(0.0), at(float(np.exp(optimum.x))), key=lambda model: model.log_likelihood)
 
 
-def r_squared(columns: Sequence[np.ndarray], y: np.ndarray) -> float:
-    """The share of the variance of y [N] that columns [N] and an intercept explain."""
-    return 1 - fit(columns, y).variance / float(np.var(y))
+def r_squared(columns: np.ndarray, y: np.ndarray) -> float:
+    """The share of the variance of y [N] that columns [N, P] and an intercept explain."""
+    return 1 - fit(columns, y, np.zeros(len(y), int), 0).variance / float(np.var(y))
 
 
-def _design(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    return np.column_stack([np.ones(rows), *columns])
+def _design(columns: np.ndarray) -> np.ndarray:
+    return np.column_stack([np.ones(len(columns)), columns])
 
 
 def _maximum(rows: int, variance: float) -> float:

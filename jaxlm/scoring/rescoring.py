@@ -17,14 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.base.errors import DataError
+from jaxlm.data.text import lines_of
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.model import SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.stimuli import lines_of
 from jaxlm.scoring.word_nats import sentence_nats
 
 MOST = 100.0  # of a weight
-_ROUNDS = 20  # over all weights
 _NARROWEST = 1e-9  # of intervals: rounding parts lines that meet at one point
 
 
@@ -90,12 +89,15 @@ def costs_of(hypotheses: Sequence[Hypothesis], models: Iterable[LanguageModel]) 
 
 def best(hypotheses: Sequence[Hypothesis], totals: np.ndarray) -> list[int]:
     """The place of each utterance's hypothesis of the lowest total [H]; of equal ones the first."""
-    best_place: dict[str, int] = {}
+    return [int(places[totals[places].argmin()]) for places in _of_utterances(hypotheses)]
+
+
+def _of_utterances(hypotheses: Sequence[Hypothesis]) -> list[np.ndarray]:
+    """The places of each utterance's hypotheses."""
+    places: dict[str, list[int]] = {}
     for place, hypothesis in enumerate(hypotheses):
-        best_so_far = best_place.setdefault(hypothesis.utterance, place)
-        if totals[place] < totals[best_so_far]:
-            best_place[hypothesis.utterance] = place
-    return list(best_place.values())
+        places.setdefault(hypothesis.utterance, []).append(place)
+    return [np.array(of_utterance) for of_utterance in places.values()]
 
 
 def word_errors(words: Sequence[str], reference: Sequence[str]) -> int:
@@ -149,12 +151,10 @@ def tuned(
         weights: Where the search begins [F].
     """
     weights = weights.copy()
-    rows: dict[str, list[int]] = {}
-    for place, hypothesis in enumerate(hypotheses):
-        rows.setdefault(hypothesis.utterance, []).append(place)
-    utterances = [np.array(places) for places in rows.values()]
+    utterances = _of_utterances(hypotheses)
     fewest = errors[best(hypotheses, costs @ weights)].sum()
-    for _ in range(_ROUNDS):
+    before = fewest + 1
+    while fewest < before:
         before = fewest
         for place in range(1, len(weights)):
             slopes = costs[:, place]
@@ -164,8 +164,6 @@ def tuned(
             if count < fewest:
                 fewest = count
                 weights[place] = weight
-        if fewest == before:
-            break
     return weights
 
 

@@ -3,9 +3,7 @@
 import csv
 import json
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,15 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.base import files
 from jaxlm.base.errors import DataError
-from jaxlm.base.fields import checked_value
 from jaxlm.base.hashed_json import strict_json
-from jaxlm.base.terminal import is_terminal, say
-from jaxlm.data.text import decode, read_errors
+from jaxlm.data.text import lines_of, source
 
-LONGEST_LINE = 1 << 24  # bytes
-READ = 1 << 16  # bytes at a time: what a pipe holds
 DELIMITERS = ",\t;"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", ".", "--")  # cells without a number
 QUOTED = re.compile(r'"[^"]*("|$)')
@@ -132,67 +125,6 @@ class StimulusTable:
 
 def _split_at_bars(cell: str) -> list[str]:
     return [text.strip() for text in cell.split("|")]
-
-
-def source(path: str | Path) -> str:
-    """The name of a text in errors, of which "-" is standard input."""
-    if str(path) == "-":
-        return "standard input"
-    return str(path)
-
-
-def lines_of(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[list[str]]:
-    """The lines of a text as they come, with their ends, in constant memory.
-
-    A line ends with LF, CR LF or CR.
-
-    Args:
-        path: A regular file, or "-" for standard input.
-        longest: Most bytes of a line.
-
-    Yields:
-        The lines that one read of at most 64 KiB ends.
-
-    Raises:
-        DataError: There is no such text, or it is empty, not UTF-8, binary, or has too long a line.
-    """
-    name = source(checked_value("a file of stimuli", path, Path))
-    rest = bytearray()
-    done = 0
-
-    def decoded(lines: list[bytearray]) -> list[str]:
-        return [
-            decode(bytes(line), f"{name}, line {number}")
-            for number, line in enumerate(lines, done + 1)
-        ]
-
-    if str(path) == "-" and sys.stdin is None:
-        raise DataError("standard input is closed: name a file, or use a pipe")
-    if str(path) == "-" and is_terminal(sys.stdin):
-        say("reading standard input until its end (Ctrl-D)", file=sys.stderr)
-    with (
-        read_errors(name),
-        nullcontext(sys.stdin.buffer) if str(path) == "-" else files.reader(path) as file,
-    ):
-        read = getattr(file, "read1", file.read)  # what can be read now, at most
-        while chunk := read(READ):
-            rest += chunk
-            # A text without LF is cut too.
-            if b"\n" in chunk or (len(rest) > READ and b"\r" in chunk[:-1]):
-                lines = rest.splitlines(keepends=True)
-                rest = bytearray()
-                if not lines[-1].endswith(b"\n"):
-                    rest = lines.pop()
-                yield decoded(lines)
-                done += len(lines)
-            if len(rest) > longest:
-                raise DataError(
-                    f"{name}, line {done + 1} is longer than {longest:,} bytes: give lines of text"
-                )
-    if rest.strip():
-        yield decoded(rest.splitlines(keepends=True))
-    elif not done:
-        raise DataError(f"{name} is empty: expected lines of text")
 
 
 def json_object(text: str, where: str) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import checked_value
+from jaxlm.data.text import lines_of, source
 from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import SurprisalOptions
 from jaxlm.scoring.sentences import region_starts
-from jaxlm.scoring.stimuli import json_object, lines_of, source
+from jaxlm.scoring.stimuli import json_object
 from jaxlm.scoring.word_nats import sentence_nats
 
 # A condition's name, and a region's number from 1, or ALL.
