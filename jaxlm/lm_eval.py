@@ -26,6 +26,7 @@ from jaxlm.runs.loading import load
 
 # The names under which tasks give the most tokens of a continuation.
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+MOST_WORDS = 256  # of a continuation, where a task does not say
 
 
 @register_model("jaxlm")
@@ -148,29 +149,30 @@ class JaxLM(TemplateLM):
         context: str,
         options: dict[str, Any],
     ) -> str:
+        """The continuation of one request of `generate_until`, the `place`-th."""
         stops = options.get("until") or []
         if isinstance(stops, str):
             stops = [stops]
-        lengths = [options[name] for name in LENGTHS if options.get(name) is not None]
-        words = int([*lengths, 256][0])
+        lengths = (options[name] for name in LENGTHS if options.get(name) is not None)
+        words = int(next(lengths, MOST_WORDS))
         if words < 1:
             return ""
-        sampling = options.get("do_sample")
-        temperature = float(options.get("temperature", bool(sampling)))
-        if sampling is False:
-            temperature = 0.0
-        limits = {}
+        do_sample = options.get("do_sample")
+        temperature = 0.0
+        if do_sample is not False:
+            temperature = float(options.get("temperature", bool(do_sample)))
+        sampling = {}
         if temperature:
-            limits = {name: options[name] for name in ("top_k", "top_p") if options.get(name)}
-        drawn = self._lm.stream(
+            sampling = {name: options[name] for name in ("top_k", "top_p") if options.get(name)}
+        stream = self._lm.stream(
             self._lm.tokens(context, self._tokenizer),
             tokens=words,
             temperature=temperature,
             seed=int(options.get("seed", place)),
-            **limits,
+            **sampling,
         )
         text = ""
-        for piece in self._lm.vocab.tokens.pieces(name for name, _ in drawn):
+        for piece in self._lm.vocab.tokens.pieces(name for name, _ in stream):
             text += piece
             ends = [text.find(stop) for stop in stops if stop in text]
             if ends:

@@ -30,7 +30,7 @@ def new_run(label: str) -> Iterator[Path]:
     Raises:
         RunDirError: It cannot be made.
     """
-    label = re.sub(r"[^\w.-]", "-", label)  # In a config that others wrote it may be any text.
+    label = re.sub(r"[^\w.-]", "-", label)  # The preset of a stranger's config may be any text.
     first = RUNS / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = first
     number = 1

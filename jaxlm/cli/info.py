@@ -160,9 +160,9 @@ def _tables(contents: Mapping[str, Any]) -> dict[str, list[_Row]]:
     for result in contents["results"]:
         row = {name: result[name] for name in result if name not in ("kind", "preset", "corpus")}
         title = f"{measure} of each {result['kind']}"
-        tables.setdefault(title, []).append(_measured(row, tokens))
+        tables.setdefault(title, []).append(_in_measure(row, tokens))
     tables["checkpoints"] = [
-        _measured({**row, "labels": " ".join(row["labels"])}, tokens)
+        _in_measure({**row, "labels": " ".join(row["labels"])}, tokens)
         for row in contents["checkpoints"]
     ]
     tables["corpus"] = [
@@ -182,15 +182,15 @@ def _tables(contents: Mapping[str, Any]) -> dict[str, list[_Row]]:
     return tables
 
 
-def _measured(row: _Row, tokens: str) -> _Row:
-    """A row with the perplexities of its tokens in their measure."""
+def _in_measure(row: _Row, tokens: str) -> _Row:
+    """A row with its perplexities in the measure of the tokens, such as bits per character."""
     if measure_name(tokens) == "perplexity":
         return row
     shown = {}
     for name, value in row.items():
         if re.search(f"{_PERPLEXITY}|^floor_", name) and isinstance(value, int | float):
             value = measured(value, tokens)
-        # Without its ending it is shown as any number is.
+        # The name loses its ending, by which `_text` would know a perplexity.
         shown[re.sub(_PERPLEXITY, "", name)] = value
     return shown
 

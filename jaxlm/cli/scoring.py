@@ -448,12 +448,12 @@ def _blocks(texts: Sequence[Path], stimuli: StimulusTable | None = None) -> Iter
 
 
 def _line_name(
-    name: str,
-    before: int,
-    sentence: int,
+    file: str,
+    lines_before: int,
+    number: int,
 ) -> str:
     """What names a line in an error, by its number among the lines of all files."""
-    return f"{name}, line {sentence - before}"
+    return f"{file}, line {number - lines_before}"
 
 
 @contextmanager

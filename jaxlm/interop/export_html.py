@@ -64,7 +64,7 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
 
 
 def _page(model: LanguageModel, bits: int) -> tuple[bytes, int]:
-    """The page with weights of so many bits, and how many weights have them."""
+    """The page with weights of `bits` bits, and how many weights there are of these."""
     network = model.config.model
     name = model.config.kinds["model"]
     words = len(model.vocab)
@@ -151,7 +151,7 @@ def _rounded(
     bits: int,
     inputs: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A matrix [outputs, inputs] as whole numbers, and the scale of so many inputs each."""
+    """A matrix [outputs, inputs] as whole numbers, and a scale for each `inputs` inputs."""
     rows, columns = matrix.shape
     padded = np.pad(matrix, ((0, 0), (0, -columns % inputs)))
     blocks, scales = rounded_blocks(padded.reshape(rows, -1, inputs), bits)

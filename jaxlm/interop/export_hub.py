@@ -156,7 +156,7 @@ def _card(model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _revision(words: int) -> str:
-    """The name of a model that saw so many words, as BabyLM has it: chck_10M."""
+    """The name that BabyLM gives a model after this many words: chck_10M."""
     for unit, factor in (("M", 10**6), ("k", 10**3)):
         if words % factor == 0:
             return f"chck_{words // factor}{unit}"

@@ -215,8 +215,8 @@ def model_vocabulary(
     else:
         text = _text(Path(path)).replace("\r\n", "\n")
         words = text.removesuffix("\n").split("\n")
-        if len(words) != size == len(text.split()):
-            words = text.split()  # colorlessgreenRNNs reads its files so
+        if len(words) != size and len(text.split()) == size:
+            words = text.split()  # as colorlessgreenRNNs reads its files
     if len(words) != size:
         raise DataError(
             f"{place} has {len(words):,} words, and the model has {size:,}: "

@@ -320,7 +320,7 @@ def problems(run: RunDir) -> list[str]:
                 read(folder)
             except JaxlmError as error:
                 sentences.append(str(error))
-        with suppress(CheckpointError):  # a link, which `strange` has named
+        with suppress(CheckpointError):  # of a link, which is among the irregular entries
             checkpoint.manifests(folder, sentences)
     return sentences
 

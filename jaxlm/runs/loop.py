@@ -269,16 +269,17 @@ def feed(
     height = counts.windows_per_call * T + 1
 
     def slab(row: int) -> Integer[Array, "R B"]:
-        def read(rows: slice) -> np.ndarray:
-            tokens = batch(ids, B, rows, row, row + height)
+        def padded_columns(columns: slice) -> np.ndarray:
+            tokens = batch(ids, B, columns, row, row + height)
             return np.pad(tokens, ((0, height - len(tokens)), (0, 0)))
 
-        return put_rows(mesh, (height, B), read)
+        return put_rows(mesh, (height, B), padded_columns)
 
     ahead: dict[int, Future[Array]] = {}
     with ThreadPoolExecutor(1, "feed") as reader:
 
         def take(row: int, next_row: int) -> tuple[Integer[Array, "R B"], int]:
+            """Waits for the slab of a row, and lets the thread read the next one."""
             future = ahead.pop(row, None) or reader.submit(slab, row)
             ahead.clear()
             ahead[next_row] = reader.submit(slab, next_row)

@@ -95,15 +95,15 @@ def train(
         params: In place of fresh parameters.
         resume: Continue the run in `run_dir` from its newest intact checkpoint, on any number of
             devices.
-        steps: End after so many windows in all.
+        steps: End after this many windows in all.
         data_dir: The folder of Penn Treebank's files.
         quiet: Print nothing.
-        devices: Spread the batch's rows over so many devices (default: as many as the rows divide
+        devices: Spread the batch's rows over this many devices (default: as many as the rows divide
             over). Results equal those of one device within rounding.
-        model_devices: Spread the vocabulary over so many devices, for each of the `devices`.
+        model_devices: Spread the vocabulary over this many devices, for each of the `devices`.
         on_metrics: Called with (step, values by tag) of every window, epoch and test; only in the
             first process.
-        profile: Trace so many windows, once the program is compiled, into `profile` in `run_dir`.
+        profile: Trace this many windows, once the program is compiled, into `profile` in `run_dir`.
 
     Returns:
         The results, with the state whole in the host's memory.
@@ -338,7 +338,7 @@ def _fit(
     progress: Progress,
     profile: int | None,
 ) -> int | None:
-    """Trains a run, and traces so many of its windows. Returns the signal that has stopped it."""
+    """Trains a run, and traces `profile` of its windows. Returns the signal that stopped it."""
     progress.doing("compiling")
     traced = profile if run.kept else None
     with Profiler(run.folder.path, traced) as profiler, signals.noted() as stop:

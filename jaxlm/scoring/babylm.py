@@ -111,7 +111,7 @@ def _wug(line: dict[str, Any], file: str) -> Choice:
     return Choice(_whole_texts(first, second), {"UID": file}, float(line["ratio"]))
 
 
-TESTS = {  # a test, whose folder has a name that begins so
+TESTS = {  # {a test, with which the name of its folder begins: what makes a choice of a line}
     "blimp": _blimp,
     "supplement": _blimp,
     "ewok": _ewok,
@@ -331,10 +331,10 @@ def _surprisals(
     contexts: Sequence[str],
     words: Sequence[str],
 ) -> np.ndarray:
-    """The surprisal of words after contexts, in nats [N], as the pipeline has it.
+    """The surprisal of words after contexts, in nats [N], as the pipeline computes it.
 
-    A word's pieces are found by themselves. Each is scored after the context and the text of the
-    pieces before it, which is read anew.
+    A word is cut into pieces without its context. Each piece is scored after the context and the
+    text of the pieces before it, which is cut into pieces anew.
     """
     lm = completions.lm
     tokens = partial(lm.tokens, tokenizer=completions.tokenizer)

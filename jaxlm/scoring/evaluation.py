@@ -41,9 +41,9 @@ class Evaluation(NamedTuple):
         text: The name of the text.
         unknown: The share of the text's tokens that are `<unk>`: easily predicted, they make a
             perplexity look good.
-        bits_per_byte: As `units.comparable` has it.
-        bits_per_character: As `units.comparable` has it.
-        word_perplexity: As `units.comparable` has it.
+        bits_per_byte: As `units.comparable` computes it.
+        bits_per_character: As `units.comparable` computes it.
+        word_perplexity: As `units.comparable` computes it.
     """
 
     perplexity: float

@@ -120,7 +120,7 @@ def generate(
         samples: How many texts.
         seed: Of all texts: a sample is the same alone and among many.
         stop: "eos" ends a text at its first `<eos>`; "none" does not.
-        beam: In place of sampling, search for the most probable text, keeping so many at each
+        beam: In place of sampling, search for the most probable text, keeping this many at each
             token.
         **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `Sampling`;
             `ban`, words that never come; `no_unk`, so that `<unk>` never comes.
@@ -300,7 +300,7 @@ def first_words(
     last: int,
     words: int,
 ) -> Iterator[Chunk]:
-    """Cuts texts, whose tokens are pieces of words, after so many words.
+    """Cuts texts, whose tokens are pieces of words, after a number of words.
 
     Args:
         chunks: The texts, as `_chunks` yields them.

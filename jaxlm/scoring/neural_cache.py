@@ -88,7 +88,7 @@ class CacheReader(Reader):
         words = jnp.concatenate([state.words, targets])
         row = jnp.arange(T)[:, None]
         pair = jnp.arange(W + T)
-        # Row t sees the W pairs before it, if so many were read.
+        # Row t sees the W pairs before it, if that many were read.
         seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)
         alike = protocol.theta * jnp.matmul(features[:, 0], keys.T, precision="highest")
         alike = jnp.where(seen, alike, -jnp.inf)

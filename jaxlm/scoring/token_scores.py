@@ -198,7 +198,7 @@ class Reader:
     most_sentences: Any = MOST_SENTENCES
 
     def sized_for(self, tokens: int) -> "Reader":
-        """This reader, with no more memory than texts of so many tokens need."""
+        """This reader, with no more memory than texts of `tokens` tokens need."""
         return self
 
     def start(self) -> Any:
