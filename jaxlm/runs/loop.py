@@ -93,7 +93,7 @@ class Observer:
         """The signal that asks to stop, if there is one. Asked after each call, and at the end."""
         return None
 
-    def trained(self, group: Group) -> None:
+    def trained(self) -> None:
         """Called after each call of windows is logged."""
 
     def doing(self, task: str) -> None:
@@ -195,7 +195,7 @@ def _log(
             problem = run.trained(member_at(columns, slot), count)
             if problem:
                 observer.diverged(group, slot, problem)
-    observer.trained(group)
+    observer.trained()
 
 
 def _end_call(

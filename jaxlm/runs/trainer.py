@@ -302,7 +302,7 @@ class _Reporter(Observer):
     def stopped(self) -> int | None:
         return hosts.agreed(self._stop.signal or 0) or None
 
-    def trained(self, group: Group) -> None:
+    def trained(self) -> None:
         run = self._run
         epoch, window = run.plan.locate(run.step - 1)
         self._progress.advance(run.so_far, window + 1, run.plan.windows_in(epoch), run.step)

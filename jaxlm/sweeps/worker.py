@@ -257,7 +257,7 @@ class Worker(Observer):
         shape = self._shape
         return shape is not None and shape.epoch == shape.window == 0 and misfits < most
 
-    def trained(self, group: Group) -> None:
+    def trained(self) -> None:
         """Shows the other workers of a shared database that this directory lives."""
         self.study.beat()
 
