@@ -1,6 +1,6 @@
 """From a run to its model, and from a model to a run: to use, to keep and to train further."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -110,43 +110,56 @@ def evaluate(
     run: str | Path | LanguageModel,
     split: str = "test",
     *,
+    text: str | Path | None = None,
     which: str = "last",
-    **options: Any,
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    protocol: str | Plain | None = None,
+    tokenizer: str | None = None,
 ) -> Evaluation:
     """Evaluates a model on a text (`LanguageModel.evaluate`).
 
     Args:
         run: A run's directory, or a model.
         split: train, valid or test, of the corpus.
+        text: A file of text in place of a split.
         which: The run's checkpoint, as in `load`.
-        **options: `text`, `corpus`, `data_dir`, `protocol` and `tokenizer` of
-            `LanguageModel.evaluate`.
+        corpus: In place of the run's own corpus.
+        data_dir: Where to look for Penn Treebank first.
+        protocol: How the model reads the text; plain by default.
+        tokenizer: How the text is cut into words.
 
     Raises:
         JaxlmError: The checkpoint or the text cannot be used.
     """
-    return model_of(run, which).evaluate(split, **options)
+    return model_of(run, which).evaluate(
+        split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer
+    )
 
 
 def tune_protocol(
     run: str | Path | LanguageModel,
     protocol: str | Plain,
     *,
+    grid: Mapping[str, Sequence[float]] | None = None,
     which: str = "last",
-    **options: Any,
+    corpus: Corpus | str | Path | None = None,
+    data_dir: str | Path | None = None,
 ) -> Tuned:
     """Tunes a protocol's numbers on the validation split (`LanguageModel.tune`).
 
     Args:
         run: A run's directory, or a model.
         protocol: The protocol.
+        grid: {number: the values to try}.
         which: The run's checkpoint, as in `load`.
-        **options: `grid`, `corpus` and `data_dir` of `LanguageModel.tune`.
+        corpus: In place of the run's own corpus.
+        data_dir: Where to look for Penn Treebank first.
 
     Raises:
         JaxlmError: The checkpoint, the text or the grid cannot be used.
     """
-    return model_of(run, which).tune(protocol, **options)
+    return model_of(run, which).tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
 
 
 def unread_corpus(

@@ -178,9 +178,8 @@ def _lines_of(
     text: str | Path | None,
 ) -> _Lines:
     """The text as a model reads it; the nats of a line include its end."""
-    text_read = lm.read(split, text)
-    name = text_read.name
-    ids = np.append(lm.vocab.eos, batch(text_read.ids, 1)[:, 0])
+    name, ids, *_ = lm.read(split, text)
+    ids = np.append(lm.vocab.eos, batch(ids, 1)[:, 0])
     starts = np.flatnonzero(ids[:-1] == lm.vocab.newline_id)
     if len(starts) < 2:
         raise DataError(
