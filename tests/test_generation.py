@@ -25,7 +25,7 @@ from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.scoring import beam_search
 from jaxlm.scoring.generation import advance, begin
-from jaxlm.scoring.sampling import Sampling, adjusted, draw, kept, pick
+from jaxlm.scoring.sampling import Sampling, adjusted, draw, filtered, pick
 
 ODDS = st.lists(
     st.sampled_from([0.0, 1e-30, 0.1, 0.25, 0.5, 0.7, 0.999]) | st.floats(0, 1, width=32),
@@ -44,7 +44,7 @@ def batched(odds):
 @settings(max_examples=60)
 @given(odds=ODDS, k=st.integers(1, 9))
 def test_top_k_keeps_the_k_likeliest_and_their_ties(odds, k):
-    found = np.asarray(jax.jit(kept)(Sampling(top_k=k), batched(odds)))[0, : len(odds)]
+    found = np.asarray(jax.jit(filtered)(Sampling(top_k=k), batched(odds)))[0, : len(odds)]
     least = np.sort(odds)[::-1][min(k, len(odds)) - 1]
     np.testing.assert_array_equal(found, np.where(odds >= least, odds, 0))
 
@@ -52,7 +52,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_ties(odds, k):
 @settings(max_examples=60)
 @given(odds=ODDS, p=st.floats(0.01, 1))
 def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
-    found = np.asarray(jax.jit(kept)(Sampling(top_p=p), batched(odds)))[0, : len(odds)]
+    found = np.asarray(jax.jit(filtered)(Sampling(top_p=p), batched(odds)))[0, : len(odds)]
     mass = p * odds.sum(dtype=np.float64)
     assert (found == odds)[found > 0].all() and found.sum(dtype=np.float64) >= mass * (1 - 1e-5)
     least = found[found > 0].min()
@@ -65,7 +65,7 @@ def test_top_p_keeps_the_fewest_words_of_that_mass(odds, p):
 @settings(max_examples=60)
 @given(odds=ODDS, p=st.floats(0, 1))
 def test_min_p_keeps_words_at_least_that_share_as_probable(odds, p):
-    found = np.asarray(jax.jit(kept)(Sampling(min_p=p), batched(odds)))[0, : len(odds)]
+    found = np.asarray(jax.jit(filtered)(Sampling(min_p=p), batched(odds)))[0, : len(odds)]
     np.testing.assert_array_equal(found, np.where(odds >= np.float32(p), odds, 0))
 
 
@@ -74,9 +74,9 @@ def test_top_p_counts_the_mass_that_top_k_leaves():
     0.55 of it needs one word, 0.55 of all would need two.
     """
     odds = jnp.array([[1.0, 0.75, 0.5, 0.25]])
-    both = kept(Sampling(top_k=2, top_p=0.55), odds)
+    both = filtered(Sampling(top_k=2, top_p=0.55), odds)
     assert np.flatnonzero(both[0]).tolist() == [0]
-    assert np.flatnonzero(kept(Sampling(top_p=0.55), odds)[0]).tolist() == [0, 1]
+    assert np.flatnonzero(filtered(Sampling(top_p=0.55), odds)[0]).tolist() == [0, 1]
 
 
 def test_words_are_picked_in_proportion_to_their_odds():
@@ -149,8 +149,8 @@ def test_the_greedy_word_has_the_log_probability_of_the_logits_themselves(sampli
 
 def test_words_that_reach_the_probability_exactly_are_enough():
     odds = jnp.array([[1.0, 0.5, 0.25, 0.25]])
-    np.testing.assert_array_equal(kept(Sampling(top_p=0.75), odds), [[1.0, 0.5, 0, 0]])
-    np.testing.assert_array_equal(kept(Sampling(top_p=0.5), odds), [[1.0, 0, 0, 0]])
+    np.testing.assert_array_equal(filtered(Sampling(top_p=0.75), odds), [[1.0, 0.5, 0, 0]])
+    np.testing.assert_array_equal(filtered(Sampling(top_p=0.5), odds), [[1.0, 0, 0, 0]])
 
 
 def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():

@@ -261,7 +261,7 @@ def switch(name: str, help: str) -> Adder:
     return argument(name, "", help, action="store_true")
 
 
-def whole_number(low: int = 0) -> Callable[[str], int]:
+def whole(low: int = 0) -> Callable[[str], int]:
     """The type of an argument that takes a whole number from `low` to `LARGEST`."""
 
     def read(text: str) -> int:

@@ -12,7 +12,7 @@ from jaxlm.cli.arguments import (
     argument,
     command,
     pathname,
-    whole_number,
+    whole,
 )
 from jaxlm.cli.config_flags import add_field, changes
 from jaxlm.cli.opening import check_run
@@ -67,7 +67,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 @command(
     pathname("text", "TEXT", "a corpus, as train's --corpus"),
-    argument("--order", "N", "the most tokens of an n-gram (5)", type=whole_number(1), default=5),
+    argument("--order", "N", "the most tokens of an n-gram (5)", type=whole(1), default=5),
     pathname("-o --output", "FILE", "the directory to make", required=True),
     DATA_DIR,
     _add_prepared_fields,

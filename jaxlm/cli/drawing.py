@@ -15,7 +15,7 @@ from jaxlm.cli.arguments import (
     pathname,
     run_path,
     switch,
-    whole_number,
+    whole,
 )
 from jaxlm.cli.opening import open_model
 from jaxlm.interop.export_html import to_html
@@ -32,7 +32,7 @@ from jaxlm.sweeps.report_file import write_report
         "--words",
         "N",
         "most frequent words on the map (default 400)",
-        type=whole_number(1),
+        type=whole(1),
         default=400,
     ),
     choice("--method", ("tsne", "pca"), "how the map is drawn (default tsne)", default="tsne"),

@@ -20,7 +20,7 @@ from jaxlm.cli.arguments import (
     command,
     pathname,
     switch,
-    whole_number,
+    whole,
 )
 from jaxlm.cli.opening import check_each_once, open_model
 from jaxlm.cli.tables import columns_of, json_text, table_text
@@ -95,7 +95,7 @@ def _add_columns(parser: Parser) -> None:
         "--folds",
         "K",
         "parts of the items, each held out once",
-        type=whole_number(2),
+        type=whole(2),
         default=FOLDS,
     ),
     pathname("--plot", "FILE", "draw perplexity against gain, as PNG, PDF or SVG"),
@@ -124,7 +124,7 @@ def humanlike(args: argparse.Namespace) -> None:
     *MODEL,
     pathname("nbest", "NBEST", "lines UTTERANCE-N COST ... WORD ..., as Kaldi has them"),
     pathname("--with", "RUN", "one more model, as an n-gram", dest="other"),
-    argument("--costs", "N", "costs on each line (default 2)", type=whole_number(1), default=2),
+    argument("--costs", "N", "costs on each line (default 2)", type=whole(1), default=2),
     argument("--weights", "W", "of costs, models and words", type=float, nargs="+"),
     pathname("--tune", "NBEST", "find the weights on this list, by --reference"),
     pathname("--reference", "FILE", "lines UTTERANCE WORD ...: what was said"),

@@ -7,7 +7,7 @@ from functools import partial
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.terminal import say
-from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole_number
+from jaxlm.cli.arguments import DATA_DIR, argument, choice, command, pathname, switch, whole
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run
 from jaxlm.cli.ending import FAILED, SIGNALLED
@@ -48,18 +48,14 @@ _STORAGE = (
         ("none", "median", "halving"),
         "end trials worse than the median, or all but the best quarter (default: median, with tpe)",
     ),
-    argument("--trials", "N", "how many points; a grid needs none", type=whole_number(1)),
-    argument(
-        "--seeds", "K", "seeds of each point, from --seed on (default 1)", type=whole_number(1)
-    ),
-    argument(
-        "--workers", "N", "processes (default: one a core for a long sweep)", type=whole_number(1)
-    ),
+    argument("--trials", "N", "how many points; a grid needs none", type=whole(1)),
+    argument("--seeds", "K", "seeds of each point, from --seed on (default 1)", type=whole(1)),
+    argument("--workers", "N", "processes (default: one a core for a long sweep)", type=whole(1)),
     argument(
         "--group",
         "M",
         "members in one program (default: by memory)",
-        type=whole_number(1),
+        type=whole(1),
         rare=True,
     ),
     argument("--storage", "URL", _STORAGE, rare=True),

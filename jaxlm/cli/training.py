@@ -16,7 +16,7 @@ from jaxlm.cli.arguments import (
     pathname,
     run_path,
     switch,
-    whole_number,
+    whole,
 )
 from jaxlm.cli.config_flags import PRESET_NAMES, START, add_config_flags, changes, starting_config
 from jaxlm.cli.dated_runs import new_run, newest_unfinished
@@ -38,21 +38,21 @@ from jaxlm.sweeps.report_file import write_report
     switch("--resume", "resume --run-dir, or the newest run that has not finished"),
     argument("--init", "RUN", "begin from another run's parameters and text", type=run_path),
     switch("--report", "write RUN/report.html at the end"),
-    argument("--steps", "N", "stop after N windows in all", type=whole_number()),
+    argument("--steps", "N", "stop after N windows in all", type=whole()),
     argument("--track", "NAME", "send the metrics to tensorboard or wandb too"),
     DATA_DIR,
     argument(
         "--devices",
         "N",
         "devices that share a batch's rows (default: most that divide)",
-        type=whole_number(1),
+        type=whole(1),
         rare=True,
     ),
     argument(
         "--model-devices",
         "M",
         "spread the vocabulary too (1)",
-        type=whole_number(1),
+        type=whole(1),
         default=1,
         rare=True,
     ),
@@ -60,14 +60,12 @@ from jaxlm.sweeps.report_file import write_report
         "--profile",
         "N",
         "trace N windows by JAX's profiler, into the run's directory",
-        type=whole_number(1),
+        type=whole(1),
         rare=True,
     ),
     argument("--coordinator", "HOST:PORT", "address of process 0", rare=True),
-    argument(
-        "--processes", "N", "number of processes (1: train alone)", type=whole_number(1), rare=True
-    ),
-    argument("--process", "I", "this process's index, from 0", type=whole_number(), rare=True),
+    argument("--processes", "N", "number of processes (1: train alone)", type=whole(1), rare=True),
+    argument("--process", "I", "this process's index, from 0", type=whole(), rare=True),
     add_config_flags,
     epilog=PRESET_NAMES,
 )

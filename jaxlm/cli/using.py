@@ -34,7 +34,7 @@ from jaxlm.cli.arguments import (
     pathname,
     switch,
     two_groups,
-    whole_number,
+    whole,
 )
 from jaxlm.cli.config_flags import add_protocol_flags, changes, given_protocol
 from jaxlm.cli.opening import check_run, open_model
@@ -59,7 +59,7 @@ _TEXT = (
     choice("--split", SPLITS, "which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
 )
-_HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole_number(1), default=10)
+_HOW_MANY = argument("-k", "K", "how many (default 10)", type=whole(1), default=10)
 
 
 @command(
