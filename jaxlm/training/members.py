@@ -36,10 +36,13 @@ def stacked(
         size: How many there are.
         mesh: The devices (`mesh.members_mesh`); None: one device.
     """
-    members = jax.tree.map(
-        lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), (traced(recipe), state)
-    )
-    return place(mesh, members, MEMBER)
+    return place(mesh, _repeated((traced(recipe), state), size), MEMBER)
+
+
+@partial(jax.jit, static_argnames="size")
+def _repeated(tree: Any, size: int) -> Any:
+    """Each leaf so many times on a new leading axis, by one program for all leaves."""
+    return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), tree)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -72,8 +75,11 @@ def member_at(tree: Any, slot: int) -> Any:
         slot: The member's place on it.
     """
 
+    def on_one_device(leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) == 1
+
     def leaf_at(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+        if not isinstance(leaf, jax.Array):
             return leaf[slot]
         for shard in leaf.addressable_shards:
             first = shard.index[0].start or 0
@@ -81,7 +87,15 @@ def member_at(tree: Any, slot: int) -> Any:
                 return shard.data[slot - first]
         raise IndexError(slot)
 
+    if all(map(on_one_device, jax.tree.leaves(tree))):
+        return _row(tree, slot)
     return jax.tree.map(leaf_at, tree)
+
+
+@jax.jit
+def _row(tree: Any, slot: Scalar | int) -> Any:
+    """One place of every leaf's leading axis, by one program for all leaves."""
+    return jax.tree.map(lambda leaf: leaf[slot], tree)
 
 
 @partial(
