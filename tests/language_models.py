@@ -7,7 +7,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recipes import TRAINED
+from recipes import TRAINED, drawn_params
 
 import jaxlm
 from jaxlm.data.vocab import EOS, UNK, Vocab
@@ -53,8 +53,7 @@ def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -
         tied=tied,
         init_scale=1.0,
     )
-    params = jax.jit(stack.init_params)(config.model, jax.random.key(seed))
-    return LanguageModel(params, config, vocab, {})
+    return LanguageModel(drawn_params(config.model, seed), config, vocab, {})
 
 
 def log_probs(lm: LanguageModel, words: list[str], params=None) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.linalg import block_diag
-from recipes import BASE, MODELS
+from recipes import BASE, MODELS, drawn_params
 from recordings import recorded, summary
 
 from jaxlm import preset
@@ -435,10 +435,10 @@ def test_a_block_that_cannot_be_is_one_sentence_at_the_command_line(flags, capsy
 def test_dropout_falls_on_what_a_block_adds_and_on_what_the_head_reads():
     fields = dict(keep_output=0.5, keep_last_output=0.25, feed_forward_size=4, locked_dropout=True)
     model = BASE.replace(**BLOCK | fields).model
-    params = stack.init_params(model, jax.random.key(0))
+    params = drawn_params(model)
     x = jnp.ones((2, 3, 8))
     carry = stack.zero_carry(model, 3)
-    drawn = draw_noise(model, jax.random.key(1), 2, 3)
+    drawn = jax.eval_shape(lambda: draw_noise(model, jax.random.key(1), 2, 3))
     shapes = jax.tree.map(jnp.shape, (drawn.outputs, drawn.feed_forwards, drawn.features))
     assert shapes == (((1, 3, 8),), ((1, 3, 8),), (1, 3, 8))
     kept = jnp.ones((1, 3, 8), bool)

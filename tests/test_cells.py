@@ -161,11 +161,11 @@ def test_gated_deltanet_is_the_paper_s_equations():
     [
         (1, None, 1, True),
         (7, None, 1, False),
-        (7, None, 2, False),
+        pytest.param(7, None, 2, False, marks=pytest.mark.slow),
         (7, 5, 1, False),
         (7, 5, 1, True),
         (7, 5, 2, False),
-        (7, 1, 1, True),
+        pytest.param(7, 1, 1, True, marks=pytest.mark.slow),
     ],
 )
 def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, length, decays, delta):

@@ -46,7 +46,7 @@ def small_run(folder: Path) -> tuple[Path, jaxlm.LanguageModel]:
     """A run of step 0, and its model."""
     config = jaxlm.preset("test").replace(vocab_size=40, embedding_size=16, hidden_sizes=(16,))
     vocab = jaxlm.Vocab((*(f"w{place}" for place in range(39)), "<eos>"))
-    params = jaxlm.init_params(config.model, jax.random.key(0))
+    params = jax.jit(jaxlm.init_params)(config.model, jax.random.key(0))
     keep_model(folder, config, params, unread_corpus("a text", "0", vocab))
     return folder, load(folder)
 

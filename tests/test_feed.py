@@ -169,7 +169,7 @@ def test_slabs_compile_once(mapped, monkeypatch):
 
 def test_an_evaluation_in_slabs_equals_the_whole(mapped, monkeypatch):
     model = CONFIG.replace(vocab_size=len(mapped.vocab), init_scale=0.7).model
-    params = init_params(model, jax.random.key(0))
+    params = jax.jit(init_params)(model, jax.random.key(0))
     for B, T in ((1, 1), (7, 3)):
         monkeypatch.setattr(scoring, "PREDICTIONS_PER_CALL", 1 << 22)
         expected = scoring.stream_nats(model, params, np.asarray(mapped.valid, np.int32), B, T)

@@ -50,7 +50,7 @@ def random_model(vocab: Vocab = WORDS, **fields: Any) -> jaxlm.LanguageModel:
     """A model of random parameters, large enough that its probabilities differ."""
     sizes = {"embedding_size": 6, "hidden_sizes": (6, 6), "init_scale": 0.7}
     config = jaxlm.Config().replace(vocab_size=len(vocab), **{**sizes, **fields})
-    params = jaxlm.init_params(config.model, jax.random.key(0))
+    params = jax.jit(jaxlm.init_params)(config.model, jax.random.key(0))
     corpus = {"name": "a <text>", "sha256": "0"}
     return jaxlm.LanguageModel(params, config, vocab, corpus)
 

@@ -5,7 +5,7 @@ and mistakes in one sentence.
 import json
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import jax
@@ -53,7 +53,7 @@ SETTINGS = {
 }
 NEUTRAL = {
     "cache": {"cache_window": 7, "lambda_": 0.0},
-    "dynamic": {"learning_rate": 0.0, "statistics_rows": 8},
+    "dynamic": {**SETTINGS["dynamic"], "learning_rate": 0.0},
     "temperature": {"temperature": 1.0},
     "mc": {"samples": 3, "dropout_factor": 1e-9},
 }
@@ -289,7 +289,7 @@ def plain_nats(kind: str) -> np.ndarray:
 )
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
     np.testing.assert_allclose(
-        scoring(name, NEUTRAL[name], kind=kind, dropout=name == "mc", full=False)([IDS]).nats,
+        scoring(name, NEUTRAL[name], kind=kind, dropout=True, full=False)([IDS]).nats,
         plain_nats(kind),
         rtol=1e-5,
     )
@@ -341,9 +341,8 @@ def test_the_cache_is_what_its_definition_says(monkeypatch, segment):
                 IDS[first + 1 : t + 1] == target
             ].sum() / odds.sum()
         expected.append(-np.log(p))
-    np.testing.assert_allclose(
-        scoring("cache", values, full=False)([IDS]).nats, expected, rtol=1e-5
-    )
+    found = scoring("cache", values, dropout=True, full=False)([IDS])
+    np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
 
 
 def test_a_text_fills_no_more_of_the_cache_than_it_has_tokens():
@@ -406,7 +405,7 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
-    whole, parts = (scoring(name, SETTINGS[name], dropout=True) for _ in range(2))
+    whole, parts = (scoring(name, SETTINGS[name], dropout=True, full=False) for _ in range(2))
     cuts = [0, 1, 2, 7, 8, 40, 41, 64]
     found = np.concatenate([parts([IDS[a : b + 1]]).nats for a, b in pairwise(cuts)])
     np.testing.assert_allclose(found, whole([IDS]).nats, atol=1e-5)
@@ -416,14 +415,15 @@ def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
 def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (1,))
     sentences = [IDS[:17], IDS[30:34], IDS[40:42]]
-    together = scoring(name, SETTINGS[name], dropout=True, stream=False)(sentences).nats
-    alone = [scoring(name, SETTINGS[name], dropout=True)([ids]).nats for ids in sentences]
+    how = dict(dropout=True, full=False)
+    together = scoring(name, SETTINGS[name], stream=False, **how)(sentences).nats
+    alone = [scoring(name, SETTINGS[name], **how)([ids]).nats for ids in sentences]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 
 def test_a_temperature_divides_the_logits():
     gaps = [
-        np.diff(scoring("temperature", {"temperature": t}, top=17)([IDS]).top_nats)
+        np.diff(scoring("temperature", {"temperature": t}, dropout=True, top=17)([IDS]).top_nats)
         for t in (1.0, 2.5)
     ]
     np.testing.assert_allclose(gaps[0], 2.5 * gaps[1], atol=2e-5)
@@ -431,7 +431,9 @@ def test_a_temperature_divides_the_logits():
 
 def test_a_sentence_shorter_than_the_cache_is_kept_whole():
     wide = SETTINGS["cache"] | {"cache_window": 100}
-    streamed, alone = (scoring("cache", wide, stream=stream) for stream in (True, False))
+    streamed, alone = (
+        scoring("cache", wide, stream=stream, full=False) for stream in (True, False)
+    )
     np.testing.assert_allclose(alone([IDS[:17]]).nats, streamed([IDS[:17]]).nats, atol=1e-5)
 
 
@@ -566,7 +568,13 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(  # by default one whose values are read at once, and one of many readings
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("cache", "dynamic") else [pytest.mark.slow])
+        for name in GRIDS
+    ],
+)
 def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
     lm = jaxlm.load(run)
     read = []
@@ -658,17 +666,32 @@ def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):
     )
 
 
+VERBS = {  # what each reads, and a column of what it prints
+    "surprisal": ("text.txt", "surprisal"),
+    "minimal-pairs": ("pairs.jsonl", "accuracy"),
+    "syntaxgym": ("suite.json", "correct"),
+    "evaluate": None,
+}
+FLAGS = {
+    "cache": ["--cache-window", "50"],
+    "dynamic": ["--rule", "sgd"],  # (by default it reads all of train before each text)
+    "mc": ["--samples", "2"],
+    "temperature": ["--temperature", "1.2"],
+}
+# By default every verb takes one protocol, and every protocol is taken.
+USUAL = {("cache", "surprisal"), ("dynamic", "minimal-pairs"), ("mc", "syntaxgym")} | {
+    ("temperature", verb) for verb in VERBS
+}
+
+
 @pytest.mark.parametrize(
-    "protocol",
+    ("protocol", "verb"),
     [
-        ["cache", "--cache-window", "50"],
-        ["dynamic", "--rule", "sgd"],  # (by default it reads all of train before each text)
-        ["mc", "--samples", "2"],
-        ["temperature", "--temperature", "1.2"],
+        pytest.param(*pair, marks=[] if pair in USUAL else [pytest.mark.slow])
+        for pair in product(FLAGS, VERBS)
     ],
-    ids=lambda words: words[0],
 )
-def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys):
+def test_every_verb_that_scores_takes_a_protocol(run, protocol, verb, tmp_path, capsys):
     files = {
         "text.txt": "the bank lends\nevery bank\n",
         "pairs.jsonl": json.dumps(
@@ -695,16 +718,16 @@ def test_every_verb_that_scores_takes_a_protocol(run, protocol, tmp_path, capsys
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
-    for verb, file, column in (
-        ("surprisal", "text.txt", "surprisal"),
-        ("minimal-pairs", "pairs.jsonl", "accuracy"),
-        ("syntaxgym", "suite.json", "correct"),
-    ):
-        assert main([verb, run, str(tmp_path / file), "--protocol", *protocol]) == 0
-        said = capsys.readouterr()
-        assert column in said.out.splitlines()[0] and len(said.out.splitlines()) > 1
-    assert main(["evaluate", run, "--protocol", *protocol]) == 0
-    assert f"; protocol {protocol[0]} (" in capsys.readouterr().out
+    flags = ["--protocol", protocol, *FLAGS[protocol]]
+    reads = VERBS[verb]
+    if reads is None:
+        assert main([verb, run, *flags]) == 0
+        assert f"; protocol {protocol} (" in capsys.readouterr().out
+        return
+    file, column = reads
+    assert main([verb, run, str(tmp_path / file), *flags]) == 0
+    said = capsys.readouterr()
+    assert column in said.out.splitlines()[0] and len(said.out.splitlines()) > 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE
+from recipes import BASE, drawn_params
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
@@ -84,8 +84,8 @@ def test_each_of_three_layers_reads_the_sum_of_dropped_outputs_before_it(keep_la
     fields = {"hidden_sizes": (E, E, E), "rounds": 2, "running_sum": True, "embedding_size": E}
     drops = {"keep_output": 0.6, "keep_last_output": keep_last_output, "keep_state": 0.8}
     model = BASE.replace(model="rlstm", init_scale=0.9, **fields, **drops).model
-    params = jax.tree.map(np.float64, stack.init_params(model, jax.random.key(1)))
-    noise = draw_noise(model, jax.random.key(2), T, B)
+    params = jax.tree.map(np.float64, drawn_params(model, seed=1))
+    noise = jax.jit(lambda key: draw_noise(model, key, T, B))(jax.random.key(2))
     x = np.random.default_rng(0).normal(size=(T, B, E))
     zeros = np.zeros((B, E))
     total = np.zeros_like(x)
@@ -99,7 +99,7 @@ def test_each_of_three_layers_reads_the_sum_of_dropped_outputs_before_it(keep_la
         features = np.asarray(noise.features) * total / keep_last_output
     with jax.enable_x64(True):
         carry = stack.zero_carry(model, B, jnp.float64)
-        raw, dropped, _ = stack.last_outputs(model, params, noise, jnp.asarray(x), carry)
+        raw, dropped, _ = jax.jit(stack.last_outputs)(model, params, noise, x, carry)
     np.testing.assert_allclose(raw, total, rtol=1e-10)
     np.testing.assert_allclose(dropped, features, rtol=1e-10)
 

@@ -120,30 +120,21 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
 
 def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():
     config = BASE.replace(sampled_words=4)
-    state = init_state(config.recipe, jax.random.key(0), B)
+    state = jax.jit(init_state, static_argnums=2)(config.recipe, jax.random.key(0), B)
     assert state.key is not None and Noise().drawn is None
-    noise = [
-        draw_noise(config.model, jax.random.fold_in(state.key, step), T, B) for step in range(2)
-    ]
+    draw = jax.jit(lambda step: draw_noise(config.model, jax.random.fold_in(state.key, step), T, B))
+    noise = [draw(step) for step in range(2)]
     first, second = (one.drawn for one in noise)
     assert first is not None and second is not None and len(first.ids) == 4
     assert np.any(first.log_weights != second.log_weights)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 
+    @jax.jit
     def cost(noise, exact=False):
-        return float(
-            minimised(
-                config.recipe,
-                state.params,
-                noise,
-                tokens[:-1],
-                tokens[1:],
-                state.carry,
-                exact=exact,
-            )[1][0]
-        )
+        window = (tokens[:-1], tokens[1:], state.carry)
+        return minimised(config.recipe, state.params, noise, *window, exact=exact)[1][0]
 
-    everything = cost(Noise())
+    everything = float(cost(Noise()))
     assert cost(noise[0]) != pytest.approx(everything, rel=1e-4)
     assert cost(noise[0], exact=True) == pytest.approx(everything, rel=1e-6)
 

@@ -83,7 +83,7 @@ def test_a_run_is_traced_once_and_no_number_traces_it_again(corpus, monkeypatch)
     traced = []
     step = steps.train_step
     monkeypatch.setattr(steps, "train_step", lambda *args: (traced.append(1), step(*args))[1])
-    config = CONFIG.replace(epochs=2, windows_per_call=5)  # as no other test here
+    config = CONFIG.replace(epochs=2, windows_per_call=5)  # as no test before this one
     jaxlm.train(config, corpus, quiet=True)
     once = len(traced)
     numbers = {
@@ -167,7 +167,7 @@ def test_a_finished_run_that_is_resumed_is_said_to_be_finished(finished, tmp_pat
 
 
 def test_other_calls_and_other_checkpoints_change_no_result(train, reference, tmp_path):
-    train(CONFIG.replace(epochs=1, windows_per_call=3, checkpoint_every=2))
+    train(CONFIG.replace(epochs=1, windows_per_call=5, checkpoint_every=3))
     train(CONFIG.replace(checkpoint_every=0))
     files = kept(tmp_path / "run")
     changed = {name for name in files if files[name] != reference[name]}
@@ -461,8 +461,10 @@ def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished
     state = new_state(finished.config)
     tokens = jnp.asarray(batch(corpus.train, 50))
     plan = WindowPlan(len(tokens), 20, 1)
+    how = dict(bptt_length=20, small_batch=CONFIG.train.small_batch, mesh=None)
+    skipping = np.bool_(True)
     state, _ = steps.train_windows(
-        recipe, state, tokens, plan.windows(0, 2, 4), jnp.int32(2), True, bptt_length=20
+        recipe, state, tokens, plan.windows(0, 2, 4), np.int32(2), skipping, **how
     )
     before = jax.device_get((state.params, state.carry))
     model = copy.copy(recipe.model)
@@ -472,9 +474,9 @@ def test_a_skipped_window_leaves_parameters_and_carry_as_before(corpus, finished
         state,
         tokens,
         plan.windows(2, 3, 4),
-        jnp.int32(3),
-        True,
-        bptt_length=20,
+        np.int32(3),
+        skipping,
+        **how,
     )
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((state.params, state.carry)))
     assert state.step == 5 and np.isnan(metrics.cost[:3]).all() and not metrics.finite[:3].any()
@@ -559,7 +561,7 @@ def test_a_run_that_was_taken_over_writes_no_line_more(train, tmp_path):
 def test_a_run_that_skipped_windows_before_it_was_to_stop_is_reproduced(train, tmp_path):
     from jaxlm.runs.reproduction import reproduce
 
-    train(CONFIG.replace(learning_rate=1e30, clip_norm=None, on_nonfinite="skip"), steps=5)
+    train(CONFIG.replace(learning_rate=1e30, clip_norm=1e30, on_nonfinite="skip"), steps=5)
     path = checkpoint.find(tmp_path / "run")
     text = (path / "config.json").read_text()
     assert '"on_nonfinite": "skip"' in text
@@ -604,11 +606,13 @@ def test_reproduce_names_what_differs(train, tmp_path, monkeypatch):
         reproduce(run, tmp_path / "third", quiet=True)
 
 
-def test_a_run_on_a_corpus_in_memory_remembers_how_it_was_read(tmp_path):
-    (tmp_path / "text").write_text("once\n" + "The Cat saw the cat\n" * 800)
-    corpus = jaxlm.load_corpus(tmp_path / "text", lowercase=True, min_count=2)
-    config = CONFIG.replace(batch_size=4, keep_checkpoints="")
-    result = jaxlm.train(config, corpus, tmp_path / "run", steps=2, quiet=True)
+def test_a_run_on_a_corpus_in_memory_remembers_how_it_was_read(text, tmp_path):
+    """The text of the other tests in capital letters, so that their programs do."""
+    for path in text.iterdir():
+        capitals = path.read_text().upper().replace("<UNK>", "<unk>")
+        (tmp_path / path.name).write_text(capitals)
+    corpus = jaxlm.load_corpus(tmp_path, lowercase=True, min_count=2, max_vocab=100)
+    result = jaxlm.train(CONFIG, corpus, tmp_path / "run", steps=2, quiet=True)
     assert result.config.data.lowercase and result.config.data.min_count == 2
     assert jaxlm.evaluate(tmp_path / "run").perplexity == pytest.approx(result.test_perplexity)
 
@@ -619,7 +623,11 @@ def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
 
     (tmp_path / "text").write_text("你好世界。" * 400)
     config = CONFIG.replace(
-        corpus=str(tmp_path / "text"), tokens="bytes", batch_size=4, keep_checkpoints=""
+        corpus=str(tmp_path / "text"),
+        tokens="bytes",
+        hidden_sizes=(4,),
+        batch_size=4,
+        keep_checkpoints="",
     )
     jaxlm.train(config, run_dir=tmp_path / "run", steps=2, quiet=True)
     assert math.isnan(read_metrics(tmp_path / "run")[-1]["test_word_perplexity"])
@@ -632,7 +640,7 @@ def test_a_run_whose_test_has_no_words_is_reproduced(tmp_path):
         reproduce(tmp_path / "run", tmp_path / "other", quiet=True)
 
 
-def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
+def test_a_call_is_logged_while_the_device_computes_the_next(corpus, monkeypatch):
     from jaxlm.runs.group import SingleGroup
     from jaxlm.runs.run import Run
 
@@ -647,11 +655,9 @@ def test_a_call_is_logged_while_the_device_computes_the_next(monkeypatch):
     monkeypatch.setattr(
         Run, "trained", lambda run, *a: events.append(("logged", run.step)) or trained(run, *a)
     )
-    config = jaxlm.preset("test").replace(
-        corpus="embedded-tiny", windows_per_call=2, checkpoint_every=6
-    )
-    jaxlm.train(config, steps=8, quiet=True)
-    begun, logged = ([(what, step) for step in range(0, 8, 2)] for what in ("begins", "logged"))
+    config = CONFIG.replace(checkpoint_every=12, keep_checkpoints="")
+    jaxlm.train(config, corpus, steps=16, quiet=True)
+    begun, logged = ([(what, step) for step in range(0, 16, 4)] for what in ("begins", "logged"))
     assert events == [
         *begun[:2],
         logged[0],

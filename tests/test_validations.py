@@ -104,9 +104,12 @@ def test_averaging_starts_with_the_latest_validation(optimizer):
     )  # as published
 
 
+fresh = jax.jit(init_state, static_argnums=2)
+
+
 def iterates(config, steps, averaging_from):
     """The embedding after each window, and the average at the end."""
-    state = init_state(config.recipe, jax.random.key(0), B)
+    state = fresh(config.recipe, jax.random.key(0), B)
     told = []
     for at in range(steps):
         if at == averaging_from:
@@ -148,7 +151,7 @@ def test_the_published_code_moves_by_the_rate_of_the_step_before():
     quirky = BASE.replace(optimizer="awd-lstm", clip_norm=None)
     moved, _ = iterates(quirky, 3, averaging_from=0)
     told = []
-    expected = init_state(quirky.recipe, jax.random.key(0), B)
+    expected = fresh(quirky.recipe, jax.random.key(0), B)
     for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
         recipe = quirky.replace(learning_rate=rate).recipe  # and no average
         expected, _ = train_windows(

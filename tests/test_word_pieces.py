@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +30,7 @@ from jaxlm.data.subwords import Subwords
 from jaxlm.data.tokens import Bytes, Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.runs.loading import keep_model, unread_corpus
-from jaxlm.scoring import reading_times
+from jaxlm.scoring import reading, reading_times
 from jaxlm.scoring.displayed_words import _cut
 from jaxlm.scoring.generation import first_words
 from jaxlm.scoring.minimal_pairs import Pair
@@ -53,6 +52,18 @@ CHANCE = {
     for before, row in NEXT.items()
 }
 KINDS = ["characters", "bytes", "subwords"]
+
+
+@pytest.fixture(autouse=True)
+def one_size_of_call(monkeypatch):
+    """A model reads few sentences and many by one program; `test_surprisal.py` has several."""
+    monkeypatch.setattr(reading, "SENTENCES_OF_CALLS", (64,))
+
+
+@cache
+def of_letters() -> jaxlm.LanguageModel:
+    """A model of the letters of many tests, whose programs they share."""
+    return lm_of(Vocab.build("th\u00e9 dogs, be run at it.\n", kind=Characters()))
 
 
 @cache
@@ -104,7 +115,7 @@ def _float32(tree):
         return {name: _float32(one) for name, one in tree.items()}
     if isinstance(tree, list):
         return [*map(_float32, tree)]
-    return jnp.asarray(tree, jnp.float32)
+    return jax.device_put(np.asarray(tree, np.float32))
 
 
 @cache
@@ -193,7 +204,7 @@ def test_a_words_probability_is_that_of_its_pieces_and_of_a_boundary(kind):
     ],
 )
 def test_corrections_cancel_over_a_line(punctuation, protocol):
-    lm = lm_of(Vocab.build("the dogs, run.\n", kind=Characters()))
+    lm = of_letters()
     if protocol == "mc":
         lm = type(lm)(lm.params, lm.config.replace(keep_output=0.8), lm.vocab, {})
     if protocol == "dynamic":
@@ -313,7 +324,7 @@ def test_spans_may_begin_after_a_mark_that_the_vocabulary_lacks():
 
 
 def test_spans_are_of_the_characters_given_however_they_are_read():
-    lm = lm_of(Vocab.build("b\u00e9 a\n", kind=Characters()))
+    lm = of_letters()
     composed = span_surprisal(lm, ["b\u00e9 a"] * 2, [(1, 2), (3, 4)])
     found = span_surprisal(lm, ["be\u0301 a"] * 2, [(1, 3), (4, 5)])
     assert found.word == ["e\u0301", "a"] and found.tokens == composed.tokens == ["\u00e9", "a"]
@@ -348,13 +359,13 @@ def test_an_unknown_letter_is_no_punctuation_and_its_word_has_no_frequency():
 
 
 def test_punctuation_of_words_is_a_row_where_it_is_asked():
-    brackets = small_lm(words=(*WORDS, "-lrb-"))
+    brackets = small_lm(words=(*WORDS[:-1], "-lrb-"))
     assert brackets.word_surprisal(["the (dog"], punctuation="own", tokenizer="ptb").word == [
         "the",
         "(",
         "dog",
     ]
-    lm = small_lm(words=(*WORDS, ","))
+    lm = small_lm(words=(*WORDS[:-1], ","))
     found = lm.word_surprisal(["the dog, can't run", "the"], punctuation="own", tokenizer="ptb")
     assert found.word == ["the", "dog", ",", "can't", "run", "the"]
     assert found.tokens == ["the", "dog", ",", "ca n't", "run", "the"]
@@ -644,7 +655,7 @@ def test_a_space_among_characters_leaves_neural_complexity_s_columns_whole(tmp_p
 
 
 def test_regions_tile_a_sentence_that_is_read_in_lower_case_and_composed():
-    lm = lm_of(Vocab.build("th\u00e9 dogs, run.\n", kind=Characters()))
+    lm = of_letters()
     lm = replace(lm, config=lm.config.replace(lowercase=True))
     line = "The\u0301 dogs, run."
     regions = ["The\u0301 dogs,", "run."]
@@ -711,10 +722,10 @@ def test_mistakes_in_stimuli_are_one_sentence(runs, tmp_path, capsys, cells, fla
 
 
 def test_a_character_outside_the_vocabulary_is_refused_by_name():
-    lm = lm_of(Vocab.build("the dogs\n", kind=Characters()))
+    lm = of_letters()
     with pytest.raises(
         DataError,
-        match="sentence 1: the character 'x' is not among the 9 characters of the vocabulary",
+        match="sentence 1: the character 'x' is not among the 18 characters of the vocabulary",
     ):
         lm.word_surprisal(["the x"])
 
@@ -756,7 +767,7 @@ def test_words_are_predicted_by_a_model_that_knows_no_newline():
 
 @pytest.mark.parametrize("options", [{"lines": "unwrap"}, {"lines": "stripped"}])
 def test_a_line_is_read_without_indentation_where_training_left_it_out(options):
-    lm = lm_of(Vocab.build("the dogs\n", kind=Characters()))
+    lm = of_letters()
     kept = [lm.word_surprisal([line]).surprisal for line in ("the dogs", "   the dogs")]
     assert (kept[0] != kept[1]).any()
     lm = replace(lm, config=lm.config.replace(**options))
@@ -767,7 +778,7 @@ def test_a_line_is_read_without_indentation_where_training_left_it_out(options):
 
 
 def test_lines_are_stripped_in_every_text_of_a_run(tmp_path):
-    lm = lm_of(Vocab.build("no it\n", kind=Characters()))
+    lm = of_letters()
     lm = replace(lm, config=lm.config.replace(lines="stripped", tokens="characters"))
     assert "".join(lm.tokens(" no it \n no \n")).strip() == "no it\nno"
     for split in ("train", "valid", "test"):
