@@ -7,10 +7,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import jax
 from language_models import lm_of
 
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.models.stack import init_params
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = "the a dog dogs cat bank book farmer lends reads runs run sees house big red small old"
@@ -22,10 +24,14 @@ BRAIN = ("ELAN", "LAN", "N400", "P600", "EPNP", "PNP")  # read by the pipeline, 
 @cache
 def model(kind: str) -> LanguageModel:
     """A model that was never trained, of words or characters."""
-    if kind == "words":
-        return lm_of(Vocab((EOS, UNK, *WORDS.split())))
     letters = sorted({*WORDS, ".", "z"})
-    return lm_of(Vocab(("\n", UNK, *letters), Characters()))
+    vocab = {
+        "words": Vocab((EOS, UNK, *WORDS.split())),
+        "characters": Vocab(("\n", UNK, *letters), Characters()),
+    }[kind]
+    lm = lm_of(vocab)
+    # The parameters of which the recorded scores are.
+    return replace(lm, params=jax.jit(init_params)(lm.config.model, jax.random.key(0)))
 
 
 def at_milestone(kind: str, words: int) -> LanguageModel:

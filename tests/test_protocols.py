@@ -415,7 +415,7 @@ def test_a_stream_is_read_alike_in_one_call_and_in_many(name):
 def test_sentences_begin_anew_and_are_alike_alone_and_side_by_side(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (1,))
     sentences = [IDS[:17], IDS[30:34], IDS[40:42]]
-    how = dict(dropout=True, full=False)
+    how: dict[str, Any] = dict(dropout=True, full=False)
     together = scoring(name, SETTINGS[name], stream=False, **how)(sentences).nats
     alone = [scoring(name, SETTINGS[name], **how)([ids]).nats for ids in sentences]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
