@@ -20,7 +20,7 @@ def resolved(run: str | Path) -> Path:
 
 
 def as_named(text: str) -> str:
-    """A text with `english` in place of the directory, but not of a file in it."""
+    """Replaces the directory of the model by the name `english`; paths of its files stay."""
     return re.sub(rf"{re.escape(str(DIRECTORY))}(?!/)", NAME, text)
 
 

@@ -190,7 +190,7 @@ def measured(perplexity: float, tokens: str = "words") -> float:
 
 
 def measure_text(perplexity: float, tokens: str = "words") -> str:
-    """The number of `measured` with two decimals, or four of bits.
+    """A perplexity, in the measure of these tokens, as text: two decimals, four of bits.
 
     >>> measure_text(8.0, "subwords"), measure_text(8.0, "bytes")
     ('8.00', '3.0000')

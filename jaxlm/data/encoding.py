@@ -179,10 +179,11 @@ def _units(
 
 
 def _no_word(split: str, part: Part) -> DataError:
-    """The error for a split without a word."""
-    if isinstance(part, FilePart) and part.stop is None:
+    """The error for a split without a word, which begins with a part of a file."""
+    assert isinstance(part, FilePart)  # generated text has words
+    if part.stop is None:
         return empty(part.path)
-    return empty(f"the {split} split of {getattr(part, 'path', 'the text')}")
+    return empty(f"the {split} split of {part.path}")
 
 
 def _split_by_lines(

@@ -40,10 +40,9 @@ class KnownText:
     folders: tuple[str, ...]
     mirrors: tuple[str, ...]
 
-    @property
-    def file_names(self) -> list[str]:
-        """The usual names of all files."""
-        return [self.patterns[0].format(part) for part in self.sha256]
+    def file_name(self, part: str) -> str:
+        """The usual name of a part's file."""
+        return self.patterns[0].format(part)
 
 
 PENN_TREEBANK = KnownText(
@@ -96,9 +95,9 @@ def find_known_text(
         NotFound: It is in none of the places, and cannot be or must not be downloaded.
         DataError: `data_dir` is no folder, or a file in one of the places has another hash.
     """
-    first, *others = text.file_names
+    *others, last = map(text.file_name, text.sha256)
     if data_dir is not None and not os.path.isdir(data_dir):
-        raise DataError(f"the data directory {data_dir} is not a folder; name the one with {first}")
+        raise DataError(f"the data directory {data_dir} is not a folder; name the one with {last}")
     cache = cache_dir() / text.name
     candidates = (data_dir, os.environ.get("JAXLM_DATA"), f"data/{text.name}", cache)
     places = [Path(place) for place in candidates if place]
@@ -112,9 +111,7 @@ def find_known_text(
         except DataError as error:
             failure = str(error)
     where = ", ".join(map(str, places))
-    names = first
-    if others:
-        names = f"{', '.join([first, *others[:-1]])} and {others[-1]}"
+    names = f"{', '.join(others)} and {last}" if others else last
     raise NotFound(
         f"no {text.title} in {where}, and {failure}; to have it, put {names} into a folder named "
         "by --data-dir or $JAXLM_DATA"
@@ -156,17 +153,16 @@ def _download(text: KnownText, folder: Path) -> dict[str, Path]:
             continue
         try:
             contents = {
-                name: _fetch(mirror.format(part), sha256)
-                for name, (part, sha256) in zip(text.file_names, text.sha256.items(), strict=True)
+                part: _fetch(mirror.format(part), sha256) for part, sha256 in text.sha256.items()
             }
         except (requests.RequestException, ValueError) as error:
             failures[mirror] = _reason(error)
             continue
         storing = explained(DataError, f"{text.title} cannot be stored in {folder}")
         with storing, Folder.open(folder, create=True) as opened:
-            for name, data in contents.items():
-                opened.write(name, data)
-        return {part: folder / name for part, name in zip(text.sha256, contents, strict=True)}
+            for part, data in contents.items():
+                opened.write(text.file_name(part), data)
+        return {part: folder / text.file_name(part) for part in contents}
     raise DataError("; ".join(f"{mirror}: {reason}" for mirror, reason in failures.items()))
 
 

@@ -226,7 +226,7 @@ class Subwords(ExactTokens):
         return table | {chr(256 + place): bytes([byte]) for place, byte in enumerate(others)}
 
     def units(self, text) -> list[str]:
-        text.encode()  # raises UnicodeError: SentencePiece calls a lone surrogate no string
+        text.encode()  # raises UnicodeError for half a surrogate pair, as `Vocab.tokenize` expects
         return UNITS.findall(text)
 
     def split(self, unit) -> list[str]:
@@ -333,12 +333,13 @@ for text in (" a b a", "\\n", "\\U00013000"):
 
 @lru_cache(maxsize=8)
 def _check_loads(model: bytes) -> None:
-    """Loads a tokenizer.json in a process apart, since a damaged one may end the process.
+    """Loads a tokenizer.json in a process of its own, which a damaged one may end.
 
     Raises ValueError with the library's own reason.
     """
     _import_tokenizers()
-    command = [sys.executable, "-P", "-c", _PROBE]  # -P: the working directory holds no module
+    # -P: no module of the working directory is imported.
+    command = [sys.executable, "-P", "-c", _PROBE]
     done = subprocess.run(command, input=model, capture_output=True)
     if done.returncode < 0:
         raise ValueError("it ends the process that loads it")

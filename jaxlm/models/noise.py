@@ -283,21 +283,24 @@ def drop_words(
 
 
 def drop_carry(noise: Noise, carry: tuple[State, ...]) -> tuple[State, ...]:
-    """The carry that a window begins with (Melis et al. 2020, arXiv:1909.01792).
+    """Zeroes the carry of some rows (Melis et al. 2020, arXiv:1909.01792).
 
     Args:
         noise: The window's noise.
         carry: The carry of the window before.
 
     Returns:
-        The carry, zero in the rows whose carry is dropped.
+        The carry that the window begins with.
     """
     if noise.carry is None:
         return carry
     kept = noise.carry[:, 0]
-    return jax.tree.map(
-        lambda leaf: jnp.where(kept.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), carry
-    )
+
+    def zero_dropped_rows(leaf: Array) -> Array:
+        other_axes = [1] * (leaf.ndim - 1)
+        return jnp.where(kept.reshape(-1, *other_axes), leaf, 0)
+
+    return jax.tree.map(zero_dropped_rows, carry)
 
 
 def drop_rows(

@@ -184,7 +184,7 @@ def _estimate(
     rows = table[targets]
     narrow_rows = rows.astype(x.dtype)
     target_logits = jnp.einsum("...h,...h->...", x, narrow_rows, preferred_element_type=bias.dtype)
-    target_logits = target_logits + bias[targets]  # the target's logit
+    target_logits = target_logits + bias[targets]
     nats, d_drawn_kernel, d_drawn_bias, dx, d_target_logits = by_platform(
         _chunks, x, drawn_kernel, drawn_bias, targets, weights, drawn.ids, target_logits
     )

@@ -115,13 +115,11 @@ def minimised(
     T, B = inputs.shape  # B counts each sample
     steps = T
     counts = None
-    weights = None
     if length is not None:
         steps = length
         counts = jnp.broadcast_to((jnp.arange(T) < length)[:, None], (T, B))
     head, raw, features, new_carry = stack.read(model, params, noise, inputs, carry, length)
-    if counts is not None:
-        weights = counts.astype(jnp.float32)
+    weights = None if counts is None else counts.astype(jnp.float32)
     constant = None
     if samples > 1:
         log_shares = _log_shares(model, head, features, targets, noise, samples)
