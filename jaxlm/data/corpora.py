@@ -90,17 +90,35 @@ def open_corpus(
         vocab: A vocabulary to encode with, in place of one built from train.
         download: Whether they may be downloaded.
     """
-    if spec != "auto":
-        return _load(spec, options, data_dir, vocab, download)
+    if spec == "auto":
+        try:
+            return open_corpus("ptb", options, data_dir, vocab, download)
+        except NotFound:
+            corpus = open_corpus("embedded", options, data_dir, vocab, download)
+            note = (
+                "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none "
+                "could be downloaded; ask for the corpus 'ptb' to see why"
+            )
+            return replace(corpus, notes=(note,))
+    if is_prepared(spec):
+        corpus = load_prepared(spec, options)
+        if vocab not in (None, corpus.vocab):
+            raise DataError(
+                f"{spec} is prepared with a vocabulary of its own: load its text with another one"
+            )
+        return corpus
+    source = replace(find_source(spec, options, data_dir, download), vocab=vocab)
+    notes = ()
     try:
-        return _load("ptb", options, data_dir, vocab, download)
-    except NotFound:
-        corpus = _load("embedded", options, data_dir, vocab, download)
-        note = (
-            "EMBEDDED CORPUS, NOT PENN TREEBANK: no copy of Penn Treebank was found and none could "
-            "be downloaded; ask for the corpus 'ptb' to see why"
-        )
-        return replace(corpus, notes=(note,))
+        with Folder.open(cache_dir() / "texts", create=True) as cache:
+            corpus = _from_cache(cache, source)
+    except OSError as error:
+        _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="jaxlm-"))
+        scratch = _TEMPORARY[-1].name
+        notes = (f"ids are in a temporary folder: {cache_dir()} cannot be used ({reason(error)})",)
+        with explained(DataError, f"{scratch} cannot be written"), Folder.open(scratch) as cache:
+            corpus = _from_cache(cache, source)
+    return replace(corpus, spec=source.spec or corpus.spec, notes=(*corpus.notes, *notes))
 
 
 def reload_corpus(
@@ -186,35 +204,6 @@ def prepare(
             "remove it"
         )
     return load_prepared(out)
-
-
-def _load(
-    spec: str | Path,
-    options: TextOptions,
-    data_dir: str | Path | None,
-    vocab: Vocab | None,
-    download: bool,
-) -> Corpus:
-    """The corpus of any argument of `load_corpus` but "auto"."""
-    if is_prepared(spec):
-        corpus = load_prepared(spec, options)
-        if vocab not in (None, corpus.vocab):
-            raise DataError(
-                f"{spec} is prepared with a vocabulary of its own: load its text with another one"
-            )
-        return corpus
-    source = replace(find_source(spec, options, data_dir, download), vocab=vocab)
-    notes = ()
-    try:
-        with Folder.open(cache_dir() / "texts", create=True) as cache:
-            corpus = _from_cache(cache, source)
-    except OSError as error:
-        _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="jaxlm-"))
-        scratch = _TEMPORARY[-1].name
-        notes = (f"ids are in a temporary folder: {cache_dir()} cannot be used ({reason(error)})",)
-        with explained(DataError, f"{scratch} cannot be written"), Folder.open(scratch) as cache:
-            corpus = _from_cache(cache, source)
-    return replace(corpus, spec=source.spec or corpus.spec, notes=(*corpus.notes, *notes))
 
 
 def _from_cache(cache: Folder, source: Source) -> Corpus:

@@ -8,8 +8,8 @@ each head. With D = H / N units a head:
     y = norm * rms_norm(h) * SiLU(gate), head by head
 
 where log alpha = -exp(rate) softplus(x W_alpha + time_step) and beta = sigmoid(x W_beta). The layer
-is the paper's, with the norm of its block, without its output projection, which the next layer's
-kernel or the softmax would multiply at once.
+is the paper's, with the norm of its block and without its output projection: the next layer's
+kernel or the softmax multiplies the outputs in any case.
 
 A layer's parameters: the kernels of `MatrixMemory`, `convolution` [4, C] of q, k and v, `gate`
 [E, 2 * N], `rate` [N], `time_step` [N] and `norm` [H].

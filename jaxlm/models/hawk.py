@@ -7,10 +7,9 @@
     y = (gelu(n W_y + b_y) * h') W_o + b_o
 
 A layer is the recurrent block of the paper's Figure 2 and the norm before the block, whose learned
-scale W_x and W_y hold; it is without the residual connection and the MLP, which belong to the
-paper's stack. There are N heads with D = H / N units each. The published code resets h at a
-document's first token, which it weighs by 1 and not by the root; here a text is one stream, which
-begins with h = 0.
+scale is a part of W_x and W_y; the residual connection and the MLP belong to the paper's stack.
+There are N heads with D = H / N units each. The published code resets h at a document's first token
+and adds i * u there without the root; here a text is one stream, which begins with h = 0.
 
 A layer's parameters: `x_kernel` and `y_kernel` [E, H], `output_kernel` [H, H], `convolution` [4, H]
 and `gates` [N, D, 2 * D] (i before r), each with its bias; and `decay` [H].

@@ -4,7 +4,7 @@
 
 where q and k are turned by their positions, so that their product depends on t - s alone. Positions
 are counted from the first key at hand: a text may be of any length. Letters: `T` steps, `B` batch,
-`N` heads, `D` units of a head, `W` steps before the own one that are read.
+`N` heads, `D` units of a head, `W` steps before its own that a step reads.
 """
 
 import math

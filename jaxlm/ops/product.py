@@ -1,9 +1,8 @@
 """The matrix product in mixed precision, which the other ops share.
 
-On a processor that multiplies bfloat16 by itself (AMX, AVX512_BF16), XLA's fast product takes a
-second factor of either order, but a first factor only as it lies: a transpose of the first that XLA
-can fold into the product turns the whole product into a slow float32 one. So a caller hands over a
-first factor that really lies transposed.
+On a processor that multiplies bfloat16 by itself (AMX, AVX512_BF16), XLA's product is fast whether
+or not its second factor is transposed. It is slow, in float32, if XLA folds a transpose of the
+first factor into it. So the first factor of a caller is transposed in memory.
 
 Float32 is multiplied as float32 on every device, though accelerators are faster with fewer digits
 (TF32, bfloat16), unless `jax.default_matmul_precision` is set: a training step sets it to the

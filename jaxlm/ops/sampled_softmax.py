@@ -3,9 +3,9 @@
 The target's logit is exact. Of the sum over all other words' exponentials only those of drawn words
 are computed, each divided by the probability with which it is drawn: the estimate of the sum is
 unbiased (Horvitz and Thompson 1952), that of its logarithm nearly so. The most frequent words are
-always drawn (of 10,000 words by S of 37 or more), the others the more rarely the rarer they are, as
-in Jean et al. 2015 (arXiv:1412.2007) but without replacement. Ids are assumed to be in the order of
-frequency, as a vocabulary's are: in any other order the estimate is as right, and varies more.
+always drawn (of 10,000 words if S is 37 or more); of the others, rarer words are drawn more rarely,
+as in Jean et al. 2015 (arXiv:1412.2007) but without replacement. Ids are assumed to be in the order
+of frequency, as a vocabulary's are: in another order the estimate varies more around the same mean.
 Letters: `T` steps, `B` batch, `H` width, `V` vocabulary, `S` words drawn.
 """
 

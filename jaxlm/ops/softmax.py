@@ -1,10 +1,10 @@
 """Linear layer, softmax and cross-entropy in one: a plain reference, and the fused, chunked twin.
 
 Letters: `T` steps, `B` batch, `H` width, `V` vocabulary. The axes of `rows` are [T, B], or [N]
-without a batch. The fast path never holds [T, B, V]: it takes the steps in chunks and, for a
-gradient, finishes each chunk's while its logits are still in the cache (the idea of Liger Kernel's
-fused linear cross-entropy, arXiv:2410.10989). So memory is flat in T * B. The axis of the batch
-stays an axis, so that devices which share it need not exchange rows.
+without a batch. The fast path never holds [T, B, V]: it takes the steps in chunks, and computes the
+gradient of a chunk while its logits are still in the cache (the idea of Liger Kernel's fused linear
+cross-entropy, arXiv:2410.10989). So memory does not grow with T * B. The axis of the batch is not
+merged with the steps, so that devices which share the batch need not exchange rows.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Many runs in one program: members of equal shapes with their own numbers and seeds.
 
-Letters: `M` members. One member's step is `train_step`, and nothing that a member does reaches
-another.
+Letters: `M` members. One member's step is `train_step`; no member reads what another one computes.
 """
 
 from functools import partial

@@ -44,7 +44,8 @@ class TrainState:
         step: Windows read; of members [M], as every leaf then has an axis M before its own.
         params: The parameters.
         opt_state: The state of the optimiser's transformation.
-        carry: After the window before; of D dropout samples, row b's are rows b D to b D + D - 1.
+        carry: After the window before. With D dropout samples, the batch's row b has the rows b D
+            to b D + D - 1.
         key: Folded with the step for a window's noise; None: the model has none.
         average: Of the parameters; None: the recipe has no average.
         validations: The record of all validations; None: the recipe needs none.
