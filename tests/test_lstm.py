@@ -153,3 +153,30 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(final.c, c, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(h[0], np.tanh(c) * sigmoid(o), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(h[0], final.h)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(kernel=jnp.zeros((6, 16))),
+            r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)",
+        ),
+        (
+            dict(bias=jnp.zeros(15)),
+            r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)",
+        ),
+        (
+            dict(state=LSTMState(jnp.zeros((3, 4)), jnp.zeros((3, 4)))),
+            r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)",
+        ),
+        (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("op", [lstm, lstm_reference])
+def test_shapes_that_do_not_fit_are_named(op, change, message):
+    fitting = dict(
+        zip(("x", "kernel", "bias", "state"), draw(5, 2, 3, 4, jnp.float32), strict=True)
+    )
+    with pytest.raises(ValueError, match=message):
+        op(**{**fitting, **change})

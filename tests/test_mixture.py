@@ -161,3 +161,23 @@ def test_no_array_of_all_logits_exists():
     assert (
         largest_array(jax.make_jaxpr(log_probs)(*few, *shapes[2:4]).jaxpr) <= 64 * V
     )  # one expert after the other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(kernel=jnp.zeros((3, 5))),
+            r"kernel should be floating-point numbers of the shape \(4, 5\)",
+        ),
+        (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
+        (
+            dict(weights=jnp.zeros(2)),
+            r"weights should be floating-point numbers of the shape \(3,\)",
+        ),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_named(change, message):
+    names = ("latents", "choice", "kernel", "bias", "targets", "weights")
+    with pytest.raises(ValueError, match=message):
+        summed_nats(**{**dict(zip(names, draw(3, 2, 4, 5, jnp.float32), strict=True)), **change})

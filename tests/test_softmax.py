@@ -186,6 +186,35 @@ def test_a_processor_that_cannot_be_asked_has_no_wide_tiles(monkeypatch):
     assert runpy.run_path(softmax.__file__)["NARROW_ROWS"] == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            dict(kernel=jnp.zeros((3, 5))),
+            r"kernel should be floating-point numbers of the shape \(4, 5\); .*\(3, 5\)",
+        ),
+        (
+            dict(bias=jnp.zeros(6)),
+            r"bias should be floating-point numbers of the shape \(5,\); it is float32 \(6,\)",
+        ),
+        (
+            dict(targets=jnp.zeros(2, int)),
+            r"targets should be integers of the shape \(3,\); it is int32 \(2,\)",
+        ),
+        (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
+        (
+            dict(weights=jnp.zeros(2)),
+            r"weights should be floating-point numbers of the shape \(3,\)",
+        ),
+        (dict(x=jnp.zeros(3)), r"x should be \[T, B, H\]"),
+    ],
+)
+def test_shapes_and_types_that_do_not_fit_are_named(change, message):
+    names = ("x", "kernel", "bias", "targets", "weights")
+    with pytest.raises(ValueError, match=message):
+        summed_nats(**{**dict(zip(names, draw(3, 4, 5, jnp.float32), strict=True)), **change})
+
+
 @pytest.mark.parametrize("rows", [100, 250, 1000])
 def test_no_chunk_is_padding_alone(rows):
     T = 20

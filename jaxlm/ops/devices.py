@@ -1,10 +1,11 @@
-"""What a program runs on: its platform, and the devices that share its batch."""
+"""What a program runs on: its platform, the devices that share its batch, and arrays that fit."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -32,3 +33,28 @@ def batch_devices() -> int:
     if mesh.empty or mesh.manual_axes:
         return 1
     return mesh.axis_sizes[0]
+
+
+def check_array(
+    name: str,
+    array: jax.Array,
+    shape: tuple[int, ...],
+    integers: bool = False,
+) -> None:
+    """Checks an argument of an op.
+
+    Args:
+        name: The argument's name.
+        array: Its value.
+        shape: The shape it should have.
+        integers: Whether it should hold integers, and not floating-point numbers.
+
+    Raises:
+        ValueError: It has another shape or dtype.
+    """
+    kind = jnp.integer if integers else jnp.floating
+    numbers = "integers" if integers else "floating-point numbers"
+    if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(
+            f"{name} should be {numbers} of the shape {shape}; it is {array.dtype} {array.shape}"
+        )

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Scalar
 
 from jaxlm.ops.activations import activated
+from jaxlm.ops.devices import check_array
 from jaxlm.ops.dropout import Kept, apply_mask
 from jaxlm.ops.product import columns_times_rows, product
 from jaxlm.ops.scans import Hidden, Inputs, Length, Units, last_step, scan
@@ -65,6 +66,7 @@ def lstm_reference(
         h = jnp.tanh(c) * jax.nn.sigmoid(o)
         return LSTMState(c, h), h
 
+    _check_shapes(x, kernel, bias, state)
     final, h = lax.scan(cell, state, x)
     return h, final
 
@@ -102,12 +104,16 @@ def lstm(
     Returns:
         The outputs, and the new carry.
 
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
+
     >>> T, B, E, H = 20, 4, 3, 2
     >>> kernel, bias, h = jnp.zeros((E + H, 4 * H)), jnp.zeros(4 * H), jnp.zeros((B, H))
     >>> y, carry = lstm(jnp.ones((T, B, E)), kernel, bias, LSTMState(c=h, h=h))
     >>> y.shape, carry.c.shape
     ((20, 4, 2), (4, 2))
     """
+    _check_shapes(x, kernel, bias, state)
     return _lstm(x, kernel, bias, state, jnp.asarray(forget_bias, bias.dtype), length, kept, keep)
 
 
@@ -193,3 +199,23 @@ def _backward(saved, cotangents):
 
 _lstm = jax.custom_vjp(lambda *arguments: _forward(*arguments)[0])
 _lstm.defvjp(_forward, _backward)
+
+
+def _check_shapes(
+    x,
+    kernel,
+    bias,
+    state,
+):
+    if x.ndim != 3 or state.h.ndim != 2:
+        raise ValueError(
+            "x should be [T, B, E] and state.h [B, H]; "
+            f"their shapes are {x.shape} and {state.h.shape}"
+        )
+    _, B, E = x.shape
+    H = state.h.shape[-1]
+    check_array("x", x, x.shape)
+    check_array("state.c", state.c, (B, H))
+    check_array("state.h", state.h, (B, H))
+    check_array("kernel", kernel, (E + H, 4 * H))
+    check_array("bias", bias, (4 * H,))

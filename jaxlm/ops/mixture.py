@@ -119,7 +119,11 @@ def token_nats(
 
     Returns:
         The nats.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
+    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets)
     return by_platform(_token_nats, latents, choice, kernel, bias, targets, epsilon)
 
 
@@ -166,7 +170,11 @@ def summed_nats(
 
     Returns:
         The loss.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
     """
+    softmax.check_shapes(latents[..., 0, :], kernel, bias, targets, weights)
     return _summed_nats(latents, choice, kernel, bias, targets, weights, epsilon)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Scalar
 
-from jaxlm.ops.devices import batch_devices, by_platform
+from jaxlm.ops.devices import batch_devices, by_platform, check_array
 from jaxlm.ops.product import columns_times_rows, product
 
 Features = Float[Array, "*rows H"]
@@ -90,12 +90,16 @@ def token_nats(
     Returns:
         The nats, in the bias's dtype.
 
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
+
     Of V = 4 words without a preference each has log(4) = 1.386 nats:
 
     >>> x, kernel, bias = jnp.ones((2, 3)), jnp.zeros((3, 4)), jnp.zeros(4)
     >>> [round(nats, 3) for nats in token_nats(x, kernel, bias, jnp.array([0, 3])).tolist()]
     [1.386, 1.386]
     """
+    check_shapes(x, kernel, bias, targets)
     return by_platform(_token_nats, x, kernel, bias, targets)
 
 
@@ -139,6 +143,9 @@ def summed_nats(
     Returns:
         The loss.
 
+    Raises:
+        ValueError: Shapes or dtypes do not fit.
+
     The gradient of the bias is the probabilities, less one at the target:
 
     >>> x, kernel, target = jnp.ones((1, 3)), jnp.zeros((3, 4)), jnp.array([1])
@@ -146,6 +153,7 @@ def summed_nats(
     >>> [round(slope, 3) for slope in jax.grad(loss)(jnp.zeros(4)).tolist()]
     [0.25, -0.75, 0.25, 0.25]
     """
+    check_shapes(x, kernel, bias, targets, weights)
     return _summed_nats(x, kernel, bias, targets, weights)
 
 
@@ -353,3 +361,36 @@ def chunking(
         return array.reshape(*shape, *rest)
 
     return cut, join
+
+
+def check_shapes(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    targets: Array,
+    weights: Array | None = None,
+) -> None:
+    """Checks the arguments of a loss.
+
+    Args:
+        x: [T, B, H] or [N, H].
+        kernel: [H, V].
+        bias: [V].
+        targets: [T, B] or [N].
+        weights: As the targets.
+
+    Raises:
+        ValueError: They do not fit each other.
+    """
+    if x.ndim - targets.ndim != 1 or kernel.ndim != 2:
+        raise ValueError(
+            "x should be [T, B, H], targets [T, B] and kernel [H, V]; "
+            f"their shapes are {x.shape}, {targets.shape} and {kernel.shape}"
+        )
+    *rows, H = x.shape
+    check_array("x", x, x.shape)
+    check_array("kernel", kernel, (H, kernel.shape[1]))
+    check_array("bias", bias, (kernel.shape[1],))
+    check_array("targets", targets, (*rows,), integers=True)
+    if weights is not None:
+        check_array("weights", weights, (*rows,))
