@@ -7,11 +7,14 @@ time of training.
     # Another preset for one text
     python experiments/shootout.py --texts ptb ptb-char:char-small
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
+    # Cells in four residual blocks, as docs/blocks.md's presets have them, beside bare ones
+    python experiments/shootout.py --texts shakespeare:shakespeare --cells lstm lstm+block
     # Another space
     python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set keep_output=0.8,1
 
 The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as
-makes its parameters those of the preset (or --parameters), within 2%. Compilation and an epoch,
+makes its parameters those of the preset (or --parameters), within 2%. What else a block is made of
+grows with that width, and its feed-forward layer takes up the rest. Compilation and an epoch,
 validation included, are timed by a few windows, and it trains for as many epochs as come nearest to
 the minutes, so that its command repeats each run; the table has the seconds that training took,
 compilation among them. Rates and dropout (or --set) are the best of --trials random points of a
@@ -72,7 +75,20 @@ from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
 
 NEAR = 0.02  # how far a cell's parameters may be from those asked for, as a share
-CELLS = [name for name, kind in MODELS.items() if kind.__module__.startswith("jaxlm.models.")]
+KINDS = [name for name, kind in MODELS.items() if kind.__module__.startswith("jaxlm.models.")]
+BLOCK = "+block"
+CELLS = [name + shape for shape in ("", BLOCK) for name in KINDS]
+# The presets of papers' blocks by kind; any other kind stands in the Transformer's.
+BLOCK_PRESETS = {
+    "mlstm": "xlstm",
+    **{name: name for name in ("hawk", "hgrn2", "gated-deltanet", "mingru")},
+}
+BLOCK_SIZES = ("inner_size", "key_units", "feed_forward_size")  # grow with a block's width
+BLOCK_FIELDS = (
+    *("hidden_sizes", "torch_init", "block", "activation"),
+    *("heads", "positive", "attention_window"),
+    *BLOCK_SIZES,
+)
 Row = dict[str, Any]  # of shootout.csv
 
 
@@ -117,38 +133,81 @@ def parameters_of(config: jaxlm.Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
+def of_cell(config: jaxlm.Config, cell: str, width: int) -> jaxlm.Config:
+    """The config with a cell of a width, bare or in its blocks.
+
+    Args:
+        config: the text's config.
+        cell: a kind of model, and `+block` where it stands in blocks.
+        width: of the embedding and of each layer.
+    """
+    kind = cell.removesuffix(BLOCK)
+    settings: dict[str, Any] = {"model": kind}
+    sizes = config.model.hidden_sizes
+    if cell != kind:
+        block = jaxlm.preset(BLOCK_PRESETS.get(kind, "transformer")).model
+        sizes = block.hidden_sizes
+        settings |= {
+            name: getattr(block, name)
+            for name in BLOCK_FIELDS
+            if hasattr(block, name) and hasattr(MODELS[kind], name)
+        }
+        multiple = settings.get("heads", 1)
+        for name in BLOCK_SIZES:
+            if settings.get(name):
+                units = settings[name] * width / block.embedding_size
+                settings[name] = multiple * round(units / multiple)
+    settings |= {"embedding_size": width, "hidden_sizes": (width,) * len(sizes)}
+    return config.replace(**settings)
+
+
 def sized(config: jaxlm.Config, cell: str, parameters: int) -> jaxlm.Config:
     """The config with a cell, whose one width brings its parameters nearest to a number; JaxlmError
     beyond 2%.
 
     Args:
         config: the text's config.
-        cell: a kind of model.
+        cell: a kind of model, and `+block` where it stands in blocks.
         parameters: the number to come near to.
     """
 
-    def of(width: int) -> jaxlm.Config:
-        widths = (width,) * len(config.model.hidden_sizes)
-        return config.replace(model=cell, embedding_size=width, hidden_sizes=widths)
-
     def distance(width: int) -> float:
         try:
-            return abs(parameters_of(of(width)) / parameters - 1)
+            return abs(parameters_of(of_cell(config, cell, width)) / parameters - 1)
         except JaxlmError:  # such as a width that the cell's heads do not divide
             return float("inf")
 
     blocks = bisect_left(
-        range(64, 8192, 64), parameters, key=lambda width: parameters_of(of(width))
+        range(64, 8192, 64),
+        parameters,
+        key=lambda width: parameters_of(of_cell(config, cell, width)),
     )
     for step in (4, 1):  # odd widths multiply slowly
         width = min(range(max(step, 64 * blocks), 64 * blocks + 65, step), key=distance)
-        if distance(width) <= NEAR:
-            return of(width)
+        found = of_cell(config, cell, width)
+        if found.model.feed_forward_size:
+            found = with_feed_forward(found, parameters)
+        if abs(parameters_of(found) / parameters - 1) <= NEAR:
+            return found
     raise JaxlmError(
         f"no width gives {cell} {parameters:,} parameters within {NEAR:.0%}: "
         f"the nearest, {width}, gives "
-        f"{parameters_of(of(width)):,}; give other --parameters"
+        f"{parameters_of(found):,}; give other --parameters"
     )
+
+
+def with_feed_forward(config: jaxlm.Config, parameters: int) -> jaxlm.Config:
+    """The config with as many units of each block's feed-forward layer as come nearest to a number
+    of parameters.
+
+    Args:
+        config: of cells in blocks.
+        parameters: the number.
+    """
+    units = config.model.feed_forward_size
+    fewest = parameters_of(config.replace(feed_forward_size=1))
+    each = (parameters_of(config) - fewest) / (units - 1)
+    return config.replace(feed_forward_size=max(1, 1 + round((parameters - fewest) / each)))
 
 
 def seconds_of(config: jaxlm.Config, corpus: jaxlm.Corpus) -> tuple[float, float]:
