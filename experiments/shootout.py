@@ -272,6 +272,8 @@ def planned(args: argparse.Namespace) -> list[Cell]:
     ]  # (each counts once)
     loaded = [with_corpus(jaxlm.preset(preset), place) for _, place, preset in texts]
     for (text, place, _), (base, corpus) in zip(texts, loaded, strict=True):
+        if base.model.compute_dtype == "auto":
+            base = base.replace(compute_dtype="float32")  # the same for every cell
         for name in dict.fromkeys(args.cells):
             config = sized(base, name, args.parameters or parameters_of(base))
             took = None
