@@ -9,8 +9,8 @@ time of training.
     python experiments/shootout.py --cells lstm hawk --trials 4 --minutes 1
     # Cells in four residual blocks, as docs/blocks.md's presets have them, beside bare ones
     python experiments/shootout.py --texts shakespeare:shakespeare --cells lstm lstm+block
-    # Another space
-    python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set keep_output=0.8,1
+    # Another space; a field of one value is every run's
+    python experiments/shootout.py --set learning_rate=log:0.01:0.06 --set batch_size=12
 
 The preset (tied-fast) gives everything but the cell. Embedding and layers of a cell are as wide as
 makes its parameters those of the preset (or --parameters), within 2%. What else a block is made of
@@ -69,7 +69,7 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.state_arrays import new_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.sweeps.space import read_space, with_settings
+from jaxlm.sweeps.space import Space, decoded, read_space, with_settings
 from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
@@ -277,7 +277,7 @@ def planned(args: argparse.Namespace) -> list[Cell]:
         for name in dict.fromkeys(args.cells):
             config = sized(base, name, args.parameters or parameters_of(base))
             took = None
-            read_space(space_of(args, config), config)
+            config = with_only_values(config, read_space(space_of(args, config), config))
             for minutes in dict.fromkeys(args.minutes):
                 named = (
                     text if text.strip(".") else str(Path(text).resolve())
@@ -353,6 +353,18 @@ def space_of(args: argparse.Namespace, config: jaxlm.Config) -> dict[str, str]:
     }
     space = {name: f"log:{rate / 4:g}:{rate * 4:g}" for name, rate in rates.items() if rate}
     return space | dict.fromkeys(("keep_output", "keep_embedding"), "uniform:0.4:1")
+
+
+def with_only_values(config: jaxlm.Config, space: Space) -> jaxlm.Config:
+    """The config with the values of fields that have but one.
+
+    Args:
+        config: the cell's config.
+        space: what is to be tuned.
+    """
+    listed = {name: getattr(values, "choices", ()) for name, values in space.items()}
+    only = {name: choices[0] for name, choices in listed.items() if len(choices) == 1}
+    return config.replace(**decoded(only))
 
 
 def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[str, Any]:
