@@ -4,15 +4,16 @@
     python experiments/shakespeare.py
     # With nanoGPT: a checkout of it, and a Python that has torch and numpy
     python experiments/shakespeare.py --nanogpt ../nanoGPT --python ../torch/bin/python --seeds 3
-    # Fewer epochs
-    python experiments/shakespeare.py --presets transformer:1 shakespeare:2
+    # Fewer epochs; the last 35% of the training part, once
+    python experiments/shakespeare.py --presets hawk:1 shakespeare:2 transformer:1:35
 
 nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, blocks of 64, batches
 of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
 of 64, and its mean is over all characters, not over random blocks. Our presets are trained and read
-the same part by `jaxlm train` and `jaxlm evaluate`, once plainly and once by dynamic evaluation,
-which learns from each 20 characters once they are scored. Seconds are of the whole command of
-training: start, compilation and all validations, without installation.
+the same part by `jaxlm train` and `jaxlm evaluate`: plainly; interpolated with a 7-gram model of
+characters, which is a row of its own; and presets with their own epochs by dynamic
+evaluation, which learns from each 20 characters once they are scored. Where a text is read but once, nothing is dropped. Seconds are of
+the whole command of training: start, compilation and all validations, without installation.
 
 Each run is kept in --run-dir (runs/shakespeare), and a second start does not repeat it. Nothing
 else should run beside it. The results are shakespeare.csv there, a line a run.
@@ -30,6 +31,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -43,11 +45,14 @@ from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.config import PRESETS
-from jaxlm.config.protocols import Dynamic
+from jaxlm.config.protocols import Dynamic, Interpolation
 from jaxlm.data.known_texts import SHAKESPEARE, find_known_text
+from jaxlm.ngrams import folder as ngrams_folder
 from jaxlm.runs.lock import lock
 
 NANOGPT = "nanogpt"
+NGRAM = "7-gram"
+ONCE = ["--epochs", "1", "--keep-output", "none"]
 DYNAMIC = Dynamic(segment_length=20)
 OURS = [name for name in PRESETS if jaxlm.preset(name).data.corpus == "shakespeare"]
 # Its README's line for a CPU, but for its seed, which its code fixes at 1337.
@@ -94,17 +99,22 @@ class Row:
     parameters: int
     seconds: float
     nats: float
-    dynamic: float | None  # by dynamic evaluation; nanoGPT has none
+    mixed: float | None  # interpolated with the 7-gram model
+    dynamic: float | None  # by dynamic evaluation
     date: str
     commit: str
     machine: str
 
 
 def preset_and_epochs(text: str) -> str:
-    """The type of an argument PRESET[:EPOCHS]."""
-    preset, colon, epochs = text.partition(":")
-    if preset not in OURS or (colon and not epochs.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected PRESET[:EPOCHS] of {OURS}, found {text!r}")
+    """The type of an argument PRESET[:EPOCHS] or PRESET:1:PERCENT."""
+    preset, *numbers = text.split(":")
+    is_share = len(numbers) == 2 and numbers[0] == "1"
+    is_known = preset in OURS and all(number.isdecimal() for number in numbers)
+    if not is_known or not (len(numbers) < 2 or is_share):
+        raise argparse.ArgumentTypeError(
+            f"expected PRESET[:EPOCHS] of {OURS}, or PRESET:1:PERCENT, found {text!r}"
+        )
     return text
 
 
@@ -144,7 +154,21 @@ def nanogpt(args: argparse.Namespace, seed: int) -> Row:
     _, seconds = timed([args.python, "train.py", *LINE], folder)
     text, _ = timed([args.python, "-c", WHOLE, "out-shakespeare-char/ckpt.pt"], folder)
     nats, parameters = text.splitlines()[-1].split()  # below what its model prints
-    return Row(NANOGPT, seed, int(parameters), seconds, float(nats), None, **about())
+    return Row(NANOGPT, seed, int(parameters), seconds, float(nats), None, None, **about())
+
+
+def ngram(args: argparse.Namespace) -> Row:
+    """Counts a 7-gram model of characters and reads the validation part.
+
+    Args:
+        args: The parsed arguments.
+    """
+    folder = args.run_dir / NGRAM
+    command = [sys.executable, "-m", "jaxlm", "ngram", "shakespeare", "--tokens", "characters"]
+    _, seconds = timed([*command, "--order", "7", "-o", folder])
+    nats = math.log(jaxlm.load(folder).evaluate("test").perplexity)
+    grams = ngrams_folder.load(folder).model.grams
+    return Row(NGRAM, 0, grams, seconds, nats, None, None, **about())
 
 
 def write_nanogpt_text(folder: Path) -> None:
@@ -174,17 +198,57 @@ def ours(args: argparse.Namespace, system: str, seed: int) -> Row:
         seed: Of the run.
     """
     folder = args.run_dir / f"{system}-seed{seed}"
-    preset, _, epochs = system.partition(":")
+    preset, *numbers = system.split(":")
     command = [sys.executable, "-m", "jaxlm", "train", "--preset", preset]
-    if epochs:
-        command += ["--epochs", epochs]
+    if numbers:
+        command += ONCE if numbers[0] == "1" else ["--epochs", numbers[0]]
+    if len(numbers) == 2:
+        text = args.run_dir / f"last{numbers[1]}"
+        write_last_part(text, int(numbers[1]))
+        command += ["--corpus", str(text), "--tokens", "characters"]
     _, seconds = timed([*command, "--seed", str(seed), "--run-dir", folder])
     lm = jaxlm.load(folder)
     # The test split is the validation part, read in one row.
     nats = math.log(lm.evaluate("test").perplexity)
-    dynamic = math.log(lm.evaluate("test", protocol=DYNAMIC).perplexity)
+    mixed = None
+    if len(numbers) < 2:  # a part of the text numbers its characters anew
+        mixture = Interpolation(with_=str(args.run_dir / NGRAM))
+        mixed = math.log(lm.tune(mixture).test.perplexity)
+    dynamic = None
+    if not numbers:
+        dynamic = math.log(lm.evaluate("test", protocol=DYNAMIC).perplexity)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
-    return Row(system, seed, parameters, seconds, nats, dynamic, **about())
+    return Row(system, seed, parameters, seconds, nats, mixed, dynamic, **about())
+
+
+def write_last_part(folder: Path, percent: int) -> None:
+    """Writes the end of the training part as a text to train on, with the same validation part.
+
+    Args:
+        folder: For train.txt, valid.txt and test.txt.
+        percent: How much of the training part.
+    """
+    text = find_known_text(SHAKESPEARE, None, True)["input"].read_text()
+    border = int(0.9 * len(text))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.txt").write_text(text[border - border * percent // 100 : border])
+    for split in ("valid", "test"):
+        (folder / f"{split}.txt").write_text(text[border:])
+
+
+def measured(args: argparse.Namespace, system: str, seed: int) -> Row:
+    """Trains a system and reads the validation part.
+
+    Args:
+        args: The parsed arguments.
+        system: Its name in the table.
+        seed: Of the run.
+    """
+    if system == NGRAM:
+        return ngram(args)
+    if system == NANOGPT:
+        return nanogpt(args, seed)
+    return ours(args, system, seed)
 
 
 def about() -> dict[str, str]:
@@ -195,13 +259,16 @@ def about() -> dict[str, str]:
 def table(rows: Sequence[Row]) -> str:
     """Means and deviations over the seeds, in Markdown."""
     lines = [
-        "| system | parameters | seconds | nats a character | dynamically | seeds |",
-        "|---|---|---|---|---|---|",
+        "| system | parameters | seconds | nats | with the 7-gram | dynamically | seeds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for system in dict.fromkeys(row.system for row in rows):
         runs = [row for row in rows if row.system == system]
         seconds, _ = mean_and_deviation([row.seconds for row in runs])
-        losses = [shown_mean([row.nats for row in runs]), shown_mean([row.dynamic for row in runs])]
+        losses = [
+            shown_mean([getattr(row, name) for row in runs])
+            for name in ("nats", "mixed", "dynamic")
+        ]
         lines.append(
             f"| {system} | {runs[0].parameters:,} | {seconds:.0f} | {' | '.join(losses)} | "
             f"{len(runs)} |"
@@ -227,7 +294,7 @@ def main() -> None:
         nargs="+",
         type=preset_and_epochs,
         default=OURS,
-        metavar="PRESET[:EPOCHS]",
+        metavar="PRESET[:EPOCHS[:PERCENT]]",
         help=f"of {', '.join(OURS)} (all, each with its own epochs)",
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")
@@ -240,17 +307,17 @@ def main() -> None:
     args.run_dir = Path(os.path.abspath(args.run_dir))
     with lock(args.run_dir):
         rows: list[Row] = []
-        for system in ([NANOGPT] if args.nanogpt else []) + args.presets:
-            for seed in range(args.seeds):
-                path = args.run_dir / f"{system}-seed{seed}.json"
-                if not path.exists():
-                    row = nanogpt(args, seed) if system == NANOGPT else ours(args, system, seed)
-                    keep(path, asdict(row))
-                    print(
-                        f"{system}, seed {seed}: {row.nats:.4f} in {row.seconds:.0f} s", flush=True
-                    )
-                rows.append(Row(**json.loads(path.read_text())))
-                write_rows([asdict(row) for row in rows], args.run_dir / "shakespeare.csv")
+        systems = [NGRAM, *([NANOGPT] if args.nanogpt else []), *args.presets]
+        for system, seed in product(systems, range(args.seeds)):
+            if system == NGRAM and seed:
+                continue  # counting draws nothing
+            path = args.run_dir / f"{system}-seed{seed}.json"
+            if not path.exists():
+                row = measured(args, system, seed)
+                keep(path, asdict(row))
+                print(f"{system}, seed {seed}: {row.nats:.4f} in {row.seconds:.0f} s", flush=True)
+            rows.append(Row(**json.loads(path.read_text())))
+            write_rows([asdict(row) for row in rows], args.run_dir / "shakespeare.csv")
         print(table(rows))
 
 

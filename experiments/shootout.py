@@ -587,13 +587,21 @@ def main() -> None:
         help="to tune, as of jaxlm sweep",
     )
     parser.add_argument(
-        "--trials", type=whole(1), default=8, metavar="N", help="points that tune each cell (8)"
+        "--trials",
+        type=whole(1),
+        default=8,
+        metavar="N",
+        help="points that tune each cell (8)",
     )
     parser.add_argument(
         "--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)"
     )
     parser.add_argument(
-        "--seeds", type=whole(1), default=3, metavar="K", help="runs of each cell, from seed 0 (3)"
+        "--seeds",
+        type=whole(1),
+        default=3,
+        metavar="K",
+        help="runs of each cell, from seed 0 (3)",
     )
     parser.add_argument(
         "--preset", default="tied-fast", metavar="NAME", help="all but the cell (tied-fast)"
