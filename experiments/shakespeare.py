@@ -11,9 +11,10 @@ nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, b
 of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
 of 64, and its mean is over all characters, not over random blocks. Our presets are trained and read
 the same part by `jaxlm train` and `jaxlm evaluate`: plainly; interpolated with a 7-gram model of
-characters, which is a row of its own; and presets with their own epochs by dynamic
-evaluation, which learns from each 20 characters once they are scored. Where a text is read but once, nothing is dropped. Seconds are of
-the whole command of training: start, compilation and all validations, without installation.
+characters, which is a row of its own; and presets with their own epochs by dynamic evaluation,
+which learns from each 20 characters once they are scored. Where a text is read but once, nothing is
+dropped. Seconds are of the whole command of training: start, compilation and all validations,
+without installation.
 
 Each run is kept in --run-dir (runs/shakespeare), and a second start does not repeat it. Nothing
 else should run beside it. The results are shakespeare.csv there, a line a run.
