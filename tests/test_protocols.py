@@ -348,7 +348,7 @@ def test_the_cache_is_what_its_definition_says(monkeypatch, segment):
 def test_a_text_fills_no_more_of_the_cache_than_it_has_tokens():
     network: Any = None
     reader = CacheReader(network, Cache(cache_window=100))
-    windows = [reader.within(tokens).protocol.cache_window for tokens in (1, 64, 100, 500)]
+    windows = [reader.sized_for(tokens).protocol.cache_window for tokens in (1, 64, 100, 500)]
     assert windows == [1, 64, 100, 100]
 
 
