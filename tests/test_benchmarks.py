@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
+from math import log
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -451,6 +452,29 @@ def test_the_page_s_tables_are_of_the_runs(monkeypatch):
     lines = [line for line in shootout.table(rows).splitlines()[2:] if line.startswith("|")]
     assert len(lines) >= 20
     assert [line for line in lines if "| " + line.split(" | ", 2)[2] not in page] == []
+
+
+def test_the_table_of_blocks_is_of_the_runs():
+    laboratory = EXPERIMENTS.parent / "docs/lab"
+    page = (laboratory / "shakespeare.md").read_text()
+    table = {}
+    for line in page.partition("| cell | bare, 50 x 100 |")[2].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        cell, *shown = [column.strip(" `") for column in line.strip("|").split("|")]
+        columns = [(shape, batch) for shape in ("", "+block") for batch in (50, 12)]
+        for (shape, batch), nats in zip(columns, shown, strict=True):
+            if nats:
+                table[cell + shape, batch] = nats
+    with (laboratory / "shakespeare_blocks.csv").open(newline="") as file:
+        runs = {
+            (row["cell"], 12 if "--batch-size=12" in row["command"] else 50): row
+            for row in csv.DictReader(file)
+            if "mogrifier" not in row["cell"]
+        }
+    assert table == {
+        run: f"{float(row['bits_per_character']) * log(2):.3f}" for run, row in runs.items()
+    }
 
 
 def test_a_seed_of_a_shoot_out_that_diverges_has_a_row_of_nan(monkeypatch, tmp_path, capsys):

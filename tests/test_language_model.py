@@ -163,7 +163,7 @@ def test_a_model_made_of_the_exported_parameters_trains_on(tiny_run):
         (
             lambda lm: lm.minimal_pairs([("good", "bad")]),
             JaxlmError,
-            "a file of stimuli takes a path; it is ",
+            "a file of lines takes a path; it is ",
         ),
         (lambda lm: jaxlm.load(None), JaxlmError, "run_dir takes a path; it is None"),  # pyright: ignore
         (lambda lm: jaxlm.load_corpus(None), JaxlmError, "corpus takes a path; it is None"),  # pyright: ignore

@@ -457,7 +457,7 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
     worker = "jaxlm.sweeps.worker.Worker.trained"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
 
-        def interrupt(self, group):
+        def interrupt(self):
             saved.extend(path for path in run_dir.glob("trials/0000/checkpoints/0*/*"))
             if saved:
                 raise KeyboardInterrupt
