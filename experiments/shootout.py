@@ -69,7 +69,7 @@ from jaxlm.runs.run import window_plan
 from jaxlm.runs.state_arrays import new_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.scoring.stream import stream_nats
-from jaxlm.sweeps.space import Space, decoded, read_space, with_settings
+from jaxlm.sweeps.space import Space, first_values, read_space, with_settings
 from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 from jaxlm.training.step import traced, train_windows
@@ -362,9 +362,10 @@ def with_only_values(config: jaxlm.Config, space: Space) -> jaxlm.Config:
         config: the cell's config.
         space: what is to be tuned.
     """
-    listed = {name: getattr(values, "choices", ()) for name, values in space.items()}
-    only = {name: choices[0] for name, choices in listed.items() if len(choices) == 1}
-    return config.replace(**decoded(only))
+    only = {
+        name: values for name, values in space.items() if len(getattr(values, "choices", ())) == 1
+    }
+    return config.replace(**first_values(only))
 
 
 def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def stacked(
 @partial(jax.jit, static_argnames="size")
 def _repeated(tree: Any, size: int) -> Any:
     """Each leaf so many times on a new leading axis, by one program for all leaves."""
-    return jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * size), tree)
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * size), tree)
 
 
 @partial(jax.jit, donate_argnums=0)
