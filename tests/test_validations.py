@@ -2,7 +2,9 @@
 also after a run was stopped and resumed.
 """
 
+import gc
 import re
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from recipes import BASE, B, T, V, sentences
 import jaxlm
 from jaxlm.base.errors import Diverged, JaxlmError
 from jaxlm.data.windows import WindowPlan
-from jaxlm.runs import checkpoint, group
+from jaxlm.runs import checkpoint, group, trainer
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.reproduction import reproduce
 from jaxlm.runs.run import Run
@@ -400,8 +402,19 @@ def test_a_run_that_diverges_goes_back_to_its_best_checkpoint_at_a_lower_rate(
         save(folder, state, config, vocab, manifest)
 
     monkeypatch.setattr(checkpoint, "save", saved)
+    earlier = []
+
+    class Watched(trainer.SingleGroup):
+        def __init__(self, *arguments):
+            gc.collect()
+            assert not any(reference() for reference in earlier)  # its state would fill memory
+            earlier.append(weakref.ref(self))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(trainer, "SingleGroup", Watched)
     folder = tmp_path / "run"
     result = jaxlm.train(config, text, folder, quiet=True)
+    assert len(earlier) == 2
     epochs = [row for row in read_metrics(folder) if row["kind"] == "epoch"]
     assert [row["epoch"] for row in epochs] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in epochs] == [0.25, 0.25, 0.125, 0.125]

@@ -3,7 +3,7 @@
 import math
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxlm.base.errors import CheckpointError, Diverged, JaxlmError, RunDirError
 from jaxlm.base.fields import checked_value, shown
@@ -125,6 +126,48 @@ def train(
     saved_config, vocab = _saved_settings(folder, config.data) if resume else (None, None)
     config, corpus = with_corpus(config, corpus, data_dir, vocab)
     config, rates, notes = precision.resolved(config, saved_config)
+    result = None
+    while result is None:
+        result = _attempt(
+            config,
+            corpus,
+            folder,
+            mesh,
+            rates,
+            [devices_note, *notes],
+            params=params,
+            resume=resume,
+            steps=steps,
+            quiet=quiet,
+            on_metrics=on_metrics,
+            profile=profile,
+        )
+        params = None
+        resume = True
+        profile = None
+    return result
+
+
+def _attempt(
+    config: Config,
+    corpus: Corpus,
+    folder: Path | None,
+    mesh: Mesh | None,
+    rates: Mapping[str, float] | None,
+    notes: list[str | None],
+    *,
+    params: Params | None,
+    resume: bool,
+    steps: int | None,
+    quiet: bool,
+    on_metrics: OnMetrics | None,
+    profile: int | None,
+) -> TrainResult | None:
+    """Trains a run from its beginning or newest checkpoint, and tests it.
+
+    Returns:
+        The results; None: the run diverged, went back to its best checkpoint, and is to be resumed.
+    """
     spread = (1, 1) if mesh is None else (mesh.shape[DATA], mesh.shape[MODEL])
     sharing = math.prod(spread)
     state = None
@@ -169,9 +212,7 @@ def train(
         state = resumed_state or state or new_state(config, params, sharing)
         group = SingleGroup(run, state, mesh)
         del state, saved, resumed_state  # the group has copies
-        progress = stack.enter_context(
-            _progress(run, quiet or not is_first, [devices_note, *notes])
-        )
+        progress = stack.enter_context(_progress(run, quiet or not is_first, notes))
         if begins and (params is not None or run.finished):
             # Given parameters cannot be drawn again; a run of no window is evaluated too.
             hosts.together(partial(run.save, group.state()))
@@ -184,20 +225,8 @@ def train(
             progress.say(
                 f"{error.args[0].partition(':')[0]}: going back to window {back}", loud=True
             )
-        else:
-            return _finish(run, group, shared, progress, stopped_by)
-    return train(
-        config,
-        corpus,
-        run_dir,
-        resume=True,
-        steps=steps,
-        data_dir=data_dir,
-        quiet=quiet,
-        devices=devices,
-        model_devices=model_devices,
-        on_metrics=on_metrics,
-    )
+            return None
+        return _finish(run, group, shared, progress, stopped_by)
 
 
 def _go_back(run: Run) -> int:
