@@ -6,13 +6,16 @@
 `verify` believes nothing that it can compute. It refuses a record by sentences that begin with what
 is wrong, as in "another text: ...".
 
+The last windows of each run are trained again, from its last checkpoint but one.
+
 A run that was resumed is refused too. Each session reads the test split at its end, and a log that
 is resumed from an earlier step no longer says so: whether the test was looked at before the run's
-end cannot be told from such a directory.
+end cannot be told from such a directory. Neither can seconds be computed: a log of times that was
+rewritten without a contradiction is believed.
 """
 
-import json
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -22,9 +25,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
+from jaxlm.base.files import Folder
+from jaxlm.base.hashed_json import strict_json
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import batch
-from jaxlm.runs.directory import drew_params, problems, saved_config, saved_record
+from jaxlm.runs.checkpoint import manifests
+from jaxlm.runs.directory import drew_params, problems, saved_config, saved_record, session
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
 
@@ -34,6 +40,8 @@ QUANTILE = 4.302652729749464
 TENSORFLOW_STEPS = 11_610
 LEAST_STEPS = 16  # of TensorFlow's, by which the unit is measured
 START = 120.0  # seconds that a command may take beside its epochs: imports, text and compilation
+MOST_BYTES = 1 << 24  # of record.json
+MOST = 1e12  # the largest number of record.json
 CLAIMS = ("preset", "target", "corpus", "measure", "seeds", "unit", "runs", "mean", "interval")
 OF_A_RUN = ("seconds", "epoch", "valid", "test")
 
@@ -58,6 +66,11 @@ def unit_seconds(unit: dict[str, Any]) -> float:
     return TENSORFLOW_STEPS * median(unit["step_seconds"])
 
 
+def machine(session: dict[str, Any]) -> dict[str, Any]:
+    """The machine of a run's session, as `run.json` has it."""
+    return {name: session["platform"][name] for name in ("system", "machine", "cpus")}
+
+
 class Result(Protocol):
     """What a record has of each run."""
 
@@ -80,7 +93,11 @@ def claims(
         step_seconds: what each measured step of TensorFlow took.
     """
     centre, interval = summary([result.test for result in results])
-    unit: dict[str, Any] = {"preset": "small", "step_seconds": [*step_seconds]}
+    unit: dict[str, Any] = {
+        "preset": "small",
+        "step_seconds": [*step_seconds],
+        "machine": machine(session()),
+    }
     return {
         "preset": preset,
         **rung._asdict(),
@@ -104,16 +121,40 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
         A sentence for each thing that is wrong; none, where the record holds.
     """
     try:
-        record = json.loads((folder / "record.json").read_text())
+        with Folder.open(folder) as opened:
+            record = strict_json(opened.read("record.json", MOST_BYTES))
         wrong = list(_wrong_claims(record, folder, rungs))
         if wrong:
             return wrong
         corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir)
         for seed in SEEDS:
             wrong += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
-        return [*wrong, *_wrong_sessions(folder)]
+        wrong += _wrong_sessions(record, folder)
+        if wrong:
+            return wrong
+        for seed in SEEDS:
+            run_dir = folder / f"seed{seed}"
+            wrong += [f"seed {seed}: {line}" for line in _wrong_end(run_dir, corpus)]
+        return wrong
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
+
+
+def _checked_numbers(record: dict[str, Any]) -> None:
+    """Raises ValueError for a claim that is no finite number, or for an interval without two ends.
+
+    A run that never reached the target has no epoch.
+    """
+    unit = record["unit"]
+    low, high = record["interval"]
+    numbers = [record["target"], record["mean"], low, high, unit["seconds"], *unit["step_seconds"]]
+    for run in record["runs"]:
+        numbers += [run["valid"], run["test"]]
+        if run["epoch"] is not None:
+            numbers += [run["epoch"], run["seconds"]]
+    for number in numbers:
+        if not isinstance(number, int | float) or not abs(number) < MOST:
+            raise ValueError(f"record.json has {str(number)[:20]} for a number below {MOST:g}")
 
 
 def _wrong_claims(record: dict[str, Any], folder: Path, rungs: dict[str, Rung]) -> Iterator[str]:
@@ -132,6 +173,9 @@ def _wrong_claims(record: dict[str, Any], folder: Path, rungs: dict[str, Rung]) 
         yield f"another measure: {record['measure']} in place of {rung.measure}"
     if record["target"] != rung.target:
         yield f"another target: {record['target']} in place of {rung.target}"
+    links = [path.name for path in folder.iterdir() if path.is_symlink()]
+    if links:
+        yield f"another directory: {links[0]} is a link"
     directories = sorted(path.name for path in folder.iterdir() if path.is_dir())
     seeds = [f"seed{seed}" for seed in SEEDS]
     if record["seeds"] != SEEDS or len(record["runs"]) != len(SEEDS) or directories != seeds:
@@ -141,6 +185,7 @@ def _wrong_claims(record: dict[str, Any], folder: Path, rungs: dict[str, Rung]) 
     if missing:
         yield f"incomplete: a run of record.json has no {missing[0]}"
         return
+    _checked_numbers(record)
     steps = record["unit"]["step_seconds"]
     if record["unit"]["preset"] != "small" or len(steps) < LEAST_STEPS or min(steps) <= 0:
         yield f"another unit: at least {LEAST_STEPS} steps of `small`, found {len(steps)}"
@@ -179,7 +224,7 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
         vocab_size=len(corpus.vocab),
         compute_dtype=config.model.compute_dtype,
     )
-    changed = _changed(json.loads(expected.to_json()), json.loads(config.to_json()))
+    changed = _changed(strict_json(expected.to_json()), strict_json(config.to_json()))
     if changed:
         yield f"another config: {', '.join(changed)}"
         return
@@ -237,6 +282,26 @@ def _wrong_start(rows: list[dict], config: jaxlm.Config, corpus: Corpus) -> Iter
         yield f"a warm start: the first window cost {first}, drawn parameters cost {drawn}"
 
 
+def _wrong_end(run_dir: Path, corpus: Corpus) -> Iterator[str]:
+    """Whether the windows after the last checkpoint but one give the results that were logged."""
+    steps = list(manifests(run_dir))
+    if len(steps) < 2:
+        yield f"incomplete: it has the checkpoints {steps}, and its last two are needed"
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(shutil.copytree(run_dir, Path(folder) / "run"))
+        shutil.rmtree(again / "checkpoints" / f"{steps[-1]:08d}")
+        jaxlm.train(saved_config(run_dir), corpus, again, resume=True, quiet=True)
+        repeated = read_metrics(again)
+    for row, other in zip(read_metrics(run_dir), repeated, strict=False):
+        for name in ("cost", "valid_perplexity", "test_perplexity"):
+            value = row.get(name, 0.0)
+            if not math.isclose(value, other.get(name, 0.0), rel_tol=1e-3):
+                step = row["step"]
+                yield f"another training: {name} {value} at {step}, again {other.get(name)}"
+                return
+
+
 def _wrong_time(
     record: dict[str, Any],
     claim: dict[str, Any],
@@ -254,10 +319,14 @@ def _wrong_time(
         return
     timing = read_timing(run_dir)
     count = claim["epoch"] or config.train.epochs
-    if sorted(timing) != list(range(1, config.train.epochs + 1)):
-        yield "an edited time: its log lacks an epoch"
+    epochs = list(range(1, config.train.epochs + 1))
+    log = run_dir / "timing.jsonl"
+    if list(timing) != epochs or len(log.read_bytes().splitlines()) != len(epochs):
+        yield "an edited time: its log has not each epoch once"
         return
     words = [timing[epoch]["seconds"] * timing[epoch]["words_per_second"] for epoch in timing]
+    if min(row["seconds"] for row in timing.values()) <= 0:
+        yield "an edited time: an epoch took no time"
     if any(not math.isclose(a, b, rel_tol=0.02) for a, b in pairwise(words)):
         yield "an edited time: seconds and words a second do not make an epoch's words"
     least = sum(timing[epoch]["seconds"] for epoch in range(1, count + 1))
@@ -290,11 +359,18 @@ def _wrong_results(
             yield f"other parameters: {split} is {evaluated} by them, {claim[split]} claimed"
 
 
-def _wrong_sessions(folder: Path) -> Iterator[str]:
-    """Whether all seeds were trained by one version on one kind of machine."""
-    machines = []
-    for seed in SEEDS:
-        for session in saved_record(folder / f"seed{seed}")["sessions"]:
-            machines.append((session.get("versions"), session.get("platform")))
-    if any(machine != machines[0] for machine in machines):
+def _wrong_sessions(record: dict[str, Any], folder: Path) -> Iterator[str]:
+    """Whether all seeds were trained by one version on one kind of machine, that of the unit.
+
+    No two have the same seconds.
+    """
+    run_dirs = [folder / f"seed{seed}" for seed in SEEDS]
+    sessions = [session for run in run_dirs for session in saved_record(run)["sessions"]]
+    surroundings = [(session.get("versions"), session.get("platform")) for session in sessions]
+    if any(other != surroundings[0] for other in surroundings):
         yield "other machines or versions: the sessions of the seeds differ"
+    if record["unit"].get("machine") != machine(sessions[0]):
+        yield "another unit: it was measured on another machine than the runs"
+    seconds = [row["seconds"] for run in run_dirs for row in read_timing(run).values()]
+    if len(set(seconds)) < len(seconds):
+        yield "an edited time: two epochs have the same seconds to the last digit"

@@ -49,6 +49,7 @@ from typing import NamedTuple
 from benchmark import Contender, Worker, watched
 from records import TENSORFLOW_STEPS, Rung, claims, verify
 
+from jaxlm.base.terminal import say_line
 from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
@@ -335,7 +336,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.verify:
         wrong = verify(args.verify, RUNGS)
-        print("\n".join(wrong) or f"{args.verify} holds")
+        for line in wrong or [f"{args.verify} holds"]:
+            say_line(line)
         if wrong:
             raise SystemExit(1)
         return

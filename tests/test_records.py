@@ -2,13 +2,18 @@
 and every cheat is refused by its name.
 """
 
+import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import jaxlm
 from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
@@ -63,7 +68,7 @@ def record(records, tmp_path_factory) -> SimpleNamespace:
 def edited(path: Path, change) -> None:
     """Changes a file of JSON in place; one that carries its hash gets a new hash."""
     text = path.read_text()
-    hashed = path.name == "config.json"
+    hashed = path.name in ("config.json", "manifest.json")
     tree = from_hashed_json(text.encode()) if hashed else json.loads(text)
     change(tree)
     path.write_text(to_hashed_json(tree) if hashed else json.dumps(tree))
@@ -92,6 +97,15 @@ def lucky_seed(folder: Path) -> None:
         shutil.copytree(folder / "seed1", folder / f"seed{seed}")
 
 
+def linked_seed(folder: Path) -> None:
+    (folder / "seed2").rename(folder.parent / "elsewhere")
+    (folder / "seed2").symlink_to(folder.parent / "elsewhere")
+
+
+def another_machine(folder: Path) -> None:
+    edited(folder / "record.json", lambda tree: tree["unit"]["machine"].update(cpus=1))
+
+
 def seed_twice(folder: Path) -> None:
     shutil.rmtree(folder / "seed2")
     shutil.copytree(folder / "seed1", folder / "seed2")
@@ -118,11 +132,27 @@ def given_parameters(folder: Path) -> None:
     edited(folder / "seed1/run.json", lambda tree: tree.update(params="given"))
 
 
-def edited_time(folder: Path) -> None:
+def timed(change):
+    """Changes the first line of seed 1's times."""
+
+    def cheat(folder: Path) -> None:
+        path = folder / "seed1/timing.jsonl"
+        first, *lines = path.read_text().splitlines()
+        row = json.loads(first)
+        change(row)
+        path.write_text("\n".join([json.dumps(row), *lines]) + "\n")
+
+    return cheat
+
+
+def repeated_time(folder: Path) -> None:
     path = folder / "seed1/timing.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[0]["seconds"] /= 2
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+
+
+def copied_time(folder: Path) -> None:
+    shutil.copy(folder / "seed0/timing.jsonl", folder / "seed1/timing.jsonl")
 
 
 def no_time(folder: Path) -> None:
@@ -165,6 +195,66 @@ def peeked(folder: Path) -> None:
     jaxlm.train(config, run_dir=folder / "seed1", resume=True, quiet=True)
 
 
+def reclaimed(folder: Path) -> None:
+    """Claims what the runs' directories now hold."""
+    import records  # pyright: ignore[reportMissingImports]
+
+    (folder / "record.json").write_text(json.dumps(claimed(records, folder)))
+
+
+def other_text(folder: Path) -> None:
+    """A text with the test split in it, and a run of the claimed text's hash."""
+    corpus = jaxlm.load_corpus("embedded-tiny")
+    train = np.array(corpus.train)
+    train[-len(corpus.test) :] = corpus.test
+    shutil.rmtree(folder / "seed1")
+    run = folder / "seed1"
+    jaxlm.train(CONFIG.replace(seed=1), replace(corpus, train=train), run, quiet=True)
+    edited(run / "run.json", lambda tree: tree["corpus"].update(corpus.identity))
+    for path in (run / "checkpoints").glob("*/manifest.json"):
+        edited(path, lambda tree: tree["corpus"].update(corpus.identity))
+    reclaimed(folder)
+
+
+def forged_parameters(folder: Path) -> None:
+    """Other parameters at the end, with metrics and hashes that fit them."""
+    run = folder / "seed1"
+    place = max((run / "checkpoints").iterdir())
+    arrays = load_file(place / "state.safetensors")
+    with safe_open(place / "state.safetensors", "np") as file:
+        metadata = file.metadata()
+    for name, array in arrays.items():
+        if array.dtype == np.float32:
+            arrays[name] = array * np.float32(0.9)
+    save_file(arrays, place / "state.safetensors", metadata)
+    sealed(run)
+    lm = jaxlm.load(run)
+    results = {split: lm.evaluate(split).perplexity for split in ("valid", "test")}
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-2]["valid_perplexity"] = results["valid"]
+    rows[-1]["test_perplexity"] = results["test"]
+    path.write_text("".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows))
+    sealed(run)
+    reclaimed(folder)
+
+
+def sealed(run: Path) -> None:
+    """Gives the last checkpoint the hashes of its state and of its metrics."""
+    place = max((run / "checkpoints").iterdir())
+    state = hashlib.sha256((place / "state.safetensors").read_bytes()).hexdigest()
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    metrics = b"".join(lines[:-1])  # but the test
+    valid = json.loads(lines[-2])["valid_perplexity"]
+
+    def seal(tree) -> None:
+        tree["files"]["state.safetensors"] = state
+        tree.update(metrics_bytes=len(metrics), valid_perplexity=valid)
+        tree["metrics_sha256"] = hashlib.sha256(metrics).hexdigest()
+
+    edited(place / "manifest.json", seal)
+
+
 def swapped_parameters(folder: Path) -> None:
     for path in (folder / "seed1/checkpoints").iterdir():
         shutil.rmtree(path)
@@ -181,6 +271,18 @@ CHEATS = {
     "seeds of one's choice": ("selected seeds", claims(seeds=[0, 1, 4])),
     "a seed twice": ("seed 2: another config: train.seed", seed_twice),
     "another unit": ("another unit", another_unit),
+    "a linked seed": ("another directory: seed2 is a link", linked_seed),
+    "another machine's unit": ("another unit: it was measured", another_machine),
+    "a repeated time": ("seed 1: an edited time: its log", repeated_time),
+    "a negative time": (
+        "seed 1: an edited time: an epoch",
+        timed(lambda row: row.update(seconds=-1)),
+    ),
+    "a copied time": ("an edited time: two epochs", copied_time),
+    "a longer interval": ("unreadable", claims(interval=[1.0, 1.0, 1.0])),
+    "a number too large": ("unreadable: record.json has 1000", claims(mean=10**400)),
+    "another text, denied": ("seed 1: another training: cost", other_text),
+    "forged parameters": ("seed 1: another training: valid", forged_parameters),
     "a unit of one step": ("another unit", few_steps),
     "a better mean": ("another mean", claims(mean=1.0)),
     "a narrower interval": ("another interval", claims(interval=[1.0, 1.0])),
@@ -193,7 +295,10 @@ CHEATS = {
     "given parameters": ("seed 1: a warm start", given_parameters),
     "a warm start denied": ("seed 1: a warm start", warm_start),
     "a test peeked at": ("seed 1: a test peeked at", peeked),
-    "an edited time": ("seed 1: an edited time", edited_time),
+    "an edited time": (
+        "seed 1: an edited time",
+        timed(lambda row: row.update(seconds=row["seconds"] / 2)),
+    ),
     "no time": ("seed 1: an edited time", no_time),
     "a better time": ("seed 1: another time", claims_of_seed_1(seconds=1e-9)),
     "an earlier epoch": ("seed 1: another epoch", claims_of_seed_1(epoch=2)),
@@ -207,9 +312,19 @@ AGAIN = (  # refused by the name of a cheat before them
     "seeds of one's choice",
     "a unit of one step",
     "skipped windows",
+    "a repeated time",
+    "a longer interval",
+    "forged parameters",
     "given parameters",
     "no time",
 )
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", "[1]", '{"mean": NaN}', "\x80"])
+def test_a_hostile_record_is_refused_in_a_sentence(records, tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    (sentence,) = records.verify(tmp_path, {})
+    assert sentence.startswith(("unreadable", "incomplete"))
 
 
 @pytest.mark.parametrize(
