@@ -48,7 +48,7 @@ def ids_of(lines: list[str], words: dict[str | None, int]) -> np.ndarray:
     return np.array([words.get(token, words[UNK]) for token in tokens])
 
 
-@pytest.mark.parametrize("name", ["small", "generated"])
+@pytest.mark.parametrize("name", ["small", "repeated", "generated"])
 def test_probabilities_are_those_of_kenlm(name):
     case = RECORDED[name]
     lines = training_lines(case)
@@ -161,6 +161,43 @@ def test_a_damaged_arpa_file_is_one_sentence(damaged, tmp_path):
     with pytest.raises(DataError, match=r"lm\.arpa") as error:
         arpa.read(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        b"# a toolkit's comment\nof two lines\n" + WHOLE,
+        WHOLE.replace(b"\n", b"\r\n"),
+        WHOLE.replace(b"\t", b" "),
+        WHOLE.replace(b"ngram 1=", b"\nngram  1=   "),
+        WHOLE.replace(b"\n-99\t<s>", b"\n-inf\t<s>").replace(b"<unk>", b"<UNK>"),
+    ],
+)
+def test_other_programs_forms_of_an_arpa_file_are_read(changed, tmp_path):
+    path = tmp_path / "lm.arpa"
+    expected = []
+    for data in (WHOLE, changed):
+        path.write_bytes(data)
+        model = import_model(path)
+        assert isinstance(model, NgramModel)
+        expected.append(model.ngram.log_probabilities(model.vocab.encode(["a", "zebra", "b"])))
+    np.testing.assert_array_equal(*expected)
+
+
+def test_a_pruned_model_may_lack_the_end_of_an_n_gram(tmp_path):
+    # KenLM writes -inf as the weight after a context without a discount.
+    (tmp_path / "lm.arpa").write_text(
+        "\\data\\\nngram 1=5\nngram 2=1\nngram 3=1\nngram 4=1\n"
+        "\\1-grams:\n-99 <s>\n-1 </s>\n-1 a -0.3\n-1 b -inf\n-1 c\n"
+        "\\2-grams:\n-0.5 a b -0.2\n\\3-grams:\n-0.4 a b c -0.1\n"
+        "\\4-grams:\n-0.25 a b c a\n\\end\\\n"
+    )
+    model, names = arpa.read(tmp_path / "lm.arpa")
+    text = np.array([names.index(word) for word in ["a", "b", "c", "a"]])
+    for length, log10 in enumerate([-1, -0.5, -0.4, -0.25]):
+        after = model.next_log_probabilities(text[:length])[text[length]]
+        assert after / math.log(10) == pytest.approx(log10, rel=1e-9)
+    assert model.next_log_probabilities(text[1:2])[0] / math.log(10) == pytest.approx(-100)
 
 
 def test_names_that_an_arpa_file_cannot_hold_are_refused():

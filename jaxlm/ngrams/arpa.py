@@ -24,7 +24,8 @@ MOST_ORDER = 20
 NEVER = -99.0  # the log10 probability that stands for zero
 _LINES_AT_ONCE = 1 << 16
 _LN_10 = math.log(10)
-_HEAD = b"\\data\\"
+_HEAD = re.compile(rb"^\\data\\\s", re.MULTILINE)
+_MOST_BEFORE = 1 << 16  # bytes of comments before the head
 
 
 def write(
@@ -95,11 +96,11 @@ def read(path: str | Path) -> tuple[BackoffModel, list[str]]:
 
 
 def is_arpa(path: str | Path) -> bool:
-    """Whether a regular file begins as an ARPA file does."""
+    """Whether a regular file begins as an ARPA file does, which may have comments first."""
     if not Path(path).is_file():
         return False
     with read_errors(path), reader(path) as file:
-        return file.read(len(_HEAD) + 64).lstrip().startswith(_HEAD)
+        return _HEAD.search(file.read(_MOST_BEFORE)) is not None
 
 
 class _Parser:
@@ -126,8 +127,8 @@ class _Parser:
 
     def parse(self) -> tuple[BackoffModel, list[str]]:
         """The model and the names of its tokens. Raises DataError."""
-        if self._next("\\data\\") != "\\data\\":
-            raise self._error("it does not begin with \\data\\")
+        while self._next("\\data\\") != "\\data\\":
+            pass  # a comment
         sizes, line = self._sizes()
         words: dict[str, int] = {}
         tables: list[Table] = []
@@ -168,11 +169,11 @@ class _Parser:
             if len(fields) not in (order + 1, order + 2):
                 raise self._error(f"expected a probability, {order} tokens and a backoff at most")
             try:
-                probability = float(fields[0])
-                backoff = float(fields[order + 1]) if len(fields) > order + 1 else 0.0
+                probability = max(float(fields[0]), NEVER)  # KenLM writes a weight of 0 as -inf
+                backoff = max(float(fields[-1]), NEVER) if len(fields) > order + 1 else 0.0
             except ValueError:
                 raise self._error("a probability or a backoff is no number") from None
-            if not (-math.inf < probability <= 1e-6 and math.isfinite(backoff)):
+            if not (probability <= 1e-6 and backoff < math.inf):
                 raise self._error("a log probability is above zero, or a number is not finite")
             yield probability, fields[1 : order + 1], backoff
 

@@ -112,7 +112,7 @@ class BackoffModel:
         for order in range(1, min(self.order, len(context) + 1)):
             place = places[order - 1][-1]
             if place == ABSENT:
-                break
+                continue  # A pruned model may have a longer context.
             table = self.tables[order]
             first = place * (self.vocab_size + 1)
             start, stop = np.searchsorted(table.keys, [first, first + self.vocab_size])

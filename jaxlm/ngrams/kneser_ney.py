@@ -9,7 +9,7 @@ vocabulary.
 Letters: `N` tokens, `V` vocabulary, `G` n-grams of one order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,12 +74,17 @@ def estimate(
     """
     stream = with_beginnings(tokens, vocab_size, end)
     grams = _grams_of_orders(stream, vocab_size, order)
+    last_places = _kenlm_last_places(stream, grams, end)
     tables: list[Table] = []
     probability = np.full(vocab_size + 1, 1 / vocab_size)
     for level, current in enumerate(grams, start=1):
         longer = grams[level] if level < order else None
         counts = _adjusted_counts(current, longer, level, vocab_size)
-        discounts = _discounts(counts)
+        counts_for_discounts = counts.copy()
+        if level <= len(last_places):
+            last = last_places[level - 1]
+            counts_for_discounts[last] = current.counts[last]
+        discounts = _discounts(counts_for_discounts)
         if discounts is None:
             discounts = np.array([0.0, *FALLBACK_DISCOUNTS])
             warn(
@@ -128,6 +133,34 @@ def _grams_of_orders(
         places[positions] = inverse
         grams.append(_Grams(unique, counts, positions[first], places))
     return grams
+
+
+def _kenlm_last_places(
+    stream: np.ndarray,
+    grams: Sequence[_Grams],
+    end: int | None,
+) -> list[int]:
+    """The n-gram of each lower order that KenLM reads last, for whose discounts occurrences count.
+
+    KenLM numbers words as they come in the text, after `<s>` and `</s>`, and sorts n-grams by their
+    last words, then by those before (`AdjustCounts::Run` of lm/builder/adjust_counts.cc).
+    """
+    vocab_size = len(grams[0].keys) - 1
+    numbers = np.zeros(vocab_size + 1, int)
+    numbers[stream[::-1]] = np.arange(len(stream), 0, -1)  # each token's first occurrence stays
+    numbers[vocab_size] = ABSENT
+    if end is not None:
+        numbers[end] = 0
+    positions = np.arange(len(stream))
+    places = []
+    for back, of_order in enumerate(grams[:-1]):
+        before = numbers[stream[positions - back]]
+        positions = positions[before == before.max()]
+        place = int(of_order.places[positions[0]])
+        if place == ABSENT:
+            break  # nothing stands before the beginning of a sentence
+        places.append(place)
+    return places
 
 
 def _adjusted_counts(

@@ -11,7 +11,7 @@ from jaxlm.base.fields import checked_value
 from jaxlm.base.units import perplexity, result_text
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.ngrams import arpa, folder, kneser_ney
 from jaxlm.ngrams.folder import Ngrams
 from jaxlm.runs import ram
@@ -19,6 +19,7 @@ from jaxlm.scoring.language_model import NgramModel
 
 MOST_ORDER = 12
 MOST_BASELINE_TOKENS = 4_000_000
+_OWN_NAMES = {arpa.END: EOS, "<UNK>": UNK}  # of what ARPA files name so
 
 
 def ngram(
@@ -84,7 +85,7 @@ def baseline_text(corpus: Corpus, order: int) -> str:
 
 
 def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:
-    """An n-gram model of an ARPA file, whose `</s>` becomes `<eos>`.
+    """An n-gram model of an ARPA file, whose `</s>` becomes `<eos>`, and `<UNK>` `<unk>`.
 
     Args:
         file: The file.
@@ -94,7 +95,7 @@ def import_arpa(file: str | Path, out: str | Path | None = None) -> NgramModel:
         DataError: The file is no whole ARPA file, or `out` cannot be made.
     """
     tables, names = arpa.read(file)
-    vocab = Vocab(tuple(EOS if name == arpa.END else name for name in names))
+    vocab = Vocab(tuple(_OWN_NAMES.get(name, name) for name in names))
     path = Path(file).resolve()
     with path.open("rb") as opened:
         sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
