@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from hypothesis import given, settings
 import jaxlm
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.cli import main
-from jaxlm.config.protocols import Interpolation
+from jaxlm.config.protocols import (
+    Cache,
+    Dynamic,
+    Interpolation,
+    MCDropout,
+    Plain,
+    Temperature,
+    protocol_of,
+)
 from jaxlm.data.corpora import load_corpus
 from jaxlm.data.vocab import EOS, UNK
 from jaxlm.interop.exporting import export_model
@@ -27,6 +36,8 @@ from jaxlm.runs import ram
 from jaxlm.runs.ngram_models import baseline, ngram
 from jaxlm.scoring.interpolation import likeliest_weight
 from jaxlm.scoring.language_model import NgramModel
+from jaxlm.scoring.reading import OneStream
+from jaxlm.scoring.token_scores import NATS_ALONE, Detail
 
 RECORDED = json.loads(
     Path(__file__).with_name("golden").joinpath("published/kenlm.json").read_text()
@@ -305,6 +316,37 @@ def test_interpolation_is_never_worse_on_valid_than_the_better_model(folder, tin
     np.testing.assert_allclose(mixed, expected, rtol=1e-4)
 
 
+CACHE = Cache(cache_window=20, lambda_=0.3)
+LEARNING = Dynamic(rule="sgd", learning_rate=0.3, segment_length=7)
+
+
+@pytest.mark.parametrize("detail", [NATS_ALONE, Detail(2)], ids=["nats", "all"])
+@pytest.mark.parametrize(
+    "protocol",
+    [CACHE, LEARNING, MCDropout(samples=2), Temperature()],
+    ids=lambda one: one.kind_name,
+)
+def test_an_n_gram_model_joins_a_protocol_that_goes_on_as_before(
+    folder, tiny_run, protocol, detail
+):
+    run = jaxlm.load(tiny_run[0].run_dir)
+    model = replace(run, config=run.config.replace(keep_output=0.6, bptt_length=7))
+    ids = load_corpus("embedded-tiny").valid[:50]
+
+    def probabilities(model, protocol):
+        return np.exp(-OneStream(model.reader_of(protocol), detail)([ids]).nats)
+
+    counted = probabilities(jaxlm.load(folder), Plain())
+    alone = probabilities(model, protocol)
+    expected = 0.6 * alone + 0.4 * counted
+    if protocol is CACHE:  # the cache has its share of the whole
+        network = probabilities(model, Plain())
+        expected = alone + 0.4 * 0.7 * (counted - network)
+        expected[0] = 0.6 * alone[0] + 0.4 * counted[0]  # the cache is silent
+    joined = probabilities(model, replace(protocol, with_=str(folder), weight=0.4))
+    np.testing.assert_allclose(joined, expected, rtol=2e-4)
+
+
 def test_a_run_that_has_ended_does_not_fail_for_want_of_memory(monkeypatch):
     corpus = load_corpus("embedded-tiny")
     evaluated = ngram(corpus, 3).evaluate("test", corpus=corpus).perplexity
@@ -318,6 +360,8 @@ def test_interpolation_needs_an_n_gram_model_of_the_same_vocabulary(folder, tiny
     model = jaxlm.load(tiny_run[0].run_dir)
     with pytest.raises(JaxlmError, match="make one with `jaxlm ngram`"):
         model.surprisal(["the"], protocol="interpolation")
+    with pytest.raises(JaxlmError, match="weight is that of an n-gram model"):
+        protocol_of("dynamic", weight=0.5)
     ngram(load_corpus("embedded-tiny", max_vocab=50), 2, tmp_path / "other")
     with pytest.raises(JaxlmError, match=r"the vocabulary of .* is not the run's"):
         model.surprisal(["the"], protocol=Interpolation(with_=str(tmp_path / "other")))

@@ -6,7 +6,7 @@ field is `lambda_`, its flag `--lambda`.)
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxlm.base.errors import JaxlmError
@@ -41,8 +41,31 @@ class Plain(Section):
     grid: ClassVar[Grid] = {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mixable(Plain):
+    """A protocol of a network, which an n-gram model may join: p = (1 - weight) p + weight p_ngram.
+
+    The cache looks, and dynamic evaluation learns, as without the n-gram model.
+    """
+
+    with_: str = text("", "the directory of an n-gram model to interpolate with (`jaxlm ngram`)")
+    weight: float = number(
+        0.2, "weight of the n-gram model; the network has the rest", low=0, high=1
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an n-gram model is named."""
+        return self.with_ != ""
+
+    def check(self) -> None:
+        """Raises JaxlmError for a weight of no n-gram model."""
+        if not self.mixes and self.weight != Mixable.weight:
+            raise JaxlmError("weight is that of an n-gram model: name its directory by `with` too")
+
+
 @PROTOCOLS.kind("cache")
-class Cache(Plain):
+class Cache(Mixable):
     """Neural cache: recent words after similar features are likelier (arXiv:1612.04426)."""
 
     grid: ClassVar[Grid] = {
@@ -63,19 +86,20 @@ class Cache(Plain):
 
 
 @PROTOCOLS.kind("interpolation")
-class Interpolation(Plain):
+class Interpolation(Mixable):
     """The network interpolated with an n-gram model of the same tokens (`jaxlm ngram`)."""
 
     # Tuning adds the weight that expectation maximisation finds on valid.
     grid: ClassVar[Grid] = {"weight": (0.0, 1.0)}
-    weight: float = number(
-        0.2, "weight of the n-gram model; the network has the rest", low=0, high=1
-    )
-    with_: str = text("", "the directory of the n-gram model")
+
+    @property
+    def mixes(self) -> bool:
+        """True: where no n-gram model is named, the reader asks for one."""
+        return True
 
 
 @PROTOCOLS.kind("dynamic")
-class Dynamic(Plain):
+class Dynamic(Mixable):
     """Dynamic evaluation: learn from each segment once it is scored (arXiv:1709.07432)."""
 
     RMS_GRID: ClassVar[Grid] = {
@@ -112,7 +136,8 @@ class Dynamic(Plain):
     )
 
     def check(self) -> None:
-        """Raises JaxlmError for rule sgd with the quirks of a code that has no such rule."""
+        """Raises JaxlmError, also for rule sgd with the quirks of a code that has no such rule."""
+        super().check()
         if self.rule == "sgd" and self.compatibility != "none":
             raise JaxlmError(
                 f"compatibility {self.compatibility} repeats a code that has no rule sgd: leave "
@@ -133,7 +158,7 @@ class Dynamic(Plain):
 
 
 @PROTOCOLS.kind("temperature")
-class Temperature(Plain):
+class Temperature(Mixable):
     """The softmax at another temperature: p^(1 / temperature), normalised (arXiv:1706.04599)."""
 
     grid: ClassVar[Grid] = {"temperature": (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3)}
@@ -141,7 +166,7 @@ class Temperature(Plain):
 
 
 @PROTOCOLS.kind("mc")
-class MCDropout(Plain):
+class MCDropout(Mixable):
     """Monte Carlo dropout: the mean of networks with dropout (arXiv:1512.05287)."""
 
     grid: ClassVar[Grid] = {"dropout_factor": (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
@@ -189,11 +214,11 @@ def protocol_of(protocol: "str | Plain | None" = None, **values: Any) -> Plain:
 
 def described(protocol: Plain) -> str:
     """The protocol and all of its fields in words, as in `cache (window 500, ...)`."""
-    values = [
-        f"{name.rstrip('_')} {setting_text(value)}"
-        for name, value in vars(protocol).items()
-        if value != "none"
-    ]
+    fields = {name: value for name, value in vars(protocol).items() if value != "none"}
+    if not fields.get("with_"):
+        fields.pop("with_", None)
+        fields.pop("weight", None)
+    values = [f"{name.rstrip('_')} {setting_text(value)}" for name, value in fields.items()]
     if values:
         return f"{protocol.kind_name} ({', '.join(values)})"
     return protocol.kind_name

@@ -34,7 +34,6 @@ from jaxlm.base.errors import DataError, Diverged
 from jaxlm.base.fields import checked_value
 from jaxlm.config.protocols import Dynamic
 from jaxlm.data.windows import batch
-from jaxlm.models import heads
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.optimizers.optimizer import Optimizer
@@ -217,7 +216,7 @@ def text_gradient(
     carry: Carry,
     optimizer: Optimizer | None = None,
     length: Array | None = None,
-) -> tuple[Params, tuple[Array, Carry]]:
+) -> tuple[Params, tuple[Any, Carry]]:
     """The gradient of the mean nats of the targets that count.
 
     Args:
@@ -229,18 +228,16 @@ def text_gradient(
         length: Steps after which the carry is taken, traced; None: all.
 
     Returns:
-        The gradient; the features [T, B, H] and the new carry.
+        The gradient; the features [T, B, ...] and the new carry.
     """
     inputs, targets, counted = tokens
     weights = counted / (jnp.maximum(counted.sum(), 1) if optimizer is None else inputs.shape[1])
-    model = network.model
     params = network.params
 
     def nats(params):
-        features, after = Network(model, params).features(inputs, carry, length=length)
-        weighted = weights.astype(features.dtype)
-        total = heads.summed_nats(model, params, features, targets, weighted)
-        return total, (features, after)
+        learner = network._replace(params=params)
+        features, after = learner.features(inputs, carry, length=length)
+        return learner.summed_nats(features, targets, weights), (features, after)
 
     grads, features_and_carry = jax.grad(nats, has_aux=True)(params)
     l2_penalty = getattr(optimizer, "l2_penalty", None)

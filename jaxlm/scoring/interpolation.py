@@ -5,54 +5,61 @@
 The weight that makes a text likeliest is found by expectation maximisation from the nats of both.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jaxlm.base.errors import JaxlmError
-from jaxlm.config.protocols import Interpolation
+from jaxlm.config.protocols import Mixable
 from jaxlm.data.vocab import Vocab
+from jaxlm.models.noise import Noise
+from jaxlm.models.recurrent import Params, Recurrent
 from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork
-from jaxlm.scoring.token_scores import (
-    Detail,
-    Network,
-    Reader,
-    Tokens,
-    TokenScores,
-    merged,
-    score_logits,
-)
+from jaxlm.scoring.token_scores import Network
 
 _ROUNDS = 100  # of expectation maximisation
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class InterpolationReader(Reader):
-    """Reads a text by a network and an n-gram model; its state is the carry and the context.
+class MixedFeatures(NamedTuple):
+    """What a `MixedNetwork` knows before each token.
 
     Attributes:
-        network: The network.
+        outputs: Of the network's last layer [T, B, H].
+        contexts: Of the n-gram model [T, B, C].
+    """
+
+    outputs: Array
+    contexts: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MixedNetwork:
+    """A network and an n-gram model with the methods of a `Network`; its logits are log p.
+
+    Attributes:
+        network: The network, whose parameters are the mixture's.
         ngram: The n-gram model, of the same vocabulary.
-        protocol: The weight of the n-gram model.
+        weight: Of the n-gram model.
     """
 
     network: Network
     ngram: NgramNetwork
-    protocol: Interpolation
+    weight: Any
 
     @classmethod
     def of(
         cls,
         network: Network,
-        protocol: Interpolation,
+        protocol: Mixable,
         vocab: Vocab,
-    ) -> "InterpolationReader":
-        """The reader of a protocol, whose n-gram model is loaded.
+    ) -> "MixedNetwork":
+        """The mixture that a protocol names.
 
         Args:
             network: The network.
@@ -73,31 +80,75 @@ class InterpolationReader(Reader):
                 f"the vocabulary of {protocol.with_} is not the run's: make the n-gram model of "
                 "the run's own corpus, with the run's --vocab-size and --tokens"
             )
-        return cls(network, NgramNetwork(ngrams.model, network.model), protocol)
+        return cls(network, NgramNetwork(ngrams.model, network.model), protocol.weight)
 
-    def start_all(self, texts: int) -> Any:
-        """The carry and the context of B texts, as `Reader.start_all`."""
-        return self.network.carry(texts), self.ngram.carry(texts)
+    @property
+    def model(self) -> Recurrent:
+        """The network's model."""
+        return self.network.model
 
-    def read_all(
+    @property
+    def params(self) -> Params:
+        """The network's parameters."""
+        return self.network.params
+
+    @property
+    def begins(self) -> Array | None:
+        """Which tokens begin a word, as the network knows it."""
+        return self.network.begins
+
+    def _replace(self, **changes: Any) -> "MixedNetwork":
+        """The mixture with some fields of its network changed, as `Network._replace`."""
+        return replace(self, network=self.network._replace(**changes))
+
+    def carry(self, rows: int = 1) -> Any:
+        """The carry and the contexts of B rows before the first token."""
+        return self.network.carry(rows), self.ngram.carry(rows)
+
+    def features(
         self,
-        state: Any,
-        tokens: Tokens,
-        detail: Detail,
-    ) -> tuple[TokenScores, Any]:
-        """Reads one segment of B texts, as `Reader.read_all`."""
-        carry, context = state
-        features, carry = self.network.features(tokens.inputs, carry)
-        contexts, context = self.ngram.features(tokens.inputs, context)
-        network_log_p = jax.nn.log_softmax(self.network.logits(features))
-        ngram_log_p = self.ngram.logits(contexts)
-        weight = self.protocol.weight
-        mixed = jnp.logaddexp(jnp.log1p(-weight) + network_log_p, jnp.log(weight) + ngram_log_p)
-        shape = tokens.targets.shape
-        begins = self.network.begins
-        scores = score_logits(merged(mixed), merged(tokens.targets), detail, begins)
-        scores = jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), scores)
-        return scores, (carry, context)
+        tokens: Array,
+        carry: Any,
+        noise: Noise | None = None,
+        length: Array | None = None,
+    ) -> tuple[MixedFeatures, Any]:
+        """As `Network.features`, for both."""
+        carry, context = carry
+        outputs, carry = self.network.features(tokens, carry, noise, length)
+        contexts, context = self.ngram.features(tokens, context)
+        return MixedFeatures(outputs, contexts), (carry, context)
+
+    def outputs(self, features: MixedFeatures) -> Array:
+        """As `Network.outputs`."""
+        return features.outputs
+
+    def logits(self, features: MixedFeatures, noise: Noise | None = None) -> Array:
+        """log p of every token under the mixture [..., V]."""
+        own = jax.nn.log_softmax(self.network.logits(features.outputs, noise))
+        return self._mixed(own, self.ngram.logits(features.contexts))
+
+    def token_nats(
+        self,
+        features: MixedFeatures,
+        targets: Array,
+        noise: Noise | None = None,
+    ) -> Array:
+        """As `Network.token_nats`, under the mixture."""
+        own = self.network.token_nats(features.outputs, targets, noise)
+        return -self._mixed(-own, -self.ngram.token_nats(features.contexts, targets))
+
+    def summed_nats(
+        self,
+        features: MixedFeatures,
+        targets: Array,
+        weights: Array,
+    ) -> Array:
+        """As `Network.summed_nats`: the network learns from its own loss."""
+        return self.network.summed_nats(features.outputs, targets, weights)
+
+    def _mixed(self, own: Array, counted: Array) -> Array:
+        """log p of the mixture, of log p of both."""
+        return jnp.logaddexp(jnp.log1p(-self.weight) + own, jnp.log(self.weight) + counted)
 
 
 def likeliest_weight(network_nats: np.ndarray, ngram_nats: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import jax
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Cache, Dynamic, Interpolation, MCDropout, Plain
+from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Mixable, Plain
 from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
 from jaxlm.models.lstm import LSTM
 from jaxlm.ngrams.backoff import BackoffModel
@@ -22,7 +22,7 @@ from jaxlm.scoring import minimal_pairs as pairs
 from jaxlm.scoring import surprisal as tables
 from jaxlm.scoring import syntaxgym as suites
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
-from jaxlm.scoring.interpolation import InterpolationReader
+from jaxlm.scoring.interpolation import MixedNetwork
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.model import Model
 from jaxlm.scoring.neural_cache import CacheReader
@@ -58,16 +58,17 @@ class LanguageModel(Model):
         self,
         protocol: Plain,
         corpus: Corpus | None = None,
-        network: Network | None = None,
+        network: Any = None,
     ) -> Reader:
         """As `Model.reader_of`."""
         network = network or self.network
         if protocol.kind_name not in ("plain", "temperature"):
             self.check_network(f"the protocol {protocol.kind_name}")
+        if isinstance(protocol, Mixable) and protocol.mixes:
+            self.check_network("interpolation")
+            network = MixedNetwork.of(network, protocol, self.vocab)
         if isinstance(protocol, Cache):
             return CacheReader(network, protocol)
-        if isinstance(protocol, Interpolation):
-            return InterpolationReader.of(network, protocol, self.vocab)
         if isinstance(protocol, MCDropout):
             return MCReader.of(network, protocol, self.config.train.bptt_length)
         if isinstance(protocol, Dynamic):
@@ -98,7 +99,9 @@ class LanguageModel(Model):
             corpus = self.find_corpus()
         optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         # The statistics depend on none of these numbers.
-        settings = replace(protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0)
+        settings = replace(
+            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=0.0
+        )
         key = corpus.sha256, settings
         if key not in self._statistics:
             self._statistics[key] = gradient_statistics(

@@ -84,13 +84,14 @@ class CacheReader(Reader):
         W = protocol.cache_window
         T = len(inputs)
         features, carry = network.features(inputs[:, None], state.carry)
-        keys = jnp.concatenate([state.keys, features[:, 0]])
+        outputs = network.outputs(features)[:, 0]
+        keys = jnp.concatenate([state.keys, outputs])
         words = jnp.concatenate([state.words, targets])
         row = jnp.arange(T)[:, None]
         pair = jnp.arange(W + T)
         # Row t sees the W pairs before it, if that many were read.
         seen = (pair >= row) & (pair < row + W) & (pair >= W - state.position)
-        alike = protocol.theta * jnp.matmul(features[:, 0], keys.T, precision="highest")
+        alike = protocol.theta * jnp.matmul(outputs, keys.T, precision="highest")
         alike = jnp.where(seen, alike, -jnp.inf)
         position = state.position + jnp.arange(T)  # of each prediction, from 0
         speaks = position > 0
@@ -105,7 +106,7 @@ class CacheReader(Reader):
             hits = jax.nn.logsumexp(hits, 1)
             scores = nats_alone(-jnp.logaddexp(log_own + log_p, log_weight + hits))
         else:
-            log_p = jax.nn.log_softmax(network.logits(features[:, 0]))
+            log_p = jax.nn.log_softmax(network.logits(features)[:, 0])
             odds = jnp.where(speaks[:, None], jnp.exp(log_odds), 0)
             cached = jnp.zeros_like(log_p).at[row, words].add(odds)
             mixed = jnp.logaddexp(log_own[:, None] + log_p, log_weight[:, None] + jnp.log(cached))

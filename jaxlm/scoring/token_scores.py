@@ -76,6 +76,10 @@ class Network(NamedTuple):
         x = drop_words(model, noise, stack.embed(self.params, tokens), tokens)
         return stack.features(model, self.params, noise, x, carry, length)
 
+    def outputs(self, features: Array) -> Array:
+        """The outputs of the last layer among the features, which are nothing else here."""
+        return features
+
     def logits(self, features: Array, noise: Noise | None = None) -> Array:
         """The logits of a few rows of features; of a mixture of softmaxes, log p.
 
@@ -105,6 +109,22 @@ class Network(NamedTuple):
             -log p of each target, float32 [T, B].
         """
         return heads.token_nats(self.model, self.params, features, targets, noise and noise.latents)
+
+    def summed_nats(
+        self,
+        features: Array,
+        targets: Array,
+        weights: Array,
+    ) -> Array:
+        """The weighted sum of the nats of the targets, whose gradient is cheap.
+
+        Args:
+            features: Outputs of the last layer before each target [T, B, H].
+            targets: Ids, int32 [T, B].
+            weights: Of each target [T, B].
+        """
+        weights = weights.astype(features.dtype)
+        return heads.summed_nats(self.model, self.params, features, targets, weights)
 
 
 class Tokens(NamedTuple):
@@ -265,7 +285,7 @@ class Reader:
 
 def own_scores(
     network: Network,
-    features: Array,
+    features: Any,
     tokens: Tokens,
     detail: Detail,
     temperature: Any = None,
@@ -276,7 +296,7 @@ def own_scores(
 
     Args:
         network: The model and its parameters.
-        features: Outputs of the last layer before each target [T, B, H].
+        features: What `network.features` returns [T, B, ...].
         tokens: The tokens [T, B].
         detail: How much to find.
         temperature: Divides the logits; None: 1.
@@ -291,17 +311,17 @@ def own_scores(
         on_cpu: bool,
         network: Network,
         temperature: Any,
-        *columns: Array,
+        *columns: Any,
     ) -> TokenScores:
         R = min(N, ROWS if on_cpu else ACCELERATOR_ROWS)
 
-        def score(rows: Array, ids: Array) -> TokenScores:
+        def score(rows: Any, ids: Array) -> TokenScores:
             logits = network.logits(rows)
             if temperature is not None:
                 logits = logits / temperature
             return score_logits(logits, ids, detail, network.begins)
 
-        def score_chunk(chunk: tuple[Array, ...]) -> TokenScores:
+        def score_chunk(chunk: tuple[Any, ...]) -> TokenScores:
             rows, ids, counted = chunk
             shapes = jax.eval_shape(score, rows, ids)
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -312,7 +332,7 @@ def own_scores(
             rows = jnp.pad(rows, ((0, -N % R), *((0, 0),) * (rows.ndim - 1)))
             return rows.reshape(-1, R, *rows.shape[1:])
 
-        scores = lax.map(score_chunk, tuple(map(chunks_of, columns)))
+        scores = lax.map(score_chunk, jax.tree.map(chunks_of, columns))
         return jax.tree.map(lambda leaf: merged(leaf)[:N].reshape(*shape, *leaf.shape[2:]), scores)
 
     return by_platform(in_chunks, network, temperature, features, tokens.targets, tokens.counted)
