@@ -24,8 +24,8 @@ hypothesis.settings.register_profile("jaxlm", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("jaxlm")
 
-# JAX traces with hundreds of thousands of small objects: seldom walked, they cost 4% less.
-gc.set_threshold(100_000, 50, 100)
+# JAX traces with hundreds of thousands of small objects: seldom walked, they cost less.
+gc.set_threshold(1_000_000, 50, 100)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         os.environ["JAXLM_TEST_PICTURES"] = "none"  # of the commands that `forked.py` starts
+        # By default each op of a program carries the whole stack that called it, pytest's too.
+        os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
         # A program of the tests is small: its code in one piece takes a quarter less of XLA's time.
         flags = ["--xla_cpu_parallel_codegen_split_count=1"]
         if version("jaxlib").startswith("0.10."):

@@ -142,17 +142,16 @@ def test_chrono_initialisation_spreads_the_time_scales(name):
     width = 300
     model = jaxlm.Config().replace(model=name, longest_memory=100.0).model
     plain = jaxlm.Config().replace(model=name).model
-    params = jax.device_get(init_layer(model, jax.random.key(0), 8, width))
-    before = jax.device_get(init_layer(plain, jax.random.key(0), 8, width))
+    both = jax.jit(lambda key: [one.init_layer(key, 8, width) for one in (model, plain)])
+    params, before = jax.device_get(both(jax.random.key(0)))
     bias = np.asarray(params["bias"] - before["bias"])
     jax.tree.map(np.testing.assert_array_equal, {**params, "bias": 0}, {**before, "bias": 0})
     assert np.count_nonzero(bias) in (width, 2 * width, width - 1)
     zeros = jax.tree.map(np.zeros_like, params)
-    state = model.zero_state(zeros_of(1, jnp.float32), width)
+    state = jax.device_get(model.zero_state(zeros_of(1, jnp.float32), width))
     state = state._replace(c=state.c + 1) if hasattr(state, "c") else state + 1
-    _, after = model.apply_layer(
-        {**zeros, "bias": jnp.asarray(bias)}, jnp.zeros((1, 1, 8)), state, LayerNoise(), None
-    )
+    layer = jax.jit(lambda params, x, h: model.apply_layer(params, x, h, LayerNoise(), None))
+    _, after = layer({**zeros, "bias": bias}, np.zeros((1, 1, 8), np.float32), state)
     kept = np.asarray(getattr(after, "c", after), np.float64)[0]
     times = 1 / (1 - kept) - 1
     assert times.min() >= 0.99 and times.max() <= 99.1

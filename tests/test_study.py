@@ -5,9 +5,11 @@ and who waits for whom.
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ from jaxlm.report.sweep_results import MemberResult
 from jaxlm.runs import directory as rundir
 from jaxlm.sweeps import worker as worker_module
 from jaxlm.sweeps.plan import make_plan
-from jaxlm.sweeps.storage import Journal, database_errors, open_storage
+from jaxlm.sweeps.storage import SILENCE, Journal, database_errors, open_storage
 from jaxlm.sweeps.study import NAME, Study
 from jaxlm.sweeps.supervisor import _Session, _where, saved_options
 from jaxlm.sweeps.worker import Worker
@@ -447,13 +449,19 @@ def test_a_directory_may_be_copied_without_its_hidden_files(folder):
 
 @pytest.fixture
 def two(tmp_path, monkeypatch):
-    """Two directories that share a database, in which a silent worker is lost after 2 seconds."""
-    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
-    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 2)
+    """Two directories that share a database."""
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
     return folders, {"storage": f"sqlite:///{tmp_path / 'db'}"}
+
+
+def pass_silently(options) -> None:
+    """Makes each sign of life in the database older, as if time passed without another one."""
+    path = options["storage"].removeprefix("sqlite:///")
+    older = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, ?)"
+    with closing(sqlite3.connect(path)) as database, database:
+        assert database.execute(older, [f"-{SILENCE + 100} seconds"]).rowcount > 0
 
 
 def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced(two, monkeypatch):
@@ -478,7 +486,7 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
         other.note(claim, MemberResult(number, {}, 0, "done", (2.0,)))
         other.end(claim)
     assert other.claim() is None and not other.ended
-    time.sleep(4)
+    pass_silently(options)
     claim = other.claim()
     assert claim and claim.trial.number == 3 and claim.trial.params == PLAN.point(0)
     other.note(claim, MemberResult(3, {}, 0, "done", (2.0,)))
@@ -488,24 +496,23 @@ def test_a_worker_of_a_database_that_is_killed_before_its_first_beat_is_replaced
 
 def test_a_trial_that_waits_in_a_living_directory_is_not_lost(two, monkeypatch):
     """One that no worker has room for, as after a resume with fewer workers."""
-    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 1)
     folders, options = two
     one, other = (open_study(folder, **options) for folder in folders)
+    monkeypatch.setattr("jaxlm.sweeps.storage.BEAT", 0)
     held = one.claim()
     waiting = one.claim()
     assert held and waiting
     one.release(waiting)
     other.claim()  # it has seen the trial that waits
-    for _ in range(4):
-        time.sleep(1.1)
+    for _ in range(2):
+        pass_silently(options)
         one.beat()
         other.beat()
     other.claim()
     assert waiting.trial.number in [record.number for record in one.records()]
 
 
-def test_directories_with_a_damaged_trial_each_do_not_wait_for_one_another(two, monkeypatch):
-    monkeypatch.setattr("jaxlm.sweeps.storage.SILENCE", 600)
+def test_directories_with_a_damaged_trial_each_do_not_wait_for_one_another(two):
     folders, options = two
     studies = [open_study(folder, **options) for folder in folders]
     for study in studies:
@@ -752,6 +759,6 @@ def test_a_directory_resumes_its_own_trials_after_any_silence(two):
     assert claim
     study.note(claim, replace(claim.records[0], valid_perplexities=(3.0,)))
     study.release(claim)  # as a stopped worker does
-    time.sleep(4)
+    pass_silently(options)
     claim = open_study(folders[0], **options).claim()
     assert claim and claim.trial.number == 0 and claim.records[0].valid_perplexities == (3.0,)
