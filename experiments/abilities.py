@@ -16,7 +16,7 @@ The cells are the kinds of `--model`, bare, but attention, which stands in its b
 Transformer), and `negative`, Gated DeltaNet with eigenvalues down to -1. A model of two layers
 reads a task as any text, by the library's tokens, step and sweep: it learns to predict all words,
 of which the answers alone can be known. Lines for training ask of 1 to 40 words (half of them of at
-most 3, so that short questions lead to long ones). The answers of new lines of 40 and of 160 words
+most 2, so that short questions lead to long ones). The answers of new lines of 40 and of 160 words
 are then tested, each line read after the last one, as in training: an answer is right where each of
 its words is the likeliest, given those before it. Rates are the same for all cells; the least
 validation perplexity chooses.

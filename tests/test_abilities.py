@@ -120,6 +120,18 @@ def test_a_text_is_the_same_for_every_cell_and_lasts_as_long_as_asked(abilities,
     assert (tmp_path / "valid.txt").read_bytes() != (tmp_path / "test.txt").read_bytes()
 
 
+def test_the_page_s_table_is_of_the_runs(abilities):
+    with (ROOT / "docs/lab/abilities.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    results = []
+    for row in rows:
+        words = {name: row.pop(name) for name in ("task", "cell")}
+        whole = {name: int(row.pop(name)) for name in ("seed", "length", "parameters", "windows")}
+        shares = {name: float(value) for name, value in row.items()}
+        results.append(abilities.Result(**words, **whole, **shares))
+    assert abilities.table(results) in (ROOT / "docs/lab/abilities.md").read_text()
+
+
 @pytest.mark.slow
 def test_results_are_written_and_a_second_start_trains_nothing(
     abilities, monkeypatch, tmp_path, capsys

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from recipes import BASE, B, T, V, drawn_params
 
+import jaxlm
 from jaxlm import Config
 from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.models.recurrent import MODELS
+from jaxlm.sweeps.space import read_space
 from jaxlm.training.step import Window, init_state, train_step
 
 GRIFFIN = BASE.replace(
@@ -89,6 +91,17 @@ def test_each_layer_is_what_it_is_alone():
     np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
+def test_griffin_is_hawk_s_blocks_with_attention_in_turn():
+    kinds = [layer.kind_name for layer in jaxlm.preset("griffin").model.layers]
+    assert kinds == ["hawk", "hawk", "attention", "hawk"]
+
+
+def test_a_space_joins_the_kinds_of_a_stack_by_a_plus():
+    read = read_space({"model": "gru,hawk+attention", "hidden_sizes": "8x8"}, BASE)
+    assert read["model"].choices == ("gru", "hawk,attention")
+    assert read_space(read, BASE) == read
+
+
 def test_masks_fall_on_the_layers_whose_kind_has_them():
     model = BASE.replace(
         model="lstm,gru,hawk", hidden_sizes=(8,) * 3, keep_recurrent_weights=0.5, keep_state=0.5
@@ -118,7 +131,7 @@ def test_a_step_at_a_time_is_the_whole():
         (dict(model="lstm,gru", hidden_sizes=(8,)), "names the kinds of 2 layers: .* is 8; give"),
         (
             dict(model="lstm,lstn"),
-            "model must be lstm, .* attention or lamb-mogrifier; it is 'lstm,lstn'",
+            r"model must be lstm, .* or lamb-mogrifier .* only commas between\); it is 'lstm,lstn'",
         ),
         (dict(model="lstm,"), "it is 'lstm,'"),
         (dict(model="lstm,gru", heads=2), "heads is a field of the model .* is lstm,gru, whose"),

@@ -17,6 +17,7 @@ from jaxlm.sweeps import supervisor
 _SPACES = """a field's SPACE is one of:
   0.5,1,2            listed values; true,false; a text
   256x128,200x200    widths of the layers, for hidden_sizes; 256x is one layer
+  lstm,hawk+gru      kinds of model; hawk+gru is what --model hawk,gru names
   range:2:8:2        2, 4, 6 and 8
   uniform:0.5:1      any number between; whole where the field is
   log:0.1:10         any number between, uniform in the logarithm

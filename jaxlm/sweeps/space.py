@@ -431,12 +431,15 @@ def _encoded(
 ) -> Any:
     """A value as a study keeps it.
 
-    Layer widths become a text as 256x128. The text none becomes None, since TOML has no null. A
-    file's path becomes absolute, for a sweep that is resumed from another directory.
+    Layer widths become a text as 256x128. The kinds of a mixed stack, hawk+attention, become
+    hawk,attention. The text none becomes None, since TOML has no null. A file's path becomes
+    absolute, for a sweep that is resumed from another directory.
     """
     value = _from_text(kind, value) if isinstance(value, str) else _plain(value)
     if kind is tuple:
         return _widths(name, value)
+    if name in KINDS and isinstance(value, str):
+        value = value.replace("+", ",")
     if not isinstance(value, bool | int | float | str | None):
         raise JaxlmError(f"{name} takes a list of numbers or texts; one is {shown(value)}")
     is_file = name == "tokenizer_file" or (name == "corpus" and value not in NAMES)
