@@ -1,5 +1,6 @@
 """BabyLM's tests: scores as the evaluation pipeline has them, and files that are none of its."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -81,6 +82,11 @@ HOSTILE = [
         "entity",
     ),
     (
+        "entity_tracking/regular.jsonl",
+        b'{"numops": 1, "input_prefix": "a", "options": []}',
+        "entity",
+    ),
+    (
         "wug_past_tense/wug_past_tense.jsonl",
         b'{"sentences": "a\\tb", "ratio": "x"}',
         "item of wug_past",
@@ -102,6 +108,26 @@ def test_a_damaged_file_is_one_sentence(data, tmp_path, name, content, said):
     with pytest.raises(DataError, match=said) as error:
         list(babylm.babylm(model("words"), tmp_path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("prev_item", "", "too few rows with self_paced"),
+        ("self_paced_reading_time", "300", "too few rows with self_paced"),
+        ("RTgopast", "NA", "too few rows with RTgopast"),
+    ],
+)
+def test_reading_without_times_is_one_sentence(data, tmp_path, column, value, said):
+    name = "reading/reading_data.csv"
+    rows = [*csv.DictReader(data.joinpath(name).read_text().splitlines())]
+    tmp_path.joinpath("reading").mkdir()
+    with tmp_path.joinpath(name).open("w") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows({**row, column: value} for row in rows)
+    with pytest.raises(DataError, match=said):
+        list(babylm.babylm(model("words"), tmp_path))
 
 
 def test_a_folder_without_tests_is_refused(tmp_path):

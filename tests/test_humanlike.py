@@ -193,10 +193,22 @@ def test_a_mistake_is_one_sentence(tmp_path, names, said):
     assert "\n" not in str(error.value)
 
 
+def test_an_infinite_time_is_refused(tmp_path):
+    rows = rows_of(TEXTS)
+    rows[3][3] = "1e999"
+    path = write_table(tmp_path / "times.tsv", NAMES["ucl"], rows)
+    with pytest.raises(DataError, match=r"line 5: expected a number in column 'RT', found '1e999'"):
+        read_times(path)
+
+
 def test_too_few_items_and_no_participants_are_refused():
     corpus, surprisal = simulated(0, items=1)
     with pytest.raises(DataError, match="1 items"):
         gains_of(corpus, {"lm": surprisal})
+    none = np.zeros(0, int)
+    without_times = replace(corpus, times=np.zeros(0), read=none, participants=none)
+    with pytest.raises(DataError, match="0 items"):
+        gains_of(without_times, {"lm": surprisal}, mixed=True)
     corpus = replace(simulated(0)[0], participants=None)
     with pytest.raises(DataError, match="participants"):
         gains_of(corpus, {"lm": simulated(0)[1]}, mixed=True)

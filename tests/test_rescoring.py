@@ -111,7 +111,8 @@ def test_the_command_line(tiny_run, tmp_path, capsys):
     assert main([*given, "--weights", "1", "1", "0", "0"]) == 0
     assert capsys.readouterr().out == "a Ashton ship the\nb\n"
     for mistake, said in (
-        (["--weights", "1"], "takes 4 numbers"),
+        (["--weights", "1"], "takes 4 finite numbers"),
+        (["--weights", "1", "1", "nan", "0"], "takes 4 finite numbers"),
         (["--tune", str(nbest)], "give both"),
         (["--tune", str(nbest), "--reference", str(nbest)], "lacks 2 utterances"),
     ):
@@ -119,3 +120,6 @@ def test_the_command_line(tiny_run, tmp_path, capsys):
         assert said in capsys.readouterr().err
     with pytest.raises(DataError, match="lacks"):
         errors_of(read_nbest(nbest, 2), nbest)
+    reference.write_text("a Ashton\nb\na the ship.\n")
+    with pytest.raises(DataError, match="an utterance twice"):
+        errors_of(read_nbest(nbest, 2), reference)

@@ -138,8 +138,8 @@ def rescore(args: argparse.Namespace) -> None:
     models = [open_model(run, args.checkpoint) for run in runs]
     names = [*(f"cost {place + 1}" for place in range(args.costs)), *map(str, runs), "words"]
     weights = np.array(args.weights or [*[1.0] * args.costs, *[0.0] * (len(runs) + 1)])
-    if len(weights) != len(names):
-        raise JaxlmError(f"--weights takes {len(names)} numbers, of {', '.join(names)}")
+    if len(weights) != len(names) or not np.isfinite(weights).all():
+        raise JaxlmError(f"--weights takes {len(names)} finite numbers, of {', '.join(names)}")
     if args.tune:
         tuning_list = rescoring.read_nbest(args.tune, args.costs)
         errors = rescoring.errors_of(tuning_list, args.reference)

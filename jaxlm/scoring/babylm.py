@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, compress
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,7 +254,7 @@ def _choices(name: str, folder: Path) -> list[Choice]:
             choice = None
             with suppress(AttributeError, KeyError, TypeError, ValueError):
                 choice = TESTS[name](line, file.stem)
-            if choice is None or any(completion.length == 0 for completion in choice.completions):
+            if choice is None or min([end.length for end in choice.completions], default=0) == 0:
                 raise DataError(
                     f"{where}: expected an item of {name}, found {json.dumps(line):.120}"
                 )
@@ -301,15 +301,15 @@ def _reading(path: Path, completions: Completions) -> Iterator[Score]:
     # A missing text is "None" to the pipeline.
     before = [text or "None" for text in table.cells("item")]
     columns["pred"] = _surprisals(completions, before, table.sentences)
-    columns["prev_pred"] = np.full(len(before), math.nan)
-    earlier = np.array([*map(bool, table.cells("prev_item"))])
-    pairs = zip(table.cells("prev_item"), table.cells("prev_word"), strict=True)
-    contexts, words = zip(*compress(pairs, earlier), strict=True)
-    columns["prev_pred"][earlier] = _surprisals(completions, contexts, words)
+    earlier = table.cells("prev_item")
+    surprisals = _surprisals(completions, earlier, table.cells("prev_word"))
+    columns["prev_pred"] = np.where([*map(bool, earlier)], surprisals, math.nan)
 
     def explained(time: str, names: Sequence[str]) -> float:
         present = np.isfinite([columns[name] for name in (time, *names)]).all(0)
         times = columns[time][present]
+        if len(np.unique(times)) < 2 ** len(names):  # a baseline has fewer coefficients
+            raise DataError(f"{path} has too few rows with {time} for a regression")
         baseline = _with_products([columns[name][present] for name in names])
         without = r_squared(baseline, times)
         full = r_squared(np.column_stack([baseline, columns["pred"][present]]), times)

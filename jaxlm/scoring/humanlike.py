@@ -297,7 +297,7 @@ def _rows_of(
         raise DataError("a mixed model needs a column of participants: name it")
     else:
         participants = corpus.participants[known]
-        readers = corpus.participants.max() + 1
+        readers = np.max(corpus.participants, initial=0) + 1
     items = np.unique(corpus.items[words], return_inverse=True)[1]
     count = len(np.unique(items))
     if count < 2 or len(times) < 4 * columns.shape[1]:

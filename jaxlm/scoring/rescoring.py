@@ -120,10 +120,12 @@ def errors_of(hypotheses: Sequence[Hypothesis], path: str | Path) -> np.ndarray:
         path: What was said: lines `UTTERANCE WORD ...`.
 
     Raises:
-        DataError: The file cannot be read, or lacks an utterance.
+        DataError: The file cannot be read, lacks an utterance, or has one twice.
     """
-    lines = [line.split() for line in chain.from_iterable(lines_of(path))]
-    references = {words[0]: words[1:] for words in lines if words}
+    lines = [line.split() for line in chain.from_iterable(lines_of(path)) if line.strip()]
+    references = {words[0]: words[1:] for words in lines}
+    if len(references) < len(lines):
+        raise DataError(f"{path} has an utterance twice: expected lines UTTERANCE WORD ...")
     missing = {hypothesis.utterance for hypothesis in hypotheses} - references.keys()
     if missing:
         raise DataError(f"{path} lacks {len(missing):,} utterances, as {min(missing)!r:.80}")

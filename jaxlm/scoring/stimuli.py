@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -89,14 +91,16 @@ class StimulusTable:
         return [*map(int, cells)]
 
     def decimals(self, column: str) -> np.ndarray:
-        """The cells of another column as floats, nan where one is missing. Raises DataError."""
+        """The cells of another column: finite, or nan for a missing one. Raises DataError."""
         values = []
         for number, cell in enumerate(self.cells(column), 1):
-            try:
-                values.append(float("nan" if cell.strip() in MISSING else cell))
-            except ValueError:
+            value = math.inf
+            with suppress(ValueError):
+                value = float("nan" if cell.strip() in MISSING else cell)
+            if math.isinf(value):
                 expected = f"expected a number in column {column!r}"
-                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}") from None
+                raise DataError(f"{self.where(number)}: {expected}, found {cell!r:.40}")
+            values.append(value)
         return np.array(values)
 
     def beside(self, columns: Mapping[str, Any], without: Collection[str | None]) -> dict[str, Any]:
