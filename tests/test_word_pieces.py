@@ -445,7 +445,7 @@ def test_the_command_prints_words_of_pieces_beside_those_of_words(runs, tmp_path
     ]
     _, error = rows(capsys, runs / "pieces", tmp_path / "text.txt", "--predictors")
     assert (
-        error == "note: no log frequencies of pieces: the corpus of an imported model is unknown\n"
+        error == "note: no log frequencies of pieces: the training text of this model is unknown\n"
     )
 
 

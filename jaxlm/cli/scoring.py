@@ -384,7 +384,7 @@ def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
     except DataError as error:  # Its sentence may name flags of other verbs.
         reason = str(error)
         if lm.config.data.corpus == UNKNOWN:
-            reason = "the corpus of an imported model is unknown"
+            reason = "the training text of this model is unknown"
         say_line(f"note: no log frequencies of {name}: {reason}", sys.stderr)
         return None
 

@@ -128,7 +128,7 @@ def find_source(
         return _generated(str(spec), options)
     if spec == UNKNOWN:
         raise DataError(
-            "the corpus of an imported model is unknown: name one with --corpus (or, to score it, "
+            "the training text of this model is unknown: name one with --corpus (or, to score it, "
             "--text)"
         )
     path = Path(spec)

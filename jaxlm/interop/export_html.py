@@ -1,13 +1,12 @@
 """A model as one page of HTML that runs it: no server, no request.
 
-The page's scripts lie in `report/live/`. Matrices are whole numbers of as many bits as fit into the
-page, with a scale for some inputs each; vectors are float32. `cells.js` has the same cells as
-`jaxlm.models`, one function a kind.
+The page's scripts lie in `report/live/`, and beside the Python that they repeat: `models/cells.js`
+has one function a kind. Matrices are whole numbers of as many bits as fit into the page, with a
+scale for some inputs each; vectors are float32.
 """
 
 import io
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from jaxlm.report.live import page
 from jaxlm.runs.state_arrays import SHARING, rounded_blocks
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.sentences import Boundaries
+from jaxlm.scoring.tokenizers import PTBTokenizer
 
 KINDS = (LSTM, GRU, MinGRU, MinLSTM, Mogrifier)
 MOST_BYTES = 7_990_000  # of a page, about, where weights of LEAST_BITS allow it
@@ -33,7 +33,6 @@ LEAST_BITS = 8
 MOST_BITS = 16
 INPUTS = 128  # that share a scale
 BASE64_BITS = 6  # of the weights in a byte of the page
-_WITH_CELL = (LSTM, Mogrifier)
 
 
 def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
@@ -88,7 +87,6 @@ def _page(model: LanguageModel, bits: int) -> tuple[bytes, int]:
         "kind": name,
         "params": params,
         "widths": list(network.hidden_sizes),
-        "has_cell": isinstance(network, _WITH_CELL),
         "skip": network.skip,
         "running_sum": network.running_sum,
         "embedding_scale": scale,
@@ -177,38 +175,39 @@ def _as_cells_read(network: Recurrent, layer: Params, width: int) -> Params:
 def _tokens(model: LanguageModel) -> dict[str, Any]:
     """What `tokens.js` needs to read a text: the names of the tokens and how a text is cut."""
     vocab = model.vocab
+    data = model.config.data
+    tokenizer = model.tokenizer()
     fields: dict[str, Any] = {
         "tokens": vocab.kind,
         "names": list(vocab.words),
-        "lowercase": model.config.data.lowercase or _all_lower(vocab.words),
+        "lowercase": data.lowercase,
+        "normalize": data.normalize,
+        "lines": data.lines,
         "end": vocab.eos,
+        "newline": vocab.newline_id,
         "unknown": vocab.unknown_id,
-        "begins": [],
+        "ptb": tokenizer.rules() if isinstance(tokenizer, PTBTokenizer) else None,
     }
     boundaries = Boundaries.of(vocab, "word")
-    if boundaries is not None:
-        fields["begins"] = np.flatnonzero(boundaries.begins).tolist()
+    for name in ("begins", "blank"):
+        marked = [] if boundaries is None else getattr(boundaries, name)
+        fields[name] = np.flatnonzero(marked).tolist()
     tokens = vocab.tokens
     if isinstance(tokens, Subwords):
-        tokenizer = json.loads(tokenizer_files(model)["tokenizer.json"])
-        if tokens.is_json:
+        tree = json.loads(tokenizer_files(model)["tokenizer.json"])
+        if tokens.is_json or "Precompiled" in json.dumps(tree.get("normalizer")):
             raise JaxlmError(
-                "a page reads subwords by a SentencePiece model, and this run has a "
-                "tokenizer.json: train with --tokens subwords, without a --tokenizer-file"
+                "a page reads subwords by a SentencePiece model that changes no letter, and this "
+                "run has another: train with --tokens subwords, without a --tokenizer-file"
             )
         model_of_pieces = sentencepiece.SentencePieceProcessor(
             model_proto=tokens.model,
         )
-        fields["algorithm"] = tokenizer["model"]["type"].lower()
+        fields["algorithm"] = tree["model"]["type"].lower()
         fields["scores"] = [
             model_of_pieces.GetScore(model_of_pieces.PieceToId(name)) for name in vocab.words
         ]
     return fields
-
-
-def _all_lower(words: Sequence[str]) -> bool:
-    """Whether a vocabulary has no capital letter, but in the N of Penn Treebank's numbers."""
-    return all(word == word.lower() for word in words if word.strip("N\\/"))
 
 
 def _about(model: LanguageModel) -> str:
@@ -226,4 +225,4 @@ def _first_text(model: LanguageModel) -> str:
     words = [word for word in model.vocab.words if word.isalpha() and len(word) > 1]
     if model.vocab.kind == "words" and words:
         return " ".join(words[:3])
-    return "the old man" if _all_lower(model.vocab.words) else "The old man"
+    return "the old man"

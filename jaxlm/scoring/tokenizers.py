@@ -10,6 +10,7 @@ commas. `detokenized` is the way back, for people.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jaxlm.data.vocab import EOS, Vocab
 
@@ -89,6 +90,20 @@ class PTBTokenizer:
         if all(word in self._known for word in words):  # it is tokenised already
             return [[word] for word in words]
         return [self._pieces(word, place == len(words)) for place, word in enumerate(words, 1)]
+
+    def rules(self) -> dict[str, Any]:
+        """What `tokenizers.js` repeats this class by, as JSON has it."""
+        return {
+            "patterns": [one.pattern for one in (NUMBER, DECADE, LEADING, TRAILING, CLITIC)],
+            "joined": JOINED,
+            "written": WRITTEN,
+            "double": DOUBLE,
+            "quotes": [chr(mark) for mark in self._quotes],
+            "lower": self._lower,
+            "number": self._number,
+            "longest": self._longest,
+            "longest_number": LONGEST_NUMBER,
+        }
 
     def _pieces(self, word: str, last: bool) -> list[str]:
         if word in self._known and not (last and word.endswith(".")):

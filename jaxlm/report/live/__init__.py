@@ -13,7 +13,15 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 _FOLDER = Path(__file__).parent
-_SCRIPTS = ("cells.js", "model.js", "tokens.js", "ui.js")
+# Those that repeat code of Python stand beside it.
+_SCRIPTS = (
+    "../../models/cells.js",
+    "model.js",
+    "../../scoring/tokenizers.js",
+    "../../data/tokens.js",
+    "reading.js",
+    "ui.js",
+)
 
 
 def page(
@@ -32,9 +40,9 @@ def page(
         HTML, which asks for nothing else.
     """
     code = script()
-    style = (_FOLDER / "page.css").read_text()
+    style = (_FOLDER / "page.css").read_text("utf-8")
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return template.from_string((_FOLDER / "page.html").read_text()).render(
+    return template.from_string((_FOLDER / "page.html").read_text("utf-8")).render(
         title=config["title"],
         text=text,
         config=_for_script(config),
@@ -48,7 +56,7 @@ def page(
 
 def script() -> str:
     """The script of every page."""
-    return "\n".join(_without_imports((_FOLDER / name).read_text()) for name in _SCRIPTS)
+    return "\n".join(_without_imports((_FOLDER / name).read_text("utf-8")) for name in _SCRIPTS)
 
 
 def _without_imports(module: str) -> str:

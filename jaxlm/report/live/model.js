@@ -1,6 +1,8 @@
-// The model: weights from base64, a step, and the log probabilities of the next token.
+// The model: weights from base64, and places in a text with the log probabilities of what comes next.
 
-import { CELLS, product, rowDot } from "./cells.js";
+import { CELLS, product, rowDot } from "../../models/cells.js";
+
+const RECENT = 500; // places whose log probabilities are kept
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -49,14 +51,14 @@ export class Model {
     this.config = config;
     this.params = withArrays(config.params, bytesOf(base64).buffer);
     this.cell = CELLS[config.kind];
+    this.recent = [];
   }
 
-  // The state before the first token.
+  // Where the first word of a line is predicted: after <eos>.
   start() {
-    return this.config.widths.map((width) => {
-      const state = { h: new Float32Array(width) };
-      if (this.config.has_cell) state.c = new Float32Array(width);
-      return state;
+    const vector = (width) => new Float32Array(width);
+    return this.after(this.config.end, {
+      state: this.config.widths.map((width) => ({ h: vector(width), c: vector(width) })),
     });
   }
 
@@ -68,21 +70,31 @@ export class Model {
     });
   }
 
-  // Reads a token: the new state, the gates of each layer, and log p of every next token.
-  step(token, state) {
+  // Reads a token: each layer's state and gates after it, and what the softmax reads.
+  after(token, before) {
     let x = this.embedded(token);
-    const states = [];
-    const gates = [];
     let sum = null;
+    const place = { state: [], gates: [] };
     this.params.layers.forEach((params, layer) => {
-      const done = this.cell(params, x, state[layer], this.config);
-      x = done.output;
+      const { output, state, gates } = this.cell(params, x, before.state[layer], this.config);
+      x = output;
       sum = sum === null ? x : sum.map((value, i) => value + x[i]);
       if (this.config.running_sum) x = sum;
-      states.push(done.state);
-      gates.push(done.gates);
+      place.state.push(state);
+      place.gates.push(gates);
     });
-    return { state: states, gates, logProbs: this.head(this.config.skip ? sum : x) };
+    place.output = this.config.skip ? sum : x;
+    return place;
+  }
+
+  // log p of every next token; those of the last places are kept.
+  logProbs(place) {
+    if (!place.logProbs) {
+      place.logProbs = this.head(place.output);
+      this.recent.push(place);
+      if (this.recent.length > RECENT) delete this.recent.shift().logProbs;
+    }
+    return place.logProbs;
   }
 
   head(x) {

@@ -1,13 +1,21 @@
 // The page: texts to surprisals, generated text, and the state inside.
 
+import { Tokenizer } from "../../data/tokens.js";
 import { Model } from "./model.js";
-import { Tokenizer } from "./tokens.js";
+import { likeliest, nextWords, pause, readLine, total } from "./reading.js";
 
-const config = JSON.parse(document.getElementById("config").textContent);
-const model = new Model(config, document.getElementById("weights").textContent.trim());
-const tokenizer = new Tokenizer(config);
 const element = (id) => document.getElementById(id);
-const bits = (logProb) => -logProb / Math.LN2;
+const number = (id) => Math.max(0, Number(element(id).value) || 0);
+const config = JSON.parse(element("config").textContent);
+const model = new Model(config, element("weights").textContent.trim());
+const tokenizer = new Tokenizer(config);
+const ofWords = config.tokens === "words";
+
+let texts = []; // the words of each line
+let known = new Map(); // the words of lines that were read before
+let chosen = {}; // a word, and the words of its text
+let reading = 0; // counts the readings: a new one ends those before it
+let writing = 0; // the same of generated texts
 
 function made(tag, text, properties = {}) {
   const node = document.createElement(tag);
@@ -15,156 +23,159 @@ function made(tag, text, properties = {}) {
   return Object.assign(node, properties);
 }
 
-// The most probable tokens: [{id, p}], the likeliest first.
-function likeliest(logProbs, count) {
-  const ids = Array.from(logProbs.keys()).sort((a, b) => logProbs[b] - logProbs[a]);
-  return ids.slice(0, count).map((id) => ({ id, p: Math.exp(logProbs[id]) }));
-}
-
-// The bits of P(B) in jaxlm/scoring/sentences.py: that the next token begins a word or ends the line.
-function boundary(logProbs) {
-  if (!config.begins.length) return 0;
-  return bits(Math.log(config.begins.reduce((sum, id) => sum + Math.exp(logProbs[id]), 0)));
-}
-
-const total = (words) => words.reduce((sum, word) => sum + word.surprisal, 0);
-
-// Reads a line after <eos>: each word with its surprisal, what was expected there, and the state after it.
-function read(line) {
-  let after = model.step(config.end, model.start());
-  let before = 0;
-  return tokenizer.words(line).map((word) => {
-    const { logProbs } = after;
-    const parts = word.ids.map((id) => {
-      const surprisal = bits(after.logProbs[id]);
-      after = model.step(id, after.state);
-      return { name: config.names[id], surprisal };
-    });
-    parts[0].surprisal -= before;
-    before = boundary(after.logProbs);
-    parts[parts.length - 1].surprisal += before;
-    return { ...word, parts, surprisal: total(parts), logProbs, after };
-  });
-}
-
-let chosen;
-
-function showExpected(word) {
-  chosen = word;
-  const list = element("expected");
-  list.replaceChildren();
-  for (const { id, p } of likeliest(word.logProbs, 10)) {
-    list.append(made("li", `${config.names[id]} ${(100 * p).toFixed(1)}%`));
+async function update() {
+  const turn = ++reading;
+  const lines = element("text").value.split("\n").filter((line) => line.trim());
+  for (const [place, line] of lines.entries()) {
+    if (known.has(line)) continue;
+    element("pair").textContent = `Reading text ${place + 1} of ${lines.length}.`;
+    const words = await readLine(model, tokenizer, line, () => turn === reading);
+    if (!words) return;
+    known.set(line, words);
   }
-  element("expected-title").textContent = `Expected in the place of “${word.text}”`;
-  showGates(word);
+  known = new Map(lines.map((line) => [line, known.get(line)]));
+  texts = lines.map((line) => known.get(line));
+  const highest = texts.flat().reduce((most, word) => Math.max(most, word.surprisal ?? 0), 1);
+  element("result").replaceChildren(...texts.map((words, place) => section(words, place + 1, highest)));
+  element("pair").textContent = texts.length === 2 ? comparison(...texts.map((words) => total(words, "surprisal"))) : "";
+  choose(texts[0]?.[0], texts[0] ?? []);
 }
 
-function bar(word, highest) {
+function comparison(first, second) {
+  const likelier = first < second ? "first" : "second";
+  const bits = [Math.abs(first - second), first, second].map((value) => value.toFixed(2));
+  return `The ${likelier} is likelier by ${bits[0]} bits (${bits[1]} and ${bits[2]}).`;
+}
+
+function section(words, place, highest) {
+  const node = made("section", "");
+  const bars = made("div", "", { className: "bars", dir: "auto" });
+  bars.append(...words.map((word) => bar(word, words, highest)));
+  const perplexity = 2 ** (total(words, "surprisal") / rowsOf(words).length);
+  const unread = words.find((word) => !word.after);
+  const title = unread
+    ? `the model has no token for a part of “${unread.text}”`
+    : `${words.length} words, perplexity ${perplexity.toFixed(1)}`;
+  node.append(made("h3", `Text ${place}: ${title}`), bars);
+  return node;
+}
+
+function bar(word, words, highest) {
   const cell = made("button", "", { type: "button", className: "word" });
+  const surprisal = word.surprisal ?? 0;
   const column = made("span", "", { className: "bar" });
-  column.style.height = `${(100 * word.surprisal) / highest}%`;
+  column.style.height = `${(100 * surprisal) / highest}%`;
   const frame = made("span", "", { className: "frame" });
   frame.append(column);
-  cell.append(frame, made("span", word.surprisal.toFixed(1), { className: "number" }), made("span", word.text));
+  cell.append(frame, made("span", surprisal.toFixed(1), { className: "number" }), made("span", word.text));
   if (word.unknown) cell.append(made("span", "unknown", { className: "unknown" }));
-  if (word.parts.length > 1) {
-    const pieces = word.parts.map((one) => `${one.name} ${one.surprisal.toFixed(1)}`).join(" · ");
-    cell.append(made("small", pieces));
+  if (word.after && word.parts.length > 1) {
+    const pieces = word.parts.map((part) => `${part.token} ${part.surprisal.toFixed(1)}`);
+    cell.append(made("small", pieces.join(" · ")));
   }
-  cell.setAttribute("aria-label", `${word.text}: ${word.surprisal.toFixed(2)} bits${word.unknown ? ", unknown word" : ""}`);
-  for (const event of ["pointerenter", "focus", "click"]) cell.addEventListener(event, () => showExpected(word));
+  cell.ariaLabel = `${word.text}: ${surprisal.toFixed(2)} bits${word.unknown ? ", unknown word" : ""}`;
+  for (const event of ["pointerenter", "focus", "click"]) cell.addEventListener(event, () => choose(word, words));
   return cell;
 }
 
-let rows = [];
-let shown = [];
+function choose(word, words) {
+  const sameText = words === chosen.words;
+  chosen = { word, words };
+  showExpected();
+  showGates();
+  if (!sameText) showState();
+}
 
-function update() {
-  const lines = element("text").value.split("\n").filter((line) => line.trim());
-  const texts = lines.map(read);
-  const highest = Math.max(1, ...texts.flat().map((word) => word.surprisal));
-  element("result").replaceChildren(
-    ...texts.map((words, place) => {
-      const section = made("section", "");
-      const title = `Text ${place + 1}: ${words.length} words, perplexity ${(2 ** (total(words) / words.length)).toFixed(1)}`;
-      const bars = made("div", "", { className: "bars" });
-      bars.append(...words.map((word) => bar(word, highest)));
-      section.append(made("h3", title), bars);
-      return section;
+async function showExpected() {
+  const { word } = chosen;
+  element("expected-title").textContent = word ? `Expected in the place of “${word.text}”` : "";
+  element("expected").replaceChildren();
+  if (!word) return;
+  const wanted = () => word === chosen.word;
+  const expected = await nextWords(model, tokenizer, word.before, word.last, 10, wanted);
+  const items = [...expected].map(([next, p]) => made("li", `${next} ${(100 * p).toFixed(1)}%`));
+  if (wanted()) element("expected").replaceChildren(...items);
+}
+
+// The rows of `jaxlm surprisal`: tokens, or words that are made of pieces.
+function rowsOf(words) {
+  const rows = ofWords ? words.flatMap((word) => word.parts) : words;
+  return rows.filter((row) => row.entropy !== undefined);
+}
+
+// Its table with a separator: tab, or comma with quotes where a field needs them.
+function table(separator) {
+  const names = ofWords ? ["token_id", "word", "token"] : ["word_id", "word", "tokens"];
+  const header = ["sentence_id", ...names, "oov", "surprisal", "entropy", "entropy_reduction"];
+  if (ofWords) header.push("rank");
+  const rows = texts.flatMap((words, sentence) =>
+    rowsOf(words).map((row, place) => {
+      const numbers = [row.surprisal, row.entropy, row.reduction].map((value) => value.toFixed(6));
+      const oov = row.unknown ? "True" : "False";
+      return [sentence + 1, place + 1, row.text, row.token, oov, ...numbers, row.rank].slice(0, header.length);
     }),
   );
-  const totals = texts.map(total);
-  const [first, second] = totals;
-  const likelier = first < second ? "first" : "second";
-  const difference = Math.abs(first - second).toFixed(2);
-  const both = `(${first?.toFixed(2)} and ${second?.toFixed(2)})`;
-  element("pair").textContent = totals.length === 2 ? `The ${likelier} is likelier by ${difference} bits ${both}.` : "";
-  shown = texts[0] ?? [];
-  rows = texts.flatMap((words, sentence) =>
-    words.map((word, place) => [sentence + 1, place + 1, word.text, word.unknown, word.surprisal.toFixed(4)]),
-  );
-  if (shown.length) showExpected(shown[0]);
-  showState();
+  const cell = (field) => {
+    if (separator === "\t") return String(field).replaceAll("\t", "\u2581");
+    return /[",\r\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field;
+  };
+  return [header, ...rows].map((row) => `${row.map(cell).join(separator)}\n`).join("");
 }
 
-// A table of the surprisals with a separator: tab, or comma with quotes where a field needs them.
-function table(separator) {
-  const quoted = (field) => (separator === "," && /[",\n]/.test(field) ? `"${field.replaceAll('"', '""')}"` : field);
-  const lines = [["sentence_id", "word_id", "word", "oov", "surprisal"], ...rows];
-  return lines.map((row) => row.map((field) => quoted(String(field))).join(separator)).join("\n") + "\n";
+async function copy() {
+  const said = element("said");
+  said.textContent = "";
+  try {
+    await navigator.clipboard.writeText(table("\t"));
+    said.textContent = "Copied.";
+  } catch {
+    said.textContent = "This browser lets no page copy: save the table instead.";
+  }
 }
 
-function download() {
+function save() {
   const link = made("a", "", { download: "surprisal.csv" });
   link.href = URL.createObjectURL(new Blob([table(",")], { type: "text/csv" }));
   link.click();
   URL.revokeObjectURL(link.href);
 }
 
-// A heat map: one row a unit, one column a word; blue below zero, orange above.
-function heatMap(canvas, columns) {
-  const height = columns[0]?.length ?? 0;
-  canvas.width = Math.max(1, columns.length);
-  canvas.height = Math.max(1, height);
-  const context = canvas.getContext("2d");
-  const image = context.createImageData(canvas.width, canvas.height);
-  const highest = Math.max(1e-9, ...columns.map((column) => Math.max(...column.map(Math.abs))));
-  columns.forEach((column, x) =>
-    column.forEach((value, y) => {
-      const colour = value < 0 ? [37, 99, 235] : [232, 89, 12];
-      image.data.set([...colour, (255 * Math.abs(value)) / highest], 4 * (y * canvas.width + x));
-    }),
-  );
-  context.putImageData(image, 0, 0);
-}
-
+// A heat map of the text's words: one row a unit, the most variable first; blue below zero.
 function showState() {
   const layer = Number(element("layer").value);
   const part = element("part").value;
-  const states = shown.map((word) => word.after.state[layer][part]);
-  const units = states.length ? [...states[0].keys()] : [];
-  const variance = units.map((unit) => {
-    const values = states.map((state) => state[unit]);
-    const mean = values.reduce((a, b) => a + b, 0) / values.length;
-    return values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  const read = (chosen.words ?? []).filter((word) => word.after);
+  const states = read.map((word) => word.after.state[layer][part]);
+  const variance = Array.from(states[0] ?? [], (_, unit) => {
+    const mean = states.reduce((sum, state) => sum + state[unit], 0) / states.length;
+    return states.reduce((sum, state) => sum + (state[unit] - mean) ** 2, 0);
   });
-  units.sort((a, b) => variance[b] - variance[a]);
-  heatMap(element("state"), states.map((state) => units.map((unit) => state[unit])));
-  const words = shown.map((word) => word.text).join(" ");
-  element("state").setAttribute("aria-label", `${part} of layer ${layer + 1} after each of: ${words}`);
+  const units = [...variance.keys()].sort((a, b) => variance[b] - variance[a]);
+  const highest = states.reduce((most, state) => state.reduce((a, b) => Math.max(a, Math.abs(b)), most), 1e-9);
+  const canvas = element("state");
+  canvas.width = Math.max(1, states.length);
+  canvas.height = Math.max(1, units.length);
+  const image = new ImageData(canvas.width, canvas.height);
+  units.forEach((unit, y) =>
+    states.forEach((state, x) => {
+      const colour = state[unit] < 0 ? [37, 99, 235] : [232, 89, 12];
+      image.data.set([...colour, (255 * Math.abs(state[unit])) / highest], 4 * (y * canvas.width + x));
+    }),
+  );
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.ariaLabel = `${part} of layer ${layer + 1} after each of: ${read.map((word) => word.text).join(" ")}`;
 }
 
-function showGates(word) {
-  const gates = word.after.gates[Number(element("layer").value)];
+function showGates() {
+  const { word } = chosen;
+  const gates = word?.after?.gates[Number(element("layer").value)] ?? {};
   const lines = Object.entries(gates).map(([name, values]) => {
+    const share = (test) => `${((100 * values.filter(test).length) / values.length).toFixed(0)}%`;
     const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-    const open = values.filter((value) => value > 0.9).length / values.length;
-    const closed = values.filter((value) => value < 0.1).length / values.length;
-    const share = (value) => `${(100 * value).toFixed(0)}%`;
-    return made("li", `${name}: mean ${mean.toFixed(2)}, open ${share(open)}, closed ${share(closed)}`);
+    return `${name}: mean ${mean.toFixed(2)}, open ${share((value) => value > 0.9)}, closed ${share((value) => value < 0.1)}`;
   });
-  element("gates").replaceChildren(made("li", `after “${word.text}”`), ...lines);
+  if (word) lines.unshift(`after “${word.text}”`);
+  element("gates").replaceChildren(...lines.map((line) => made("li", line)));
 }
 
 // Numbers in [0, 1) from a seed (mulberry32).
@@ -178,42 +189,47 @@ function randomNumbers(seed) {
   };
 }
 
-function drawn(logProbs, temperature, topK, random) {
-  const choices = likeliest(logProbs, topK || logProbs.length);
-  const weights = choices.map(({ p }) => p ** (1 / temperature));
-  let left = random() * weights.reduce((a, b) => a + b, 0);
-  const place = weights.findIndex((weight) => (left -= weight) < 0);
-  return choices[place < 0 ? 0 : place].id;
+function drawn(logProbs, random) {
+  const choices = likeliest(logProbs, number("top-k") || logProbs.length);
+  const temperature = Math.max(1e-6, number("temperature")); // at 0 the likeliest alone has a weight
+  const weights = choices.map(({ p }) => Math.exp(Math.log(p / choices[0].p) / temperature));
+  let left = random() * weights.reduce((sum, weight) => sum + weight, 0);
+  return choices[Math.max(0, weights.findIndex((weight) => (left -= weight) < 0))].id;
 }
 
-let running = 0;
-
 async function generate() {
-  const run = ++running;
-  const prompt = element("text").value.split("\n")[0];
-  const random = randomNumbers(Number(element("seed").value));
-  const words = read(prompt);
-  let after = words.length ? words[words.length - 1].after : model.step(config.end, model.start());
+  const turn = ++writing;
+  const output = element("generated");
+  const [prompt] = element("text").value.split("\n");
+  const given = tokenizer.read(prompt);
+  output.textContent = given.includes(-1) ? "The model has no token for a part of the first line." : prompt;
+  if (given.includes(-1)) return;
+  const random = randomNumbers(number("seed"));
   const ids = [];
-  for (let count = 0; count < Number(element("length").value) && run === running; count++) {
-    const id = drawn(after.logProbs, Number(element("temperature").value), Number(element("top-k").value), random);
-    ids.push(id);
-    after = model.step(id, after.state);
-    element("generated").textContent = `${prompt} ${tokenizer.textOf(ids)}`;
-    await new Promise((resolve) => setTimeout(resolve));
+  let place = given.reduce((before, id) => model.after(id, before), model.start());
+  output.ariaBusy = "true";
+  while (ids.length < number("length") && turn === writing) {
+    ids.push(drawn(model.logProbs(place), random));
+    place = model.after(ids.at(-1), place);
+    output.textContent = (prompt + tokenizer.textOf(ids)).replace(/^ /, "");
+    await pause();
   }
+  if (turn === writing) output.ariaBusy = "false";
 }
 
 element("title").textContent = config.title;
 element("about").textContent = config.about;
-element("layer").replaceChildren(...config.widths.map((_, i) => made("option", `layer ${i + 1}`, { value: i })));
-element("part").replaceChildren(...(config.has_cell ? ["h", "c"] : ["h"]).map((name) => made("option", name, { value: name })));
+element("layer").append(...config.widths.map((_, i) => made("option", `layer ${i + 1}`, { value: i })));
+element("part").append(...Object.keys(model.start().state[0]).sort().reverse().map((name) => made("option", name)));
 element("text").addEventListener("input", update);
-for (const id of ["layer", "part"]) element(id).addEventListener("change", showState);
-element("layer").addEventListener("change", () => chosen && showGates(chosen));
-element("copy").addEventListener("click", () => navigator.clipboard.writeText(table("\t")));
-element("save").addEventListener("click", download);
+element("part").addEventListener("change", showState);
+element("layer").addEventListener("change", () => [showState, showGates].forEach((show) => show()));
+element("copy").addEventListener("click", copy);
+element("save").addEventListener("click", save);
 element("generate").addEventListener("click", generate);
-element("stop").addEventListener("click", () => running++);
-window.surprisals = (line) => read(line).map((word) => word.surprisal);
+element("stop").addEventListener("click", () => writing++);
+window.surprisals = async (line) => {
+  const words = await readLine(model, tokenizer, line, () => true);
+  return rowsOf(words).map((row) => row.surprisal);
+};
 update();

@@ -1,5 +1,5 @@
 // One step of each kind of layer: (parameters, input, state) -> {output, state, gates}.
-// Each repeats the Python kind of the same name in jaxlm/models. Vectors are Float32Arrays; a
+// Each repeats the Python kind of its name, in a page (report/live). Vectors are Float32Arrays; a
 // matrix [outputs, inputs] has whole numbers, with a scale for some inputs each.
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -28,7 +28,7 @@ export function product(matrix, x) {
   return y;
 }
 
-// models/lstm.py; gates i, j, f, o.
+// lstm.py; gates i, j, f, o.
 function lstm(params, x, state, config) {
   const size = state.h.length;
   const z = add(product(params.kernel, Float32Array.of(...x, ...state.h)), params.bias);
@@ -41,7 +41,7 @@ function lstm(params, x, state, config) {
   return { output: h, state: { c, h }, gates: { "input i": i, "forget f": f, "output o": o } };
 }
 
-// models/gru.py; gates r, z and the candidate n.
+// gru.py; gates r, z and the candidate n.
 function gru(params, x, { h }) {
   const size = h.length;
   const fromInput = add(product(params.kernel, x), params.bias);
@@ -55,7 +55,7 @@ function gru(params, x, { h }) {
   return { output: next, state: { h: next }, gates: { "reset r": r, "update z": z } };
 }
 
-// models/mingru.py: MinGRU (one gate) and MinLSTM (two gates that are made to sum to one).
+// mingru.py: MinGRU (one gate) and MinLSTM (two gates that are made to sum to one).
 function minimal(params, x, { h }, gates, positive) {
   const size = h.length;
   const z = add(product(params.kernel, x), params.bias);
@@ -81,7 +81,7 @@ function layerNorm(x) {
   return centred.map((value) => value / Math.sqrt(variance + 1e-5));
 }
 
-// models/mogrifier.py; gates i, j, f, o, or j, f, o where the input gate is coupled.
+// mogrifier.py; gates i, j, f, o, or j, f, o where the input gate is coupled.
 function mogrifier(params, x, state, config) {
   const size = state.h.length;
   let { h } = state;
