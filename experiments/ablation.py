@@ -48,7 +48,7 @@ Scores = list[tuple[float, float]]  # of each seed, on validation and test
 def climb(args: argparse.Namespace) -> dict[str, Scores]:
     """Trains every rung with every seed; each keeps the changes of those before it."""
     config = jaxlm.preset("zaremba-small")
-    found = {}
+    scores = {}
     config = config.replace(
         hidden_sizes=(args.width, args.width),
         embedding_size=args.width,
@@ -57,14 +57,14 @@ def climb(args: argparse.Namespace) -> dict[str, Scores]:
     )
     for place, (rung, changes) in enumerate(RUNGS.items()):
         config = config.replace(**changes)
-        found[rung] = []
+        scores[rung] = []
         for seed in range(args.seeds):
-            found[rung].append(
+            scores[rung].append(
                 trained(
                     config.replace(seed=seed), args.corpus, args.run_dir / f"{place}-seed{seed}"
                 )
             )
-    return found
+    return scores
 
 
 def trained(config: jaxlm.Config, corpus: str, run_dir: Path) -> tuple[float, float]:

@@ -103,15 +103,15 @@ def devices(target: str) -> list[Any]:
     """The devices of a target. Raises JaxlmError where its plugin is not installed, or knows no
     such topology.
     """
-    one = TARGETS[target]
+    accelerator = TARGETS[target]
     try:
-        if one.platform == "cuda":
+        if accelerator.platform == "cuda":
             return topologies.get_topology_desc(
-                platform="cuda", target_config=H100, topology=one.topology
+                platform="cuda", target_config=H100, topology=accelerator.topology
             ).devices
-        slices = {"num_slices": one.slices} if one.slices > 1 else {}
+        slices = {"num_slices": accelerator.slices} if accelerator.slices > 1 else {}
         return topologies.get_topology_desc(
-            platform="tpu", topology_name=one.topology, **slices
+            platform="tpu", topology_name=accelerator.topology, **slices
         ).devices
     except (RuntimeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
         raise JaxlmError(
@@ -365,7 +365,7 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
     """
     preset, fields = PROGRAMS[name]
     config = jaxlm.preset(preset).replace(**fields)
-    one = TARGETS[target]
+    accelerator = TARGETS[target]
     lowered = training(config, target, rows, words)
     start = time.perf_counter()
     program = compiled(lowered, target)
@@ -374,11 +374,11 @@ def row_of(name: str, target: str, rows: int = 1, words: int = 1) -> dict[str, A
     text = program.as_text()
     launches = per_window(text, launched)
     operations, moved = work(config, rows, words)
-    rate = one.float32 if config.model.compute_dtype == "float32" else one.bfloat16
+    rate = accelerator.float32 if config.model.compute_dtype == "float32" else accelerator.bfloat16
     least = {
         "operations": operations / rate,
-        "bytes": moved / one.bandwidth,
-        "launches": launches * LAUNCH[one.platform],
+        "bytes": moved / accelerator.bandwidth,
+        "launches": launches * LAUNCH[accelerator.platform],
     }
     by = max(least, key=lambda part: least[part])
     return {

@@ -138,10 +138,10 @@ def run(
         keep: where the run directory stays (None: it is removed).
     """
     logs.mkdir(exist_ok=True)
-    code = commit()  # (what it is as the run begins)
+    code = commit()  # before hours in which the checkout may change
+    valid = f"valid_{rung.measure}"
     with tempfile.TemporaryDirectory() as folder:
         place = keep or Path(folder) / "run"
-        valid = f"valid_{rung.measure}"
         environment = {
             **os.environ,
             "PYTHONPATH": str(HERE.parent),
@@ -152,30 +152,44 @@ def run(
         reached = None
         epoch = None
         seconds = 0.0
-        with closing(
-            watched([*command(preset, seed), "--run-dir", str(place)], environment, 0.05)
-        ) as clock:
+        arguments = [*command(preset, seed), "--run-dir", str(place)]
+        with closing(watched(arguments, environment, 0.05)) as clock:
             for seconds in clock:
-                size, before = metrics.stat().st_size if metrics.exists() else 0, size
-                epochs = _rows(metrics, "epoch") if reached is None and size != before else []
-                found = [row["epoch"] for row in epochs if row[valid] <= rung.target]
-                if found:
-                    reached = seconds
-                    epoch = found[0]
-        epochs, (test, *_) = (
-            _rows(metrics, kind) for kind in ("epoch", "test")
-        )  # (last, then best)
-        cached, cached_seconds = (
-            evaluated(place, cache, rung.measure, environment) if cache else (None, 0.0)
-        )
-        today = date.today().isoformat()
-        log = logs / f"{date.today()}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
-        log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
-        return Record(
-            *(today, code, machine(), preset, rung.target, seed, reached, epoch),
-            *(tensorflow_seconds(tensorflow), epochs[-1][valid], test[f"test_{rung.measure}"]),
-            *(seconds + cached_seconds, cached, log.name),
-        )
+                size_before = size
+                if metrics.exists():
+                    size = metrics.stat().st_size
+                if reached is not None or size == size_before:
+                    continue
+                for row in _rows(metrics, "epoch"):
+                    if row[valid] <= rung.target:
+                        reached = seconds
+                        epoch = row["epoch"]
+                        break
+        epochs = _rows(metrics, "epoch")
+        test = _rows(metrics, "test")[0]  # of the last parameters; the best ones' comes after it
+        cached = None
+        cached_seconds = 0.0
+        if cache:
+            cached, cached_seconds = evaluated(place, cache, rung.measure, environment)
+    today = date.today().isoformat()
+    log = logs / f"{today}-{preset}-seed{seed}-{time.time():.0f}.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in (*epochs, test)))
+    return Record(
+        date=today,
+        commit=code,
+        machine=machine(),
+        preset=preset,
+        target=rung.target,
+        seed=seed,
+        seconds=reached,
+        epoch=epoch,
+        tensorflow_seconds=tensorflow_seconds(tensorflow),
+        valid=epochs[-1][valid],
+        test=test[f"test_{rung.measure}"],
+        seconds_in_all=seconds + cached_seconds,
+        cached_test=cached,
+        log=log.name,
+    )
 
 
 def commit() -> str:
@@ -188,13 +202,14 @@ def commit() -> str:
 
 def machine() -> str:
     """The processor's name, and how many cores may be used."""
-    found = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        if sys.platform == "linux"
-        else None
-    )
-    cores = len(os.sched_getaffinity(0)) if found else os.cpu_count()
-    return f"{found[1] if found else platform.machine()}, {cores} cores"
+    name = platform.machine()
+    cores = os.cpu_count()
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if model:
+            name = model[1]
+    return f"{name}, {cores} cores"
 
 
 def evaluated(
@@ -225,19 +240,20 @@ def evaluated(
     done = subprocess.run(
         [sys.executable, "-m", "jaxlm", *words], env=environment, capture_output=True, text=True
     )
+    seconds = time.perf_counter() - began
     if done.returncode:
         print(f"error: {shlex.join(words)}: {done.stderr.strip()}", file=sys.stderr, flush=True)
-    return None if done.returncode else json.loads(done.stdout)[
-        measure
-    ], time.perf_counter() - began
+        return None, seconds
+    return json.loads(done.stdout)[measure], seconds
 
 
 def _rows(path: Path, kind: str) -> list[dict]:
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    """The whole lines of one kind in a file of metrics, which may grow or be missing."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
     return [
-        row
-        for line in lines
-        if line.endswith("\n") and f'"kind":"{kind}"' in line and (row := json.loads(line))
+        json.loads(line) for line in lines if line.endswith("\n") and f'"kind":"{kind}"' in line
     ]
 
 
@@ -278,42 +294,50 @@ def table(records: Sequence[Record]) -> str:
         "|" + "---|" * 9,
     ]
     for preset in dict.fromkeys(record.preset for record in records):
-        some = [record for record in records if record.preset == preset]
-        words = RUNGS[preset].measure == "perplexity"
+        lines.append(_row([record for record in records if record.preset == preset]))
+    seconds = [record.tensorflow_seconds for record in records if record.tensorflow_seconds]
+    note = "TensorFlow is not installed: its time is not measured."
+    if seconds:
+        note = (
+            f"TensorFlow 1's graph mode takes {mean_and_deviation(seconds)[0]:,.0f} s for the "
+            f"{TENSORFLOW_STEPS:,} steps of `small` to a test perplexity of {TENSORFLOW_TEST}."
+        )
+    return "\n".join([*lines, "", note])
 
-        def over(name: str, some: list[Record] = some, words: bool = words) -> str:
-            """Of the seeds that have it."""
-            values = [value for one in some if (value := getattr(one, name)) is not None]
-            missed = f", {len(some) - len(values)} missed" * (
-                name == "seconds" and len(values) < len(some)
-            )
-            shown = "{:,.2f}" if words or name.startswith("seconds") else "{:,.3f}"  # (bits)
-            return spread(*mean_and_deviation(values), shown.format) + missed
 
-        times = [(one.tensorflow_seconds, one.seconds) for one in some if words]
-        shares = [unit / seconds for unit, seconds in times if unit and seconds]
-        share = mean_and_deviation(shares)[0]
-        epochs = ", ".join("never" if one.epoch is None else str(one.epoch) for one in some)
-        cells = [
-            f"`{preset}`",
-            f"{some[0].target:g}",
-            over("seconds"),
-            epochs,
-            f"1/{share:.1f}" if shares else "",
-        ]
-        lines.append(f"| {' | '.join([*cells, *map(over, MEASURED)])} |")
-    unit, _ = mean_and_deviation(
-        [one.tensorflow_seconds for one in records if one.tensorflow_seconds]
-    )
-    lines += [
-        "",
-        f"TensorFlow 1's graph mode takes {unit:,.0f} s for the {TENSORFLOW_STEPS:,} steps of "
-        "`small` to a test "
-        f"perplexity of {TENSORFLOW_TEST}."
-        if unit == unit
-        else "TensorFlow is not installed: its time is not measured.",
+def _row(of_rung: list[Record]) -> str:
+    """The line of one rung, over the seeds that have each number."""
+    preset = of_rung[0].preset
+    in_words = RUNGS[preset].measure == "perplexity"
+
+    def over_seeds(name: str) -> str:
+        values = [getattr(record, name) for record in of_rung]
+        measured = [value for value in values if value is not None]
+        shown = "{:,.3f}"
+        if in_words or name.startswith("seconds"):
+            shown = "{:,.2f}"
+        text = spread(*mean_and_deviation(measured), shown.format)
+        if name == "seconds" and len(measured) < len(values):
+            text += f", {len(values) - len(measured)} missed"
+        return text
+
+    shares = []
+    for record in of_rung:
+        if in_words and record.tensorflow_seconds and record.seconds:
+            shares.append(record.tensorflow_seconds / record.seconds)
+    share = ""
+    if shares:
+        share = f"1/{mean_and_deviation(shares)[0]:.1f}"
+    epochs = [str(record.epoch or "never") for record in of_rung]
+    cells = [
+        f"`{preset}`",
+        f"{of_rung[0].target:g}",
+        over_seeds("seconds"),
+        ", ".join(epochs),
+        share,
+        *map(over_seeds, MEASURED),
     ]
-    return "\n".join(lines)
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
