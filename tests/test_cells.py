@@ -73,7 +73,10 @@ def test_xlstm_s_layers_are_the_authors(name):
     assert_recorded(case, y, state, grads)
 
 
-@pytest.mark.parametrize("attention", [op.linear_attention, op.linear_attention_reference])
+@pytest.mark.parametrize(
+    "attention",  # by default the fast one, which is held to the plain one below
+    [op.linear_attention, pytest.param(op.linear_attention_reference, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", ["gated-delta-rule", "gated-linear-attention"])
 def test_the_rules_of_matrix_valued_states_are_the_authors(attention, name, monkeypatch):
     """Gated DeltaNet's, and HGRN2's with a decay for each key unit."""
@@ -235,7 +238,16 @@ def test_chunks_are_as_exact_as_steps(units, delta):
     np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("kind", ["slstm", "mlstm", "gated-deltanet", "hgrn2", "hawk"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "slstm",
+        "mlstm",
+        "gated-deltanet",
+        # A window of these is its steps in tests/test_linear_cells.py too.
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("hgrn2", "hawk")),
+    ],
+)
 def test_a_window_is_its_steps(kind):
     """Chunks and single steps, as training and generation run them."""
     T = 301

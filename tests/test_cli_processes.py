@@ -204,8 +204,10 @@ def test_ctrl_c_before_there_is_a_run(finished):
     "module",
     [
         "argparse",
-        "jaxlm.scoring.language_model",
-        *(pytest.param(module, marks=pytest.mark.slow) for module in ("jaxlm.cli", "jax", "numpy")),
+        *(
+            pytest.param(module, marks=pytest.mark.slow)
+            for module in ("jaxlm.scoring.language_model", "jaxlm.cli", "jax", "numpy")
+        ),
     ],
 )
 def test_ctrl_c_within_an_import(finished, module):
@@ -232,7 +234,9 @@ def test_too_few_open_files_end_in_a_sentence(finished, most):
     )
 
 
-@pytest.mark.parametrize("most", [100, pytest.param(900, marks=pytest.mark.slow), 1300])  # MiB
+@pytest.mark.parametrize(
+    "most", [100, *(pytest.param(most, marks=pytest.mark.slow) for most in (900, 1300))]
+)  # MiB
 def test_too_little_memory_ends_in_a_sentence(finished, most):
     code, out, err = jaxlm("predict", finished, "the", before=f"ulimit -v {most << 10};")
     assert (

@@ -25,7 +25,7 @@ from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step
 from jaxlm.training.gradient import minimised
 
-TOKENS = jax.random.randint(jax.random.key(3), (B, T + 1), 0, V)
+TOKENS = jnp.asarray(np.random.default_rng(3).integers(0, V, (B, T + 1)), jnp.int32)
 X = TOKENS[:, :-1]
 Y = TOKENS[:, 1:]
 LENGTHS = jnp.array([5, 1, 3, 4])

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("room_for_programs")
 IDS = np.random.default_rng(0).integers(0, V, 200).astype(np.int32)
 ROWS = 97
 SLOTS = 8  # of `text`, and windows of a call: the runs by `jaxlm.train` share the compiled programs
-TOKENS = jnp.zeros((ROWS, B), jnp.int32).at[: len(IDS) // B].set(IDS.reshape(B, -1).T)
+TOKENS = jnp.asarray(np.pad(IDS.reshape(B, -1).T, ((0, ROWS - len(IDS) // B), (0, 0))))
 
 
 # One program: op by op, every op of every model would be compiled by itself.

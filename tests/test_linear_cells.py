@@ -175,7 +175,7 @@ def test_hawk_is_the_paper_s_equations():
     step_by_step("hawk", step)
 
 
-@pytest.mark.parametrize("bound", [0.0, 0.4])
+@pytest.mark.parametrize("bound", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_hgrn2_is_the_paper_s_equations(bound):
     """arXiv:2404.07904, section 3.2: the state's rows decay by the forget gate,
     and 1 minus the gate writes them.

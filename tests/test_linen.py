@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxlm.linen import LSTM
 
-X = jax.random.normal(jax.random.key(0), (3, 7, 5))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 5)), jnp.float32)
 
 
 def apply(module: nn.Module, params: Any, x: jax.Array, **options: Any) -> Any:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from page_parts import model_view, run_record
+from recipes import drawn_params
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
@@ -53,7 +54,7 @@ def random_model(vocab: Vocab = WORDS, **fields: Any) -> jaxlm.LanguageModel:
     """A model of random parameters, large enough that its probabilities differ."""
     sizes = {"embedding_size": 6, "hidden_sizes": (6, 6), "init_scale": 0.7}
     config = jaxlm.Config().replace(vocab_size=len(vocab), **{**sizes, **fields})
-    params = jax.jit(jaxlm.init_params)(config.model, jax.random.key(0))
+    params = drawn_params(config.model)
     corpus = {"name": "a <text>", "sha256": "0"}
     return jaxlm.LanguageModel(params, config, vocab, corpus)
 

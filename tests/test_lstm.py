@@ -45,6 +45,7 @@ def values_and_gradients(op, x, kernel, bias, state, forget_bias):
 
 fast = jax.jit(functools.partial(values_and_gradients, lstm))
 plain = jax.jit(functools.partial(values_and_gradients, lstm_reference))
+compiled = jax.jit(lstm, static_argnames="keep")  # by itself each of its ops would be compiled
 
 
 def assert_close(a, b, tolerance):
@@ -53,7 +54,7 @@ def assert_close(a, b, tolerance):
     )
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
     T=st.integers(1, 6),
     B=st.integers(1, 4),
@@ -71,7 +72,7 @@ def test_equals_the_reference(T, B, E, H, wide, forget_bias, seed):
 
 
 def test_equals_the_reference_where_the_gates_do_not_read_all_of_h():
-    kept = jax.random.bernoulli(jax.random.key(0), 0.6, (4, 5))
+    kept = np.random.default_rng(0).random((4, 5)) < 0.6
     dropped = [
         jax.jit(functools.partial(values_and_gradients, functools.partial(op, kept=kept, keep=0.6)))
         for op in (lstm, lstm_reference)
@@ -103,41 +104,38 @@ def test_equals_the_reference_at_any_length_and_width(T, H):
 
 def test_vmap_equals_a_loop():
     members = [draw(4, 3, 5, 2, jnp.float32, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    together = jax.vmap(fast)(*stacked, jnp.arange(3.0))
-    alone = [fast(*member, jnp.float32(i)) for i, member in enumerate(members)]
-    assert_close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone), 2e-5)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *members)
+    together = jax.vmap(fast)(*stacked, np.arange(3, dtype=np.float32))
+    alone = [fast(*member, np.float32(i)) for i, member in enumerate(members)]
+    assert_close(together, jax.tree.map(lambda *leaves: np.stack(leaves), *alone), 2e-5)
 
 
 def test_two_halves_with_the_carry_equal_the_whole():
     x, kernel, bias, state = draw(7, 2, 3, 4, jnp.float32)
-    whole, final = lstm(x, kernel, bias, state)
-    first, carry = lstm(x[:3], kernel, bias, state)
-    second, carry = lstm(x[3:], kernel, bias, carry)
-    assert_close((whole, final), (jnp.concatenate([first, second]), carry), 1e-6)
+    x = np.asarray(x)
+    whole, final = compiled(x, kernel, bias, state)
+    first, carry = compiled(x[:3], kernel, bias, state)
+    second, carry = compiled(x[3:], kernel, bias, carry)
+    assert_close((whole, final), (np.concatenate([first, second]), carry), 1e-6)
 
 
 @pytest.mark.parametrize("dropped", [False, True])
 def test_one_step_at_a_time_is_all_steps_at_once(dropped):
     x, kernel, bias, state = draw(5, 2, 3, 4, jnp.float32)
-    masks = (
-        {"kept": jax.random.bernoulli(jax.random.key(1), 0.6, (2, 4)), "keep": 0.6}
-        if dropped
-        else {}
-    )
-    whole, final = lstm(x, kernel, bias, state, 1.0, **masks)
+    masks = {"kept": np.random.default_rng(1).random((2, 4)) < 0.6, "keep": 0.6} if dropped else {}
+    whole, final = compiled(x, kernel, bias, state, 1.0, **masks)
     found = []
     carry = state
-    for step in x:
-        h, carry = lstm(step[None], kernel, bias, carry, 1.0, **masks)
+    for step in np.asarray(x):
+        h, carry = compiled(step[None], kernel, bias, carry, 1.0, **masks)
         found.append(h)
-    assert_close((whole, final), (jnp.concatenate(found), carry), 1e-6)
+    assert_close((whole, final), (np.concatenate(found), carry), 1e-6)
 
 
 def test_no_output_depends_on_a_later_input():
     x, kernel, bias, state = draw(6, 2, 3, 4, jnp.float32)
-    before = lstm(x, kernel, bias, state)[0]
-    after = lstm(x.at[4].add(1.0), kernel, bias, state)[0]
+    later = np.asarray(x) + np.eye(6, dtype=np.float32)[4, :, None, None]
+    before, after = (np.asarray(compiled(given, kernel, bias, state)[0]) for given in (x, later))
     np.testing.assert_array_equal(before[:4], after[:4])
     assert (before[4:] != after[4:]).all()
 
@@ -145,11 +143,12 @@ def test_no_output_depends_on_a_later_input():
 def test_one_step_by_hand():
     """The cell written in NumPy from the definition, gate by gate: i, j, f, o."""
     x, kernel, bias, state = draw(1, 2, 3, 4, jnp.float32)
+    x, kernel, bias, state = jax.device_get((x, kernel, bias, state))
     z = np.concatenate([x[0], state.h], 1) @ kernel + bias
     i, j, f, o = np.split(np.asarray(z, np.float64), 4, 1)
     sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
     c = state.c * sigmoid(f + 1.0) + sigmoid(i) * np.tanh(j)
-    h, final = lstm(x, kernel, bias, state, 1.0)
+    h, final = jax.device_get(compiled(x, kernel, bias, state, 1.0))
     np.testing.assert_allclose(final.c, c, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(h[0], np.tanh(c) * sigmoid(o), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(h[0], final.h)
@@ -159,18 +158,18 @@ def test_one_step_by_hand():
     ("change", "message"),
     [
         (
-            dict(kernel=jnp.zeros((6, 16))),
+            dict(kernel=np.zeros((6, 16))),
             r"kernel should be floating-point numbers of the shape \(7, 16\).*\(6, 16\)",
         ),
         (
-            dict(bias=jnp.zeros(15)),
+            dict(bias=np.zeros(15)),
             r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)",
         ),
         (
-            dict(state=LSTMState(jnp.zeros((3, 4)), jnp.zeros((3, 4)))),
+            dict(state=LSTMState(np.zeros((3, 4)), np.zeros((3, 4)))),
             r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)",
         ),
-        (dict(x=jnp.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
+        (dict(x=np.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),
     ],
 )
 @pytest.mark.parametrize("op", [lstm, lstm_reference])

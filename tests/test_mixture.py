@@ -46,7 +46,7 @@ def values_and_gradients(op, *arguments, **options):
         (1, 1, 1, 1, False, None, 2**20),
         (9, 1, 5, 7, True, 1e-8, 64),
         (5, 4, 1, 6, True, 0.1, 1),
-        (8, 2, 3, 1, False, 1e-8, 64),
+        pytest.param(8, 2, 3, 1, False, 1e-8, 64, marks=pytest.mark.slow),
         (7, 3, 4, 5, True, None, 64),
         (6, 4, 5, 7, False, 0.1, 2**20),
     ],
@@ -93,8 +93,8 @@ def test_equals_the_reference(N, K, D, V, wide, epsilon, chunk_bytes):
 def test_one_expert_is_a_softmax():
     latents, choice, kernel, bias, targets, _ = draw(6, 1, 3, 5, jnp.float32)
     np.testing.assert_allclose(
-        token_nats(latents, choice, kernel, bias, targets),
-        softmax.token_nats(latents[:, 0], kernel, bias, targets),
+        jax.jit(token_nats)(latents, choice, kernel, bias, targets),
+        jax.jit(softmax.token_nats)(np.asarray(latents)[:, 0], kernel, bias, targets),
         rtol=1e-5,
     )
 
@@ -128,12 +128,12 @@ import jax, jax.numpy as jnp, numpy as np
 from test_mixture import draw, summed_nats
 from jaxlm.distributed.mesh import MODEL, make_mesh
 arguments = draw(7, 3, 4, 6, jnp.float32)
-gradients = jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3))
+gradients = jax.jit(jax.value_and_grad(summed_nats, argnums=(0, 1, 2, 3)))
 where = (jax.P(), jax.P(), jax.P(None, MODEL), jax.P(MODEL), jax.P(), jax.P())
 mesh = make_mesh(1, 1, 2)[0]
 spread = [jax.device_put(a, jax.NamedSharding(mesh, spec)) for a, spec in zip(arguments, where)]
 close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-jax.tree.map(close, jax.jit(gradients)(*spread), gradients(*arguments))
+jax.tree.map(close, gradients(*spread), gradients(*arguments))
 """,
     )
 
@@ -167,12 +167,12 @@ def test_no_array_of_all_logits_exists():
     ("change", "message"),
     [
         (
-            dict(kernel=jnp.zeros((3, 5))),
+            dict(kernel=np.zeros((3, 5))),
             r"kernel should be floating-point numbers of the shape \(4, 5\)",
         ),
-        (dict(targets=jnp.zeros(3)), "targets should be integers .* it is float32"),
+        (dict(targets=np.zeros(3, np.float32)), "targets should be integers .* it is float32"),
         (
-            dict(weights=jnp.zeros(2)),
+            dict(weights=np.zeros(2)),
             r"weights should be floating-point numbers of the shape \(3,\)",
         ),
     ],

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxlm.nnx import LSTM
 
-X = jax.random.normal(jax.random.key(0), (3, 7, 5))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 7, 5)), jnp.float32)
 
 
 def close(a, b):

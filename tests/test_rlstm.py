@@ -78,7 +78,7 @@ def test_a_layer_follows_the_equations(rounds):
             np.testing.assert_allclose(state.c, last, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("keep_last_output", [None, 0.7])
+@pytest.mark.parametrize("keep_last_output", [pytest.param(None, marks=pytest.mark.slow), 0.7])
 def test_each_of_three_layers_reads_the_sum_of_dropped_outputs_before_it(keep_last_output):
     """As the thesis writes it (section "Architecture"), in float64; dropout before the sum."""
     fields = {"hidden_sizes": (E, E, E), "rounds": 2, "running_sum": True, "embedding_size": E}
@@ -117,7 +117,7 @@ def test_a_sum_that_cannot_be_is_refused(fields, message):
         BASE.replace(**{"hidden_sizes": (E, E), "running_sum": True, **fields})
 
 
-@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize("rounds", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_the_fast_twin_has_the_gradients_of_the_plain_one(rounds):
     model = jaxlm.RLSTM(rounds=rounds, init_scale=0.5)
     params = init_layer(model, jax.random.key(1), E, H)
