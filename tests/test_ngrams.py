@@ -291,8 +291,12 @@ def test_an_arpa_file_goes_out_and_in(folder, tmp_path):
     np.testing.assert_allclose(again.surprisal(line).surprisal, expected, rtol=1e-4)
 
 
-def test_a_weight_by_expectation_maximisation_is_the_likeliest():
-    nats = np.random.default_rng(0).exponential(3, (2, 400))
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_weight_by_expectation_maximisation_is_the_likeliest(alike):
+    rng = np.random.default_rng(0)
+    nats = rng.exponential(3, (2, 400))
+    if alike:
+        nats[1] = nats[0] + rng.normal(0.02, 0.1, 400)
     p = np.exp(-nats)
     best = likeliest_weight(nats[0], nats[1])
     weights = np.linspace(0, 1, 101)

@@ -22,7 +22,8 @@ from jaxlm.ngrams import folder
 from jaxlm.scoring.ngram_network import NgramNetwork
 from jaxlm.scoring.token_scores import Network
 
-_ROUNDS = 100  # of expectation maximisation
+_MOST_ROUNDS = 10_000  # of expectation maximisation, slow for models that are alike
+_SMALLEST_STEP = 1e-7  # of the weight
 
 
 class MixedFeatures(NamedTuple):
@@ -163,6 +164,9 @@ def likeliest_weight(network_nats: np.ndarray, ngram_nats: np.ndarray) -> float:
     """
     odds = np.exp(network_nats.astype(float) - ngram_nats)  # of the n-gram model
     weight = 0.5
-    for _ in range(_ROUNDS):
+    for _ in range(_MOST_ROUNDS):
+        before = weight
         weight = float(np.mean(weight * odds / (weight * odds + 1 - weight)))
+        if abs(weight - before) < _SMALLEST_STEP:
+            break
     return weight
