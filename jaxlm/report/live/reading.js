@@ -10,7 +10,7 @@ let due = 0;
 export async function pause() {
   if (performance.now() < due) return;
   await new Promise((resolve) => setTimeout(resolve));
-  due = performance.now() + 50;
+  due = performance.now() + 100;
 }
 
 // The most probable tokens: [{id, p}], the likeliest first.
@@ -21,18 +21,20 @@ export function likeliest(logProbs, count) {
 
 // P(B) of jaxlm/scoring/sentences.py: that the next token begins a word or ends the line.
 function boundary(logProbs, tokenizer) {
-  return [...tokenizer.begins].reduce((sum, id) => sum + Math.exp(logProbs[id]), 0);
+  return tokenizer.config.begins.reduce((sum, id) => sum + Math.exp(logProbs[id]), 0);
 }
 
 export const total = (items, name) => items.reduce((sum, item) => sum + item[name], 0);
 
 // The numbers of a token in its place, in bits.
 function scored(logProbs, id) {
-  return {
-    surprisal: -logProbs[id] / Math.LN2,
-    entropy: -logProbs.reduce((sum, value) => sum + Math.exp(value) * value, 0) / Math.LN2,
-    rank: 1 + logProbs.reduce((count, value) => count + (value > logProbs[id]), 0),
-  };
+  let entropy = 0;
+  let rank = 1;
+  for (const value of logProbs) {
+    entropy -= Math.exp(value) * value;
+    if (value > logProbs[id]) rank++;
+  }
+  return { surprisal: -logProbs[id] / Math.LN2, entropy: entropy / Math.LN2, rank };
 }
 
 // Words and their parts, with the columns of `jaxlm surprisal`: null where they are no longer wanted.
