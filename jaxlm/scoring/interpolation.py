@@ -113,7 +113,17 @@ class MixedNetwork:
         noise: Noise | None = None,
         length: Array | None = None,
     ) -> tuple[MixedFeatures, Any]:
-        """As `Network.features`, for both."""
+        """Runs both over some tokens.
+
+        Args:
+            tokens: Ids, int32 [T, B].
+            carry: As `carry` returns it.
+            noise: What the network drops; None: nothing.
+            length: Steps after which the network's carry is taken; None: all T.
+
+        Returns:
+            The features [T, B, ...], and the carry after the last step.
+        """
         carry, context = carry
         outputs, carry = self.network.features(tokens, carry, noise, length)
         contexts, context = self.ngram.features(tokens, context)
@@ -134,7 +144,16 @@ class MixedNetwork:
         targets: Array,
         noise: Noise | None = None,
     ) -> Array:
-        """As `Network.token_nats`, under the mixture."""
+        """The nats of each target under the mixture.
+
+        Args:
+            features: Before each target [T, B, ...].
+            targets: Ids, int32 [T, B].
+            noise: What the network drops; None: nothing.
+
+        Returns:
+            -log p of each target, float32 [T, B].
+        """
         own = self.network.token_nats(features.outputs, targets, noise)
         return -self._mixed(-own, -self.ngram.token_nats(features.contexts, targets))
 
@@ -144,7 +163,13 @@ class MixedNetwork:
         targets: Array,
         weights: Array,
     ) -> Array:
-        """As `Network.summed_nats`: the network learns from its own loss."""
+        """The weighted sum of the network's own nats, from which it learns.
+
+        Args:
+            features: Before each target [T, B, ...].
+            targets: Ids, int32 [T, B].
+            weights: Of each target [T, B].
+        """
         return self.network.summed_nats(features.outputs, targets, weights)
 
     def _mixed(self, own: Array, counted: Array) -> Array:
