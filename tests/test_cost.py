@@ -19,6 +19,7 @@ from jaxlm.training.step import Window, init_state, train_step
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 WINDOW = Window(TOKENS[:-1], TOKENS[1:])
 started = jax.jit(init_state, static_argnums=2)
+drawn_noise = jax.jit(draw_noise, static_argnums=(2, 3))
 step = jax.jit(
     train_step, compiler_options={"xla_backend_optimization_level": 0}
 )  # as many to compile as recipes
@@ -66,9 +67,7 @@ def test_penalties_are_in_the_gradient_and_not_in_the_reported_cost(cost):
     model = config.model
     state = started(config.recipe, jax.random.key(0), B)
     assert state.key is not None
-    noise = jax.jit(draw_noise, static_argnums=(2, 3))(
-        model, jax.random.fold_in(state.key, 0), T, B
-    )
+    noise = drawn_noise(model, jax.random.fold_in(state.key, 0), T, B)
 
     def plainly(params):
         h, d, _ = stack.last_outputs(
@@ -140,10 +139,13 @@ def test_the_cost_of_dropout_samples_is_that_of_their_mean_probability():
     )
     model = config.model
     state = started(config.recipe, jax.random.key(0), B)
-    carry = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(1), leaf.shape), state.carry)
+    rng = np.random.default_rng(1)
+    carry = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), state.carry
+    )
     state = replace(state, carry=carry)
     assert state.key is not None and carry[0].c.shape == (B * D, model.hidden_sizes[0])
-    noise = draw_noise(model, jax.random.fold_in(state.key, 0), T, B * D)
+    noise = drawn_noise(model, jax.random.fold_in(state.key, 0), T, B * D)
     counted = jnp.arange(T)[:, None] < length
 
     def of_sample(params, d):

@@ -28,7 +28,7 @@ def test_the_gru_is_flax_s_cell():
     cell = nn.GRUCell(H)
     rng = np.random.default_rng(0)
     x, h = (jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in ((T, B, E), (B, H)))
-    params = cell.init(jax.random.key(0), h, x[0])["params"]
+    params = jax.jit(cell.init)(jax.random.key(0), h, np.asarray(x)[0])["params"]
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape).astype(np.float32)),
         params,
@@ -102,7 +102,7 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
         rng.normal(size=shape) for shape in ((T, B, H), (K, H), (H,), (B, K - 1, H))
     )
     arrays = [jnp.asarray(one, jnp.float32) for one in (x, kernel, bias, before)]
-    y, state = short_convolution(*arrays, length=length and jnp.int32(length))
+    y, state = jax.jit(short_convolution)(*arrays, length=length and jnp.int32(length))
     inputs = np.concatenate([np.moveaxis(before, 1, 0), x])
     for row in range(B):
         for unit in range(H):
@@ -115,8 +115,10 @@ def test_the_short_convolution_is_numpy_s_of_each_unit(length):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_gru_returns_outputs_in_its_input_s_dtype(dtype):
     model = GRU()
-    x = jnp.ones((2, 1, 3), dtype)
-    y, h = model.apply_layer(
-        model.init_layer(jax.random.key(0), 3, 2), x, jnp.zeros((1, 2)), LayerNoise(), None
-    )
+
+    def outputs(key, x, h):
+        return model.apply_layer(model.init_layer(key, 3, 2), x, h, LayerNoise(), None)
+
+    shapes = (jax.ShapeDtypeStruct(*one) for one in (((2, 1, 3), dtype), ((1, 2), jnp.float32)))
+    y, h = jax.eval_shape(outputs, jax.random.key(0), *shapes)
     assert y.dtype == dtype and h.dtype == jnp.float32
