@@ -143,7 +143,7 @@ def test_probabilities_sum_to_one():
 
 
 def test_huge_logits_stay_finite():
-    given = (np.float32(array) for array in ([[1.0]], [[1e4, -1e4]], [0, 0]))
+    given = (np.array(values, np.float32) for values in ([[1.0]], [[1e4, -1e4]], [0, 0]))
     nats = jax.jit(token_nats)(*given, np.array([1]))
     assert float(nats[0]) == pytest.approx(2e4)
 

@@ -243,13 +243,13 @@ def test_noise_is_an_input():
         tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN),
     )
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
-    by_hand = np.where(noise.embedding, x * 2, 0)
+    by_hand = np.where(np.asarray(noise.embedding), x * 2, 0)
     for layer, mask, H in zip(params["layers"], noise.outputs, HIDDEN, strict=True):
         one_layer = recipe_of(hidden_sizes=(H,), embedding_size=by_hand.shape[-1]).model
         by_hand, _ = outputs(
             one_layer, {"layers": [layer]}, by_hand, stack.zero_carry(one_layer, B)
         )
-        by_hand = np.where(mask, np.asarray(by_hand) * 2, 0)
+        by_hand = np.where(np.asarray(mask), np.asarray(by_hand) * 2, 0)
     np.testing.assert_allclose(y, by_hand, rtol=1e-6)
 
 
