@@ -25,7 +25,6 @@ from jaxlm.base.errors import Diverged
 from jaxlm.base.units import perplexity
 from jaxlm.config.protocols import Dynamic, Plain
 from jaxlm.models.stack import Carry
-from jaxlm.scoring.interpolation import MixedNetwork
 from jaxlm.scoring.token_scores import (
     MOST_SENTENCES,
     NATS_ALONE,
@@ -114,9 +113,7 @@ class GridReader(Reader):
 
         def read(*settings):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, settings, strict=True)))
-            network = self.reader.network
-            if isinstance(network, MixedNetwork):
-                network = replace(network, weight=protocol.weight)
+            network = self.reader.network.under(protocol)
             reader = replace(self.reader, protocol=protocol, network=network)
             scores, after = reader.read_all(state, tokens, NATS_ALONE)
             return scores.nats, after
