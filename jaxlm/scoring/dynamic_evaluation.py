@@ -37,8 +37,18 @@ from jaxlm.data.windows import batch
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.optimizers.optimizer import Optimizer
+from jaxlm.scoring.interpolation import MixedNetwork
 from jaxlm.scoring.reading import read_and_predicted
-from jaxlm.scoring.token_scores import Detail, Network, Reader, Tokens, TokenScores, own_scores
+from jaxlm.scoring.token_scores import (
+    NATS_ALONE,
+    Detail,
+    Network,
+    Reader,
+    Tokens,
+    TokenScores,
+    nats_alone,
+    own_scores,
+)
 
 # In the copies of the parameters of all sentences that are read side by side.
 MOST_NUMBERS = 1 << 26
@@ -90,7 +100,11 @@ class DynamicReader(Reader):
         network = self.network._replace(params=params)
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (features, carry) = text_gradient(network, column, carry, self.optimizer)
-        scores = own_scores(network, features, column, detail)
+        if isinstance(network, MixedNetwork) and detail == NATS_ALONE and network.begins is None:
+            # The n-gram model finds one probability far sooner than a whole distribution.
+            scores = nats_alone(network.token_nats(features, column.targets))
+        else:
+            scores = own_scores(network, features, column, detail)
         return jax.tree.map(lambda leaf: leaf[:, 0], scores), (
             self._after_step(params, grads),
             carry,
