@@ -131,7 +131,7 @@ def test_a_step_at_a_time_is_the_whole():
         (dict(model="lstm,gru", hidden_sizes=(8,)), "names the kinds of 2 layers: .* is 8; give"),
         (
             dict(model="lstm,lstn"),
-            r"model must be lstm, .* or lamb-mogrifier .* only commas between\); it is 'lstm,lstn'",
+            r"model must be lstm, .* or lamb-mogrifier; it is 'lstm,lstn' .* only commas between\)",
         ),
         (dict(model="lstm,"), "it is 'lstm,'"),
         (dict(model="lstm,gru", heads=2), "heads is a field of the model .* is lstm,gru, whose"),

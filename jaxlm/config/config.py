@@ -459,10 +459,10 @@ def _kind_named(
     if isinstance(name, str):
         with suppress(KeyError):
             return KINDS[slot][name]
-    kinds = either(list(KINDS[slot]))
+    hint = ""
     if KINDS[slot].of_several:
-        kinds += " (for several kinds of layer: names with only commas between)"
-    raise JaxlmError(f"{label} must be {kinds}; it is {shown(name)}")
+        hint = " (for several kinds of layer: names with only commas between)"
+    raise JaxlmError(f"{label} must be {either(list(KINDS[slot]))}; it is {shown(name)}{hint}")
 
 
 def _owners_of_field(name: str) -> tuple[str, list[str]]:
