@@ -178,6 +178,7 @@ def test_a_damaged_arpa_file_is_one_sentence(damaged, tmp_path):
     "changed",
     [
         b"# a toolkit's comment\nof two lines\n" + WHOLE,
+        b"\n  " + WHOLE,
         WHOLE.replace(b"\n", b"\r\n"),
         WHOLE.replace(b"\t", b" "),
         WHOLE.replace(b"ngram 1=", b"\nngram  1=   "),

@@ -24,7 +24,7 @@ MOST_ORDER = 20
 NEVER = -99.0  # the log10 probability that stands for zero
 _LINES_AT_ONCE = 1 << 16
 _LN_10 = math.log(10)
-_HEAD = re.compile(rb"^\\data\\\s", re.MULTILINE)
+_HEAD = re.compile(rb"^[ \t]*\\data\\[ \t\r]*$", re.MULTILINE)
 _MOST_BEFORE = 1 << 16  # bytes of comments before the head
 
 
