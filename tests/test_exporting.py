@@ -3,6 +3,7 @@ what cannot be held is refused.
 """
 
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -23,6 +24,7 @@ from jaxlm.cli import main
 from jaxlm.data.vocab import Vocab
 from jaxlm.interop.exporting import TARGETS, export_model
 from jaxlm.interop.importing import import_model
+from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
 
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
@@ -244,23 +246,36 @@ def test_a_recogniser_takes_lstm_layers_of_one_width(tmp_path, kind):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("target", ["safetensors", "onnx"])
-def test_what_a_target_cannot_express_is_refused(tmp_path, target):
-    if target == "onnx":
-        pytest.importorskip("onnx")
-    for refused, why in (
-        (model("mingru"), "mingru"),
-        (model("mogrifier"), "mogrifier"),
-        (model(skip=True), "skip connections"),
-        (model(scale_embedding=True), "scaled"),
-        (model(experts=2), "2 softmaxes"),
-        (model(running_sum=True), "skip connections"),
-        (model(block="residual"), "lstm in residual blocks"),
-        (model("gru", block="gated"), "gru in gated blocks"),
-    ):
-        with pytest.raises(JaxlmError, match=f"{why}.*stablehlo"):
-            export_model(refused, target, tmp_path / "out")
+BEYOND_TORCH = [
+    (dict(kind="mingru"), "mingru"),
+    (dict(kind="mogrifier"), "mogrifier"),
+    (dict(kind="attention"), "attention"),
+    (dict(kind="gru,attention"), "gru,attention"),
+    (dict(skip=True), "skip connections"),
+    (dict(scale_embedding=True), "scaled"),
+    (dict(experts=2), "2 softmaxes"),
+    (dict(running_sum=True), "skip connections"),
+    (dict(block="residual"), "lstm in residual blocks"),
+    (dict(kind="gru", block="gated"), "gru in gated blocks"),
+]
+
+
+def test_what_onnx_cannot_express_is_refused(tmp_path):
+    for refused, why in BEYOND_TORCH:
+        with pytest.raises(JaxlmError, match=f"{why}.*safetensors, hub or stablehlo"):
+            export_model(model(**refused), "onnx", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_pytorch_has_no_module_for_has_jaxlm_s_names(tmp_path):
+    for place, (beyond, why) in enumerate(BEYOND_TORCH):
+        lm = model(**beyond)
+        (note,) = export_model(lm, "safetensors", tmp_path / str(place))
+        assert re.search(f"{why}.* jaxlm's names", note)
+        arrays = load_file(tmp_path / str(place))
+        assert arrays.keys() == flat(lm.params).keys()
+        for name, values in flat(lm.params).items():
+            np.testing.assert_array_equal(arrays[name], values)
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "arpa"])

@@ -101,9 +101,10 @@ def test_every_kind_of_tokens_has_jaxlm_s_log_probabilities(kind, tmp_path):
     np.testing.assert_allclose(model(ids).logits[0].log_softmax(-1).numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["mogrifier", "griffin"])
 @torch.no_grad()
-def test_a_text_in_two_parts_is_the_text(folders):
-    model, tokenizer = loaded(folders("mogrifier"))
+def test_a_text_in_two_parts_is_the_text(folders, case):
+    model, tokenizer = loaded(folders(case))
     ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     first = model(ids[:, :3])
     second = model(ids[:, 3:], state=first.state)
@@ -140,7 +141,7 @@ def test_outputs_have_the_hidden_states_and_a_loss_of_as_many_items_as_a_trainer
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("case", ["lstm", "gru-tied"])
+@pytest.mark.parametrize("case", ["lstm", "gru-tied", "griffin"])
 def test_generation_carries_the_state(folders, case, beams):
     model, tokenizer = loaded(folders(case))
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True, padding_side="left")

@@ -637,6 +637,11 @@ def test_an_adapted_model_appears_whole_or_not_at_all(run, text, tmp_path, capsy
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_states_of_a_mixed_stack_have_their_own_layer_s_kind():
+    names = {"gru.0.h", "attention.1.keys", "attention.1.values", "attention.1.held"}
+    assert {*small_lm("gru,attention").states(["the"])} == names
+
+
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
     lm = small_lm()
     corpus = unread_corpus("x", "0" * 64, small_lm().vocab)

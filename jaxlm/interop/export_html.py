@@ -52,7 +52,8 @@ def to_html(model: LanguageModel) -> tuple[bytes, list[str]]:
     kinds = [kind.kind_name for kind in KINDS]
     if network.title not in kinds:
         raise JaxlmError(
-            f"a page runs models of the kinds {', '.join(kinds)}, and this model is {network.title}"
+            f"a page runs models of the kinds {', '.join(kinds)}, and this model is "
+            f"{network.title}: export it --to hub or stablehlo"
         )
     smallest, numbers = _page(model, LEAST_BITS)
     room = BASE64_BITS * (MOST_BYTES - len(smallest)) // max(1, numbers)

@@ -8,7 +8,7 @@ tokenizer_config.json, vocab.json, vocab.txt, README.md (from card.md) and SHA25
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from jaxlm.interop.hub_files import (
 )
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.recurrent import Recurrent
+from jaxlm.models.stack import zero_carry
 from jaxlm.report.curve import by_kind
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import load
@@ -44,7 +45,7 @@ from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
 
-CELLS = ("lstm", "gru", "mingru", "mogrifier")  # that modeling_jaxlm.py has
+CELLS = ("lstm", "gru", "mingru", "mogrifier", "hawk", "attention")  # of modeling_jaxlm.py
 NEWLINES = ("\n", "\u010a", "<0x0A>")  # its names in a tokenizer.json
 
 
@@ -66,7 +67,7 @@ def export_hub(
         JaxlmError: modeling_jaxlm.py has no such layer, or other programs no such tokenizer.
         OSError: The folder cannot be written.
     """
-    _cell_of(model.config.model)  # raises before a folder is made
+    _cells_of(model.config.model)  # raises before a folder is made
     _check_newline(model.vocab)
     with new_folder(out) as folder:
         if run is None:
@@ -118,15 +119,14 @@ def _fill(
         "num_hidden_layers": len(config.hidden_sizes),
         "tie_word_embeddings": False,  # also where jaxlm ties them: the file has one matrix
         **{f"{name}_id": place for name, place in special_tokens(model.vocab).items()},
-        "cell": _cell_of(config),
+        "cells": _cells_of(config),
         "shapes": jax.tree.map(lambda leaf: list(leaf.shape), to_state_dict(params)),
         "jaxlm": json.loads(model.config.to_json()),
     }
-    weights = {name: np.asarray(leaf, np.float32, order="C") for name, leaf in flat(params).items()}
     contents = {
         CONFIG: as_json(description),
         CODE: files("jaxlm.interop").joinpath(CODE).read_bytes(),
-        WEIGHTS: safetensors.numpy.save(weights, {"format": "pt"}),
+        WEIGHTS: as_safetensors(flat(params)),
         **tokenizer_files(model),
         "README.md": _card(model, metrics),
     }
@@ -134,6 +134,17 @@ def _fill(
     contents[SUMS] = "".join(sums).encode()
     for name, data in contents.items():
         folder.write(name, data)
+
+
+def as_safetensors(arrays: Mapping[str, Any]) -> bytes:
+    """A .safetensors file of arrays by name, in float32."""
+    tensors = {name: as_array(values) for name, values in arrays.items()}
+    return safetensors.numpy.save(tensors, {"format": "pt"})
+
+
+def as_array(values: object) -> np.ndarray:
+    """Values as float32 in C order."""
+    return np.asarray(values, np.float32, order="C")
 
 
 def _card(model: LanguageModel, metrics: Sequence[dict[str, Any]]) -> bytes:
@@ -163,20 +174,32 @@ def _revision(words: int) -> str:
     return f"chck_{words}"
 
 
-def _cell_of(model: Recurrent) -> dict[str, Any]:
-    """What modeling_jaxlm.py has to know of a kind beside its fields.
+def _cells_of(model: Recurrent) -> list[dict[str, Any]]:
+    """What modeling_jaxlm.py has to know of each layer beside the model's fields.
+
+    `state` has the shapes, without the batch, of its output and the arrays of its carry.
 
     Raises:
         JaxlmError: It has no such kind.
     """
-    kind = model.kind_name.removeprefix("lamb-")
-    if kind not in CELLS:
-        raise JaxlmError(
-            f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: "
-            "export it --to stablehlo"
+    cells = []
+    carry = jax.eval_shape(lambda: zero_carry(model, 1))
+    for layer, width, state in zip(model.layers, model.hidden_sizes, carry, strict=True):
+        kind = layer.kind_name.removeprefix("lamb-")
+        if kind not in CELLS:
+            raise JaxlmError(
+                f"the model has layers of the kind {kind}, not {', '.join(CELLS)}: "
+                "export it --to stablehlo"
+            )
+        scale = layer.update_scale(None) if isinstance(layer, Mogrifier) else None
+        cells.append(
+            {
+                "kind": kind,
+                "update_scale": 1.0 if scale is None else float(scale),
+                "state": [(width,), *(leaf.shape[1:] for leaf in jax.tree.leaves(state))],
+            }
         )
-    scale = model.update_scale(None) if isinstance(model, Mogrifier) else None
-    return {"kind": kind, "update_scale": 1.0 if scale is None else float(scale)}
+    return cells
 
 
 def _results(metrics: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

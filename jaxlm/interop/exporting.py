@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from jax import export
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.files import explained, new_folder, vacant
 from jaxlm.base.packaged import resolved
 from jaxlm.interop.export_html import to_html
-from jaxlm.interop.export_hub import export_hub
+from jaxlm.interop.export_hub import as_array, as_safetensors, export_hub
 from jaxlm.interop.foreign import LSTM_GATES, reordered
 from jaxlm.models import heads, stack
 from jaxlm.models.gru import GRU
@@ -34,6 +33,7 @@ from jaxlm.ngrams import arpa
 from jaxlm.ngrams.folder import is_ngram_folder
 from jaxlm.runs import checkpoint
 from jaxlm.runs.loading import model_of
+from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel, NgramModel
 
 StateDict = dict[str, np.ndarray]
@@ -46,10 +46,13 @@ MOST_ONNX = (1 << 31) - (1 << 24)  # bytes of a protocol buffer, with room for a
 def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
     """The state_dict of a model as a .safetensors file, and notes.
 
-    Raises:
-        JaxlmError: The model is more than LSTM or GRU layers and one softmax.
+    Arrays of a model that is more than LSTM or GRU layers and one softmax have jaxlm's names.
     """
     config = model.config.model
+    problem = _beyond_torch(config)
+    if problem:
+        note = f"the model has {problem}, which no module of PyTorch's has: its arrays have "
+        return as_safetensors(flat(model.params)), [f"{note}jaxlm's names and layouts"]
     layers = torch_layers(config, model.params)
     notes = []
     place = "rnn.{part}_l{layer}"
@@ -63,17 +66,17 @@ def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
         notes.append(f"the forget bias {float(config.forget_bias):g} was added to the biases")
     softmax = model.params["softmax"]
     tensors = {
-        "encoder.weight": as_array(model.params["embedding"]),
-        "decoder.bias": as_array(softmax["bias"]),
+        "encoder.weight": model.params["embedding"],
+        "decoder.bias": softmax["bias"],
     }
     if config.tied:
         tensors["decoder.weight"] = tensors["encoder.weight"]
     else:
-        tensors["decoder.weight"] = as_array(softmax["kernel"].T)
+        tensors["decoder.weight"] = softmax["kernel"].T
     for index, layer in enumerate(layers):
         for part, value in layer.items():
             tensors[place.format(part=part, layer=index)] = value
-    return safetensors.numpy.save(tensors, {"format": "pt"}), notes
+    return as_safetensors(tensors), notes
 
 
 def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
@@ -91,6 +94,21 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         JaxlmError: The model is more than an embedding, LSTM or GRU layers one after the other and
             a softmax.
     """
+    problem = _beyond_torch(model)
+    if problem:
+        raise JaxlmError(
+            f"the model has {problem}, and this format has a place for LSTM or GRU layers and one "
+            "softmax only: export it --to safetensors, hub or stablehlo"
+        )
+    layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
+    return [{part: as_array(value) for part, value in layer.items()} for layer in layers]
+
+
+def _beyond_torch(model: Recurrent) -> str | None:
+    """What a model has beside an embedding, LSTM or GRU layers one after the other and a softmax.
+
+    None: nothing.
+    """
     problems = {
         f"layers of the kind {model.title}": type(model) not in _LAYERS or model.block != "plain",
         "skip connections": model.skip or model.running_sum,
@@ -98,19 +116,7 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
         f"a head of {model.experts} softmaxes mixed": model.experts,
         "a head that is tied through a projection": model.projection,
     }
-    for problem, present in problems.items():
-        if present:
-            raise JaxlmError(
-                f"the model has {problem}, and this format has a place for LSTM or GRU layers and "
-                "one softmax only: export it --to stablehlo"
-            )
-    layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
-    return [{part: as_array(value) for part, value in layer.items()} for layer in layers]
-
-
-def as_array(values: object) -> np.ndarray:
-    """Values as float32 in C order."""
-    return np.asarray(values, np.float32, order="C")
+    return next((problem for problem, present in problems.items() if present), None)
 
 
 def _lstm(model: LSTM, weights: Mapping[str, Any]) -> StateDict:

@@ -1,5 +1,5 @@
 # pyright: reportMissingImports=false, reportOptionalSubscript=false
-"""jaxlm's LSTM, GRU, minGRU and Mogrifier LSTM in PyTorch, with any of its heads.
+"""jaxlm's models in PyTorch: layers of the kinds in `CELLS`, bare or in blocks, and any head.
 
 Loaded by transformers with `trust_remote_code=True`.
 
@@ -33,7 +33,7 @@ class JaxlmOutput(ModelOutput):
     Attributes:
         loss: Of the labels, if there are some.
         logits: [B, T, V], of a mixture log p; or [B, labels].
-        state: For each layer (h, c) or (h,), [B, H] each.
+        state: For each layer its output [B, H], and the arrays of jaxlm's carry [B, ...].
         last_hidden_state: What the head reads, [B, T, H].
         hidden_states: The embedded tokens, and each layer's outputs.
     """
@@ -60,21 +60,22 @@ class Tree(nn.Module):
         return (self.get_submodule(str(place)) for place in range(len(self._modules)))
 
 
-# A step of each kind: the model's fields, a layer, x [B, E] and the state [B, H] -> the new state,
-# whose h is the output.
+# A step of each kind: the model's fields, a layer, x [B, E] and the arrays of jaxlm's carry -> the
+# output [B, H] and the new carry.
 
 
 def lstm(
     model,
     layer,
     x,
-    h,
     c,
+    h,
 ):
     """Gates i, j, f, o."""
     i, j, f, o = (torch.cat([x, h], -1) @ layer.kernel + layer.bias).chunk(4, -1)
     c = c * torch.sigmoid(f + model["forget_bias"]) + torch.sigmoid(i) * torch.tanh(j)
-    return torch.tanh(c) * torch.sigmoid(o), c
+    h = torch.tanh(c) * torch.sigmoid(o)
+    return h, c, h
 
 
 def gru(
@@ -85,7 +86,8 @@ def gru(
 ):
     """PyTorch's own cell."""
     bias = F.pad(layer.recurrent_bias, (2 * h.shape[-1], 0))
-    return (torch.gru_cell(x, h, layer.kernel.T, layer.recurrent_kernel.T, layer.bias, bias),)
+    h = torch.gru_cell(x, h, layer.kernel.T, layer.recurrent_kernel.T, layer.bias, bias)
+    return h, h
 
 
 def mingru(
@@ -98,15 +100,16 @@ def mingru(
     z, n = (x @ layer.kernel + layer.bias).chunk(2, -1)
     if model["positive"]:
         n = torch.where(n >= 0, n + 0.5, torch.sigmoid(n))
-    return (torch.sigmoid(-z) * h + torch.sigmoid(z) * n,)
+    h = torch.sigmoid(-z) * h + torch.sigmoid(z) * n
+    return h, h
 
 
 def mogrifier(
     model,
     layer,
     x,
-    h,
     c,
+    h,
 ):
     """Rounds in which x and h gate each other; then an LSTM without forget bias."""
     if model["rounds"]:
@@ -143,10 +146,71 @@ def mogrifier(
     h = torch.tanh(shown) * torch.sigmoid(o)
     if model["cell_clip"] is not None:
         c = c.clamp(-model["cell_clip"], model["cell_clip"])
-    return h, c
+    return h, c, h
 
 
-def normed(
+def hawk(
+    model,
+    layer,
+    x,
+    h,
+    inputs,
+):
+    """The RG-LRU behind a convolution."""
+    n = x
+    if model["block"] == "plain":
+        n = F.rms_norm(x, x.shape[-1:], eps=1e-6)
+    v = n @ layer.x_kernel + layer.x_bias
+    u, inputs = _convolved(layer, v, inputs)
+    by_head = u.unflatten(-1, (model["heads"], -1))
+    gates = torch.einsum("bnd,nde->bne", by_head, layer.gates) + layer.gates_bias
+    i, r = (gate.flatten(1) for gate in torch.sigmoid(gates).chunk(2, -1))
+    log_a = -8 * r * F.softplus(layer.decay)
+    written = -torch.expm1(2 * log_a).clamp(max=-1e-12)
+    h = log_a.exp() * h + written.sqrt() * i * u
+    gate = F.gelu(n @ layer.y_kernel + layer.y_bias, approximate="tanh")
+    return (gate * h) @ layer.output_kernel + layer.output_bias, h, inputs
+
+
+def attention(
+    model,
+    layer,
+    x,
+    keys,
+    values,
+    held,
+):
+    """Reads itself and the last W tokens, of which `held` are there."""
+    by_head = (x @ layer.kernel).unflatten(-1, (3 * model["heads"], 1, -1))
+    q, k, v = by_head.chunk(3, 1)
+    keys = torch.cat([keys, k], 2)
+    values = torch.cat([values, v], 2)
+    W = model["attention_window"]
+    is_held = torch.arange(W + 1, device=x.device) >= W - held.view(-1, 1, 1, 1)
+    y = F.scaled_dot_product_attention(_turned(q, W), _turned(keys, 0), values, is_held)
+    held = (held + 1).clamp(max=W)
+    return y.flatten(1) @ layer.output_kernel, keys[:, :, 1:], values[:, :, 1:], held
+
+
+def _turned(x, first):
+    """Turns queries or keys [B, N, S, D] by their positions, from `first` on."""
+    S, D = x.shape[2:]
+    half = D // 2
+    speeds = 10_000 ** -(torch.arange(half).double() / max(half, 1))
+    angles = torch.arange(first, first + S)[:, None] * speeds
+    cos = angles.cos().to(x)
+    sin = angles.sin().to(x)
+    a, b, unpaired = x.split([half, half, D % 2], -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, unpaired], -1)
+
+
+def _convolved(layer, x, inputs):
+    """A causal convolution of x [B, C] and the inputs before it, and the inputs before the next."""
+    inputs = torch.cat([inputs, x[:, None]], 1)
+    return (inputs * layer.convolution).sum(1) + layer.convolution_bias, inputs[:, 1:]
+
+
+def _normed(
     model,
     factors,
     x,
@@ -154,16 +218,16 @@ def normed(
     """The norm of a block, or the one after all blocks."""
     if model["block_norm"] == "layer":
         return F.layer_norm(x, x.shape[-1:], factors)
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * factors
+    return F.rms_norm(x, x.shape[-1:], factors, 1e-6)
 
 
-def feed_forward(
+def _feed_forward(
     model,
     layer,
     x,
 ):
     """What a feed-forward layer adds."""
-    n = normed(model, layer.norm, x)
+    n = _normed(model, layer.norm, x)
     name = model["activation"]
     approximate = "tanh" if name == "geglu-tanh" else "none"
     up = n @ layer.up_kernel + layer.up_bias
@@ -172,35 +236,38 @@ def feed_forward(
     return (read * up if "glu" in name else read) @ layer.down_kernel + layer.down_bias
 
 
-def block(
+def _block(
     model,
     layer,
     x,
-    _,
-    *state,
+    *carry,
 ):
-    """A step of a residual block. The state: its output, the cell's, the convolution's inputs."""
-    *state, inputs = state
-    n = normed(model, layer.norm, x)
+    """A step of a residual block. Its carry is the cell's, and the convolution's inputs."""
+    inputs = []
+    n = _normed(model, layer.norm, x)
     read = n @ layer.up_kernel if model["block"] == "gated" else n
     if model["convolution"]:
-        inputs = torch.cat([inputs, read[:, None]], 1)
-        read = F.silu((inputs * layer.convolution).sum(1) + layer.convolution_bias)
-        inputs = inputs[:, 1:]
-    state = CELLS[model["kind"]][0](model, layer.cell, read, *state)
-    y = state[0]
+        *carry, before = carry
+        read, after = _convolved(layer, read, before)
+        read = F.silu(read)
+        inputs = [after]
+    y, *carry = CELLS[model["kind"]](model, layer.cell, read, *carry)
     if model["block"] == "gated":
         y = (y + layer.skip * read) * F.silu(n @ layer.gate_kernel)
     if hasattr(layer, "down_kernel"):
         y = y @ layer.down_kernel
     x = x + y
     if model["feed_forward_size"]:
-        x = x + feed_forward(model, layer.feed_forward, x)
-    return x, *state, inputs
+        x = x + _feed_forward(model, layer.feed_forward, x)
+    return x, *carry, *inputs
 
 
-# The step of a kind, and how many arrays its state has.
-CELLS = {"lstm": (lstm, 2), "gru": (gru, 1), "mingru": (mingru, 1), "mogrifier": (mogrifier, 2)}
+CELLS = {step.__name__: step for step in (lstm, gru, mingru, mogrifier, hawk, attention)}
+
+
+def _zeros(x, *shape):
+    """Zeros [B, *shape], of x's batch and dtype; numbers of a row stay exact in float32."""
+    return x.new_zeros(len(x), *shape, dtype=x.dtype if shape else torch.float32)
 
 
 class JaxlmModel(PreTrainedModel):
@@ -245,36 +312,29 @@ class JaxlmModel(PreTrainedModel):
         Returns:
             A JaxlmOutput without logits.
         """
-        model = self.config.jaxlm["model"] | self.config.cell
-        step, arrays = CELLS[model["kind"]]
-        if model["block"] != "plain":
-            step = block
+        model = self.config.jaxlm["model"]
+        models = [model | cell for cell in self.config.cells]
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if model["scale_embedding"]:
             x = x * model["embedding_size"] ** 0.5
         if hasattr(self, "input_projection"):
             x = x @ self.input_projection
         if state is None:
-            state = [(x.new_zeros(len(x), size),) * arrays for size in model["hidden_sizes"]]
-            if step is block:
-                U = model["inner_size"] or x.shape[-1]
-                read = U if model["block"] == "gated" else x.shape[-1]
-                inputs = x.new_zeros(len(x), max(model["convolution"] - 1, 0), read)
-                cell = (x.new_zeros(len(x), U),) * arrays
-                state = [(x.new_zeros(len(x), x.shape[-1]), *cell, inputs)] * len(state)
+            state = [[_zeros(x, *shape) for shape in of_layer["state"]] for of_layer in models]
         masks = None
         if attention_mask is not None:
             masks = attention_mask[:, -x.shape[1] :, None].bool().unbind(1)
         hidden = [x]
         new_state = []
-        for layer, now in zip(self.layers, state, strict=True):
+        for of_layer, layer, now in zip(models, self.layers, state, strict=True):
+            step = CELLS[of_layer["kind"]] if model["block"] == "plain" else _block
             outputs = []
             read = hidden[-1]
             if model["running_sum"] and len(hidden) > 1:
                 read = sum(hidden[2:], hidden[1])
             for t, x_t in enumerate(read.unbind(1)):
                 before = now
-                now = step(model, layer, x_t, *before)
+                now = step(of_layer, layer, x_t, *before[1:])
                 if masks:  # a hidden token leaves the state
                     pairs = zip(now, before, strict=True)
                     now = tuple(
@@ -285,8 +345,8 @@ class JaxlmModel(PreTrainedModel):
             hidden.append(torch.stack(outputs, 1))
             new_state.append(now)
         last = sum(hidden[1:]) if model["skip"] or model["running_sum"] else hidden[-1]
-        if step is block:
-            last = normed(model, self.norm, last)
+        if model["block"] != "plain":
+            last = _normed(model, self.norm, last)
         return JaxlmOutput(
             state=tuple(new_state), last_hidden_state=last, hidden_states=tuple(hidden)
         )

@@ -38,11 +38,12 @@ def states(
     # Padded, so that few lengths are compiled.
     states_after = carries(model.network, np.pad(ids, (0, -len(ids) % SEGMENT)))
     arrays = {}
+    layers = model.config.model.layers
     for path, leaf in jax.tree_util.tree_leaves_with_path(states_after):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if "." not in name:  # a layer whose carry is one array
             name = f"{name}.h"
-        arrays[f"{model.config.kinds['model']}.{name}"] = np.asarray(leaf)[1 : len(ids), 0]
+        arrays[f"{layers[path[0].idx].kind_name}.{name}"] = np.asarray(leaf)[1 : len(ids), 0]
     return arrays
 
 
