@@ -54,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == DEFAULT_SUITE:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         os.environ["JAXLM_TEST_PICTURES"] = "none"  # of the commands that `forked.py` starts
+        os.environ["JAXLM_TEST_SYNC"] = "none"
         # By default each op of a program carries the whole stack that called it, pytest's too.
         os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
         # A program of the tests is small: its code in one piece takes a quarter less of XLA's time.
@@ -208,6 +209,35 @@ def own_cache(common: Path):
     """The tests' own per-user cache, so that nobody's real one is read or written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXLM_CACHE", str(common / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks():
+    """Files are not waited for: a suite has some ten thousand, each a rest of milliseconds."""
+    from disks import leave_out
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_platform(request: pytest.FixtureRequest):
+    """Programs are traced for CPUs alone, which takes a twentieth less than for all platforms.
+
+    A file that lowers for other platforms says so: `EVERY_PLATFORM = True`.
+    """
+    if request.config.option.markexpr != DEFAULT_SUITE or hasattr(request.module, "EVERY_PLATFORM"):
+        yield
+        return
+    from jaxlm.ops import devices
+
+    def on_cpu(*arguments, cpu, default):
+        return cpu(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "lax", SimpleNamespace(platform_dependent=on_cpu))
         yield
 
 

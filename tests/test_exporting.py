@@ -27,6 +27,7 @@ from jaxlm.interop.importing import import_model
 from jaxlm.runs.state_arrays import flat
 from jaxlm.scoring.language_model import LanguageModel
 
+EVERY_PLATFORM = True  # (`one_platform` in conftest.py)
 WORDS = ("<eos>", "<unk>", "a", "b", "c", "d", "ë", "\x1b[2J")
 TOKENS = [0, 3, 6, 1, 1, 5, 2, 7]
 TEXT = "\n b ë <unk> <unk> d a \x1b[2J"

@@ -20,6 +20,7 @@ from jaxlm.scoring.sampling import Sampling
 from jaxlm.scoring.stream import eval_step
 from jaxlm.scoring.token_scores import Detail, Network, Tokens, own_scores
 
+EVERY_PLATFORM = True  # (`one_platform` in conftest.py)
 TOKENS = jnp.zeros((T, B), jnp.int32)
 PLATFORMS = "cpu", "cuda", "tpu"
 
@@ -48,7 +49,8 @@ def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
     params = drawn_params(model)
     network = Network(model, params)
     key = jax.random.key(0)
-    position = generation.begin(network, Sampling(), np.zeros(1, np.int32), 2)
+    start = partial(generation.begin, network, Sampling(), np.zeros(1, np.int32), 2)
+    position = jax.eval_shape(start)
     for text in (
         together(eval_step, model, params, TOKENS, TOKENS, stack.zero_carry(model, B)),
         together(generation.advance, network, Sampling(), position, key, 3, 0),
@@ -71,7 +73,7 @@ def test_evaluation_and_generation_multiply_float32_whatever_trained(name):
 )
 def test_training_multiplies_as_precisely_as_its_recipe_says(name, fields, asked):
     recipe = CASES[name].replace(**fields).recipe
-    state = jaxlm.init_state(recipe, jax.random.key(0), B)
+    state = jax.eval_shape(partial(jaxlm.init_state, recipe, batch_size=B), jax.random.key(0))
     window = jaxlm.Window(TOKENS, TOKENS, total=9)
     assert precisions(together(partial(jaxlm.train_step, recipe), state, window)) == {asked}
 

@@ -51,12 +51,23 @@ SETTINGS = {
     "temperature": {"temperature": 1.3},
     "mc": {"samples": 3, "seed": 4},
 }
+TIED = ("dynamic", "mc")  # whose model has one table for inputs and outputs
 NEUTRAL = {
     "cache": {"cache_window": 7, "lambda_": 0.0},
     "dynamic": {**SETTINGS["dynamic"], "learning_rate": 0.0},
     "temperature": {"temperature": 1.0},
     "mc": {"samples": 3, "dropout_factor": 1e-9},
 }
+
+
+@pytest.fixture(autouse=True)
+def segments(request, monkeypatch):
+    """Short texts are read in the segments of short sentences, so by the same programs; a split in
+    segments so long that each call has one. What was recorded is read as users read.
+    """
+    if "golden" not in request.keywords:
+        whole_split = "run" in request.fixturenames
+        monkeypatch.setattr(reading, "SEGMENT", 1024 if whole_split else reading.SHORT_SEGMENT)
 
 
 def torch_model(case: dict) -> tuple[jaxlm.Config, dict]:
@@ -262,9 +273,9 @@ def scoring(
     dropout: bool = False,
     top: int = 0,
     full: bool = True,
-    tied: bool = False,
+    tied: bool | None = None,
 ) -> Any:
-    lm = language_model(kind, dropout, tied)
+    lm = language_model(kind, dropout, name in TIED if tied is None else tied)
     reader = lm.reader_of(protocol_of(name, **values), corpus_of(TRAIN, IDS))
     detail = Detail(top, full)
     if stream:
@@ -288,8 +299,9 @@ def plain_nats(kind: str) -> np.ndarray:
     ],
 )
 def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
+    how: dict[str, Any] = dict(dropout=True, full=False, tied=False)
     np.testing.assert_allclose(
-        scoring(name, NEUTRAL[name], kind=kind, dropout=True, full=False)([IDS]).nats,
+        scoring(name, NEUTRAL[name], kind=kind, **how)([IDS]).nats,
         plain_nats(kind),
         rtol=1e-5,
     )
@@ -298,8 +310,7 @@ def test_a_protocol_at_its_neutral_numbers_is_the_plain_model(name, kind):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     V = 17
-    tied = name in ("dynamic", "mc")
-    found = scoring(name, SETTINGS[name], dropout=True, top=V, tied=tied)([IDS])
+    found = scoring(name, SETTINGS[name], dropout=True, top=V)([IDS])
     p = np.zeros((len(IDS) - 1, V))
     np.put_along_axis(p, found.top, np.exp(-found.top_nats.astype(float)), 1)
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
@@ -308,7 +319,7 @@ def test_probabilities_sum_to_one_and_scores_follow_from_them(name):
     )
     np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1), atol=1e-5)
     assert (found.rank == 1 + (p > np.take_along_axis(p, IDS[1:, None], 1)).sum(1)).all()
-    alone = scoring(name, SETTINGS[name], dropout=True, full=False, tied=tied)([IDS]).nats
+    alone = scoring(name, SETTINGS[name], dropout=True, full=False)([IDS]).nats
     np.testing.assert_allclose(alone, found.nats, atol=1e-5)
 
 
@@ -397,9 +408,8 @@ def test_dynamic_evaluation_by_sgd_is_what_its_definition_says():
             params, carry, IDS[start : start + T, None], IDS[start + 1 : start + T + 1]
         )
         expected += each.tolist()
-    found = scoring(
-        "dynamic", {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T}
-    )([IDS])
+    values = {"rule": "sgd", "learning_rate": 0.3, "lambda_": 0.05, "segment_length": T}
+    found = scoring("dynamic", values, tied=False)([IDS])
     np.testing.assert_allclose(found.nats, expected, rtol=1e-4)
 
 
@@ -453,7 +463,6 @@ def test_a_long_sentence_is_not_read_beside_short_ones(monkeypatch):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_longer_stream_and_other_numbers_compile_nothing_anew(name, monkeypatch):
     monkeypatch.setattr(reading, "SEGMENTS_OF_CALLS", (1,))
-    monkeypatch.setattr(reading, "SEGMENT", 4)
     run = scoring(name, SETTINGS[name], dropout=True, full=False)
     compiled = reading._read
     run([IDS[:30]])
@@ -501,7 +510,7 @@ def test_many_networks_without_dropout_are_refused_and_a_factor_scales_the_rates
         scoring("mc", {"samples": 3, "dropout_factor": factor}, dropout=True, full=False)([IDS])
         for factor in (1.0, 0.5)
     )
-    lm = language_model(dropout=True)
+    lm = language_model(dropout=True, tied=True)
     weaker = lm.config.replace(keep_output=0.8, keep_embedding=0.9)
     same = type(lm)(lm.params, weaker, lm.vocab, {}).reader_of(protocol_of("mc", samples=3))
     np.testing.assert_allclose(
@@ -585,7 +594,7 @@ def test_tuning_chooses_on_valid_and_reads_test_once(run, monkeypatch, name):
         return plainly(reader, ids)
 
     monkeypatch.setattr("jaxlm.scoring.evaluation.reader_nats", noted)
-    few = {"dynamic": {"segment_length": 200}, "mc": {"samples": 2}}
+    few = {"dynamic": {"segment_length": 1000}, "mc": {"samples": 2}}
     protocol = protocol_of(name, **few.get(name, {}))
     found = jaxlm.tune_protocol(lm, protocol, grid=GRIDS[name])
     corpus = jaxlm.load_corpus("embedded-tiny")
@@ -622,7 +631,7 @@ def test_the_settings_that_tuning_chose_are_in_its_json(run, capsys):
 
 
 def test_tuning_leaves_out_what_diverges(run):
-    wild = jaxlm.Dynamic(rule="sgd", learning_rate=1e30, segment_length=200)
+    wild = jaxlm.Dynamic(rule="sgd", learning_rate=1e30, segment_length=1000)
     found = jaxlm.tune_protocol(run, wild, grid={"learning_rate": (1e30, 1e-3)})
     assert found.protocol == protocol_of(wild, learning_rate=1e-3) and np.isnan(found.tried[-1][1])
     with pytest.raises(Diverged, match="lower learning_rate, which is 1e\\+30"):
@@ -646,7 +655,7 @@ def test_rms_is_refused_where_the_training_text_is_unknown(run, tmp_path):
 
 
 def test_sentences_that_diverge_have_no_scores(run, tmp_path, capsys):
-    pair = {"sentence_good": "the bank lends " * 20, "sentence_bad": "lends bank the " * 20}
+    pair = {"sentence_good": "the bank lends " * 5, "sentence_bad": "lends bank the " * 5}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
     wild = [
         "--protocol",

@@ -99,6 +99,12 @@ def small_maps(monkeypatch):
 
 
 @pytest.fixture
+def no_charts(monkeypatch):
+    """Pages whose charts are empty, for tests that read the tables beside them."""
+    monkeypatch.setattr("jaxlm.report.page.svg", lambda drawn, name: "<svg></svg>")
+
+
+@pytest.fixture
 def run(trained, tmp_path):
     """A copy of a run, to be damaged."""
     return shutil.copytree(trained / "seed-0", tmp_path / "run")
@@ -213,7 +219,7 @@ def test_unknown_tokens_and_estimates_are_said():
     assert "90.00 (estimate)" in text and "train, estimated from the words drawn" in text
 
 
-def test_the_bits_of_a_run_are_of_the_last_parameters_as_the_perplexity_is():
+def test_the_bits_of_a_run_are_of_the_last_parameters_as_the_perplexity_is(no_charts):
     tests = [
         {"checkpoint": which, "test_perplexity": value, "test_bits_per_byte": bits}
         for which, value, bits in (("last", 117.0, 1.625), ("best", 116.0, 1.5))
@@ -430,7 +436,7 @@ def test_the_command_writes_runs_and_a_sweep_to_one_page(trained, tmp_path, caps
 
 
 def test_a_live_page_is_offered_or_the_kind_is_refused_by_name(
-    run, capsys, monkeypatch, small_maps
+    run, capsys, monkeypatch, small_maps, no_charts
 ):
     assert main(["report", str(run), "--live"]) == 0
     assert (run / "report.html").read_text().count("<iframe") == 1
@@ -569,7 +575,9 @@ def test_results_that_were_changed_by_hand_are_one_sentence(trained, tmp_path, c
     assert said.count("\n") == 1 and "sweep.json cannot be read: it is not what was written" in said
 
 
-def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys, small_maps):
+def test_arguments_that_cannot_be_are_one_sentence(
+    trained, tmp_path, capsys, small_maps, no_charts
+):
     with pytest.raises(JaxlmError, match="a report needs at least one directory"):
         write_report([])
     runs = [str(trained / "seed-0"), str(trained / "seed-1")]
@@ -586,7 +594,7 @@ def test_arguments_that_cannot_be_are_one_sentence(trained, tmp_path, capsys, sm
         assert said.count("\n") == 1 and message in said, said
 
 
-def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path, small_maps):
+def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path, small_maps, no_charts):
     text = tmp_path / "text"
     text.write_text("a b c d e <script>alert(1)</script>\n" * 4000)
     jaxlm.train(TINY.replace(corpus=str(text)), run_dir=tmp_path / "run", quiet=True)
@@ -602,7 +610,7 @@ def test_a_corpus_that_is_gone_leaves_a_note_and_the_rest(tmp_path, small_maps):
 
 
 def test_a_run_that_began_from_another_ones_parameters_shows_its_own_test_text(
-    trained, tmp_path, small_maps
+    trained, tmp_path, small_maps, no_charts
 ):
     """Its vocabulary is the other run's, not that of its text."""
     text = tmp_path / "text"

@@ -491,6 +491,8 @@ def test_a_damaged_member_is_reported_and_resumes_once_it_is_repaired(
 
 
 def test_a_process_of_a_quiet_sweep_prints_nothing(tmp_path, monkeypatch, capsys):
+    """Nor does it make the n-gram model that it would print."""
+    monkeypatch.setattr("jaxlm.runs.ngram_models.ngram", lambda *_: pytest.fail("nobody reads it"))
     jaxlm.sweep(
         TINY.replace(epochs=1), {"learning_rate": [0.5]}, run_dir=tmp_path / "sweep", quiet=True
     )

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from importlib.resources import files
 from itertools import count, groupby
 from typing import Any, TypeVar
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from jaxlm.base.fields import setting_text
@@ -63,7 +64,7 @@ class RunRecord(Results):
             return f"{self.order}-gram model of {self.grams:,} n-grams"
         return self.config.title
 
-    @property
+    @cached_property
     def fields(self) -> list[tuple[str, str, str, str]]:
         """Name, value, unit and section of each field."""
         rows = [
@@ -75,7 +76,7 @@ class RunRecord(Results):
             return [("model", "ngram", "", "kinds"), ("order", str(self.order), "", ""), *of_text]
         return [*((slot, kind, "", "kinds") for slot, kind in self.config.kinds.items()), *rows]
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
         """The fields but the seed: runs of equal settings differ by chance alone."""
         return {name: value for name, value, _, _ in self.fields if name != "seed"}
@@ -168,6 +169,28 @@ def render(
         if sweep.model:
             name = f"Best model of {sweep.name}"
             sections.append(_model_section(next(maps), name, sweep.model))
+    folder = files("jaxlm.report")
+    style, script = ((folder / f"page.{ending}").read_text("utf-8") for ending in ("css", "js"))
+    hashes = [content_hash(script)]
+    if any(section["model"].live for section in sections if "model" in section):
+        hashes.append(content_hash(live.script()))
+    return _template().render(
+        title=title,
+        sections=sections,
+        corpora=len(by_corpus),
+        payload=finite([section["script"] for section in sections if "script" in section]),
+        most_lines=MOST_LINES,
+        most_unknown=MOST_UNKNOWN,
+        nan=math.nan,
+        style=style,
+        script=script,
+        scripts=hashes,
+    )
+
+
+@cache
+def _template() -> Template:
+    """The page's HTML, compiled once in a process."""
     jinja = Environment(
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
@@ -180,25 +203,7 @@ def render(
     jinja.tests["finite"] = math.isfinite
     for function in (colour, number_text, rounded, speeds, value_text):
         jinja.globals[function.__name__] = function
-    folder = files("jaxlm.report")
-    template, style, script = (
-        (folder / f"page.{ending}").read_text("utf-8") for ending in ("html", "css", "js")
-    )
-    hashes = [content_hash(script)]
-    if any(section["model"].live for section in sections if "model" in section):
-        hashes.append(content_hash(live.script()))
-    return jinja.from_string(template).render(
-        title=title,
-        sections=sections,
-        corpora=len(by_corpus),
-        payload=finite([section["script"] for section in sections if "script" in section]),
-        most_lines=MOST_LINES,
-        most_unknown=MOST_UNKNOWN,
-        nan=math.nan,
-        style=style,
-        script=script,
-        scripts=hashes,
-    )
+    return jinja.from_string((files("jaxlm.report") / "page.html").read_text("utf-8"))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ class SweepView:
 
     def __init__(self, console: Console):
         """Prints on a console."""
+        self.quiet = console.quiet
         self._console = console
         # The epochs and the status of each member (trial, seed) that are shown already.
         self._shown: dict[tuple[int, int], tuple[int, str]] = {}

@@ -403,7 +403,9 @@ def _finish(
         progress.say(f"stopped by {name} after window {run.step}: {saved}", wrap=False)
         return result
     tests = _test(run, group, shared, progress)
-    rows = _rows(run, tests)
+    rows = []
+    if not progress.console.quiet:
+        rows = _rows(run, tests)
     if run.kept and run.epochs:
         progress.doing("drawing the curve")
         try:

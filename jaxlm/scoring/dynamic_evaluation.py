@@ -184,7 +184,7 @@ def gradient_statistics(
         )
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
-    squares = jax.tree.map(jnp.zeros_like, network.params)
+    squares = _zeros_like(network.params)
     carry = network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
@@ -194,7 +194,18 @@ def gradient_statistics(
         squares, carry = _add_squares(
             network, optimizer, squares, tokens, jnp.int32(count), carry, length=T
         )
-    return jax.tree.map(lambda total: jnp.sqrt(total / windows), squares)
+    return _root_mean(squares, np.float32(windows))
+
+
+# One program each, in place of one for each shape of a parameter.
+@jax.jit
+def _zeros_like(params):
+    return jax.tree.map(jnp.zeros_like, params)
+
+
+@jax.jit
+def _root_mean(squares, count):
+    return jax.tree.map(lambda total: jnp.sqrt(total / count), squares)
 
 
 @partial(jax.jit, static_argnames="length")

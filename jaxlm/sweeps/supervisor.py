@@ -296,9 +296,10 @@ class _Session:
         plan = self.study.plan
         written = write_sweep(results, self.study.folder, plan.corpus) if self.kept else []
         self.view.summary(results, written)
-        baseline = baseline_text(text, plan.config.train.baseline_order)
-        if baseline:
-            self.view.say(baseline)
+        if not self.view.quiet:
+            baseline = baseline_text(text, plan.config.train.baseline_order)
+            if baseline:
+                self.view.say(baseline)
         return results
 
 
