@@ -20,7 +20,7 @@ import pytest
 from processes import ROOT
 
 import jaxlm
-from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.errors import DataError, JaxlmError, RunDirError
 from jaxlm.base.files import Folder
 from jaxlm.cli import main
 from jaxlm.data.corpora import load_corpus
@@ -411,10 +411,8 @@ def test_small_batches_need_the_memory_of_one(monkeypatch):
 def test_a_vocabulary_that_no_checkpoint_can_hold_is_refused_before_the_run(
     tmp_path, corpus, monkeypatch
 ):
-    monkeypatch.setattr(rundir, "MAX_VOCAB_BYTES", 30)
-    with pytest.raises(
-        RunDirError, match="bytes in a checkpoint, and one of at most 30 is read: take a smaller"
-    ):
+    monkeypatch.setattr("jaxlm.data.vocab.MAX_VOCAB_BYTES", 30)
+    with pytest.raises(DataError, match="bytes in a file, and one of at most 30 is read: take a"):
         jaxlm.train(CONFIG, corpus, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run/config.json").exists()
 

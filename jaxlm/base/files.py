@@ -27,7 +27,6 @@ from jaxlm.base.errors import JaxlmError, reason
 # The names of unfinished files and folders.
 _UNFINISHED = re.compile(r"\.partial-.+-[0-9a-f]{16}", re.DOTALL)
 MOST_DEPTH = 8  # of the folders below a run's directory
-MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 # A directory with one of these files holds a run, a sweep or a corpus, which owns the entries of
 # these names.
 OWNERS = {

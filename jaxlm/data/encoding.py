@@ -9,28 +9,24 @@ vocabulary, and translates the numbers into the ids of each unit's tokens.
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxlm.base.errors import DataError
-from jaxlm.base.terminal import is_terminal
 from jaxlm.data.corpus import unlearned_warning
-from jaxlm.data.options import TextOptions, as_read
+from jaxlm.data.options import as_read
 from jaxlm.data.sources import Part, Source
 from jaxlm.data.subwords import DEFAULT_PIECES
 from jaxlm.data.text import SPLITS, FilePart, by_bytes, empty, unchanged
-from jaxlm.data.tokens import UNK, Words
+from jaxlm.data.tokens import UNK
 from jaxlm.data.vocab import frequent
 
 UNITS_AT_ONCE = 1 << 19  # units whose numbers are translated in one piece
 LEAST_BYTES = 100  # a text of one or two lines is split by bytes if it has so many
-BAR_BYTES = 4 << 20  # progress is shown of a text that has so many
 
 
 @dataclass(frozen=True)
@@ -41,13 +37,15 @@ class NumberedText:
         units: The unit of each number.
         numbers: A file of the numbers of all units in order, int32.
         spans: The places of each split's first unit, and of the unit behind its last.
-        sha256: The hash of all of the above.
+        lines: How many lines the text has.
+        sha256: The hash of units, numbers and spans.
         notes: Lines to show the user.
     """
 
     units: Sequence[str]
     numbers: BinaryIO
     spans: Mapping[str, tuple[int, int]]
+    lines: int
     sha256: str
     notes: tuple[str, ...] = ()
 
@@ -61,16 +59,11 @@ class NumberedText:
             start += size
 
 
-def number_units(
-    source: Source,
-    kind: Words,
-    scratch: BinaryIO,
-) -> NumberedText:
+def number_units(source: Source, scratch: BinaryIO) -> NumberedText:
     """Reads a text once and numbers its units.
 
     Args:
         source: The text.
-        kind: What cuts the text into units.
         scratch: An empty file for the numbers; it must stay open while the result is used.
 
     Returns:
@@ -82,9 +75,9 @@ def number_units(
         OSError: The scratch file cannot be written.
     """
     with unchanged(source.files):
-        numbered, lines = _number_parts(source, source.parts, kind, scratch)
+        numbered = _number_parts(source, source.parts, scratch)
         if "all" in source.parts:
-            numbered = _split_whole(numbered, lines, source, kind, scratch)
+            numbered = _split_whole(numbered, source, scratch)
     if "all" not in source.parts and len(source.files) > len(SPLITS):
         held_out = " and ".join(f"{len(source.parts[split])} for {split}" for split in SPLITS[1:])
         note = f"{len(source.files):,} texts are split by texts: {held_out}"
@@ -94,21 +87,20 @@ def number_units(
 
 def _split_whole(
     numbered: NumberedText,
-    lines: int,
     source: Source,
-    kind: Words,
     scratch: BinaryIO,
 ) -> NumberedText:
     """Splits a text without splits by its lines; a single file of a line or two by its bytes."""
     first, *others = source.parts["all"]
     assert isinstance(first, FilePart)  # generated text has its splits
     path = first.path
+    lines = numbered.lines
     if lines >= 3 or others or os.path.getsize(path) < LEAST_BYTES:
         title = f"{path} with {len(others)} more" if others else str(path)
-        return _split_by_lines(numbered, title, lines, kind.newline)
+        return _split_by_lines(numbered, title, source.kind.newline)
     scratch.seek(0)
     scratch.truncate()
-    numbered, _ = _number_parts(source, by_bytes(path), kind, scratch)
+    numbered = _number_parts(source, by_bytes(path), scratch)
     noun = "line" if lines == 1 else "lines"
     return replace(numbered, notes=(f"{path} has {lines} {noun}, and is split 90/5/5 by bytes",))
 
@@ -124,58 +116,53 @@ class _Numbers(dict[str, int]):
 def _number_parts(
     source: Source,
     parts: Mapping[str, Sequence[Part]],
-    kind: Words,
     scratch: BinaryIO,
-) -> tuple[NumberedText, int]:
-    """Numbers the units of all parts, and counts their lines. Raises as `number_units` does."""
+) -> NumberedText:
+    """Numbers the units of all parts. Raises as `number_units` does."""
+    newline = source.kind.newline
     number_of = _Numbers()
     digest = hashlib.sha256()
     spans = {}
     lines = 0
     count = 0  # units so far
-    last_unit = kind.newline
-    with progress_bar(f"reading {source.title}", source.size) as advance:
-        for split, parts_of_split in parts.items():
-            start = count
-            has_words = False
-            for part in parts_of_split:
-                for units, size in _units(part, source.options, kind):
-                    numbers = np.fromiter(map(number_of.__getitem__, units), np.int32, len(units))
-                    newlines = int(np.count_nonzero(numbers == number_of.get(kind.newline, -1)))
-                    if units:
-                        last_unit = units[-1]
-                    has_words = has_words or newlines < len(units)
-                    lines += newlines
-                    count += len(units)
-                    scratch.write(numbers.tobytes())
-                    digest.update(numbers.tobytes())
-                    advance(size)
-            if not has_words:
-                raise _no_word(split, parts_of_split[0])
-            spans[split] = (start, count)
-    if last_unit != kind.newline:
+    last_unit = newline
+    for split, parts_of_split in parts.items():
+        start = count
+        has_words = False
+        for part in parts_of_split:
+            for units in _units(part, source):
+                numbers = np.fromiter(map(number_of.__getitem__, units), np.int32, len(units))
+                newlines = int(np.count_nonzero(numbers == number_of.get(newline, -1)))
+                if units:
+                    last_unit = units[-1]
+                has_words = has_words or newlines < len(units)
+                lines += newlines
+                count += len(units)
+                scratch.write(numbers.tobytes())
+                digest.update(numbers.tobytes())
+        if not has_words:
+            raise _no_word(split, parts_of_split[0])
+        spans[split] = (start, count)
+    if last_unit != newline:
         lines += 1
     units = list(number_of)
     digest.update(json.dumps([units, spans]).encode())
-    return NumberedText(units, scratch, spans, digest.hexdigest()), lines
+    return NumberedText(units, scratch, spans, lines, digest.hexdigest())
 
 
-def _units(
-    part: Part,
-    options: TextOptions,
-    kind: Words,
-) -> Iterator[tuple[list[str], int]]:
-    """Yields the units of a part, a block at a time, and the size of the block in bytes."""
+def _units(part: Part, source: Source) -> Iterator[list[str]]:
+    """Yields the units of a part, a block at a time."""
+    kind = source.kind
     end_before = "\n" if part.joined else ""  # how the text before this one ends
     last_unit = kind.newline
-    for block, size in part.blocks(kind.errors):
-        units = kind.units(as_read(options, end_before + block)[len(end_before) :])
+    for block in part.blocks(kind.errors):
+        units = kind.units(as_read(source.options, end_before + block)[len(end_before) :])
         end_before = ""
         if units:
             last_unit = units[-1]
-        yield units, size
+        yield units
     if part.joined and last_unit != kind.newline:
-        yield [kind.newline], 0
+        yield [kind.newline]
 
 
 def _no_word(split: str, part: Part) -> DataError:
@@ -189,7 +176,6 @@ def _no_word(split: str, part: Part) -> DataError:
 def _split_by_lines(
     text: NumberedText,
     title: str,
-    lines: int,
     newline: str,
 ) -> NumberedText:
     """Splits the span "all" into train, then 5% of its lines for valid, then 5% for test.
@@ -197,12 +183,12 @@ def _split_by_lines(
     Args:
         text: The text.
         title: What it is called in the note.
-        lines: How many lines it has.
         newline: The unit of a newline.
 
     Raises:
         DataError: The text has fewer than three lines.
     """
+    lines = text.lines
     if lines < 3:
         raise DataError(
             f"{title} needs at least 3 lines, to be split 90/5/5 by lines, and has {lines}"
@@ -252,8 +238,7 @@ class Encoder:
             OSError: The scratch file cannot be written.
         """
         options = source.options
-        kind = source.vocab.tokens if source.vocab else options.kind
-        text = number_units(source, kind, scratch)
+        text = number_units(source, scratch)
         self.source = source
         self.text = text
         totals = {split: np.zeros(len(text.units), np.int64) for split in SPLITS}
@@ -330,26 +315,3 @@ class Encoder:
             "floor": self.source.floor(self.vocab),
             "notes": (*notes, *unlearned_warning(shares)),
         }
-
-
-@contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Shows on a terminal how much of something large is done.
-
-    Args:
-        label: What is done.
-        total: How much there is to do, in bytes or tokens.
-
-    Yields:
-        A function to be called with how much more is done.
-    """
-    if total < BAR_BYTES or not is_terminal(sys.stderr):
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(escape(label), total=total)
-        yield lambda done: bars.advance(task, done)

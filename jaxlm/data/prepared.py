@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from jaxlm.base.errors import DataError
-from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.files import Folder, explained
 from jaxlm.base.hashed_json import from_hashed_json
 from jaxlm.config.settings import DataConfig
 from jaxlm.data.corpus import Corpus
-from jaxlm.data.encoding import Encoder, progress_bar
+from jaxlm.data.encoding import Encoder
 from jaxlm.data.options import TextOptions
 from jaxlm.data.text import SPLITS, Stamp, read_errors
-from jaxlm.data.vocab import Vocab, check_ids
+from jaxlm.data.vocab import MAX_VOCAB_BYTES, Vocab, check_ids
 
 FORMAT = 1
 HEADER = "prepared.json"
@@ -72,25 +72,18 @@ def write(
     """
     vocab = encoder.vocab
     source = encoder.source
-    vocab_json = vocab.to_json().encode()
-    if len(vocab_json) > MAX_VOCAB_BYTES:
-        raise DataError(
-            f"the vocabulary of {source.title} has {len(vocab):,} words, more than fit into "
-            f"{MAX_VOCAB_BYTES:,} bytes: give a vocabulary size (max_vocab), or a higher min_count"
-        )
+    vocab_json = vocab.to_bytes()
     dtype = _dtype(vocab)
     files = {VOCAB: (len(vocab_json), hashlib.sha256(vocab_json).hexdigest())}
     folder.write(VOCAB, vocab_json)
-    with progress_bar(f"writing {source.title}", sum(encoder.sizes.values())) as advance:
-        for split, name in IDS.items():
-            digest = hashlib.sha256()
-            with folder.replacing(name) as file:
-                for ids in encoder.ids(split):
-                    data = ids.astype(dtype).tobytes()
-                    digest.update(data)
-                    file.write(data)
-                    advance(len(ids))
-                files[name] = file.tell(), digest.hexdigest()
+    for split, name in IDS.items():
+        digest = hashlib.sha256()
+        with folder.replacing(name) as file:
+            for ids in encoder.ids(split):
+                data = ids.astype(dtype).tobytes()
+                digest.update(data)
+                file.write(data)
+            files[name] = file.tell(), digest.hexdigest()
     header = {
         "format": FORMAT,
         "text": stamps,

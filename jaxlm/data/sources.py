@@ -18,7 +18,8 @@ from jaxlm.data.embedded import Generator, Size, language
 from jaxlm.data.known_texts import PENN_TREEBANK, SHAKESPEARE, find_known_text
 from jaxlm.data.options import TextOptions
 from jaxlm.data.text import SPLITS, FilePart, Stamp, find_splits, stamp
-from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.data.tokens import EOS, Words
+from jaxlm.data.vocab import Vocab
 
 EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 # All texts that are no path; auto is Penn Treebank, or else the generated corpus.
@@ -40,15 +41,14 @@ class GeneratedSplit(NamedTuple):
     stream: int
     joined: bool = False
 
-    def blocks(self, errors: str) -> Iterator[tuple[str, int]]:
-        """Yields pieces cut before white space, and the size of each in bytes."""
+    def blocks(self, errors: str) -> Iterator[str]:
+        """Yields pieces cut before white space."""
         generator = Generator(self.size)
         ids = generator.draw(self.size.tokens[self.stream], self.stream)
         words = ["\n" if word == EOS else f" {word}" for word in generator.words]
         for start in range(0, len(ids), _WORDS_AT_ONCE):
             block_ids = ids[start : start + _WORDS_AT_ONCE].tolist()
-            block = "".join(words[word_id] for word_id in block_ids)
-            yield block, len(block)
+            yield "".join(words[word_id] for word_id in block_ids)
 
 
 Part = FilePart | GeneratedSplit
@@ -67,7 +67,6 @@ class Source:
             identifies a published or generated text.
         parts: What is read, in order, for each split; or for "all", to be split by lines.
         options: How the text is read.
-        size: The bytes of the text, or about so many.
         vocab: The vocabulary to encode with; None: one is made of train.
         generated: The size of the generated corpus, if the text is that.
     """
@@ -78,7 +77,6 @@ class Source:
     state: Sequence[Stamp]
     parts: Mapping[str, Sequence[Part]]
     options: TextOptions
-    size: int
     vocab: Vocab | None = None
     generated: Size | None = None
 
@@ -89,6 +87,11 @@ class Source:
             return []
         parts = chain.from_iterable(self.parts.values())
         return [part.path for part in parts if isinstance(part, FilePart)]
+
+    @property
+    def kind(self) -> Words:
+        """The kind of tokens, which cuts the text into units."""
+        return self.vocab.tokens if self.vocab else self.options.kind
 
     def floor(self, vocab: Vocab) -> dict[str, float] | None:
         """The least summed nats of each split; None: unknown.
@@ -139,15 +142,13 @@ def find_source(
         )
     parts = find_splits(path)
     paths = dict.fromkeys(part.path for part in chain.from_iterable(parts.values()))
-    stamps = [stamp(path) for path in paths]
     return Source(
         name=f"text:{os.path.basename(os.path.abspath(path))}",
         title=f"text in {path}",
         spec=None if str(path).startswith("/dev/") else os.path.abspath(path),
-        state=stamps,
+        state=[stamp(path) for path in paths],
         parts=parts,
         options=options,
-        size=sum(size for _, size, *_ in stamps),
     )
 
 
@@ -176,7 +177,6 @@ def _penn_treebank(
         state=[[name, *PENN_TREEBANK.sha256.values()]],
         parts={split: [FilePart(path, start)] for split, path in paths.items()},
         options=options,
-        size=sum(os.path.getsize(path) for path in paths.values()),
     )
 
 
@@ -187,8 +187,7 @@ def _shakespeare(
 ) -> Source:
     """Tiny Shakespeare as nanoGPT splits it: 90% for train, and the rest for valid and test."""
     path = paths["input"]
-    size = os.path.getsize(path)  # in characters too: the text is ASCII
-    border = size * 9 // 10
+    border = os.path.getsize(path) * 9 // 10  # of characters too: the text is ASCII
     held_out = [FilePart(path, border)]
     return Source(
         name=spec,
@@ -197,7 +196,6 @@ def _shakespeare(
         state=[[spec, *SHAKESPEARE.sha256.values()]],
         parts={"train": [FilePart(path, 0, border)], "valid": held_out, "test": held_out},
         options=options,
-        size=size,
     )
 
 
@@ -220,6 +218,5 @@ def _generated(name: str, options: TextOptions) -> Source:
         state=[[name, json.dumps(language(), sort_keys=True)]],
         parts={split: [GeneratedSplit(size, stream)] for stream, split in enumerate(SPLITS)},
         options=replace(options, lines="eos"),
-        size=6 * sum(size.tokens),
         generated=size,
     )

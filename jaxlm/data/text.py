@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from glob import glob
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from jaxlm.base import files
 from jaxlm.base.errors import DataError
@@ -17,6 +17,7 @@ from jaxlm.base.terminal import is_terminal, say
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 MAX_UNBROKEN = 64 << 20  # bytes without white space that still pass for text
 BLOCK = 1 << 20  # bytes that are read at once
+BAR_BYTES = 4 << 20  # progress is shown of a file that has so many
 BY_BYTES = ("enwik8", "text8")  # files whose splits are 90, 5 and 5% of their bytes
 LEAST_TEXTS = 20  # with so many texts, whole texts are held out
 LONGEST_LINE = 1 << 24  # bytes
@@ -55,15 +56,12 @@ class FilePart(NamedTuple):
     stop: int | None = None
     joined: bool = False
 
-    def blocks(self, errors: str = "strict") -> Iterator[tuple[str, int]]:
+    def blocks(self, errors: str = "strict") -> Iterator[str]:
         """Yields the text in pieces of about `BLOCK` bytes, cut before white space.
 
         Args:
             errors: What becomes of bytes that are not UTF-8, as in `bytes.decode`. With `EXACT` a
                 byte order mark is kept too.
-
-        Yields:
-            A piece of the text, and its size in bytes.
 
         Raises:
             DataError: The path is no regular file that can be read, or the file is binary, not
@@ -71,7 +69,7 @@ class FilePart(NamedTuple):
         """
         rest = b""
         place = self.start  # of the first byte of `rest`
-        with read_errors(self.path), files.reader(self.path) as file:
+        with read_errors(self.path), files.reader(self.path) as opened, _with_bar(opened) as file:
             if self.start:  # a pipe cannot seek, not even to its beginning
                 file.seek(self.start)
             while True:
@@ -85,7 +83,7 @@ class FilePart(NamedTuple):
                 last_space = max(rest.rfind(space) for space in _WHITE_SPACE)
                 cut = len(rest[: last_space + 1].rstrip(b" \t\r\n"))
                 if cut:
-                    yield decode(rest[:cut], self.path, place, errors), cut
+                    yield decode(rest[:cut], self.path, place, errors)
                     rest = rest[cut:]
                     place += cut
                 elif len(rest) > MAX_UNBROKEN:
@@ -94,7 +92,22 @@ class FilePart(NamedTuple):
                         "newline: give text"
                     )
             if rest:
-                yield decode(rest, self.path, place, errors), len(rest)
+                yield decode(rest, self.path, place, errors)
+
+
+@contextmanager
+def _with_bar(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file; of a large one a terminal shows how much is read."""
+    size = os.fstat(file.fileno()).st_size
+    if size < BAR_BYTES or not is_terminal(sys.stderr):
+        yield file
+        return
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    console = Console(stderr=True)
+    with wrap_file(file, size, description="reading", console=console, transient=True) as shown:
+        yield shown
 
 
 def stamp(path: Path) -> Stamp:
@@ -132,7 +145,7 @@ def read_string(path: str | Path, errors: str = "strict") -> str:
     Raises:
         DataError: The file has no word, or cannot be read (`FilePart.blocks`).
     """
-    text = "".join(block for block, _ in FilePart(Path(path)).blocks(errors))
+    text = "".join(FilePart(Path(path)).blocks(errors))
     if not text.strip():
         raise empty(path)
     return text

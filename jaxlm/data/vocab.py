@@ -24,6 +24,7 @@ from jaxlm.data.tokens import EOS, UNK, WORDS, Bytes, Characters, Words
 from jaxlm.data.windows import batch, num_windows
 
 BLOCK = 1 << 22  # ids read at once
+MAX_VOCAB_BYTES = 256 << 20  # of a vocabulary, in whichever file it is
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no UTF-8 has
 
 
@@ -279,6 +280,21 @@ class Vocab:
             words = [*special, *usual[: max_size - len(special)]]
         counts[UNK] += counts.total() - sum(counts[word] for word in words)
         return cls(tuple(sorted(words, key=rank)), kind)
+
+    def to_bytes(self) -> bytes:
+        """The vocabulary as a file has it: `to_json`, in ASCII.
+
+        Raises:
+            DataError: It takes more bytes than are read back.
+        """
+        data = self.to_json().encode()
+        if len(data) > MAX_VOCAB_BYTES:
+            raise DataError(
+                f"a vocabulary of {len(self):,} {self.kind} takes {len(data):,} bytes in a file, "
+                f"and one of at most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a "
+                "higher min_count"
+            )
+        return data
 
     def to_json(self) -> str:
         """Returns words as a JSON list, one on each line; other tokens as an object."""

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError, reason
-from jaxlm.base.files import MAX_VOCAB_BYTES, explained, read_bytes, reader
+from jaxlm.base.files import explained, read_bytes, reader
 from jaxlm.base.hashed_json import strict_json
 from jaxlm.config.config import Config
 from jaxlm.data.text import decode, read_errors, read_string
 from jaxlm.data.tokens import EOS, WORDS
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import MAX_VOCAB_BYTES, Vocab
 from jaxlm.interop.foreign import MOST_PATH, ForeignModel, as_float32, quote
 from jaxlm.interop.hub_files import CODE, CONFIG, FORMAT, SUMS, VOCAB, WEIGHTS
 from jaxlm.interop.pytorch import read_pytorch

@@ -17,9 +17,9 @@ import safetensors
 import safetensors.numpy
 
 from jaxlm.base.errors import DataError
-from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained, new_folder
+from jaxlm.base.files import Folder, explained, new_folder
 from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import MAX_VOCAB_BYTES, Vocab
 from jaxlm.ngrams.backoff import BackoffModel, Table
 
 RECORD = "ngram.json"
@@ -68,7 +68,7 @@ def save(path: str | Path, ngrams: Ngrams) -> None:
         for (name, dtype), column in zip(_COLUMNS.items(), table, strict=True)
     }
     contents = {
-        _VOCAB: ngrams.vocab.to_json().encode(),
+        _VOCAB: ngrams.vocab.to_bytes(),
         _TABLES: safetensors.numpy.save(arrays),
     }
     record = {

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.base.errors import CheckpointError, RunDirError, reason
-from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.files import Folder, explained
 from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
-from jaxlm.data.vocab import Vocab
+from jaxlm.data.vocab import MAX_VOCAB_BYTES, Vocab
 from jaxlm.runs import ram, state_arrays
 from jaxlm.runs.metrics import Prefix, RunDir
 from jaxlm.runs.state_arrays import Part
@@ -112,7 +112,7 @@ def save(
     with explained(RunDirError, problem, remedy), run.folder(FOLDER, create=True) as folder:
         contents = {
             "config.json": config.to_json().encode(),
-            "vocab.json": vocab.to_json().encode(),
+            "vocab.json": vocab.to_bytes(),
             STATE: state_arrays.encoded(state),
         }
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
@@ -350,9 +350,7 @@ def _well_formed(manifest: Manifest) -> bool:
 
     def fits(value: Any, kind: Any) -> bool:
         if kind == dict[str, str]:
-            return isinstance(value, dict) and all(
-                isinstance(text, str) for text in (*value, *value.values())
-            )
+            return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
         return isinstance(value, kind) and not isinstance(value, bool)
 
     return (

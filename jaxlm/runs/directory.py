@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from jaxlm.base.errors import CheckpointError, JaxlmError, RunDirError
-from jaxlm.base.files import MAX_VOCAB_BYTES, Folder, explained
+from jaxlm.base.files import Folder, explained
 from jaxlm.base.hashed_json import from_hashed_json, strict_json, to_hashed_json
 from jaxlm.base.terminal import without_password
 from jaxlm.config.config import Config, conflicts, different
@@ -90,16 +90,11 @@ def begin(
         setup: How this process trains it.
 
     Raises:
-        RunDirError: The directory is not empty or cannot be written, or no checkpoint could hold
-            the vocabulary.
+        RunDirError: The directory is not empty or cannot be written.
+        DataError: No checkpoint could hold the vocabulary.
     """
     check_vacant(run)
-    size = len(corpus.vocab.to_json())  # ASCII
-    if size > MAX_VOCAB_BYTES:
-        raise RunDirError(
-            f"the vocabulary of {corpus.name} takes {size:,} bytes in a checkpoint, and one of at "
-            f"most {MAX_VOCAB_BYTES:,} is read: take a smaller vocab_size, or a higher min_count"
-        )
+    corpus.vocab.to_bytes()  # raises now, and not at the first checkpoint
     params = "given" if setup.given_params else DRAWN
     with explained(RunDirError, f"no run can begin in {run.path}", ELSEWHERE):
         _write(run, {"corpus": _described(corpus), "params": params}, config, setup)
@@ -250,9 +245,7 @@ def resume(
         trained_on = saved.manifest.corpus
         newest = f"resuming from the newest intact checkpoint, {saved.manifest.step}"
         notes += [f"{problem}; {newest}" for problem in problems]
-        installed = library_versions()
-        versions = {name: old for name, old in saved.manifest.versions.items() if name in installed}
-        newer = different(versions, {name: installed[name] for name in versions})
+        newer = different(saved.manifest.versions, library_versions())
         if newer:
             notes.append(
                 f"the checkpoint was written under other library versions ({', '.join(newer)}): "
