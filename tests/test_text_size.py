@@ -4,6 +4,7 @@ and for texts read in any rows and windows.
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jaxlm.base.units import TextSize, comparable, comparable_text
 from jaxlm.data import vocab as vocabularies
 from jaxlm.data.tokens import Bytes, Characters, Words
 from jaxlm.data.vocab import EOS, Vocab
-from jaxlm.runs import run
+from jaxlm.runs.run import Run, window_plan
 
 
 def uniform(lm):
@@ -59,15 +60,17 @@ def test_the_size_is_of_the_text_that_the_predicted_tokens_add(ids, rows, window
 
 
 @pytest.mark.parametrize("kind", [Words(), Characters(), Bytes()])
-@given(text=st.text("aï \n", min_size=1, max_size=40), block=st.integers(1, 30))
-def test_words_are_counted_from_a_table_of_the_tokens(kind, text, block):
-    vocab = (
-        Vocab(kind.names, kind) if kind.names else Vocab.build(kind.units(f"a ï {text}"), kind=kind)
+def test_checkpoints_by_words_know_the_words_of_a_text_of_any_tokens(kind):
+    vocab = Vocab(kind.names, kind) if kind.names else Vocab.build(kind.units("ab c\n"), kind=kind)
+    train = vocab.encode_text("ab c\n" * 2400)
+    words = 7200 * 1.0 / len(train)  # of a token; an end of a line counts as one
+    config = jaxlm.preset("small").replace(
+        batch_size=10, bptt_length=20, epochs=1, keep_checkpoints="words=3k"
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "BLOCK", block)
-        ids = vocab.encode_text(f"a {text}")
-        assert run.word_count(vocab, ids) == vocab.text_size(ids).words
+    plan = window_plan(config, len(train) // 10)
+    corpus = SimpleNamespace(train=train, vocab=vocab)
+    (step,) = Run._milestones.func(SimpleNamespace(config=config, corpus=corpus, plan=plan))
+    assert step == pytest.approx(3000 / (200 * words), abs=1)
 
 
 @pytest.mark.parametrize("kind", [Characters(), Bytes()])

@@ -3,7 +3,6 @@ also after a run was stopped and resumed.
 """
 
 import gc
-import re
 import weakref
 from dataclasses import replace
 from types import SimpleNamespace
@@ -302,18 +301,6 @@ def test_a_run_of_all_its_epochs_has_not_ended_early(overfits, capsys):
     assert "ended early" in capsys.readouterr().out and len(early.epochs) < 30
     jaxlm.train(overfits.replace(epochs=len(early.epochs), patience=1))
     assert "ended early" not in capsys.readouterr().out
-
-
-def test_no_average_is_announced_at_a_run_s_end(overfits, capsys):
-    config = overfits.replace(
-        epochs=30, optimizer="asgd", nonmonotone=1, learning_rate=2.0, clip_norm=1.0
-    )
-    run = jaxlm.train(config)
-    (first,) = map(int, re.findall(r"averaging starts with window (\d+)", capsys.readouterr().out))
-    epochs = (first - 1) * len(run.epochs) // int(run.state.step)
-    valid = [one.valid_perplexity for one in run.epochs[:epochs]]
-    ended = jaxlm.train(config.replace(patience=epochs - 1 - valid.index(min(valid))))
-    assert len(ended.epochs) == epochs and "averaging starts" not in capsys.readouterr().out
 
 
 class TwoTails:

@@ -42,26 +42,22 @@ def resolved(
         resumed: The saved config of a run that is resumed, whose dtype stays.
 
     Returns:
-        The config with its dtype; the rates, if they were asked for (`measured_rates`); and notes
-        for the user.
+        The config with its dtype; and where it was chosen by them, the rates (`measured_rates`) and
+        a note for the user.
     """
-    dtype = config.model.compute_dtype
-    if dtype == "auto" and resumed is not None:
-        dtype = resumed.model.compute_dtype
-    rates = None
-    notes = []
-    if dtype != "float32":
-        rates = measured_rates(config)
-        float32 = rates["float32"]
-        bfloat16 = rates["bfloat16"]
-        if dtype == "auto":
-            dtype = DTYPES[hosts.agreed(bfloat16 >= MARGIN * float32)]
-            notes = [f"compute_dtype auto: {dtype}"]
-        elif bfloat16 < float32:
-            notes = ["compute_dtype bfloat16 is slower than float32"]
-        speeds = f"{bfloat16:,.0f} GFLOP/s in bfloat16 and {float32:,.0f} in float32"
-        notes = [f"{note}; this model's products run here at {speeds}" for note in notes]
-    return config.replace(compute_dtype=dtype), rates, notes
+    if config.model.compute_dtype != "auto":
+        return config, None, []
+    if resumed is not None:
+        return config.replace(compute_dtype=resumed.model.compute_dtype), None, []
+    rates = measured_rates(config)
+    float32 = rates["float32"]
+    bfloat16 = rates["bfloat16"]
+    dtype = DTYPES[hosts.agreed(bfloat16 >= MARGIN * float32)]
+    note = (
+        f"compute_dtype auto: {dtype}; this model's products run here at {bfloat16:,.0f} GFLOP/s "
+        f"in bfloat16 and {float32:,.0f} in float32"
+    )
+    return config.replace(compute_dtype=dtype), rates, [note]
 
 
 def measured_rates(config: Config) -> dict[str, float]:

@@ -18,7 +18,6 @@ from jaxlm.base.units import TextSize, comparable, perplexity
 from jaxlm.config.config import Config
 from jaxlm.config.settings import word_milestones
 from jaxlm.data.corpora import Corpus
-from jaxlm.data.vocab import BLOCK, Vocab
 from jaxlm.data.windows import RandomLengths, WindowPlan, batch
 from jaxlm.models.noise import sums_all_words
 from jaxlm.report.progress import EpochResult
@@ -28,6 +27,9 @@ from jaxlm.runs.lock import Held
 from jaxlm.runs.metrics import MetricsLog, Prefix
 from jaxlm.training.step import Metrics, TrainState
 from jaxlm.training.validations import Validations
+
+SAMPLES = 64  # stretches of train, in which its words are counted
+SAMPLE_LENGTH = 1 << 14  # tokens of a stretch, at most
 
 
 class Run:
@@ -43,7 +45,6 @@ class Run:
         last: Windows to be trained in all.
         notes: Sentences for the user about how it was resumed.
         learning_rate: Of the last window trained.
-        averages_from: The step after whose validation averaging started, if this process saw it.
     """
 
     def __init__(
@@ -82,7 +83,6 @@ class Run:
         self.plan = window_plan(config, len(corpus.train) // counts.batch_size)
         self.last = self.plan.total if steps is None else min(steps, self.plan.total)
         self.learning_rate = math.nan
-        self.averages_from: int | None = None
         self.notes: list[str] = []
         self.step = 0
         self._validations: Validations | None = None
@@ -147,13 +147,13 @@ class Run:
     def _milestones(self) -> dict[int, int]:
         """{step: number of words of `keep_checkpoints` that its window reaches}.
 
-        A window has as many words and ends of lines for each token as all of train.
+        A window has as many words and ends of lines for each token as a sample of train.
         """
         milestones = word_milestones(self.config.train.keep_checkpoints)
         if not milestones:
             return {}
-        train = self.corpus.train
-        words_per_token = word_count(self.corpus.vocab, train) / max(1, len(train) - 1)
+        sample = batch(self.corpus.train, SAMPLES, stop=SAMPLE_LENGTH).T.ravel()
+        words_per_token = self.corpus.vocab.text_size(sample).words / max(1, len(sample) - 1)
         words_per_row = self.config.train.batch_size * words_per_token
 
         def words_read(step: int) -> int:
@@ -281,11 +281,7 @@ class Run:
 
     def remember(self, record: Validations | None) -> None:
         """Keeps the state's record of validations, whole in the host's memory."""
-        switch_before = self._validations and self._validations.switch
         self._validations = record
-        switch = record and record.switch
-        if switch_before and switch and switch.averaging > switch_before.averaging:
-            self.averages_from = self.step
 
     def perplexity(
         self,
@@ -409,26 +405,3 @@ def floors(corpus: Corpus, *splits: str) -> dict[str, float]:
         for split in splits
         if split in nats
     }
-
-
-def word_count(vocab: Vocab, ids: np.ndarray) -> int:
-    """The words at white space and the ends of lines in a text, without its first token.
-
-    The count is exact but where bytes are tokens: a white space of several bytes is then not seen.
-
-    Args:
-        vocab: The text's vocabulary.
-        ids: The text's tokens [N].
-    """
-    if vocab.kind == "words":
-        return len(ids) - 1
-    texts = [data.decode("utf-8", "replace") for data in vocab.token_bytes]
-    words = np.array([len(text.split()) + text.count("\n") for text in texts])
-    begins = np.array([text != "" and not text[0].isspace() for text in texts])
-    ends = np.array([text != "" and not text[-1].isspace() for text in texts])
-    count = 0
-    for start in range(0, len(ids) - 1, BLOCK):
-        block = batch(ids, 1, start=start, stop=start + BLOCK + 1)[:, 0]
-        joined = ends[block[:-1]] & begins[block[1:]]  # two tokens of one word
-        count += int(words[block[1:]].sum() - np.count_nonzero(joined))
-    return count

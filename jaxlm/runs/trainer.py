@@ -355,10 +355,6 @@ class _Reporter(Observer):
         run = self._run
         floor = floors(run.corpus, "valid").get("floor_valid")
         self._progress.epoch(run.epochs[-1], run.words_per_second, run.epoch_seconds, floor)
-        if run.averages_from == run.step and not run.finished:
-            self._progress.say(
-                f"by its validations so far, averaging starts with window {run.step + 1}"
-            )
 
 
 def _fit(
