@@ -68,7 +68,6 @@ def run_record(
                 "unknown_test": 0.06,
             }
         ],
-        bptt_length=20,
         path=f"/runs/{name}",
         config=jaxlm.preset("zaremba-small").replace(seed=seed),
         corpus={

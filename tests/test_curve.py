@@ -12,6 +12,7 @@ import pytest
 from reports import has, ink, opened, run
 
 from jaxlm.base.errors import JaxlmError
+from jaxlm.config.config import Config
 from jaxlm.report.curve import Results, by_kind, learning_curve, window_series
 from jaxlm.report.figure import log_ticks
 from jaxlm.runs.metrics import read_metrics
@@ -20,7 +21,7 @@ NAN = float("nan")
 
 
 def curve(run_dir: Path, name: str = "curve.png") -> Path:
-    return learning_curve(read_metrics(run_dir), 20, run_dir / name)
+    return learning_curve(read_metrics(run_dir), Config(), run_dir / name)
 
 
 def test_the_curve_shows_every_series_and_is_the_same_each_time(tmp_path):
@@ -57,7 +58,7 @@ def test_one_window_in_one_epoch_is_enough(tmp_path):
 
 def test_without_an_epoch_there_is_no_curve_but_a_sentence(tmp_path):
     with pytest.raises(JaxlmError, match="needs a finished epoch"):
-        learning_curve([], 20, tmp_path / "curve.png")
+        learning_curve([], Config(), tmp_path / "curve.png")
 
 
 @pytest.mark.parametrize("name", ["gone/curve.png", "curve.nonsense"])
@@ -72,9 +73,9 @@ def test_nobodys_matplotlib_is_touched(tmp_path):
     """No display, another backend chosen, pyplot not imported: all as before."""
     code = (
         "import sys, matplotlib; from pathlib import Path; before = dict(matplotlib.rcParams); "
-        "from jaxlm.report.curve import learning_curve; "
+        "from jaxlm.config.config import Config; from jaxlm.report.curve import learning_curve; "
         "from jaxlm.runs.metrics import read_metrics; "
-        "learning_curve(read_metrics(sys.argv[1]), 20, Path(sys.argv[1], 'curve.png')); "
+        "learning_curve(read_metrics(sys.argv[1]), Config(), Path(sys.argv[1], 'curve.png')); "
         "assert dict(matplotlib.rcParams) == before and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run(
@@ -96,7 +97,7 @@ def test_windows_of_several_lengths_have_their_own_perplexity_and_place(tmp_path
             if epoch < 3:
                 log.result("epoch", epoch=epoch, train_perplexity=np.exp(2), valid_perplexity=9.0)
     rows = read_metrics(tmp_path)
-    found = Results("", *by_kind(rows), 20)
+    found = Results("", *by_kind(rows), Config())
     x = found.window_ends()
     np.testing.assert_allclose(x, [0.25, 0.5, 0.75, 1, 1.5, 2, 2.25])
     np.testing.assert_allclose(window_series(found, "perplexity")[1], np.exp(2), rtol=1e-6)
@@ -125,7 +126,7 @@ def test_the_rates_at_the_ends_are_those_of_the_run(tmp_path, monkeypatch):
     with opened(tmp_path) as log:
         log.windows(1, 1, [60, 60], [1, 1], [1.5, 0.0024])
         log.result("epoch", epoch=1, train_perplexity=20.0, valid_perplexity=21.0)
-    learning_curve(read_metrics(tmp_path), 20, tmp_path / "curve.png")
+    learning_curve(read_metrics(tmp_path), Config(), tmp_path / "curve.png")
     assert [text.get_text() for text in drawn[0]] == ["0.0024", "1.5"]
 
 
@@ -142,7 +143,7 @@ def test_a_curve_of_characters_has_bits(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("jaxlm.report.curve.save", lambda figure, path: drawn.append(figure.axes))
     rows = read_metrics(run(tmp_path))
-    learning_curve(rows, 20, tmp_path / "curve.png", "characters")
+    learning_curve(rows, Config().replace(tokens="characters"), tmp_path / "curve.png")
     axes = drawn[0][0]
     assert axes.get_ylabel() == "bits per character" and axes.get_yscale() == "linear"
     valid = [row["valid_perplexity"] for row in rows if row["kind"] == "epoch"]

@@ -233,7 +233,8 @@ def test_a_run_of_characters_is_told_in_bits_per_character():
         {"epoch": 2, "train_perplexity": 8.0, "valid_perplexity": 4.0, "floor_valid": 4.0},
     ]
     test = [{"checkpoint": "last", "test_perplexity": 2**1.5}]
-    found = page(run_record("a", epochs=epochs, tests=test, tokens="characters"))
+    characters = jaxlm.preset("zaremba-small").replace(tokens="characters")
+    found = page(run_record("a", epochs=epochs, tests=test, config=characters))
     text = " ".join(" ".join(found.words).split())
     for part in (
         "validation bits per character test bits per character",

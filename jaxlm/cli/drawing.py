@@ -44,9 +44,7 @@ def plot(args: argparse.Namespace) -> None:
     rows = read_metrics(args.run)
     place = place_for_files(args.run)
     if any(row["kind"] == "epoch" for row in rows):
-        say_line(
-            learning_curve(rows, lm.config.train.bptt_length, place / "curve.png", lm.vocab.kind)
-        )
+        say_line(learning_curve(rows, lm.config, place / "curve.png"))
     else:
         say("there is no learning curve: no epoch has ended")
     picture = place / "embedding.png"

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.units import measure_name, measure_text, measured
+from jaxlm.config.config import Config
 from jaxlm.report.figure import (
     INK,
     PALETTE,
@@ -35,10 +36,14 @@ class Results:
     windows: Sequence[Row]
     epochs: Sequence[Row]
     tests: Sequence[Row]
-    bptt_length: int  # the steps of a window whose line does not say otherwise
-    tokens: str = field(default="words", kw_only=True)  # words, characters, bytes or subwords
+    config: Config
     # Seconds and words_per_second of each epoch.
     timing: Mapping[int, Row] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def tokens(self) -> str:
+        """The kind of token: words, characters, bytes or subwords."""
+        return self.config.data.tokens
 
     @property
     def valid_perplexity(self) -> float:
@@ -88,17 +93,15 @@ def by_kind(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 
 def learning_curve(
     rows: Sequence[Row],
-    bptt_length: int,
+    config: Config,
     path: Path,
-    tokens: str = "words",
 ) -> Path:
-    """Draws the perplexities and the learning rate of a run.
+    """Draws the perplexities and the learning rate of a run; of characters and bytes, bits.
 
     Args:
         rows: The lines of its metrics.
-        bptt_length: The steps of a window whose line does not say otherwise.
+        config: Its config.
         path: The picture to write; its ending is the format.
-        tokens: The kind of token: of characters and bytes, bits are drawn.
 
     Returns:
         The picture's path.
@@ -107,7 +110,7 @@ def learning_curve(
         RunDirError: The picture cannot be written.
         JaxlmError: No epoch has finished.
     """
-    run = Results("", *by_kind(rows), bptt_length, tokens=tokens)
+    run = Results("", *by_kind(rows), config)
     if not run.epochs:
         raise JaxlmError(
             f"a learning curve needs a finished epoch, and there are {len(run.windows)} windows "
@@ -279,30 +282,20 @@ def window_series(run: Results, name: str) -> tuple[np.ndarray, np.ndarray]:
     ends = run.window_ends()
     windows_of_epoch = sum(row["epoch"] == run.windows[0]["epoch"] for row in run.windows)
     size = max(windows_of_epoch // 30, len(ends) // MOST_POINTS, 1)
-    stretches = [run.windows[start : start + size] for start in range(0, len(ends), size)]
-    means = np.array([_mean(rows, name, run.bptt_length) for rows in stretches])
-    last_windows = np.cumsum([len(rows) for rows in stretches], dtype=int) - 1
+    starts = np.arange(0, len(ends), size)
+    column = "cost" if name == "perplexity" else name
+    values = np.array([row[column] for row in run.windows], float)
+    counts = np.isfinite(values).astype(int)
+    if name == "perplexity":  # a cost is summed over the window's steps
+        length = run.config.train.bptt_length
+        counts *= np.array([row.get("steps", length) for row in run.windows], int)
     with np.errstate(all="ignore"):
+        sums = np.add.reduceat(np.where(counts, values, 0), starts)
+        means = sums / np.add.reduceat(counts, starts)
+        if name == "learning_rate":
+            means = values[starts]
         if name == "perplexity":
             means = drawable(np.exp(means))
         else:  # matplotlib cannot draw an axis from 1e-30 to 1e30
             means = np.where(abs(np.log(means)) < 70, means, np.nan)
-    return ends[last_windows], means
-
-
-def _mean(
-    rows: Sequence[Row],
-    name: str,
-    bptt_length: int,
-) -> float:
-    """The mean of the finite values of windows; of perplexities the nats a step."""
-    if name == "learning_rate":
-        return rows[0]["learning_rate"]
-    column = "cost" if name == "perplexity" else name
-    finite = [row for row in rows if math.isfinite(row[column])]
-    if not finite:
-        return math.nan
-    count = len(finite)
-    if name == "perplexity":  # a cost is summed over the window's steps
-        count = sum(row.get("steps", bptt_length) for row in finite)
-    return sum(row[column] for row in finite) / count
+    return ends[np.minimum(starts + size, len(ends)) - 1], means

@@ -21,7 +21,7 @@ from jaxlm.base.fields import setting_text
 from jaxlm.base.hashed_json import finite
 from jaxlm.base.terminal import printable
 from jaxlm.base.units import MOST_UNKNOWN, mean_and_deviation, measure_name, measured, number_text
-from jaxlm.config.config import PRESETS, Config
+from jaxlm.config.config import PRESETS
 from jaxlm.report import live
 from jaxlm.report.curve import Results, draw_perplexities, draw_speeds, draw_windows
 from jaxlm.report.figure import drawable, figure, svg
@@ -48,12 +48,11 @@ class RunRecord(Results):
     """A run without its parameters, or an n-gram model, whose config counts for its text alone."""
 
     path: str
-    config: Config
     corpus: Mapping[str, Any]  # name, sha256, vocab_sha256 and description
     # Command, versions, devices and platform of each process that trained it.
-    sessions: Sequence[Mapping[str, Any]]
+    sessions: Sequence[Mapping[str, Any]] = ()
     # (Windows trained, epoch, validation perplexity).
-    checkpoints: Sequence[tuple[int, int, float | None]]
+    checkpoints: Sequence[tuple[int, int, float | None]] = ()
     order: int = field(default=0, kw_only=True)  # of an n-gram model
     grams: int = field(default=0, kw_only=True)  # how many n-grams it has
 

@@ -94,7 +94,7 @@ def draw_slice(
     """
     scale = scale_of([trial.values[field] for trial in trials])
     measure = trials[0].measure
-    y = drawable([trial.valid[0] for trial in trials], measure)
+    y = _results(trials)
     ranks: dict[str, list[int]] = {}  # of each colour, the worst first
     for rank in reversed(range(len(y))):
         if np.isfinite(y[rank]):
@@ -125,7 +125,7 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
     """
     fields = list(trials[0].values)
     measure = trials[0].measure
-    y = drawable([trial.valid[0] for trial in trials], measure)
+    y = _results(trials)
     scales = [scale_of([trial.values[field] for trial in trials]) for field in fields]
     scales.append(
         Scale(y, [number_text(measure, value) for value in y], {}, log=measure == "perplexity")
@@ -171,6 +171,11 @@ def draw_epochs(axes: Any, trials: Trials) -> None:
     axes.set(xlabel="epoch", ylabel=result_name(trials))
     axes.locator_params("x", integer=True)
     result_axis(axes, np.concatenate(lines), measure)
+
+
+def _results(trials: Trials) -> np.ndarray:
+    """The validation results [trials], nan where one has no place on the axis."""
+    return drawable([trial.valid[0] for trial in trials], trials[0].measure)
 
 
 def result_name(trials: Trials) -> str:

@@ -405,10 +405,8 @@ def _finish(
     if run.kept and run.epochs:
         progress.doing("drawing the curve")
         try:
-            path = run.folder.path / "curve.png"
-            steps = run.config.train.bptt_length
-            tokens = run.corpus.vocab.kind
-            curve = learning_curve(read_metrics(run.folder.path), steps, path, tokens)
+            path = run.folder.path
+            curve = learning_curve(read_metrics(path), run.config, path / "curve.png")
             rows.append(("learning curve", str(curve)))
         except RunDirError as error:
             progress.say(f"there is no learning curve: {error}", loud=True)
