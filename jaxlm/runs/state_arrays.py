@@ -264,9 +264,7 @@ def shapes_of_state(config: Config) -> Any:
 def check_memory(config: Config, devices: int = 1) -> Any:
     """Asks whether there is the memory that a config's training needs at the least.
 
-    Training needs its state, a gradient and an update of each parameter, and what a window saves
-    for its gradient. Devices with memory of their own share this; the first device makes the whole
-    state.
+    Devices with memory of their own share what is needed; the first device makes the whole state.
 
     Args:
         config: What is to be trained.
@@ -280,17 +278,29 @@ def check_memory(config: Config, devices: int = 1) -> Any:
         JaxlmError: There can be no such model.
     """
     template = shapes_of_state(config)
-    model = config.model
-    rows = config.train.longest * config.train.rows_of_gradient * config.optimizer.dropout_samples
-    activations = 4 * rows * (model.embedding_size + 6 * model.units)
-    state = bytes_of(template)
-    needed = state + 2 * bytes_of(template.params) + activations
+    needed = memory_needed(config, template)
     free = ram.of_device()
     if free is not None:
-        needed = max(state, needed // devices)
+        needed = max(bytes_of(template), needed // devices)
     remedy = "take smaller embedding_size, hidden_sizes, vocab_size or batch_size"
     ram.check(needed, "training this config", remedy, free)
     return template
+
+
+def memory_needed(config: Config, template: Any) -> int:
+    """The bytes that a config's training needs at the least.
+
+    They are its state, a gradient and an update of each parameter, and what a window saves for its
+    gradient.
+
+    Args:
+        config: What is to be trained.
+        template: The shapes and dtypes of its state (`shapes_of_state`).
+    """
+    model = config.model
+    rows = config.train.longest * config.train.rows_of_gradient * config.optimizer.dropout_samples
+    activations = 4 * rows * (model.embedding_size + 6 * model.units)
+    return bytes_of(template) + 2 * bytes_of(template.params) + activations
 
 
 def bytes_of(tree: Any) -> int:

@@ -286,7 +286,7 @@ def _settings_of_others(name: str, space: Space) -> Iterator[dict[str, Any]]:
     """Values of other fields, with which a value of one field is tried until the config takes it.
 
     A value may need another, as a field of the optimizer needs that optimizer. First the value is
-    tried alone; then with combinations of the static fields; then with these and a value of each
+    tried alone; then with combinations of the static fields, without and with a value of each
     float.
     """
     yield {}
@@ -303,11 +303,9 @@ def _settings_of_others(name: str, space: Space) -> Iterator[dict[str, Any]]:
     # The fields with the fewest values change fastest, so that all of these are soon tried.
     names = sorted(static, key=lambda other: -len(static[other]))
     products = itertools.product(*(static[other] for other in names))
-    combinations = [
-        dict(zip(names, values, strict=True)) for values in itertools.islice(products, MOST_CHOICES)
-    ]
-    yield from combinations
-    for combination in combinations:
+    for values in itertools.islice(products, MOST_CHOICES):
+        combination = dict(zip(names, values, strict=True))
+        yield combination
         yield {**floats, **combination}
 
 

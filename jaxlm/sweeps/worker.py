@@ -28,7 +28,7 @@ from jaxlm.runs import directory, precision, ram
 from jaxlm.runs.group import MemberGroup, SingleGroup
 from jaxlm.runs.loop import Group, Observer, fit
 from jaxlm.runs.run import Run
-from jaxlm.runs.state_arrays import new_state, shapes_of_state
+from jaxlm.runs.state_arrays import memory_needed, new_state, shapes_of_state
 from jaxlm.runs.training_corpus import with_corpus
 from jaxlm.sweeps.plan import Plan
 from jaxlm.sweeps.study import Claim, Study
@@ -350,7 +350,7 @@ def group_size(
     plan: Plan,
     workers: int,
 ) -> int:
-    """How many members of a shape are useful in a group, and fit into half of the free memory.
+    """How many members of a shape are useful in a group, and fit into a third of the free memory.
 
     There are as many on each device: an empty slot costs less than an idle device.
 
@@ -359,14 +359,9 @@ def group_size(
         plan: What the sweep is.
         workers: Processes that share the machine.
     """
-    counts = config.train
-    model = config.model
-    state = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of_state(config)))
-    widths = 3 * model.embedding_size + 16 * model.units
-    activations = counts.longest * counts.rows_of_gradient * widths
     device = ram.of_device()
     free = ram.available() if device is None else device
-    fitting = free // 2 // workers // (4 * (4 * state + activations))
+    fitting = free // 3 // workers // memory_needed(config, shapes_of_state(config))
     rounds = 4 if plan.strategy == "tpe" else 1  # Optuna learns from the trials that have ended
     useful = math.ceil(plan.trials * plan.seeds / workers / rounds)
     limit = MOST_ON_CPU if jax.default_backend() == "cpu" else MOST
