@@ -22,11 +22,8 @@ SMALL = BASE.replace(vocab_size=100, corpus="embedded-tiny")
 
 
 @pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Rates to be measured, float32's and bfloat16's,
-    and how often they were; the cache is empty.
-    """
-    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+def measured(monkeypatch):
+    """Rates to be measured, float32's and bfloat16's, and how often they were."""
     found = SimpleNamespace(rates=(100.0, 200.0), times=0)
 
     def measure(*shape):
@@ -64,7 +61,6 @@ def test_auto_takes_bfloat16_where_it_is_faster_by_15_percent_says_and_records_i
     )
     assert f"{said} {rates[0]:,.0f} in float32" in " ".join(capsys.readouterr().out.split())
     measured.rates = rates[::-1]  # another machine: the run keeps its dtype
-    (tmp_path / "cache").rename(tmp_path / "elsewhere")
     resumed = jaxlm.train(config, run_dir=tmp_path / "run", resume=True, steps=3, quiet=True)
     assert resumed.config == result.config
 
@@ -78,33 +74,6 @@ def test_a_first_run_records_the_rates_at_its_corpus_vocabulary(tmp_path, measur
     )
     assert saved_record(tmp_path / "run")["rates"] == {"float32": 100, "bfloat16": 200}
     assert measured.times == 1
-
-
-def test_rates_are_measured_once_for_a_machine_and_class_of_shapes(measured, monkeypatch, tmp_path):
-    def times(config):
-        assert precision.measured_rates(config) == {"float32": 100, "bfloat16": 200}
-        return measured.times
-
-    assert [times(SMALL), times(SMALL), times(SMALL.replace(learning_rate=0.5))] == [1, 1, 1]
-    assert times(SMALL.replace(hidden_sizes=(900, 900))) == 2  # another class
-    assert times(SMALL.replace(matmul_precision="default")) == 3
-    monkeypatch.setattr(precision, "processor", lambda: "another processor")
-    assert [times(SMALL), times(SMALL)] == [4, 4]
-    monkeypatch.setattr(jax, "__version__", "another version")
-    assert [times(SMALL), times(SMALL)] == [5, 5]
-    monkeypatch.setattr(precision.os, "cpu_count", lambda: 1000)
-    device = SimpleNamespace(device_kind="another device")
-    assert times(SMALL) == 6
-    monkeypatch.setattr(jax, "local_devices", lambda: [device])
-    assert [times(SMALL), times(SMALL)] == [7, 7]
-    for file in (tmp_path / "cache" / "rates").iterdir():
-        file.write_bytes(file.read_bytes()[:-1] + b"x")  # damaged
-    assert [times(SMALL), times(SMALL)] == [8, 8]
-    for file in (tmp_path / "cache" / "rates").iterdir():
-        file.write_bytes(b"")
-    assert times(SMALL) == 9
-    monkeypatch.setenv("JAXLM_CACHE", "/dev/null")  # cannot be written: measured each time
-    assert [times(SMALL), times(SMALL)] == [10, 11]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -300,10 +300,8 @@ def find_splits(path: Path) -> dict[str, list[FilePart]]:
             each once.
     """
     if os.path.isdir(path):
-        try:
+        with files.explained(DataError, f"the folder {path} cannot be read"):
             names = [entry.name for entry in os.scandir(path) if not entry.is_dir()]
-        except OSError as error:
-            raise DataError(f"the folder {path} cannot be read: {error.strerror}") from None
         names = sorted(name for name in names if name in _SPLIT_OF_FILE)
         if sorted(_SPLIT_OF_FILE[name] for name in names) == sorted(SPLITS):
             return _one_file_each(path, names)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxlm.base.errors import DataError
 from jaxlm.base.fields import shown
+from jaxlm.base.files import explained
 from jaxlm.base.units import TextSize
 from jaxlm.data.subwords import Subwords
 from jaxlm.data.tokens import EOS, UNK, WORDS, Bytes, Characters, Words
@@ -312,7 +313,7 @@ class Vocab:
         Raises:
             DataError: The text is anything else.
         """
-        try:
+        with explained(DataError, "the vocabulary is not valid JSON", "restore it from a copy"):
             tree = json.loads(text)
             words = tree
             kind = WORDS
@@ -320,12 +321,6 @@ class Vocab:
                 words = tree.pop("words", [])
                 kind = _kind_of_tokens(tree.pop("tokens"), tree)
                 words = list(kind.names) or words
-        except DataError:
-            raise
-        except (ValueError, RecursionError, TypeError) as error:
-            raise DataError(
-                f"the vocabulary is not valid JSON ({error}); restore it from a copy"
-            ) from None
         if not isinstance(words, list):
             raise DataError("this JSON is no vocabulary that jaxlm wrote; restore it from a copy")
         return cls(tuple(words), kind)

@@ -38,7 +38,10 @@ class EpochResult:
 
 
 class LastingConsole(Console):
-    """A console whose reader may leave (`jaxlm train | head`): the printing ends, not the run."""
+    """A console whose reader may leave (`jaxlm train | head`): the printing ends, not the run.
+
+    By default it is on standard output; a quiet one prints nothing.
+    """
 
     def _check_buffer(self) -> None:
         try:
@@ -52,11 +55,6 @@ class LastingConsole(Console):
         """Discards what follows. Rich's own method then ends the process; this one does not."""
         with suppress(SystemExit, OSError):
             super().on_broken_pipe()
-
-
-def lasting_console(quiet: bool = False) -> Console:
-    """A console on standard output that outlives its reader; a quiet one prints nothing."""
-    return LastingConsole(quiet=quiet)
 
 
 class Progress:
@@ -91,7 +89,7 @@ class Progress:
         self._tokens_per_window = tokens_per_window
         self._corpus = printable(corpus)
         self._tokens = tokens
-        self.console = console or lasting_console()
+        self.console = console or LastingConsole()
         # A live display moves the cursor, which a dumb terminal cannot.
         self._live = self.console.is_terminal and not self.console.is_dumb_terminal
         self._bar = progress.Progress(

@@ -1,15 +1,11 @@
 """The dtype that a run multiplies in: `auto` is bfloat16 where that is measured to be faster.
 
 A processor's instructions say nothing of its rates: with AVX512_BF16 and without AMX bfloat16 may
-be the slower one. The rates are measured once for each shape, device and version of JAX, and lie in
-the user's cache.
+be the slower one.
 """
 
-import hashlib
 import math
-import os
 import time
-from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Scalar
 
-from jaxlm.base.files import Folder
-from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config.config import Config
-from jaxlm.data.cache import cache_dir, processor
 from jaxlm.distributed import hosts
 from jaxlm.ops.product import product
 
@@ -61,23 +54,9 @@ def resolved(
 
 
 def measured_rates(config: Config) -> dict[str, float]:
-    """The rates of a model's largest product in each dtype, in 1e9 operations a second.
-
-    They are read from the user's cache where this machine has measured them before.
-    """
-    precision = config.model.matmul_precision
-    shape = largest_product(config)
-    device = jax.local_devices()[0].device_kind
-    key = repr((shape, precision, processor(), os.cpu_count(), jax.__version__, device))
-    name = hashlib.sha256(key.encode()).hexdigest()[:16] + ".json"
-    folder = cache_dir() / "rates"
-    with suppress(OSError, ValueError), Folder.open(folder) as cache:
-        return from_hashed_json(cache.read(name, 1000))
-    with jax.default_matmul_precision(precision):
-        rates = _measured(*shape)
-    with suppress(OSError), Folder.open(folder, create=True) as cache:
-        cache.write(name, to_hashed_json(rates).encode())
-    return rates
+    """The rates of a model's largest product in each dtype, in 1e9 operations a second."""
+    with jax.default_matmul_precision(config.model.matmul_precision):
+        return _measured(*largest_product(config))
 
 
 def largest_product(config: Config) -> tuple[int, int, int]:

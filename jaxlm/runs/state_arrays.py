@@ -18,7 +18,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from jaxlm.base.errors import CheckpointError, JaxlmError
-from jaxlm.config.config import Config
+from jaxlm.config.config import Config, different
 from jaxlm.models.recurrent import Params
 from jaxlm.runs import ram
 from jaxlm.training.step import TrainState, fresh_state, init_state
@@ -54,23 +54,16 @@ def new_state(
         JaxlmError: Given parameters do not have the config's shapes, or there is not enough memory.
     """
     template = check_memory(config, devices)
-    if params is not None:
-        expected = shapes(template.params)
-        actual = shapes(params)
-        wrong = [
-            f"{name}: {expected.get(name)} -> {actual.get(name)}"
-            for name in expected | actual
-            if expected.get(name) != actual.get(name)
-        ]
-        if wrong:
-            raise JaxlmError(
-                f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
-            )
-        params = jax.tree.map(np.float32, params)
     counts = config.train
     if params is None:
         seed = np.uint32(counts.seed)
         return fresh_state(config.recipe, seed, counts.batch_size, counts.patience)
+    wrong = different(shapes(template.params), shapes(params))
+    if wrong:
+        raise JaxlmError(
+            f"params do not have the config's shapes (expected -> given): {'; '.join(wrong)}"
+        )
+    params = jax.tree.map(np.float32, params)
     key = jax.random.key(counts.seed)
     return init_state(config.recipe, key, counts.batch_size, params, patience=counts.patience)
 

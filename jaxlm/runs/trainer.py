@@ -26,7 +26,7 @@ from jaxlm.distributed import hosts
 from jaxlm.distributed.mesh import DATA, MODEL, make_mesh, place
 from jaxlm.models.recurrent import Params
 from jaxlm.report.curve import learning_curve
-from jaxlm.report.progress import EpochResult, Progress, lasting_console
+from jaxlm.report.progress import EpochResult, LastingConsole, Progress
 from jaxlm.report.trackers import OnMetrics
 from jaxlm.runs import checkpoint, directory, precision, signals, state_arrays
 from jaxlm.runs.checkpoint import Checkpoint
@@ -308,7 +308,7 @@ def _progress(
         run.last,
         counts.bptt_length * counts.batch_size,
         corpus.name,
-        lasting_console(quiet),
+        LastingConsole(quiet=quiet),
         corpus.vocab.kind,
     )
     for note in filter(None, (*corpus.notes, *notes, *run.notes)):

@@ -30,8 +30,8 @@ LivePage = Callable[[LanguageModel], str]  # makes a page that runs a model
 
 
 def write_report(
-    paths: Sequence[str | Path],
-    out: str | Path | None = None,
+    paths: Sequence[Path],
+    out: Path | None = None,
     *,
     which: str = "last",
     texts: Sequence[str] = (),
@@ -41,7 +41,8 @@ def write_report(
     """Writes one self-contained HTML page about runs and sweeps.
 
     Args:
-        paths: Directories of runs, n-gram models and sweeps; one that is named twice counts once.
+        paths: At least one directory of a run, an n-gram model or a sweep; one that is named twice
+            counts once.
         out: The file to write (default: report.html in the directory, if there is only one).
         which: The checkpoint whose words, surprisals and samples are shown: `last`, `best`, or a
             step. The run is the one with the lowest validation perplexity on each corpus; an n-gram
@@ -57,9 +58,7 @@ def write_report(
         JaxlmError: A directory holds no results, or one is damaged, or the page cannot be written,
             or no page runs such a model: nothing is written then.
     """
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    directories = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    directories = list({path.resolve(): path for path in paths}.values())
     target = _target(directories, out)
     names = [path.resolve().name for path in directories]
     if len(set(names)) < len(names):
@@ -93,15 +92,13 @@ def write_report(
     return target
 
 
-def _target(directories: Sequence[Path], out: str | Path | None) -> Path:
+def _target(directories: Sequence[Path], out: Path | None) -> Path:
     """The file to write. Raises JaxlmError where none is named and none is usual."""
-    if not directories:
-        raise JaxlmError("a report needs at least one directory of a run or a sweep: name one")
     if out is None and len(directories) > 1:
         raise JaxlmError(
             f"a report of {len(directories)} directories needs a place: name it with -o FILE"
         )
-    target = place_for_files(directories[0]) / "report.html" if out is None else Path(out)
+    target = out or place_for_files(directories[0]) / "report.html"
     if target.is_dir():
         raise JaxlmError(
             f"{target} is a directory: name the file to write, as in -o {target / 'report.html'}"

@@ -24,7 +24,7 @@ from jaxlm.config.config import Config
 from jaxlm.config.settings import TOKEN_FIELDS, DataConfig
 from jaxlm.data.corpora import Corpus
 from jaxlm.data.prepared import is_prepared
-from jaxlm.report.progress import lasting_console
+from jaxlm.report.progress import LastingConsole
 from jaxlm.report.sweep_files import write_sweep
 from jaxlm.report.sweep_results import Sweep
 from jaxlm.report.sweep_view import SweepView
@@ -124,7 +124,7 @@ def sweep(
         session = _Session(
             Study(plan, folder, where),
             run_dir is not None,
-            SweepView(lasting_console(quiet)),
+            SweepView(LastingConsole(quiet=quiet)),
             data_dir and os.path.abspath(data_dir),
         )
         session.announce(text)
@@ -324,7 +324,7 @@ def join(
     """
     where = _where(run_dir, None, resume=True)
     study = Study(None, run_dir, where)
-    view = SweepView(lasting_console(quiet))
+    view = SweepView(LastingConsole(quiet=quiet))
 
     def stopped() -> int | None:
         if stop.signal is None and os.getppid() != parent:
