@@ -51,8 +51,11 @@ def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
     config = model.config.model
     problem = _beyond_torch(config)
     if problem:
-        note = f"the model has {problem}, which no module of PyTorch's has: its arrays have "
-        return as_safetensors(flat(model.params)), [f"{note}jaxlm's names and layouts"]
+        note = (
+            f"the model has {problem}, which no module of PyTorch's has: its arrays have jaxlm's "
+            "names and layouts, and `jaxlm import` reads the folder of --to hub in its place"
+        )
+        return as_safetensors(flat(model.params)), [note]
     layers = torch_layers(config, model.params)
     notes = []
     place = "rnn.{part}_l{layer}"
