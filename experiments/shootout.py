@@ -40,6 +40,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -129,7 +130,12 @@ def text_and_preset(given: str, preset: str) -> tuple[str, str]:
 
 def parameters_of(config: jaxlm.Config) -> int:
     """How many parameters a model has."""
-    shapes = jax.eval_shape(lambda key: jaxlm.init_params(config.model, key), jax.random.key(0))
+    return _parameters_of(config.model)
+
+
+@cache
+def _parameters_of(model: Any) -> int:
+    shapes = jax.eval_shape(lambda key: jaxlm.init_params(model, key), jax.random.key(0))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 

@@ -18,6 +18,7 @@ import jaxlm
 from jaxlm.config.config import KINDS as TABLES
 from jaxlm.models import stack
 from jaxlm.schedules import SCHEDULES
+from jaxlm.training.step import init_state
 
 # The laws hold for published kinds as for those that they derive from, which stand for them.
 MODELS, OPTIMIZERS = (
@@ -40,6 +41,7 @@ BASE = jaxlm.preset("small").replace(
     windows_per_call=4,
     hold=1.0,
 )
+ONE_LAYER = BASE.replace(hidden_sizes=(E,))  # of what does not depend on the layers' number
 BLOCK = dict(block="residual", hidden_sizes=(E,), inner_size=4, convolution=3, feed_forward_size=6)
 BLOCKS = {f"{name}-block": BASE.replace(model=name, **BLOCK) for name in MODELS} | {
     "gated-block": BASE.replace(
@@ -249,6 +251,11 @@ def drawn_params(model, seed=0):
         ),
         tree,
     )
+
+
+def begun(recipe, key, batch_size, seed=0):
+    """The state before the first step, with drawn parameters: op by op, as few ops have a shape."""
+    return init_state(recipe, key, batch_size, drawn_params(recipe.model, seed))
 
 
 @cache

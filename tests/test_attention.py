@@ -28,8 +28,8 @@ ODD = 5
 def test_it_is_the_plain_one(T, W, held, length):
     """Outputs, state and gradients, of carries that hold fewer keys than there is room for."""
     rng = np.random.default_rng(0)
-    q, k, v = jnp.asarray(rng.normal(size=(3, T, B, N, ODD)).astype(np.float32))
-    before = jnp.asarray(rng.normal(size=(2, B, N, W, ODD)).astype(np.float32))
+    q, k, v = jax.device_put(rng.normal(size=(3, T, B, N, ODD)).astype(np.float32))
+    before = jax.device_put(rng.normal(size=(2, B, N, W, ODD)).astype(np.float32))
 
     def run(op, q, k, v, before):
         y, state = op(

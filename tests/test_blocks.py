@@ -349,7 +349,7 @@ def test_a_block_is_its_authors(name):
 
 
 def array(value):
-    return jnp.asarray(np.reshape(value["values"], value["shape"]).astype(np.float32))
+    return jax.device_put(np.reshape(value["values"], value["shape"]).astype(np.float32))
 
 
 def assert_carry(found, state: BlockState, expected):

@@ -31,7 +31,7 @@ def layers(kind, **options) -> Any:
 def drawn(case):
     rng = np.random.default_rng(case["seed"])
     return {
-        name: jnp.asarray(rng.uniform(-scale, scale, shape).astype(np.float32))
+        name: jax.device_put(rng.uniform(-scale, scale, shape).astype(np.float32))
         for name, (scale, shape) in case["shapes"].items()
     }
 
@@ -113,7 +113,7 @@ def test_gated_deltanet_is_the_paper_s_equations():
     model = layers("gated-deltanet", init_scale=0.7)
     params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(0), E, H)
     rng = np.random.default_rng(0)
-    params["norm"] = jnp.asarray(rng.uniform(0.5, 2, H).astype(np.float32))
+    params["norm"] = jax.device_put(rng.uniform(0.5, 2, H).astype(np.float32))
     x = rng.normal(size=(T, B, E)).astype(np.float32)
 
     @jax.jit
@@ -181,7 +181,7 @@ def test_chunks_of_matrix_valued_states_are_the_plain_recurrence(T, length, deca
     F = 3
     rng = np.random.default_rng(3)
     q, k, v, log_decay, state, beta = (
-        jnp.asarray(rng.normal(size=shape).astype(np.float32))
+        jax.device_put(rng.normal(size=shape).astype(np.float32))
         for shape in (
             (T, B, N, D),
             (T, B, N, D),
@@ -254,7 +254,7 @@ def test_a_window_is_its_steps(kind):
     E = 3
     model = layers(kind, init_scale=0.7)
     params = jax.jit(model.init_layer, static_argnums=(1, 2))(jax.random.key(1), E, H)
-    x = jnp.asarray(np.random.default_rng(2).normal(size=(T, B, E)).astype(np.float32))
+    x = jax.device_put(np.random.default_rng(2).normal(size=(T, B, E)).astype(np.float32))
     zero = model.zero_state(zeros_of(B, x.dtype), H)
     y, end = jax.jit(lambda x: model.apply_layer(params, x, zero, LayerNoise(), None))(x)
 

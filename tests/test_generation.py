@@ -73,10 +73,11 @@ def test_top_p_counts_the_mass_that_top_k_leaves():
     """Of 0.4, 0.3, 0.2, 0.1 the two likeliest have 0.7:
     0.55 of it needs one word, 0.55 of all would need two.
     """
-    odds = jnp.array([[1.0, 0.75, 0.5, 0.25]])
-    both = filtered(Sampling(top_k=2, top_p=0.55), odds)
+    odds = np.array([[1.0, 0.75, 0.5, 0.25]], np.float32)
+    keep = jax.jit(filtered)
+    both = keep(Sampling(top_k=2, top_p=0.55), odds)
     assert np.flatnonzero(both[0]).tolist() == [0]
-    assert np.flatnonzero(filtered(Sampling(top_p=0.55), odds)[0]).tolist() == [0, 1]
+    assert np.flatnonzero(keep(Sampling(top_p=0.55), odds)[0]).tolist() == [0, 1]
 
 
 def test_words_are_picked_in_proportion_to_their_odds():
@@ -123,10 +124,12 @@ def test_temperature_divides_and_the_penalty_and_the_ban_change_logits():
 
 
 def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones():
-    seen = jnp.array([[True, True, False, False]])
+    seen = np.array([[True, True, False, False]])
     banned = jnp.array([False, False, False, True])
-    found = adjusted(
-        Sampling(repetition_penalty=2.0, banned=banned), jnp.array([[2.0, -1.0, 0.5, 1.9]]), seen
+    found = jax.jit(adjusted)(
+        Sampling(repetition_penalty=2.0, banned=banned),
+        np.array([[2.0, -1.0, 0.5, 1.9]], np.float32),
+        seen,
     )
     np.testing.assert_array_equal(found, [[1.0, -2.0, 0.5, -np.inf]])
 
@@ -135,12 +138,12 @@ def test_the_penalty_divides_positive_logits_and_multiplies_negative_ones():
     "sampling", [{"repetition_penalty": 1.5}, {"banned": jnp.array([True, False, False])}]
 )
 def test_the_greedy_word_has_the_log_probability_of_the_logits_themselves(sampling):
-    logits = jnp.array([[2.0, 1.9, -1.0]])
-    ids, log_p = draw(
+    logits = np.array([[2.0, 1.9, -1.0]], np.float32)
+    ids, log_p = jax.jit(draw)(
         Sampling(temperature=None, **sampling),
         logits,
-        jnp.array([[True, False, False]]),
-        jnp.zeros(1),
+        np.array([[True, False, False]]),
+        np.zeros(1, np.float32),
     )
     assert ids.tolist() == [1] and float(log_p[0]) == pytest.approx(
         float(jax.nn.log_softmax(logits)[0, 1]), abs=1e-6
@@ -148,9 +151,10 @@ def test_the_greedy_word_has_the_log_probability_of_the_logits_themselves(sampli
 
 
 def test_words_that_reach_the_probability_exactly_are_enough():
-    odds = jnp.array([[1.0, 0.5, 0.25, 0.25]])
-    np.testing.assert_array_equal(filtered(Sampling(top_p=0.75), odds), [[1.0, 0.5, 0, 0]])
-    np.testing.assert_array_equal(filtered(Sampling(top_p=0.5), odds), [[1.0, 0, 0, 0]])
+    odds = np.array([[1.0, 0.5, 0.25, 0.25]], np.float32)
+    keep = jax.jit(filtered)
+    np.testing.assert_array_equal(keep(Sampling(top_p=0.75), odds), [[1.0, 0.5, 0, 0]])
+    np.testing.assert_array_equal(keep(Sampling(top_p=0.5), odds), [[1.0, 0, 0, 0]])
 
 
 def test_the_penalty_counts_the_words_of_the_prompt_and_not_the_eos_before_it():

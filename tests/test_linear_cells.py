@@ -41,7 +41,7 @@ def drawn(kind, **fields):
         )
         for tree in (params, model.zero_state(zeros_of(B, jnp.float32), H))
     )
-    return model, params, jnp.asarray(rng.normal(size=(T, B, E)).astype(np.float32)), state
+    return model, params, jax.device_put(rng.normal(size=(T, B, E)).astype(np.float32)), state
 
 
 def step_by_step(kind, step, **fields):
@@ -108,7 +108,7 @@ def test_hawk_is_the_published_block(case):
         theirs[name] = rng.uniform(
             -case["scale"], case["scale"], [sizes[one] for one in shape]
         ).astype(np.float32)
-    x = jnp.asarray(rng.normal(size=(T + more, B, W)).astype(np.float32))
+    x = jax.device_put(rng.normal(size=(T + more, B, W)).astype(np.float32))
     ours = {"linear_x.kernel": "x_kernel", "linear_x.bias": "x_bias", "linear_y.kernel": "y_kernel"}
     ours |= {
         "linear_y.bias": "y_bias",

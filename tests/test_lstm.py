@@ -166,7 +166,7 @@ def test_one_step_by_hand():
             r"bias should be floating-point numbers of the shape \(16,\).*\(15,\)",
         ),
         (
-            dict(state=LSTMState(*(jnp.asarray(np.zeros((3, 4), np.float32)),) * 2)),
+            dict(state=LSTMState(*(jax.device_put(np.zeros((3, 4), np.float32)),) * 2)),
             r"state.c should be floating-point numbers of the shape \(2, 4\).*\(3, 4\)",
         ),
         (dict(x=np.zeros((5, 3))), r"x should be \[T, B, E\].*\(5, 3\)"),

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import BASE, B, T, V, drawn_params
@@ -26,7 +25,7 @@ GRIFFIN = BASE.replace(
     feed_forward_size=6,
     attention_window=3,
 )
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
+TOKENS = jax.device_put(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 
 
 def test_layers_are_of_the_kinds_in_turn_with_the_fields_of_each():
@@ -80,7 +79,7 @@ def test_each_layer_is_what_it_is_alone():
     fields = dict(embedding_size=8, hidden_sizes=(8, 8), forget_bias=1.0)
     model = BASE.replace(model="lstm,gru", **fields).model
     params = drawn_params(model)
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(T, B, 8)).astype(np.float32))
+    x = jax.device_put(np.random.default_rng(1).normal(size=(T, B, 8)).astype(np.float32))
     carry = stack.zero_carry(model, B)
     y, _ = stack.features(model, params, Noise(), x, carry)
     for layer, name in enumerate(("lstm", "gru")):
@@ -115,7 +114,7 @@ def test_masks_fall_on_the_layers_whose_kind_has_them():
 def test_a_step_at_a_time_is_the_whole():
     model = GRIFFIN.model
     params = drawn_params(model)
-    x = jnp.asarray(np.random.default_rng(2).normal(size=(7, B, 8)).astype(np.float32))
+    x = jax.device_put(np.random.default_rng(2).normal(size=(7, B, 8)).astype(np.float32))
     read = jax.jit(partial(stack.features, model, params, Noise()))
     whole, end = read(x, stack.zero_carry(model, B))
     carry = stack.zero_carry(model, B)

@@ -25,11 +25,11 @@ def draw(N, K, D, V, dtype, seed=0):
     rng = np.random.default_rng(seed)
     return (
         *(
-            jnp.asarray(rng.normal(size=shape).astype(dtype))
+            jax.device_put(rng.normal(size=shape).astype(dtype))
             for shape in ((N, K, D), (N, K), (D, V), (V,))
         ),
-        jnp.asarray(rng.integers(0, V, N)),
-        jnp.asarray(rng.uniform(0, 2, N).astype(dtype)),
+        jax.device_put(rng.integers(0, V, N)),
+        jax.device_put(rng.uniform(0, 2, N).astype(dtype)),
     )
 
 

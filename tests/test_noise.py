@@ -7,19 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, HIDDEN, B, E, T, V, drawn_params
+from recipes import BASE, HIDDEN, B, E, T, V, begun, drawn_params
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.models import stack
 from jaxlm.models.noise import Noise, draw_noise, drop_words, growing, is_random
-from jaxlm.training.step import Window, init_state, train_step
+from jaxlm.training.step import Window, train_step
 
 KEY = jax.random.key(3)
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
+TOKENS = jax.device_put(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 WINDOW = Window(TOKENS[:-1], TOKENS[1:])
 
 
-started = jax.jit(init_state, static_argnums=2)
 step = jax.jit(train_step)
 draw = jax.jit(draw_noise, static_argnums=(2, 3))
 
@@ -185,12 +184,12 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
     rates = dict(keep_words=0.5, keep_embedding=0.7, clip_norm=None, learning_rate=0.1)
     sparse = BASE.replace(**rates)
     dense = BASE.replace(**rates, momentum=0.0)
-    state = started(sparse.recipe, jax.random.key(0), B)
+    state = begun(sparse.recipe, jax.random.key(0), B)
     noise = jax.device_get(draw(sparse.model, KEY, T, B))
     after = [
         step(
             config.recipe,
-            replace(state, opt_state=started(config.recipe, jax.random.key(0), B).opt_state),
+            replace(state, opt_state=begun(config.recipe, jax.random.key(0), B).opt_state),
             WINDOW,
             noise,
         )[0].params
@@ -205,7 +204,7 @@ def test_rows_of_dropped_words_have_no_gradient_whether_it_is_sparse_or_dense():
 
 def test_a_row_whose_carry_does_not_go_on_begins_from_zero_and_the_others_do_not():
     config = BASE.replace(keep_carry=0.5)
-    state = started(config.recipe, jax.random.key(0), B)
+    state = begun(config.recipe, jax.random.key(0), B)
     carry = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.5), state.carry)
     goes_on = (np.arange(B) % 2 == 0)[:, None]
 
@@ -225,7 +224,7 @@ def test_a_row_whose_carry_does_not_go_on_begins_from_zero_and_the_others_do_not
 
 def test_noise_given_is_the_noise_drawn():
     config = BASE.replace(keep_output=0.5, keep_recurrent_weights=0.5)
-    state = started(config.recipe, jax.random.key(0), B)
+    state = begun(config.recipe, jax.random.key(0), B)
     assert state.key is not None
     noise = draw(config.model, jax.random.fold_in(state.key, state.step), T, B)
     jax.tree.map(
@@ -254,7 +253,7 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
     ramped = BASE.replace(**kept, dropout_ramp=0.5)
     constant = BASE.replace(**kept)
     window = replace(WINDOW, total=10)
-    state = started(constant.recipe, jax.random.key(0), B)
+    state = begun(constant.recipe, jax.random.key(0), B)
     for number, noise, config in ((0, Noise(), BASE), (5, None, constant), (9, None, constant)):
         at = replace(state, step=jnp.int32(number))
         found = step(ramped.recipe, at, window)[0].params

@@ -91,7 +91,7 @@ def test_a_chunk_has_the_rows_that_its_platform_is_fast_with():
     V = 8192
     rng = np.random.default_rng(0)
     x, kernel, bias = (
-        jnp.asarray(rng.normal(size=shape).astype(np.float32))
+        jax.device_put(rng.normal(size=shape).astype(np.float32))
         for shape in ((64, 64, 8), (8, V), (V,))
     )
     targets = jnp.zeros((64, 64), jnp.int32)

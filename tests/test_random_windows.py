@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import BASE, BLOCK, EVERY_DROPOUT, MODELS, RANDOM_WINDOWS, B, V, parameters
+from recipes import (
+    BASE,
+    BLOCK,
+    EVERY_DROPOUT,
+    MODELS,
+    ONE_LAYER,
+    RANDOM_WINDOWS,
+    B,
+    V,
+    begun,
+    parameters,
+)
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
@@ -23,10 +34,9 @@ from jaxlm.models.noise import draw_noise
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.run import window_plan
 from jaxlm.training import step as steps
-from jaxlm.training.step import Window, init_state, read_window, train_step
+from jaxlm.training.step import Window, read_window, train_step
 
 step = jax.jit(train_step)
-started = jax.jit(init_state, static_argnums=2)
 drawn = jax.jit(draw_noise, static_argnums=(2, 3))
 LONGEST = int(RANDOM_WINDOWS["longest_window"])
 
@@ -148,17 +158,17 @@ CHANGES = {
 )
 def test_a_padded_window_is_the_short_one(changes, length):
     """Cost, gradient, parameters and carry: padded steps leave no trace."""
-    recipe = BASE.replace(learning_rate=0.5, **changes).recipe
-    state = started(recipe, jax.random.key(0), B)
+    recipe = ONE_LAYER.replace(learning_rate=0.5, **changes).recipe
+    state = begun(recipe, jax.random.key(0), B)
     state = replace(state, carry=jax.tree.map(lambda leaf: leaf + 0.1, state.carry))
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (LONGEST + 1, B)))
+    tokens = jax.device_put(np.random.default_rng(0).integers(0, V, (LONGEST + 1, B)))
     long = Window(tokens[:-1], tokens[1:], length=jnp.int32(length), rate=jnp.float32(0.5))
     short = Window(tokens[:length], tokens[1 : length + 1], rate=jnp.float32(0.5))
     (padded, a), (exact, b) = step(recipe, state, long), step(recipe, state, short)
     assert_close(a, b, rtol=2e-5)
     assert_close((padded.params, padded.carry), (exact.params, exact.carry), rtol=1e-4, atol=1e-6)
     halved, _ = step(
-        BASE.replace(learning_rate=0.25, **changes).recipe,
+        ONE_LAYER.replace(learning_rate=0.25, **changes).recipe,
         state,
         replace(short, rate=jnp.float32(1)),
     )
@@ -178,8 +188,8 @@ def test_a_window_at_the_end_is_padded_behind_the_last_token():
 
 @pytest.mark.parametrize("small", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(small):
-    recipe = BASE.replace(clip_norm=None, keep_recurrent_weights=0.6, **EVERY_DROPOUT).recipe
-    state = started(recipe, jax.random.key(0), B)
+    recipe = ONE_LAYER.replace(clip_norm=None, keep_recurrent_weights=0.6, **EVERY_DROPOUT).recipe
+    state = begun(recipe, jax.random.key(0), B)
     tokens = np.random.default_rng(0).integers(0, V, (6, B)).astype(np.int32)
     window = Window(jnp.asarray(tokens[:-1]), jnp.asarray(tokens[1:]), small_batch=small)
     after, metrics = jax.device_get(step(recipe, state, window))
@@ -208,9 +218,9 @@ def test_small_batches_are_the_mean_of_their_gradients_with_masks_of_their_own(s
 
 
 def test_without_dropout_small_batches_change_nothing():
-    recipe = BASE.recipe
-    state = started(recipe, jax.random.key(0), B)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (6, B)))
+    recipe = ONE_LAYER.recipe
+    state = begun(recipe, jax.random.key(0), B)
+    tokens = jax.device_put(np.random.default_rng(0).integers(0, V, (6, B)))
     (a, whole), (b, parts) = (
         step(recipe, state, Window(tokens[:-1], tokens[1:], small_batch=small)) for small in (0, 2)
     )

@@ -27,10 +27,12 @@ def test_the_gru_is_flax_s_cell():
     H = 5
     cell = nn.GRUCell(H)
     rng = np.random.default_rng(0)
-    x, h = (jnp.asarray(rng.normal(size=shape).astype(np.float32)) for shape in ((T, B, E), (B, H)))
+    x, h = (
+        jax.device_put(rng.normal(size=shape).astype(np.float32)) for shape in ((T, B, E), (B, H))
+    )
     params = jax.jit(cell.init)(jax.random.key(0), h, np.asarray(x)[0])["params"]
     params = jax.tree.map(
-        lambda leaf: leaf + 0.1 * jnp.asarray(rng.normal(size=leaf.shape).astype(np.float32)),
+        lambda leaf: leaf + 0.1 * jax.device_put(rng.normal(size=leaf.shape).astype(np.float32)),
         params,
     )
 
@@ -74,7 +76,7 @@ def test_the_gru_is_flax_s_cell():
 def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
     rng = np.random.default_rng(seed)
     a, b, h = (
-        jnp.asarray(rng.uniform(-1, 1, shape).astype(np.float32))
+        jax.device_put(rng.uniform(-1, 1, shape).astype(np.float32))
         for shape in ((T, B, H), (T, B, H), (B, H))
     )
 

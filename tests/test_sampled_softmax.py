@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recipes import BASE, B, T, V
+from recipes import BASE, B, T, V, begun
 from test_softmax import draw
 
 from jaxlm.base.errors import JaxlmError
@@ -22,11 +22,13 @@ from jaxlm.ops.sampled_softmax import (
     summed_nats_reference,
 )
 from jaxlm.training.gradient import minimised
-from jaxlm.training.step import init_state
 
 N = 7
 H = 4
 WORDS = 23
+
+
+drawn_words = jax.jit(draw_words, static_argnums=(1, 2))  # op by op, each op would be a program
 
 
 def with_gradients(op):
@@ -54,7 +56,7 @@ def test_equals_the_reference(chunk_bytes, monkeypatch):
     @given(st.integers(0, 99), st.floats(0, 1, exclude_max=True))
     def with_values(seed, offset):
         given = draw(N, H, WORDS, jnp.float32, seed)
-        drawn = draw_words(jnp.float32(offset), WORDS, 9)
+        drawn = drawn_words(jnp.float32(offset), WORDS, 9)
         close(op(*given, drawn), plain(*given, drawn))
 
     with_values()
@@ -62,15 +64,15 @@ def test_equals_the_reference(chunk_bytes, monkeypatch):
 
 def test_with_all_words_it_is_the_softmax_and_where_exact_whatever_was_drawn():
     given = draw(N, H, WORDS, jnp.float32)
-    close(fast(*given, draw_words(jnp.float32(0.3), WORDS, WORDS + 5)), full(*given))
-    drawn = draw_words(jnp.float32(0.3), WORDS, 5)
+    close(fast(*given, drawn_words(jnp.float32(0.3), WORDS, WORDS + 5)), full(*given))
+    drawn = drawn_words(jnp.float32(0.3), WORDS, 5)
     close(fast(*given, drawn, True), full(*given))
     assert float(fast(*given, drawn, False)[0]) != pytest.approx(float(full(*given)[0]), rel=1e-3)
 
 
 def test_a_target_far_above_all_words_drawn_stays_finite():
     x, kernel, bias, _, weights = draw(N, H, WORDS, jnp.float32)
-    drawn = draw_words(jnp.float32(0.3), WORDS, 5)
+    drawn = drawn_words(jnp.float32(0.3), WORDS, 5)
     assert WORDS - 1 not in drawn.ids.tolist()
     nats, gradients = fast(
         x, kernel, bias.at[WORDS - 1].add(200), jnp.full(N, WORDS - 1), weights, drawn, False
@@ -81,7 +83,7 @@ def test_a_target_far_above_all_words_drawn_stays_finite():
 
 def test_bfloat16_is_near_float32():
     x, kernel, bias, *rest = draw(N, 32, WORDS, jnp.float32)
-    drawn = draw_words(jnp.float32(0.3), WORDS, 9)
+    drawn = drawn_words(jnp.float32(0.3), WORDS, 9)
     narrow, wide = (
         fast(x.astype(dtype), kernel / 8, bias, *rest, drawn)
         for dtype in (jnp.bfloat16, jnp.float32)
@@ -102,13 +104,13 @@ def test_of_many_words_each_is_drawn_as_an_exact_sum_of_the_odds_says():
     odds = inclusion(V := 1 << 20, S := 1 << 14)
     offset = np.float32(0.3)  # float32 has steps of 2**-10 at 2**14
     exact = np.searchsorted(np.cumsum(odds)[:-1], np.arange(S) + float(offset), side="right")
-    np.testing.assert_array_equal(draw_words(jnp.asarray(offset), V, S).ids, exact)
+    np.testing.assert_array_equal(drawn_words(jnp.asarray(offset), V, S).ids, exact)
 
 
 @pytest.mark.parametrize(("vocabulary", "count"), [(23, 9), (50, 1), (10, 9), (6, 6)])
 def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary, count):
     offsets = (jnp.arange(4000) + 0.5) / 4000
-    drawn: Drawn = jax.vmap(lambda offset: draw_words(offset, vocabulary, count))(offsets)
+    drawn: Drawn = jax.vmap(lambda offset: drawn_words(offset, vocabulary, count))(offsets)
     ids = np.asarray(drawn.ids)
     odds = inclusion(vocabulary, count)
     assert (np.diff(np.sort(ids, 1), axis=1) > 0).all()
@@ -120,14 +122,14 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
 
 def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():
     config = BASE.replace(sampled_words=4)
-    state = jax.jit(init_state, static_argnums=2)(config.recipe, jax.random.key(0), B)
+    state = begun(config.recipe, jax.random.key(0), B)
     assert state.key is not None and Noise().drawn is None
     draw = jax.jit(lambda step: draw_noise(config.model, jax.random.fold_in(state.key, step), T, B))
     noise = [draw(step) for step in range(2)]
     first, second = (one.drawn for one in noise)
     assert first is not None and second is not None and len(first.ids) == 4
     assert np.any(first.log_weights != second.log_weights)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (T + 1, B)))
+    tokens = jax.device_put(np.random.default_rng(0).integers(0, V, (T + 1, B)))
 
     @jax.jit
     def cost(noise, exact=False):

@@ -25,11 +25,11 @@ def summed_nats_reference(x, kernel, bias, targets, weights):
 def draw(N, H, V, dtype, seed=0):
     rng = np.random.default_rng(seed)
     return (
-        jnp.asarray(rng.normal(size=(N, H)).astype(dtype)),
-        jnp.asarray(rng.normal(size=(H, V)).astype(dtype)),
-        jnp.asarray(rng.normal(size=V).astype(dtype)),
-        jnp.asarray(rng.integers(0, V, N)),
-        jnp.asarray(rng.uniform(0, 2, N).astype(dtype)),
+        jax.device_put(rng.normal(size=(N, H)).astype(dtype)),
+        jax.device_put(rng.normal(size=(H, V)).astype(dtype)),
+        jax.device_put(rng.normal(size=V).astype(dtype)),
+        jax.device_put(rng.integers(0, V, N)),
+        jax.device_put(rng.uniform(0, 2, N).astype(dtype)),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import MODELS, drawn_params
+from recipes import MODELS, begun, drawn_params
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
@@ -19,7 +19,7 @@ from jaxlm.models import heads, stack
 from jaxlm.models.mogrifier import Mogrifier
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.scoring.stream import eval_step
-from jaxlm.training.step import Window, init_state, read_window, train_step, train_windows
+from jaxlm.training.step import Window, read_window, train_step, train_windows
 
 V = 11
 E = 3
@@ -32,7 +32,6 @@ CONFIG = jaxlm.preset("small").replace(
 RECIPE = CONFIG.recipe
 step = jax.jit(train_step)
 evaluation = jax.jit(eval_step)
-initial = jax.jit(init_state, static_argnums=2)
 drawn_noise = jax.jit(draw_noise, static_argnums=(2, 3))
 
 
@@ -41,12 +40,12 @@ def recipe_of(**changes) -> Recipe:
 
 
 def window(seed=0, first=False, epoch=0) -> Window:
-    tokens = jnp.asarray(np.random.default_rng(seed).integers(0, V, (T + 1, B)))
+    tokens = jax.device_put(np.random.default_rng(seed).integers(0, V, (T + 1, B)))
     return Window(tokens[:-1], tokens[1:], epoch=epoch, first=first)
 
 
 def state_of(recipe=RECIPE, seed=0):
-    return initial(recipe, jax.random.key(seed), B)
+    return begun(recipe, jax.random.key(seed), B, seed)
 
 
 @jax.jit
@@ -239,8 +238,8 @@ def test_noise_is_an_input():
     x = np.ones((T, B, E), np.float32)
     rng = np.random.default_rng(0)
     noise = Noise(
-        jnp.asarray(rng.random((T, B, E)) < 0.5),
-        tuple(jnp.asarray(rng.random((T, B, H)) < 0.5) for H in HIDDEN),
+        jax.device_put(rng.random((T, B, E)) < 0.5),
+        tuple(jax.device_put(rng.random((T, B, H)) < 0.5) for H in HIDDEN),
     )
     y, _ = outputs(model, params, x, stack.zero_carry(model, B), noise)
     by_hand = np.where(np.asarray(noise.embedding), x * 2, 0)
@@ -279,7 +278,7 @@ def test_the_carry_passes_between_windows_is_zero_at_an_epochs_start_and_stops_g
 
 
 def test_windows_are_read_in_order_and_each_epoch_begins_anew():
-    tokens = jnp.asarray(np.repeat(np.arange(14, dtype=np.int32)[:, None], B, 1))
+    tokens = jax.device_put(np.repeat(np.arange(14, dtype=np.int32)[:, None], B, 1))
     read_window_at = jax.jit(read_window, static_argnums=2)
     plan = WindowPlan(rows=14, length=3, epochs=3)
     assert (plan.per_epoch, plan.total) == (4, 12)
@@ -299,7 +298,7 @@ def test_windows_are_read_in_order_and_each_epoch_begins_anew():
 
 @pytest.fixture(scope="module")
 def tokens():
-    return jnp.asarray(np.random.default_rng(0).integers(0, V, (7 * T + 1, B)))
+    return jax.device_put(np.random.default_rng(0).integers(0, V, (7 * T + 1, B)))
 
 
 def test_many_windows_in_one_call_equal_single_steps(tokens):

@@ -603,11 +603,9 @@ def test_kinds_with_the_same_fields_do_not_train_as_one_another(tmp_path):
         epochs=1, learning_rate=0.2
     )  # (at higher rates rounding grows to whole points)
     space = {"schedule": ["linear", "cosine"], "warmup": [0.2], "final": [0.1]}
-    found = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", vmap=True, quiet=True)
-    linear, cosine = found.members
-    (single,) = jaxlm.sweep(
-        config, {**space, "schedule": ["cosine"]}, vmap=True, quiet=True
-    ).members
+    how: dict[str, Any] = dict(group=1, vmap=True, quiet=True)
+    linear, cosine = jaxlm.sweep(config, space, run_dir=tmp_path / "sweep", **how).members
+    (single,) = jaxlm.sweep(config, {**space, "schedule": ["cosine"]}, **how).members
     assert cosine.test_perplexity == pytest.approx(single.test_perplexity, rel=1e-5)
     assert linear.test_perplexity != pytest.approx(single.test_perplexity, rel=1e-4)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from recipes import BASE, B, T, V, drawn_params, sentences
+from recipes import BASE, ONE_LAYER, B, T, V, begun, sentences
 
 import jaxlm
 from jaxlm.base.errors import Diverged, JaxlmError
@@ -21,7 +21,7 @@ from jaxlm.runs import checkpoint, group, trainer
 from jaxlm.runs.metrics import read_metrics
 from jaxlm.runs.reproduction import reproduce
 from jaxlm.runs.run import Run
-from jaxlm.training.step import init_state, train_windows
+from jaxlm.training.step import train_windows
 from jaxlm.training.validations import (
     averaged,
     first_average,
@@ -30,8 +30,7 @@ from jaxlm.training.validations import (
     validated,
 )
 
-ONE_LAYER = BASE.replace(hidden_sizes=(8,))
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, V, (31, B)))
+TOKENS = jax.device_put(np.random.default_rng(0).integers(0, V, (31, B)))
 PLAN = WindowPlan(len(TOKENS), T, 9)
 
 
@@ -106,14 +105,9 @@ def test_averaging_starts_with_the_latest_validation(optimizer):
     )  # as published
 
 
-def fresh(recipe):
-    """The state before the first window, op by op: few shapes, and no drawing to compile."""
-    return init_state(recipe, jax.random.key(0), B, drawn_params(recipe.model))
-
-
 def iterates(config, steps, averaging_from):
     """The embedding after each window, and the average at the end."""
-    state = fresh(config.recipe)
+    state = begun(config.recipe, jax.random.key(0), B)
     told = []
     for at in range(steps):
         if at == averaging_from:
@@ -155,7 +149,7 @@ def test_the_published_code_moves_by_the_rate_of_the_step_before():
     quirky = ONE_LAYER.replace(optimizer="awd-lstm", clip_norm=None)
     moved, _ = iterates(quirky, 3, averaging_from=0)
     told = []
-    expected = fresh(quirky.recipe)
+    expected = begun(quirky.recipe, jax.random.key(0), B)
     for at, rate in enumerate((0.1, 0.1, 0.2)):  # of windows at 0.1, 0.2, 0.3
         recipe = quirky.replace(learning_rate=rate).recipe  # and no average
         expected, _ = train_windows(
