@@ -148,7 +148,7 @@ def test_summed_nats_are_the_sum_of_token_nats_and_differentiate_the_same(config
     """What a head makes of any features, whatever kind of layers they come from."""
     model = config.model
     params = drawn_params(model)
-    targets = TOKENS[1:4]
+    targets = jax.device_put(TOKENS[1:4])
     y = jax.device_put(np.random.default_rng(1).normal(size=(3, B, model.hidden_sizes[-1])))
 
     def plainly(params, y):

@@ -123,8 +123,9 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
 def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():
     config = BASE.replace(sampled_words=4)
     state = begun(config.recipe, jax.random.key(0), B)
-    assert state.key is not None and Noise().drawn is None
-    draw = jax.jit(lambda step: draw_noise(config.model, jax.random.fold_in(state.key, step), T, B))
+    key = state.key
+    assert key is not None and Noise().drawn is None
+    draw = jax.jit(lambda step: draw_noise(config.model, jax.random.fold_in(key, step), T, B))
     noise = [draw(step) for step in range(2)]
     first, second = (one.drawn for one in noise)
     assert first is not None and second is not None and len(first.ids) == 4
