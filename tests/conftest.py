@@ -224,20 +224,17 @@ def no_waiting_for_disks():
 
 @pytest.fixture(scope="module", autouse=True)
 def one_platform(request: pytest.FixtureRequest):
-    """Programs are traced for CPUs alone, which takes a twentieth less than for all platforms.
+    """Programs are traced for CPUs alone.
 
     A file that lowers for other platforms says so: `EVERY_PLATFORM = True`.
     """
     if request.config.option.markexpr != DEFAULT_SUITE or hasattr(request.module, "EVERY_PLATFORM"):
         yield
         return
-    from jaxlm.ops import devices
-
-    def on_cpu(*arguments, cpu, default):
-        return cpu(*arguments)
+    from platforms import leave_out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "lax", SimpleNamespace(platform_dependent=on_cpu))
+        leave_out(patch.setattr)
         yield
 
 

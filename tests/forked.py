@@ -17,7 +17,8 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from pictures import leave_out
+import pictures
+import platforms
 from processes import COMPILED, ONE_THREAD, ROOT
 
 SECONDS = 180  # a command that rests for longer, or computes for longer, hangs
@@ -204,7 +205,8 @@ def _import_all() -> None:
     from jaxlm.data import text
 
     if os.environ.get("JAXLM_TEST_PICTURES") == "none":
-        leave_out(setattr)
+        pictures.leave_out(setattr)
+        platforms.leave_out(setattr)
     text.BLOCK = 256
     gc.freeze()  # a child need not walk, and so copy, what was imported
 

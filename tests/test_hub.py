@@ -11,7 +11,6 @@ import time
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_tokens
@@ -96,11 +95,12 @@ def language_model(config, vocab: Vocab | None = None) -> LanguageModel:
     scale = 0.5 if {"hawk", "attention"} & {*config.kinds["model"].split(",")} else 1
     shapes = state_arrays.shapes_of_state(config).params
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(
-            scale * np.sin(np.arange(leaf.size) + leaf.size).reshape(leaf.shape), np.float32
+        lambda leaf: np.float32(scale * np.sin(np.arange(leaf.size) + leaf.size)).reshape(
+            leaf.shape
         ),
         shapes,
     )
+    params = jax.device_put(params)
     return LanguageModel(params, config, vocab, {"name": "a text"})
 
 

@@ -40,7 +40,7 @@ def draw(model, T, B, E, H, dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape) * 0.5, dtype)
+        return jax.device_put(np.asarray(rng.normal(size=shape) * 0.5, dtype))
 
     shapes = jax.eval_shape(lambda key: model.init_layer(key, E, H), jax.random.key(0))
     weights = jax.tree.map(lambda leaf: normal(*leaf.shape), shapes)

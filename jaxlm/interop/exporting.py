@@ -56,7 +56,8 @@ def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
             "names and layouts, and `jaxlm import` reads the folder of --to hub in its place"
         )
         return as_safetensors(flat(model.params)), [note]
-    layers = torch_layers(config, model.params)
+    params = jax.device_get(model.params)
+    layers = torch_layers(config, params)
     notes = []
     place = "rnn.{part}_l{layer}"
     if len(set(config.hidden_sizes)) > 1:
@@ -67,9 +68,9 @@ def to_safetensors(model: LanguageModel) -> tuple[bytes, list[str]]:
         )
     if isinstance(config, LSTM) and float(config.forget_bias):
         notes.append(f"the forget bias {float(config.forget_bias):g} was added to the biases")
-    softmax = model.params["softmax"]
+    softmax = params["softmax"]
     tensors = {
-        "encoder.weight": model.params["embedding"],
+        "encoder.weight": params["embedding"],
         "decoder.bias": softmax["bias"],
     }
     if config.tied:
@@ -103,7 +104,8 @@ def torch_layers(model: Recurrent, params: Params) -> list[StateDict]:
             f"the model has {problem}, and this format has a place for LSTM or GRU layers and one "
             "softmax only: export it --to safetensors, hub or stablehlo"
         )
-    layers = [_LAYERS[type(model)](model, layer) for layer in params["layers"]]
+    on_host = jax.device_get(params["layers"])  # JAX would compile a transposition for each shape
+    layers = [_LAYERS[type(model)](model, layer) for layer in on_host]
     return [{part: as_array(value) for part, value in layer.items()} for layer in layers]
 
 

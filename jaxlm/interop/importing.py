@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError, reason
@@ -82,7 +81,7 @@ def import_model(
     config = config.replace(corpus=corpus.spec)
     if run_dir is not None:
         keep_model(run_dir, config, model.params, corpus)
-    params = jax.tree.map(jnp.asarray, model.params)
+    params = jax.device_put(model.params)
     return LanguageModel(params, config, words, corpus.identity)
 
 
