@@ -25,7 +25,6 @@ EMBEDDED = ("embedded", "embedded-tiny")  # the generated corpus in its sizes
 # All texts that are no path; auto is Penn Treebank, or else the generated corpus.
 NAMES = ("auto", "ptb", "ptb-char", *EMBEDDED, "shakespeare")
 UNKNOWN = "unknown"  # the corpus of an imported model
-_WORDS_AT_ONCE = 1 << 17  # of the generated corpus
 
 
 class GeneratedSplit(NamedTuple):
@@ -42,13 +41,11 @@ class GeneratedSplit(NamedTuple):
     joined: bool = False
 
     def blocks(self, errors: str) -> Iterator[str]:
-        """Yields pieces cut before white space."""
+        """Yields the text, of a few megabytes, in one piece."""
         generator = Generator(self.size)
         ids = generator.draw(self.size.tokens[self.stream], self.stream)
         words = ["\n" if word == EOS else f" {word}" for word in generator.words]
-        for start in range(0, len(ids), _WORDS_AT_ONCE):
-            block_ids = ids[start : start + _WORDS_AT_ONCE].tolist()
-            yield "".join(words[word_id] for word_id in block_ids)
+        yield "".join(words[word_id] for word_id in ids.tolist())
 
 
 Part = FilePart | GeneratedSplit
