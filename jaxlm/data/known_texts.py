@@ -95,9 +95,9 @@ def find_known_text(
         NotFound: It is in none of the places, and cannot be or must not be downloaded.
         DataError: `data_dir` is no folder, or a file in one of the places has another hash.
     """
-    *others, last = map(text.file_name, text.sha256)
+    names = ", ".join(map(text.file_name, text.sha256))
     if data_dir is not None and not os.path.isdir(data_dir):
-        raise DataError(f"the data directory {data_dir} is not a folder; name the one with {last}")
+        raise DataError(f"the data directory {data_dir} is not a folder; name the one with {names}")
     cache = cache_dir() / text.name
     candidates = (data_dir, os.environ.get("JAXLM_DATA"), f"data/{text.name}", cache)
     places = [Path(place) for place in candidates if place]
@@ -111,7 +111,6 @@ def find_known_text(
         except DataError as error:
             failure = str(error)
     where = ", ".join(map(str, places))
-    names = f"{', '.join(others)} and {last}" if others else last
     raise NotFound(
         f"no {text.title} in {where}, and {failure}; to have it, put {names} into a folder named "
         "by --data-dir or $JAXLM_DATA"

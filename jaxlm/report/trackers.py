@@ -52,13 +52,13 @@ def tracked(
         )
     try:
         tracker = TRACKERS[name](Path(run_dir).absolute(), dict(config))
+    except ImportError as error:
+        package = _INSTALLED_AS[name]
+        raise JaxlmError(
+            f"{name}, which --track {name} needs, cannot be imported ({error}): "
+            f"pip install {package}"
+        ) from None
     except Exception as error:  # a tracker's code may raise anything, also where it is imported
-        missing = ""
-        if isinstance(error, ImportError):
-            missing = (error.name or "").split(".")[0]
-        if missing in (name, "tensorboardX"):
-            package = _INSTALLED_AS[name]
-            raise JaxlmError(f"--track {name} needs {name}: pip install {package}") from None
         raise JaxlmError(f"{name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
     failed = False
 
