@@ -1,7 +1,6 @@
 """The files of a sweep's results: a table, a JSON file that `read_sweep` reads, and pictures."""
 
 import csv
-import fcntl
 import io
 import json
 import math
@@ -59,8 +58,7 @@ def write_sweep(
     written = [path / TABLE, path / RESULTS]
     done = [trial for trial in sweep.trials if trial.done]
     writing = explained(RunDirError, f"{path} cannot be written", "the runs under it are whole")
-    with writing, Folder.open(path) as folder, folder.append(".claim") as claim:
-        fcntl.flock(claim, fcntl.LOCK_EX)  # of many processes one writes at a time
+    with writing, Folder.open(path) as folder:  # of many processes that end, each writes the same
         folder.clean()
         folder.write(TABLE, text.getvalue().encode(errors="surrogateescape"))
         folder.write(RESULTS, to_hashed_json(finite(tree)).encode())
