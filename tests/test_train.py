@@ -378,7 +378,7 @@ def test_another_config_or_corpus_is_refused_field_by_field(train, tmp_path, cor
     before = kept(tmp_path / "run")
     with pytest.raises(
         RunDirError,
-        match=r"hidden_sizes: \(4, 3\) -> \(8, 7\); optimizer.learning_rate: 1.0 -> 0.5",
+        match=r"hidden_sizes: \(4,\) -> \(8, 7\); optimizer.learning_rate: 1.0 -> 0.5",
     ):
         train(CONFIG.replace(hidden_sizes=(8, 7), learning_rate=0.5, epochs=9))
     words = list(corpus.vocab.words)
