@@ -65,6 +65,7 @@ RUNGS = {
     "fast-115": Rung(123.0),
     "fast-113": Rung(123.0),
     "fast-93": Rung(100.0),
+    "fast-91": Rung(97.0),
     "fast-84": Rung(90.0),
     "fast-78": Rung(86.0),
     "fast-75": Rung(82.0),
