@@ -39,17 +39,25 @@ KINDS = (*TRAINED, "hawk", "attention")  # that cover the shapes of a carry
 
 @cache
 def small_lm(
-    kind: str = "lstm", tied: bool = False, seed: int = 0, words: tuple[str, ...] = WORDS
+    kind: str = "lstm",
+    tied: bool = False,
+    seed: int = 0,
+    words: tuple[str, ...] = WORDS,
+    layers: int = 1,
 ) -> LanguageModel:
-    return lm_of(Vocab(words), kind, tied, seed)
+    return lm_of(Vocab(words), kind, tied, seed, layers)
 
 
-def lm_of(vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0) -> LanguageModel:
+def lm_of(
+    vocab: Vocab, kind: str = "lstm", tied: bool = False, seed: int = 0, layers: int = 1
+) -> LanguageModel:
+    """A model of one layer, or of two where it has two kinds of them or is asked for them."""
+    one = layers == 1 and "," not in kind
     config = jaxlm.preset("small").replace(
         model=kind,
         vocab_size=len(vocab),
         embedding_size=4,
-        hidden_sizes=(6, 4),
+        hidden_sizes=(4,) if one else (6, 4),
         tied=tied,
         init_scale=1.0,
     )

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from language_models import KINDS, small_lm
+from language_models import KINDS
+from language_models import small_lm as small_lm_of
 from recipes import drawn_params
 from recordings import recorded
 from test_mogrifier import lamb_config, lamb_params
@@ -38,6 +39,7 @@ from jaxlm.scoring.token_scores import Detail, Network, Tokens
 
 IDS = np.random.default_rng(5).integers(0, 17, 65).astype(np.int32)
 TRAIN = np.random.default_rng(6).integers(0, 17, 300).astype(np.int32)
+small_lm = partial(small_lm_of, layers=2)  # the state of a protocol holds all layers' carries
 VOCAB = Vocab(tuple(f"w{number}" for number in range(1000)))  # for more ids than any case has
 SETTINGS = {
     "cache": {"cache_window": 7, "theta": 0.6, "lambda_": 0.3},

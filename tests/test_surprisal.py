@@ -275,7 +275,7 @@ def test_the_states_are_those_that_predict_the_next_word(kind):
     from jaxlm.models import heads, stack
     from jaxlm.models.noise import Noise
 
-    lm = small_lm(kind)
+    lm = small_lm(kind, layers=2)
     words = ["the", "dogs", "of", "zebra"] * 40
     found = lm.states(words)
     assert {name: array.shape for name, array in found.items() if name.endswith("h")} == {
@@ -643,8 +643,8 @@ def test_the_states_of_a_mixed_stack_have_their_own_layer_s_kind():
 
 
 def test_the_words_of_states_are_as_the_text_has_them(tmp_path, capsys):
-    lm = small_lm()
-    corpus = unread_corpus("x", "0" * 64, small_lm().vocab)
+    lm = small_lm(layers=2)
+    corpus = unread_corpus("x", "0" * 64, lm.vocab)
     run = tmp_path / "run"
     keep_model(run, lm.config.replace(lowercase=True), lm.params, corpus)
     (tmp_path / "text.txt").write_text("The DOG \n")
