@@ -29,7 +29,7 @@ def model(kind: str) -> LanguageModel:
         "words": Vocab((EOS, UNK, *WORDS.split())),
         "characters": Vocab(("\n", UNK, *letters), Characters()),
     }[kind]
-    lm = lm_of(vocab)
+    lm = lm_of(vocab, layers=2)
     # The parameters of which the recorded scores are.
     return replace(lm, params=jax.jit(init_params)(lm.config.model, jax.random.key(0)))
 
