@@ -16,11 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_models import WORDS, lm_of, log_probs, small_lm
-from rich.cells import cell_len
 
 from jaxlm.base.errors import JaxlmError
 from jaxlm.cli import main
-from jaxlm.cli.using import wrapped
 from jaxlm.data.tokens import Characters
 from jaxlm.data.vocab import Vocab
 from jaxlm.scoring import beam_search
@@ -372,30 +370,6 @@ def test_numbers_beyond_a_float32_are_what_they_tend_to():
 def test_flags_outside_their_limits_or_that_contradict(options, message):
     with pytest.raises(JaxlmError, match=message):
         small_lm().generate("the", **options)
-
-
-@given(
-    words=st.lists(st.text("abc", min_size=1, max_size=7) | st.just("\n"), max_size=30),
-    width=st.integers(1, 12),
-)
-def test_wrapped_lines_are_no_wider_than_the_terminal(words, width):
-    pieces = [
-        word if word == "\n" or not place or words[place - 1] == "\n" else f" {word}"
-        for place, word in enumerate(words)
-    ]
-    text = "".join(wrapped(pieces, width))
-    assert text.split() == "".join(pieces).split()
-    for line in text.split("\n"):
-        assert len(line) <= width or " " not in line
-
-
-def test_wide_letters_and_escapes_have_the_columns_that_they_take():
-    for words, encoding in (
-        (["漢字", " 漢字", " e\u0301", " 漢"], "utf-8"),
-        (["é", " é", " é"], "ascii"),
-    ):
-        for line in "".join(wrapped(words, 9, encoding)).split("\n"):
-            assert cell_len(line) <= 9
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ def test_functions_of_a_run_take_the_arguments_of_a_model_s_methods():
 
 def test_a_text_is_refused_before_dynamic_evaluation_reads_train(lm, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "jaxlm.scoring.language_model.gradient_statistics", lambda *_: pytest.fail("train was read")
+        "jaxlm.scoring.model.gradient_statistics", lambda *_: pytest.fail("train was read")
     )
     (tmp_path / "text").write_text("word")
     with pytest.raises(DataError, match="too few to evaluate"):

@@ -336,18 +336,6 @@ def test_a_displayed_word_sums_its_pieces():
     ]
 
 
-def test_a_data_frame_is_the_table_and_names_what_is_missing(monkeypatch):
-    found = small_lm().surprisal(SENTENCES, top_k=1)
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(JaxlmError, match="pip install pandas"):
-        found.to_pandas()
-    monkeypatch.undo()
-    pandas = pytest.importorskip("pandas")
-    frame = found.to_pandas()
-    assert isinstance(frame, pandas.DataFrame) and list(frame.columns) == list(found.columns())
-    assert frame.surprisal.tolist() == found.surprisal.tolist()
-
-
 def test_lines_come_as_a_pipe_has_them():
     read, write = os.pipe()
     blocks = lines_of(f"/dev/fd/{read}")

@@ -278,7 +278,6 @@ def states(args: argparse.Namespace) -> None:
         f"{_OOV}, or leave out pairs that differ in nothing else (filter)",
         default="unk",
     ),
-    switch("--eos", "score the <eos> after the last word too"),
     *_SCORES,
 )
 def minimal_pairs(args: argparse.Namespace) -> None:

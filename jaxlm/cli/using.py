@@ -2,17 +2,14 @@
 
 import argparse
 import math
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain, combinations
 from pathlib import Path
 
-from rich.cells import cell_len
-
 from jaxlm.base.errors import DataError, JaxlmError
-from jaxlm.base.terminal import is_terminal, printable, say, say_line
+from jaxlm.base.terminal import is_terminal, say, say_line
 from jaxlm.base.units import (
     MOST_UNKNOWN,
     comparable_text,
@@ -346,37 +343,6 @@ def generate(args: argparse.Namespace) -> None:
         _print_text(pieces, exact=lm.vocab.kind != "words")
 
 
-def wrapped(
-    pieces: Iterable[str],
-    width: int,
-    encoding: str | None = None,
-) -> Iterator[str]:
-    """Breaks lines where the space before a piece stands.
-
-    Args:
-        pieces: Pieces of text, such as words with the space before them.
-        width: Of a line, in columns of a terminal.
-        encoding: The terminal's.
-
-    Yields:
-        The pieces as the terminal shows them; a newline in place of a space before a piece that
-        would exceed the width.
-    """
-    column = 0
-    for piece in pieces:
-        space = piece.startswith(" ")
-        word = printable(piece.lstrip(" "), keep_newlines=True, encoding=encoding)
-        if space and column + 1 + cell_len(word) > width:
-            column = 0
-            space = False
-            yield "\n"
-        if piece == "\n":
-            column = 0
-        else:
-            column += space + cell_len(word)
-        yield f" {word}" if space else word
-
-
 def say_unknown(
     unknown: Counter[str],
     total: int,
@@ -431,12 +397,10 @@ def _print_rows(sample: int, text: Iterable[tuple[str, float]]) -> None:
 def _print_text(pieces: Iterable[str], *, exact: bool) -> None:
     """Prints pieces of text as they come.
 
-    Words are wrapped to the terminal's width. An `exact` text, of characters, bytes or subwords, is
-    not, and outside a terminal its control characters are kept.
+    Outside a terminal the control characters of an `exact` text, of characters, bytes or subwords,
+    are kept.
     """
     terminal = is_terminal(sys.stdout)
-    if terminal and not exact:
-        pieces = wrapped(pieces, shutil.get_terminal_size().columns, sys.stdout.encoding)
     end = "\n"
     for piece in pieces:
         if piece:

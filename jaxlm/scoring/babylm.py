@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ from jaxlm.base.errors import DataError
 from jaxlm.scoring.acquisition import Curve, curve_fitness, read_children, read_contexts
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.regression import r_squared
-from jaxlm.scoring.sentences import blocks, character_ends
+from jaxlm.scoring.sentences import character_ends
 from jaxlm.scoring.stimuli import json_lines, read_table
+from jaxlm.scoring.word_nats import scores_of_each
 
-_BLOCK = 1 << 14  # texts that are sorted by length together
 _SPLITS = ("regular", "ambiref", "move_contents")  # of entity tracking
 _COMPS = {
     "comps_base": "base",
@@ -171,21 +171,14 @@ class Completions:
         Returns:
             Nats, float64 [N]; 0 where no token is scored.
         """
-        # Equal texts get equal numbers, so that a tie is one.
-        unique = {ids.tobytes(): ids.astype(np.int32) for ids in texts if len(ids) > 1}
         score = self.lm.scorer(full=False, boundary="published")
-        nats = {}
-        for block in blocks(unique.items(), _BLOCK):
-            scores = score([ids for _, ids in block]).nats.astype(float)
-            lengths = [len(ids) - 1 for _, ids in block]
-            split_scores = np.split(scores, np.cumsum(lengths)[:-1])
-            for (key, _), text_nats in zip(block, split_scores, strict=True):
-                nats[key] = text_nats
-        log_p = []
-        for ids, end in zip(texts, ends, strict=True):
-            backwards = nats.get(ids.tobytes(), np.zeros(0))[::-1]
-            log_p.append(-sum(backwards[:end].tolist()))
-        return np.array(log_p, float)
+        readable = [len(ids) > 1 for ids in texts]
+        scores = iter(scores_of_each(score, list(compress(texts, readable))))
+        log_p = np.zeros(len(texts))
+        for place in np.flatnonzero(readable).tolist():
+            backwards = next(scores).nats[::-1].astype(float)
+            log_p[place] = -sum(backwards[: ends[place]].tolist())
+        return log_p
 
     def _first(self, completion: Completion, tokens: Sequence[str]) -> int:
         """The first token that ends behind the first character of the completion."""

@@ -37,8 +37,6 @@ from jaxlm.data.windows import batch
 from jaxlm.models.recurrent import Params
 from jaxlm.models.stack import Carry
 from jaxlm.optimizers.optimizer import Optimizer
-from jaxlm.scoring.interpolation import MixedNetwork
-from jaxlm.scoring.reading import read_and_predicted
 from jaxlm.scoring.token_scores import (
     NATS_ALONE,
     Detail,
@@ -48,6 +46,7 @@ from jaxlm.scoring.token_scores import (
     TokenScores,
     nats_alone,
     own_scores,
+    read_and_predicted,
 )
 
 # In the copies of the parameters of all sentences that are read side by side.
@@ -100,8 +99,9 @@ class DynamicReader(Reader):
         network = self.network._replace(params=params)
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (features, carry) = text_gradient(network, column, carry, self.optimizer)
-        if isinstance(network, MixedNetwork) and detail == NATS_ALONE and network.begins is None:
-            # The n-gram model finds one probability far sooner than a whole distribution.
+        is_mixed = not isinstance(network, Network)
+        if is_mixed and detail == NATS_ALONE and network.begins is None:
+            # An n-gram model finds one probability far sooner than a whole distribution.
             scores = nats_alone(network.token_nats(features, column.targets))
         else:
             scores = own_scores(network, features, column, detail)

@@ -1,10 +1,9 @@
 """A trained model as an object: perplexity, surprisal, minimal pairs, text and more.
 
-Here is by which reader a model reads a text; the table at the end of the class names the functions
-that are its other methods. What they need of a model is `Model`.
+The table names the functions that are its methods. What they need of a model is `Model`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,24 +11,16 @@ import jax
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Mixable, Plain
-from jaxlm.data.corpora import UNKNOWN, Corpus, load_corpus, reload_corpus
-from jaxlm.models.lstm import LSTM
+from jaxlm.data.corpora import load_corpus, reload_corpus
+from jaxlm.data.corpus import Corpus
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.folder import Ngrams
-from jaxlm.scoring import evaluation, generation, inspection, prediction, scorers
+from jaxlm.scoring import evaluation, generation, inspection, prediction
 from jaxlm.scoring import minimal_pairs as pairs
 from jaxlm.scoring import surprisal as tables
 from jaxlm.scoring import syntaxgym as suites
-from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
-from jaxlm.scoring.interpolation import MixedNetwork
-from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.model import Model
-from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.ngram_network import NgramNetwork
-from jaxlm.scoring.options import SurprisalOptions
-from jaxlm.scoring.reading import ModelReader
-from jaxlm.scoring.token_scores import Network, Reader, Scoring
 
 
 class LanguageModel(Model):
@@ -54,65 +45,6 @@ class LanguageModel(Model):
         words = f"{len(self.vocab):,} {self.vocab.kind}"
         return f"LanguageModel({kind}, {count:,} parameters, {words}, trained on {trained})"
 
-    def reader_of(
-        self,
-        protocol: Plain,
-        corpus: Corpus | None = None,
-        network: Any = None,
-    ) -> Reader:
-        """As `Model.reader_of`."""
-        network = network or self.network
-        if protocol.kind_name not in ("plain", "temperature"):
-            self.check_network(f"the protocol {protocol.kind_name}")
-        if isinstance(protocol, Mixable) and protocol.mixes:
-            self.check_network("interpolation")
-            network = MixedNetwork.of(network, protocol, self.vocab)
-        if isinstance(protocol, Cache):
-            return CacheReader(network, protocol)
-        if isinstance(protocol, MCDropout):
-            return MCReader.of(network, protocol, self.config.train.bptt_length)
-        if isinstance(protocol, Dynamic):
-            return self._dynamic_reader(network, protocol, corpus)
-        return ModelReader(network, protocol)
-
-    def _dynamic_reader(
-        self,
-        network: Network,
-        protocol: Dynamic,
-        corpus: Corpus | None,
-    ) -> DynamicReader:
-        """The reader that learns; by the rule rms with the statistics of a corpus."""
-        config = self.config
-        if protocol.as_krause and config.model.title != LSTM.kind_name:
-            raise JaxlmError(
-                f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, "
-                f"and the model is {config.model.title}: leave compatibility out"
-            )
-        if protocol.rule == "sgd":
-            return DynamicReader(network, protocol, None)
-        if corpus is None:
-            if config.data.corpus == UNKNOWN:
-                raise DataError(
-                    "dynamic evaluation by the rule rms reads the training text, which is unknown "
-                    "of an imported model: take the rule sgd"
-                )
-            corpus = self.find_corpus()
-        optimizer = config.optimizer if protocol.compatibility == "lamb" else None
-        # The statistics depend on none of these numbers.
-        settings = replace(
-            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=0.0
-        )
-        key = corpus.sha256, settings
-        if key not in self._statistics:
-            self._statistics[key] = gradient_statistics(
-                self.network, corpus.train, protocol, optimizer
-            )
-        return DynamicReader(network, protocol, self._statistics[key], optimizer)
-
-    def scoring_of(self, options: SurprisalOptions, full: bool = True) -> Scoring:
-        """As `Model.scoring_of`."""
-        return scorers.scoring_of(self, options, full)
-
     def find_corpus(self, corpus: Corpus | str | Path | None = None) -> Corpus:
         """As `Model.find_corpus`."""
         data = self.config.data
@@ -135,8 +67,6 @@ class LanguageModel(Model):
     tune = evaluation.tune
 
     # Sentences.
-    scorer = scorers.scorer
-    adaptive = scorers.adaptive
     scored = tables.scored
     surprisal = tables.surprisal
     surprisal_stream = tables.surprisal_stream

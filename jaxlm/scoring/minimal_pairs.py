@@ -164,7 +164,6 @@ def minimal_pairs(
     pairs: str | Path | Iterable[str | Path | Pair],
     *,
     oov: str = "unk",
-    eos: bool = False,
     **options: Any,
 ) -> MinimalPairs:
     """Accuracy on minimal pairs in BLiMP's format, by UID and in all.
@@ -176,7 +175,6 @@ def minimal_pairs(
         pairs: Files of JSON lines, or pairs.
         oov: Unknown words are read as `<unk>` ("unk") or refused ("error"); "filter" leaves out
             pairs that differ in unknown words only.
-        eos: Whether the `<eos>` after the last word is a part of the sentence.
         **options: `tokenizer`, `boundary`, `punctuation` and `protocol` of
             `SurprisalOptions`.
 
@@ -195,7 +193,7 @@ def minimal_pairs(
             for pair in block
             for text in (pair.good, pair.bad)
         ]
-        log_p = [-float(nats.sum()) for nats in sentence_nats(scoring, sentences, eos)]
+        log_p = [-float(nats.sum()) for nats in sentence_nats(scoring, sentences)]
         for place, pair in enumerate(block):
             good, bad = sentences[2 * place : 2 * place + 2]
             same_ids = np.array_equal(good.ids, bad.ids)

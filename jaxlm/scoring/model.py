@@ -1,4 +1,4 @@
-"""A trained model: its vocabulary and texts, and how it reads sentences.
+"""A trained model: its vocabulary and texts, by which reader it reads a text, and sentences.
 
 `LanguageModel` is this class with the functions of this folder as its methods; they know a model by
 this class.
@@ -8,27 +8,35 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
 from jaxlm.base.fields import checked_value
 from jaxlm.config.config import Config
-from jaxlm.config.protocols import Plain
+from jaxlm.config.protocols import Cache, Dynamic, MCDropout, Mixable, Plain, protocol_of
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.options import as_read
+from jaxlm.data.sources import UNKNOWN
 from jaxlm.data.text import SPLITS, read_string
 from jaxlm.data.tokens import normalize_newlines
 from jaxlm.data.vocab import EOS, UNK, Vocab
+from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring.displayed_words import punctuation_apart
+from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring, DynamicReader, gradient_statistics
+from jaxlm.scoring.interpolation import MixedNetwork
+from jaxlm.scoring.mc_dropout import MCReader
+from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.options import SurprisalOptions
+from jaxlm.scoring.reading import ModelReader, OneStream, check_converged, each_sentence
 from jaxlm.scoring.sentences import Boundaries, Encoded, Sentence, checked_words
-from jaxlm.scoring.token_scores import Network, Reader, Scoring
+from jaxlm.scoring.token_scores import Detail, Network, Reader, Scoring, TokenScores
 from jaxlm.scoring.tokenizers import PTBTokenizer, Tokenizer, at_white_space, is_tokenised
 
 
@@ -193,16 +201,117 @@ class Model:
             JaxlmError: The protocol means nothing for this model.
             DataError: The training text cannot be read.
         """
-        raise NotImplementedError
+        reading: Any = network or self.network
+        if protocol.kind_name not in ("plain", "temperature"):
+            self.check_network(f"the protocol {protocol.kind_name}")
+        if isinstance(protocol, Mixable) and protocol.mixes:
+            self.check_network("interpolation")
+            reading = MixedNetwork.of(reading, protocol, self.vocab)
+        if isinstance(protocol, Cache):
+            return CacheReader(reading, protocol)
+        if isinstance(protocol, MCDropout):
+            return MCReader.of(reading, protocol, self.config.train.bptt_length)
+        if isinstance(protocol, Dynamic):
+            return self._dynamic_reader(reading, protocol, corpus)
+        return ModelReader(reading, protocol)
 
-    def scoring_of(self, options: SurprisalOptions, full: bool = True) -> Scoring:
-        """How this model scores sentences.
+    def _dynamic_reader(
+        self,
+        network: Network,
+        protocol: Dynamic,
+        corpus: Corpus | None,
+    ) -> DynamicReader:
+        """The reader that learns; by the rule rms with the statistics of a corpus."""
+        config = self.config
+        if protocol.as_krause and config.model.title != LSTM.kind_name:
+            raise JaxlmError(
+                f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, "
+                f"and the model is {config.model.title}: leave compatibility out"
+            )
+        if protocol.rule == "sgd":
+            return DynamicReader(network, protocol, None)
+        if corpus is None:
+            if config.data.corpus == UNKNOWN:
+                raise DataError(
+                    "dynamic evaluation by the rule rms reads the training text, which is unknown "
+                    "of an imported model: take the rule sgd"
+                )
+            corpus = self.find_corpus()
+        optimizer = config.optimizer if protocol.compatibility == "lamb" else None
+        # The statistics depend on none of these numbers.
+        settings = replace(
+            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=0.0
+        )
+        key = corpus.sha256, settings
+        if key not in self._statistics:
+            self._statistics[key] = gradient_statistics(
+                self.network, corpus.train, protocol, optimizer
+            )
+        return DynamicReader(network, protocol, self._statistics[key], optimizer)
+
+    def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
+        """A scoring of sentences: each by itself, or one after the other with the state passed on.
 
         Args:
-            options: How sentences are read and scored.
+            context: "sentence" or "stream".
+            full: Whether to find entropy and rank.
+            **options: Fields of `SurprisalOptions`.
+
+        Returns:
+            A function from sentences of ids to scores. It raises Diverged where dynamic evaluation
+            learnt at too high a rate.
+
+        Raises:
+            JaxlmError: An option is none of the choices.
+        """
+        return self.scoring_of(SurprisalOptions(context=context, **options), full)
+
+    def scoring_of(self, options: SurprisalOptions, full: bool = True) -> Scoring:
+        """`scorer`, given its options.
+
+        Args:
+            options: How sentences are scored.
             full: Whether to find entropy and rank.
         """
-        raise NotImplementedError
+        protocol = protocol_of(options.protocol)
+        reader = self.reader_of(protocol, network=self._network_of(options))
+        detail = Detail(options.top_k, full)
+        if options.context == "stream":
+            score = OneStream(reader, detail)
+        else:
+            score = partial(each_sentence, reader, detail)
+
+        def checked_scores(sentences: Sequence[np.ndarray]) -> TokenScores:
+            scores = score(sentences)
+            nats = scores.nats
+            check_converged(protocol, "the sentences", nats.sum(dtype=float), len(nats))
+            return scores
+
+        return checked_scores
+
+    def adaptive(self, rate: float, **options: Any) -> AdaptiveScoring:
+        """A scoring that takes a step of SGD after each sentence; its `params` are adapted.
+
+        Args:
+            rate: Learning rate.
+            **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
+
+        Raises:
+            JaxlmError: The rate is not above 0, or there is a protocol.
+        """
+        settings = SurprisalOptions(**options)
+        if protocol_of(settings.protocol).kind_name != "plain":
+            raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
+        self.check_network("adaptation")
+        network = self._network_of(settings)
+        return AdaptiveScoring(network, rate, settings.context == "stream", Detail(settings.top_k))
+
+    def _network_of(self, options: SurprisalOptions) -> Network:
+        """The network, which scores the boundaries of words too where they are to be corrected."""
+        boundaries = Boundaries.of(self.vocab, options.punctuation)
+        if boundaries is None or options.boundary != "corrected":
+            return self.network
+        return self.network.with_boundaries(jnp.asarray(boundaries.begins))
 
     def read(
         self,

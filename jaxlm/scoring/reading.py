@@ -36,6 +36,7 @@ from jaxlm.scoring.token_scores import (
     merged,
     nats_alone,
     own_scores,
+    read_and_predicted,
 )
 
 # Tokens of a segment, where the protocol does not say how many.
@@ -232,11 +233,6 @@ def check_converged(
     if isinstance(protocol, Dynamic) and not math.isfinite(perplexity(nats, count)):
         rate = f"lower learning_rate, which is {protocol.learning_rate:g}"
         raise Diverged(f"dynamic evaluation diverged on {text}: {rate}")
-
-
-def read_and_predicted(ids: np.ndarray) -> np.ndarray:
-    """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 where a token counts (padding is 0)."""
-    return np.stack([ids[:-1], ids[1:], np.ones(len(ids) - 1)]).astype(np.int32)
 
 
 def _read_segments(

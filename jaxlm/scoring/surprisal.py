@@ -8,7 +8,6 @@ fell since the word before.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import chain, islice, pairwise
 from typing import Any, Self
 
@@ -68,16 +67,6 @@ class Table:
         """How many words the table has, and those of them that are outside the vocabulary."""
         unknown = [self.word[row] for row in np.flatnonzero(self.oov)]
         return len(self), unknown
-
-    def to_pandas(self) -> Any:
-        """The table as a pandas DataFrame. Raises JaxlmError where pandas is not installed."""
-        try:
-            pandas = import_module("pandas")
-        except ImportError:
-            raise JaxlmError(
-                "a data frame needs pandas: pip install pandas (or take the table's columns())"
-            ) from None
-        return pandas.DataFrame(self.columns())
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -146,7 +135,9 @@ def surprisals(
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
     words = [word for sentence in sentences for word in (*sentence.tokens, EOS)]
-    nats = word_nats(scores, sentences, lengths.tolist())
+    starts = np.cumsum(lengths) - lengths
+    pairs = zip(starts, sentences, strict=True)
+    nats = word_nats(scores, np.concatenate([start + sentence.cuts for start, sentence in pairs]))
     if options.oov == "nan":
         nats[unknown] = math.nan
     entropy = scores.entropy.astype(float)

@@ -145,6 +145,11 @@ class Tokens(NamedTuple):
     counted: Array
 
 
+def read_and_predicted(ids: np.ndarray) -> np.ndarray:
+    """Ids [n + 1] -> int32 [3, n]: inputs, targets, and 1 where a token counts (padding is 0)."""
+    return np.stack([ids[:-1], ids[1:], np.ones(len(ids) - 1)]).astype(np.int32)
+
+
 class TokenScores(NamedTuple):
     """The scores of N tokens, each given the tokens before it; NumPy's arrays or JAX's.
 
