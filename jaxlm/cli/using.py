@@ -82,11 +82,11 @@ def evaluate(args: argparse.Namespace) -> None:
         flag = "--text" if args.text else "--split"
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {flag} out")
     protocol = given_protocol(args)
-    lm = open_model(args.run, args.checkpoint)
+    lm = open_model(args.run, args.checkpoint, args.data_dir)
     if args.tune:
         fixed = changes(args)
         grid = {name: values for name, values in protocol.grid.items() if name not in fixed}
-        tuned = lm.tune(protocol, grid=grid, corpus=args.corpus, data_dir=args.data_dir)
+        tuned = lm.tune(protocol, grid=grid, corpus=args.corpus)
         say(
             f"the best of {len(tuned.tried)} on valid: perplexity {perplexity_text(tuned.valid)}; "
             "test is read once, with it",
@@ -99,7 +99,6 @@ def evaluate(args: argparse.Namespace) -> None:
             args.split or "test",
             text=args.text,
             corpus=args.corpus,
-            data_dir=args.data_dir,
             protocol=protocol,
             tokenizer=args.tokenizer,
         )
@@ -144,11 +143,10 @@ def compare(args: argparse.Namespace) -> None:
     statuses = _checked_statuses(all_runs, args.unfinished)
     protocol = given_protocol(args)
     comparison = comparing.compare(
-        [open_model(run, args.checkpoint) for run in runs],
-        [open_model(run, args.checkpoint) for run in others],
+        [open_model(run, args.checkpoint, args.data_dir) for run in runs],
+        [open_model(run, args.checkpoint, args.data_dir) for run in others],
         args.split or "test",
         text=args.text,
-        data_dir=args.data_dir,
         protocol=protocol,
     )
     for run, other_run in combinations(all_runs, 2):

@@ -113,7 +113,6 @@ def evaluate(
     text: str | Path | None = None,
     which: str = "last",
     corpus: Corpus | str | Path | None = None,
-    data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
     tokenizer: str | None = None,
 ) -> Evaluation:
@@ -125,7 +124,6 @@ def evaluate(
         text: A file of text in place of a split.
         which: The run's checkpoint, as in `load`.
         corpus: In place of the run's own corpus.
-        data_dir: Where to look for Penn Treebank first.
         protocol: How the model reads the text; plain by default.
         tokenizer: How the text is cut into words.
 
@@ -133,7 +131,7 @@ def evaluate(
         JaxlmError: The checkpoint or the text cannot be used.
     """
     return model_of(run, which).evaluate(
-        split, text=text, corpus=corpus, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer
+        split, text=text, corpus=corpus, protocol=protocol, tokenizer=tokenizer
     )
 
 
@@ -144,7 +142,6 @@ def tune_protocol(
     grid: Mapping[str, Sequence[float]] | None = None,
     which: str = "last",
     corpus: Corpus | str | Path | None = None,
-    data_dir: str | Path | None = None,
 ) -> Tuned:
     """Tunes a protocol's numbers on the validation split (`LanguageModel.tune`).
 
@@ -154,12 +151,11 @@ def tune_protocol(
         grid: {number: the values to try}.
         which: The run's checkpoint, as in `load`.
         corpus: In place of the run's own corpus.
-        data_dir: Where to look for Penn Treebank first.
 
     Raises:
         JaxlmError: The checkpoint, the text or the grid cannot be used.
     """
-    return model_of(run, which).tune(protocol, grid=grid, corpus=corpus, data_dir=data_dir)
+    return model_of(run, which).tune(protocol, grid=grid, corpus=corpus)
 
 
 def unread_corpus(

@@ -61,7 +61,6 @@ def compare(
     split: str = "test",
     *,
     text: str | Path | None = None,
-    data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
 ) -> Comparison:
     """Compares two models, or two groups of seeds, on one text by a paired bootstrap.
@@ -80,7 +79,6 @@ def compare(
         other: The second model or group.
         split: train, valid or test, of each model's own corpus.
         text: A file of text in place of a split.
-        data_dir: Where to look for Penn Treebank first.
         protocol: How each model reads the text; plain by default.
 
     Returns:
@@ -98,7 +96,7 @@ def compare(
     paired = seeds == [_seed(lm) for lm in other_group] and len(set(seeds)) == len(seeds)
     protocol = protocol_of(protocol)
     models = [*first_group, *other_group]
-    texts = [_lines_of(lm.with_data_dir(data_dir), protocol, split, text) for lm in models]
+    texts = [_lines_of(lm, protocol, split, text) for lm in models]
     for lm, lines in zip(models, texts, strict=True):
         _check_one_text(models[0], texts[0], lm, lines)
     nats = np.stack([lines.nats for lines in texts[: len(first_group)]])

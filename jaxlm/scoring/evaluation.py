@@ -113,7 +113,6 @@ def evaluate(
     *,
     text: str | Path | None = None,
     corpus: Corpus | str | Path | None = None,
-    data_dir: str | Path | None = None,
     protocol: str | Plain | None = None,
     tokenizer: str | None = None,
 ) -> Evaluation:
@@ -128,7 +127,6 @@ def evaluate(
         text: A file, in place of a split.
         corpus: The run's corpus, if it is already loaded; or any text that `--corpus` takes,
             encoded with this model's vocabulary.
-        data_dir: The folder of Penn Treebank's files.
         protocol: A name, as in "cache", or its settings, as in `Cache(cache_window=100)`
             (default: plain).
         tokenizer: Name of the tokenizer of `text`.
@@ -142,7 +140,6 @@ def evaluate(
         Diverged: Dynamic evaluation learnt at too high a rate.
     """
     protocol = protocol_of(protocol)
-    model = model.with_data_dir(data_dir)
     text_read = model.read(split, text, corpus, tokenizer)
     shape = (1, 1)
     is_own_corpus = text_read.corpus is not None and not isinstance(corpus, str | Path)
@@ -186,7 +183,6 @@ def tune(
     *,
     grid: Mapping[str, Sequence[float]] | None = None,
     corpus: Corpus | str | Path | None = None,
-    data_dir: str | Path | None = None,
 ) -> Tuned:
     """Chooses a protocol's settings on valid; then reads test, once.
 
@@ -195,7 +191,6 @@ def tune(
         protocol: A name or a protocol; fields that the grid lacks keep their values.
         grid: Values to try, by field (default: the protocol's `grid`).
         corpus: As `evaluate` takes it.
-        data_dir: As `evaluate` takes it.
 
     Returns:
         The best settings, all that were tried, and the evaluation of test.
@@ -204,7 +199,6 @@ def tune(
         JaxlmError: There is nothing to tune, or the protocol means nothing for this text or model.
         Diverged: Every combination diverged.
     """
-    model = model.with_data_dir(data_dir)
     source = model.find_corpus(corpus)
     protocol = protocol_of(protocol)
     test = ReadText(f"{source.name} test", source.test, corpus=source)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,10 +75,6 @@ class Model:
     data_dir: str | Path | None = None
     # Gradient statistics of training texts that were read, for dynamic evaluation.
     _statistics: dict[Any, Params] = field(default_factory=dict, kw_only=True)
-
-    def with_data_dir(self, data_dir: str | Path | None) -> Self:
-        """The model that looks for Penn Treebank in a folder first; None: the model as it is."""
-        return self if data_dir is None else replace(self, data_dir=data_dir)
 
     @property
     def network(self) -> Network:
