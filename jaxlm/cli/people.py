@@ -14,7 +14,6 @@ from jaxlm.cli.arguments import (
     DATA_DIR,
     JSON,
     MODEL,
-    Parser,
     argument,
     choice,
     command,
@@ -30,8 +29,7 @@ from jaxlm.runs.loading import load
 from jaxlm.scoring import rescoring
 from jaxlm.scoring.babylm import Score
 from jaxlm.scoring.babylm import babylm as scores_of
-from jaxlm.scoring.gain_plot import gain_plot
-from jaxlm.scoring.humanlike import COLUMNS, FOLDS, Gain, read_times
+from jaxlm.scoring.humanlike import COLUMNS, FOLDS, Gain, gain_plot, read_times
 from jaxlm.scoring.humanlike import humanlike as gains_of
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -81,12 +79,6 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, LanguageModel]]:
             yield manifest.words, load(run, str(step))
 
 
-def _add_columns(parser: Parser) -> None:
-    for column, names in COLUMNS.items():
-        default = f"its column in --times (default: {', '.join(names)})"
-        argument(f"--{column}", "NAME", default, rare=True)(parser)
-
-
 @command(
     pathname("runs", "RUN", "directories of runs and of n-gram models", nargs="+"),
     pathname("--times", "FILE", "reading times in CSV, a row a time", required=True),
@@ -99,7 +91,12 @@ def _add_columns(parser: Parser) -> None:
         default=FOLDS,
     ),
     pathname("--plot", "FILE", "draw perplexity against gain, as PNG, PDF or SVG"),
-    _add_columns,
+    *(
+        argument(
+            f"--{column}", "NAME", f"its column in --times (default: {', '.join(names)})", rare=True
+        )
+        for column, names in COLUMNS.items()
+    ),
     CHECKPOINT,
     DATA_DIR,
     JSON,

@@ -88,10 +88,8 @@ def compare(
         DataError: The texts differ, cannot be read, or have fewer than two lines.
         Diverged: Dynamic evaluation learnt at too high a rate.
     """
-    first_group = _group(model)
-    other_group = _group(other)
-    first_group.sort(key=_seed)
-    other_group.sort(key=_seed)
+    first_group = sorted(_group(model), key=_seed)
+    other_group = sorted(_group(other), key=_seed)
     seeds = [_seed(lm) for lm in first_group]
     paired = seeds == [_seed(lm) for lm in other_group] and len(set(seeds)) == len(seeds)
     protocol = protocol_of(protocol)
@@ -99,8 +97,8 @@ def compare(
     texts = [_lines_of(lm, protocol, split, text) for lm in models]
     for lm, lines in zip(models, texts, strict=True):
         _check_one_text(models[0], texts[0], lm, lines)
-    nats = np.stack([lines.nats for lines in texts[: len(first_group)]])
-    other_nats = np.stack([lines.nats for lines in texts[len(first_group) :]])
+    nats_of_all = np.stack([lines.nats for lines in texts])
+    nats, other_nats = np.split(nats_of_all, [len(first_group)])
     low, high = np.quantile(_differences(nats, other_nats, paired), (0.025, 0.975))
     means = nats.mean(), other_nats.mean()
     difference = (other_nats.mean(0) - nats.mean(0)).mean()

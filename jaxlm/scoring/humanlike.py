@@ -9,7 +9,7 @@ Letters: `W` words, `N` times, `I` items.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.base.errors import DataError
+from jaxlm.report.figure import BLUE, figure, label, log_axis, save
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.reading_times import predictors, word_counts
 from jaxlm.scoring.regression import LinearModel, fit
@@ -226,6 +227,32 @@ def gains_of(
         gain = float(of_items.sum() / times)
         gains.append(Gain(name, gain, low, high, p, times, len(counts), *measures.get(name, ())))
     return gains
+
+
+def gain_plot(gains: Sequence[Gain], path: Path) -> Path:
+    """Draws a point with its interval for each model.
+
+    Args:
+        gains: Of single models.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunDirError: It cannot be written.
+    """
+    with figure(5, 3.6) as drawn:
+        axes = drawn.subplots()
+        for gain in gains:
+            ends = [[gain.gain - gain.low_95], [gain.high_95 - gain.gain]]
+            axes.errorbar(gain.perplexity, gain.gain, ends, fmt="o", color=BLUE, capsize=3)
+            place = (gain.perplexity, gain.gain)
+            axes.annotate(label(gain.model), place, (6, 6), textcoords="offset points")
+        axes.set(xlabel="perplexity of a word", ylabel="gain in nats for each time")
+        axes.margins(0.2)
+        log_axis(axes, "x")
+        return save(drawn, path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,10 +102,6 @@ class MixedNetwork:
         """The mixture with some fields of its network changed, as `Network._replace`."""
         return replace(self, network=self.network._replace(**changes))
 
-    def under(self, protocol: Mixable) -> "MixedNetwork":
-        """The mixture with another protocol's weight."""
-        return replace(self, weight=protocol.weight)
-
     def carry(self, rows: int = 1) -> Any:
         """The carry and the contexts of B rows before the first token."""
         return self.network.carry(rows), self.ngram.carry(rows)

@@ -48,10 +48,6 @@ class NgramNetwork:
         """
         return replace(self, begins=begins)
 
-    def under(self, _protocol: Any) -> "NgramNetwork":
-        """The tables under other numbers of a protocol, of which they know none."""
-        return self
-
     def carry(self, rows: int = 1) -> Array:
         """The contexts of B rows before the first token: the beginning C times, int32 `[B, C]`."""
         return jnp.full((rows, self._width), self.ngram.begin, jnp.int32)

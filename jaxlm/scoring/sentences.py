@@ -14,7 +14,7 @@ probabilities of all words sum to one (Pimentel and Meister 2024, arXiv:2406.145
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, compress, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -56,13 +56,9 @@ class Encoded:
             start: The first word.
             stop: The word after the last.
         """
-        return [
-            word
-            for word, (first, end) in zip(
-                self.words[start:stop], pairwise(self.starts[start : stop + 1]), strict=True
-            )
-            if self.oov[first:end].any()
-        ]
+        edges = pairwise(self.starts[start : stop + 1])
+        unknown = (self.oov[first:end].any() for first, end in edges)
+        return list(compress(self.words[start:stop], unknown))
 
     def with_end(self) -> "Encoded":
         """The sentence whose last displayed word is the `<eos>` after its tokens."""

@@ -49,10 +49,6 @@ class Network(NamedTuple):
         """The network, which also scores where words begin: at the tokens `begins` [V]."""
         return self._replace(begins=begins)
 
-    def under(self, _protocol: Any) -> "Network":
-        """The network under other numbers of a protocol, of which it knows none."""
-        return self
-
     def carry(self, rows: int = 1) -> Carry:
         """The carry before the first token of B rows: zeros."""
         return stack.zero_carry(self.model, rows, self.params["embedding"].dtype)
