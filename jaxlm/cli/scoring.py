@@ -6,10 +6,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -100,20 +100,6 @@ _USUAL = {  # defaults of `surprisal` that count as not given
 }
 
 
-class _Block(NamedTuple):
-    """Lines of a text, as they come.
-
-    Attributes:
-        first: The number of the first line, from 1.
-        lines: The lines.
-        where: What names a line in an error, by its number.
-    """
-
-    first: int
-    lines: list[str]
-    where: Callable[[int], str]
-
-
 # Makes a table of sentences: (model, sentences, fields of `SurprisalOptions` by name).
 _TableOf = Callable[..., Any]
 
@@ -134,15 +120,19 @@ class _Run:
     words: int = 0
     unknown: Counter[str] = field(default_factory=Counter)
 
-    def table(self, table_of: _TableOf, block: _Block) -> Any:
-        """The table of a block, whose words are counted."""
-        table = table_of(
-            self.lm, block.lines, where=block.where, first=block.first, scoring=self.scoring
-        )
+    def table(self, table_of: _TableOf, block: StimulusTable, sentences_before: int) -> Any:
+        """The table of a block, whose words are counted.
+
+        Args:
+            table_of: Makes the table.
+            block: The sentences.
+            sentences_before: How many were in the blocks before.
+        """
+        table = table_of(self.lm, block.sentences, where=block.where, scoring=self.scoring)
         words, unknown = table.words_and_unknown()
         self.words += words
         self.unknown.update(unknown)
-        return table
+        return replace(table, sentence_id=table.sentence_id + sentences_before)
 
 
 @command(
@@ -218,14 +208,16 @@ def surprisal(args: argparse.Namespace) -> None:
         if args.save_adapted:
             with files.explained(RunDirError, f"cannot make the run {args.save_adapted}"):
                 adapted = stack.enter_context(files.new_folder(args.save_adapted))
-        for block in _blocks(args.texts, stimuli):
+        sentences_before = 0
+        for block in [stimuli] if stimuli else _blocks(args.texts):
             tables = {}
             for name, run in runs.items():
-                table = run.table(table_of, block)
+                table = run.table(table_of, block, sentences_before)
                 tables[name] = dict(LAYOUTS[args.layout](table))
                 if args.predictors:
                     tables[name] |= predictors(run.lm, table, counts[name])
-            write(_joined(args, tables, hub, stimuli), block.first == 1)
+            write(_joined(args, tables, hub, block), sentences_before == 0)
+            sentences_before += len(block.sentences)
         if adapted:
             (run,) = runs.values()
             _keep_adapted(
@@ -253,12 +245,12 @@ def states(args: argparse.Namespace) -> None:
     layers = []
     with _output(path) as file:
         for block in _blocks([args.text]):
-            for sentence, line in enumerate(block.lines, block.first):
-                where = block.where(sentence)
+            for number, line in enumerate(block.sentences, 1):
+                where = block.where(number)
                 tokens = read_sentence(line, "unk", where).tokens
                 layers.append(lm.states(tokens, where=where))
                 words += tokens
-                sentence_id += [sentence] * len(tokens)
+                sentence_id += [len(layers)] * len(tokens)
         arrays: dict[str, Any] = {
             name: np.concatenate([states[name] for states in layers]) for name in layers[0]
         }
@@ -392,7 +384,7 @@ def _joined(
     args: argparse.Namespace,
     tables: Mapping[str, Columns],
     hub: HubModel | None,
-    stimuli: StimulusTable | None,
+    block: StimulusTable,
 ) -> Columns:
     """One table of those of the runs, with columns of --hub's model and of the stimuli."""
     join = side_by_side
@@ -406,9 +398,7 @@ def _joined(
         nats = hub.column(columns["sentence_id"], columns["word"], corrected)
         name = Path(args.hub).resolve().name
         columns = {**columns, f"surprisal.{name}": nats / UNITS[args.unit]}
-    if stimuli is None:
-        return columns
-    return stimuli.beside(columns, (args.regions, args.region_names))
+    return block.beside(columns, (args.regions, args.region_names))
 
 
 def _keep_adapted(folder: files.Folder, run: _Run, note: str) -> None:
@@ -420,14 +410,11 @@ def _keep_adapted(folder: files.Folder, run: _Run, note: str) -> None:
     keep_model(folder, lm.config.replace(epochs=0), run.scoring.params, corpus)
 
 
-def _blocks(texts: Sequence[Path], stimuli: StimulusTable | None = None) -> Iterator[_Block]:
-    """The sentences of stimuli; or the lines of files, or of standard input, one after the other.
+def _blocks(texts: Sequence[Path]) -> Iterator[StimulusTable]:
+    """The lines of files, or of standard input, one after the other as they come.
 
     All files are looked for before the first is read.
     """
-    if stimuli is not None:
-        yield _Block(1, stimuli.sentences, stimuli.where)
-        return
     paths = texts or [Path("-")]
     for path in paths:
         if path.suffix.lower() in (".csv", ".tsv"):
@@ -438,21 +425,12 @@ def _blocks(texts: Sequence[Path], stimuli: StimulusTable | None = None) -> Iter
         if str(path) != "-":
             with read_errors(path):
                 path.stat()
-    count = 0
     for path in paths:
-        where = partial(_line_name, source(path), count)
+        count = 0
         for lines in lines_of(path):
-            yield _Block(count + 1, lines, where)
+            numbers = range(count + 1, count + len(lines) + 1)
+            yield StimulusTable(source(path), lines, {}, numbers)
             count += len(lines)
-
-
-def _line_name(
-    file: str,
-    lines_before: int,
-    number: int,
-) -> str:
-    """What names a line in an error, by its number among the lines of all files."""
-    return f"{file}, line {number - lines_before}"
 
 
 @contextmanager

@@ -22,7 +22,6 @@ class SurprisalOptions:
         protocol: A name, as in "cache", or its settings, as in `Cache(cache_window=100)`; None:
             plain.
         block: Sentences that are read together.
-        first: Number of the first sentence.
         scoring: A scoring of `LanguageModel.scorer` or `adaptive`, continued from its state; None:
             a new `scorer`.
         where: Names a sentence, given its number, in an error.
@@ -53,7 +52,6 @@ class SurprisalOptions:
     )
     protocol: str | Plain | None = None
     block: int = count(BLOCK, "sentences that are read together", low=1)
-    first: int = 1
     scoring: Scoring | None = None
     where: Callable[[int], str] = "sentence {}".format
 

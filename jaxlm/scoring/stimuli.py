@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +24,7 @@ QUOTED = re.compile(r'"[^"]*("|$)')
 
 @dataclass(frozen=True, eq=False)
 class StimulusTable:
-    """A CSV file: the column of sentences, and all other columns.
+    """A CSV file: the column of sentences, and all other columns; or some lines of a text.
 
     Attributes:
         name: The name of the file in errors.
@@ -36,7 +36,7 @@ class StimulusTable:
     name: str
     sentences: list[str]
     columns: dict[str, list[str]]
-    lines: list[int]
+    lines: Sequence[int]
 
     def where(self, sentence: int) -> str:
         """Where a sentence stands, by its number from 1, in errors."""

@@ -425,7 +425,7 @@ def scored(
     if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
         raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
     read_sentence = SentenceReader(model, options)
-    first = options.first
+    first = 1
     for lines in blocks(sentences, options.block):
         encoded = []
         for number, line in enumerate(lines, first):
