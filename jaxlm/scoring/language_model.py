@@ -67,7 +67,6 @@ class LanguageModel(Model):
     tune = evaluation.tune
 
     # Sentences.
-    scored = tables.scored
     surprisal = tables.surprisal
     surprisal_stream = tables.surprisal_stream
     word_surprisal = tables.word_surprisal

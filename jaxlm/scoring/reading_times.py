@@ -20,7 +20,7 @@ from jaxlm.scoring.next_token import probabilities_after
 from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.sentences import Encoded, character_ends, is_punctuation
 from jaxlm.scoring.stimuli import read_table
-from jaxlm.scoring.surprisal import Surprisals, WordSurprisals
+from jaxlm.scoring.surprisal import Surprisals, WordSurprisals, scored
 from jaxlm.scoring.token_scores import TINY
 
 BLOCK = 1 << 20  # tokens read at once
@@ -57,18 +57,18 @@ def span_surprisal(
         DataError: A span is not within its sentence, or cuts a token that is a word.
     """
     settings = replace(SurprisalOptions(**options), eos=True, boundary="published", scoring=None)
-    blocks = list(lm.scored(list(sentences), settings))
-    table = Surprisals.joined(block_table for _, _, block_table in blocks)
-    encoded = chain.from_iterable(sentences for _, sentences, _ in blocks)
+    blocks = list(scored(lm, list(sentences), settings))
+    table = Surprisals.joined(block_table for _, block_table in blocks)
+    encoded = chain.from_iterable(sentences for sentences, _ in blocks)
     in_words = lm.vocab.kind == "words"
     cut = _cut_between_words if in_words else _cut_in_pieces
     unit = UNITS[settings.unit]
     rows = []
     row = 0  # of the sentence's first token
     lines = zip(sentences, spans, encoded, strict=True)
-    for number, (line, (start, end), sentence) in enumerate(lines, 1):
+    for line, (start, end), sentence in lines:
         text = line if in_words else line.rstrip()
-        span = f"{settings.where(number)}: the span {start} to {end}"
+        span = f"{settings.where(sentence.number)}: the span {start} to {end}"
         if not 0 <= start < end <= len(text):
             raise DataError(f"{span} is not within the {len(text)} characters")
         cuts = [cut(lm, text, place, sentence) for place in (start, end)]
@@ -88,7 +88,9 @@ def span_surprisal(
                 table.entropy_reduction[pieces].sum(),
             ]
         tokens = " ".join(table.token[pieces])
-        rows.append((number, 1, text[start:end], tokens, table.oov[pieces].any(), *numbers))
+        rows.append(
+            (sentence.number, 1, text[start:end], tokens, table.oov[pieces].any(), *numbers)
+        )
         row += len(sentence.tokens) + 1
     columns: list[Any] = [
         list(column) if isinstance(column[0], str) else np.array(column)

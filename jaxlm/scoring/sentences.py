@@ -40,6 +40,7 @@ class Encoded:
         words: The displayed words [W].
         starts: The first token of each word, and n: int [W + 1].
         cuts: Before which tokens (n: the last `<eos>`) P(B) counts.
+        number: The number of the sentence among others.
     """
 
     tokens: tuple[str, ...]
@@ -48,6 +49,7 @@ class Encoded:
     words: tuple[str, ...]
     starts: np.ndarray
     cuts: np.ndarray
+    number: int = 1
 
     def unknown_in(self, start: int, stop: int) -> list[str]:
         """The displayed words that have an unknown token.

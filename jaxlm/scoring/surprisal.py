@@ -117,7 +117,6 @@ def surprisals(
     vocab: Vocab,
     sentences: Sequence[Encoded],
     options: SurprisalOptions,
-    first: int,
 ) -> Surprisals:
     """The table of some sentences.
 
@@ -126,11 +125,10 @@ def surprisals(
         vocab: The tokens.
         sentences: The sentences.
         options: The unit, and which tokens have a row or a surprisal.
-        first: Number of the first sentence.
     """
     # A sentence's `<eos>` is scored too, and has a row if `options.eos`.
     lengths = np.array([len(sentence.ids) - 1 for sentence in sentences])
-    sentence_id = np.repeat(np.arange(len(sentences)), lengths)
+    sentence_id = np.repeat([sentence.number for sentence in sentences], lengths)
     token_id = np.concatenate([np.arange(length) for length in lengths])
     ids = np.concatenate([sentence.ids[1:] for sentence in sentences])
     unknown = np.concatenate([np.append(sentence.oov, False) for sentence in sentences])
@@ -145,7 +143,7 @@ def surprisals(
     rows = np.flatnonzero(token_id + 1 < np.repeat(lengths + options.eos, lengths))
     unit = UNITS[options.unit]
     return Surprisals(
-        sentence_id=sentence_id[rows] + first,
+        sentence_id=sentence_id[rows],
         token_id=token_id[rows] + 1,
         word=[words[row] for row in rows.tolist()],
         token=vocab.decode(ids[rows]),
@@ -225,13 +223,12 @@ class RegionSurprisals(WordSurprisals):
         return int(self.word_count.sum()), " ".join(self.unknown).split()
 
 
-def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int) -> WordSurprisals:
+def by_word(table: Surprisals, sentences: Sequence[Encoded]) -> WordSurprisals:
     """The table of sentences' tokens, summed over words.
 
     Args:
         table: A row for each token of the words.
         sentences: The sentences.
-        first: Number of the first sentence.
     """
     counts = np.concatenate([np.diff(sentence.starts) for sentence in sentences])
     lengths = [len(sentence.words) for sentence in sentences]
@@ -244,7 +241,7 @@ def by_word(table: Surprisals, sentences: Sequence[Encoded], first: int) -> Word
         return np.bincount(word_of_token, column, len(counts))
 
     return WordSurprisals(
-        sentence_id=np.repeat(np.arange(len(sentences)), lengths) + first,
+        sentence_id=np.repeat([sentence.number for sentence in sentences], lengths),
         word_id=np.concatenate([np.arange(1, length + 1) for length in lengths]),
         word=[word for sentence in sentences for word in sentence.words],
         tokens=[" ".join(table.token[start:end]) for start, end in zip(starts, ends, strict=True)],
@@ -259,7 +256,6 @@ def by_region(
     table: Surprisals,
     sentences: Sequence[Encoded],
     regions: Sequence[Sequence[Region]],
-    first: int,
     where: Callable[[int], str],
 ) -> RegionSurprisals:
     """The table of sentences' tokens, summed over regions.
@@ -268,7 +264,6 @@ def by_region(
         table: A row for each token of the words.
         sentences: The sentences.
         regions: The regions of each sentence.
-        first: Number of the first sentence.
         where: Names a sentence, given its number, in an error.
 
     Raises:
@@ -279,14 +274,13 @@ def by_region(
     unknown: list[str] = []
     entropy_of: list[str] = []
     sentences_of_regions = []  # in which each region is one word
-    pairs = zip(sentences, regions, strict=True)
-    for number, (sentence, sentence_regions) in enumerate(pairs, first):
+    for sentence, sentence_regions in zip(sentences, regions, strict=True):
         texts = []
         for region in sentence_regions:
             name, text = ("", region) if isinstance(region, str) else region
             names.append(name)
             texts.append(text)
-        edges = region_starts(sentence, texts, where(number))
+        edges = region_starts(sentence, texts, where(sentence.number))
         for start, stop in pairwise(edges):
             counts.append(stop - start)
             unknown.append(" ".join(sentence.unknown_in(start, stop)))
@@ -294,7 +288,7 @@ def by_region(
         words = tuple(texts)
         sentences_of_regions.append(replace(sentence, words=words, starts=sentence.starts[edges]))
     return RegionSurprisals(
-        **vars(by_word(table, sentences_of_regions, first)),
+        **vars(by_word(table, sentences_of_regions)),
         region=names,
         word_count=np.array(counts),
         unknown=unknown,
@@ -341,7 +335,7 @@ def surprisal_stream(
         JaxlmError: An option is none of the choices.
     """
     blocks_scored = scored(model, sentences, SurprisalOptions(**options))
-    return (table for _, _, table in blocks_scored)
+    return (table for _, table in blocks_scored)
 
 
 def word_surprisal(model: Model, sentences: Iterable[Sentence], **options: Any) -> WordSurprisals:
@@ -386,16 +380,16 @@ def word_surprisal_stream(
     settings = SurprisalOptions(**options)
     end_region = [EOS] if settings.eos else []
     regions_left = iter(regions or ())
-    for first, encoded, table in scored(model, sentences, settings):
+    for encoded, table in scored(model, sentences, settings):
         if settings.eos:
             encoded = [sentence.with_end() for sentence in encoded]
         if regions is None:
-            yield by_word(table, encoded, first)
+            yield by_word(table, encoded)
             continue
         block_regions = [[*listed, *end_region] for listed in islice(regions_left, len(encoded))]
         while len(block_regions) < len(encoded):
             block_regions.append([])  # `by_region` names the sentence whose regions are missing
-        yield by_region(table, encoded, block_regions, first, settings.where)
+        yield by_region(table, encoded, block_regions, settings.where)
     surplus = len(list(regions_left))
     if surplus:
         raise DataError(
@@ -405,7 +399,7 @@ def word_surprisal_stream(
 
 def scored(
     model: Model, sentences: Iterable[Sentence], options: SurprisalOptions
-) -> Iterator[tuple[int, list[Encoded], Surprisals]]:
+) -> Iterator[tuple[list[Encoded], Surprisals]]:
     """Reads and scores sentences block by block.
 
     Args:
@@ -414,8 +408,7 @@ def scored(
         options: How they are read and scored.
 
     Yields:
-        Of each block the number of its first sentence, how its sentences are read, and the
-        table of their tokens.
+        Of each block how its sentences are read, and the table of their tokens.
 
     Raises:
         DataError: A sentence has no words, or an unknown word is refused.
@@ -425,12 +418,10 @@ def scored(
     if isinstance(sentences, str | bytes) or not isinstance(sentences, Iterable):
         raise JaxlmError(f"sentences must be a list of lines; it is {sentences!r:.80}")
     read_sentence = SentenceReader(model, options)
-    first = 1
-    for lines in blocks(sentences, options.block):
+    for lines in blocks(enumerate(sentences, 1), options.block):
         encoded = []
-        for number, line in enumerate(lines, first):
+        for number, line in lines:
             sentence = read_sentence(line, options.oov, options.where(number))
-            encoded.append(with_given_case(sentence))
+            encoded.append(replace(with_given_case(sentence), number=number))
         scores = scoring([sentence.ids for sentence in encoded])
-        yield first, encoded, surprisals(scores, model.vocab, encoded, options, first)
-        first += len(lines)
+        yield encoded, surprisals(scores, model.vocab, encoded, options)
