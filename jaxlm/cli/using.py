@@ -5,7 +5,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain, combinations
+from itertools import chain, combinations, compress
 from pathlib import Path
 
 from jaxlm.base.errors import DataError, JaxlmError
@@ -416,10 +416,7 @@ def _say_unknown_in(
     if lm.vocab.unknown_id < 0:  # An unknown token is an error.
         return
     tokens = lm.tokens(text, tokenizer)
-    unknown_name = None if lm.vocab.kind == "words" else lm.vocab.tokens.unknown
-    unknown = Counter(
-        token for token in tokens if token not in lm.vocab.ids or token == unknown_name
-    )
+    unknown = Counter(compress(tokens, lm.unknown(tokens)))
     say_unknown(unknown, len(tokens), f"{lm.vocab.kind} are")
 
 

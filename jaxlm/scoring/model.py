@@ -130,6 +130,15 @@ class Model:
             return word
         return self.cased(word)
 
+    def unknown(self, tokens: Sequence[str]) -> list[bool]:
+        """Whether each token, in the model's case, is outside the vocabulary.
+
+        A piece that has the name of unknown ones counts as unknown.
+        """
+        vocab = self.vocab
+        unknown_name = None if vocab.kind == "words" else vocab.tokens.unknown
+        return [token not in vocab.ids or token == unknown_name for token in tokens]
+
     def encoded(self, tokens: Sequence[str], oov: str, where: str, blank: bool) -> Encoded:
         """The sentence of some tokens.
 
@@ -153,13 +162,9 @@ class Model:
                 f"the vocabulary has no {EOS}, and a sentence's first word is predicted from it"
             )
         names = tokens
-        unknown_name = None
-        if kind != "words":
-            # A piece that has the name of unknown ones counts as unknown.
-            unknown_name = vocab.tokens.unknown
-        elif self.config.data.lowercase:
+        if kind == "words" and self.config.data.lowercase:
             names = [word.lower() for word in tokens]
-        unknown = [name not in vocab.ids or name == unknown_name for name in names]
+        unknown = self.unknown(names)
         if any(unknown) and (oov == "error" or vocab.unknown_id < 0):
             word = tokens[unknown.index(True)]
             remedy = f"read it as {UNK} with oov=unk"
@@ -381,7 +386,7 @@ class SentenceReader:
             where: Names the sentence in an error.
 
         Raises:
-            DataError: As `LanguageModel.encoded`.
+            DataError: As `Model.encoded`.
         """
         if self.boundaries is None:
             return self._in_words(sentence, oov, where)

@@ -6,9 +6,9 @@ fell since the word before.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -255,16 +255,16 @@ def by_word(table: Surprisals, sentences: Sequence[Encoded]) -> WordSurprisals:
 def by_region(
     table: Surprisals,
     sentences: Sequence[Encoded],
-    regions: Sequence[Sequence[Region]],
-    where: Callable[[int], str],
+    regions: Iterator[Sequence[Region]],
+    options: SurprisalOptions,
 ) -> RegionSurprisals:
     """The table of sentences' tokens, summed over regions.
 
     Args:
         table: A row for each token of the words.
         sentences: The sentences.
-        regions: The regions of each sentence.
-        where: Names a sentence, given its number, in an error.
+        regions: The regions of each sentence, but for a last one of `<eos>`.
+        options: Whether `<eos>` is a region, and what names a sentence in an error.
 
     Raises:
         DataError: Regions do not tile a sentence.
@@ -274,13 +274,14 @@ def by_region(
     unknown: list[str] = []
     entropy_of: list[str] = []
     sentences_of_regions = []  # in which each region is one word
-    for sentence, sentence_regions in zip(sentences, regions, strict=True):
+    end_region = [EOS] if options.eos else []
+    for sentence in sentences:
         texts = []
-        for region in sentence_regions:
+        for region in (*next(regions, ()), *end_region):
             name, text = ("", region) if isinstance(region, str) else region
             names.append(name)
             texts.append(text)
-        edges = region_starts(sentence, texts, where(sentence.number))
+        edges = region_starts(sentence, texts, options.where(sentence.number))
         for start, stop in pairwise(edges):
             counts.append(stop - start)
             unknown.append(" ".join(sentence.unknown_in(start, stop)))
@@ -378,18 +379,14 @@ def word_surprisal_stream(
         JaxlmError: An option is none of the choices.
     """
     settings = SurprisalOptions(**options)
-    end_region = [EOS] if settings.eos else []
     regions_left = iter(regions or ())
     for encoded, table in scored(model, sentences, settings):
         if settings.eos:
             encoded = [sentence.with_end() for sentence in encoded]
         if regions is None:
             yield by_word(table, encoded)
-            continue
-        block_regions = [[*listed, *end_region] for listed in islice(regions_left, len(encoded))]
-        while len(block_regions) < len(encoded):
-            block_regions.append([])  # `by_region` names the sentence whose regions are missing
-        yield by_region(table, encoded, block_regions, settings.where)
+        else:
+            yield by_region(table, encoded, regions_left, settings)
     surplus = len(list(regions_left))
     if surplus:
         raise DataError(
