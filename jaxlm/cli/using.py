@@ -9,6 +9,7 @@ from itertools import chain, combinations, compress
 from pathlib import Path
 
 from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.base.fields import specs
 from jaxlm.base.terminal import is_terminal, say, say_line
 from jaxlm.base.units import (
     MOST_UNKNOWN,
@@ -50,8 +51,7 @@ MOST_NAMED = 10  # unknown words that a note names
 MOST_SHOWN = 40  # characters of each
 MOST_TEXT = 64 << 20  # bytes of a line, and characters of a text, that are held in memory
 # What `LanguageModel.generate` takes, each a flag of this name.
-_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_GENERATED = (*_SAMPLED, "words", "tokens", "seed", "stop", "ban", "no_unk")
+_GENERATED = (*specs(Sampling), "words", "tokens", "seed", "stop", "ban", "no_unk")
 _TEXT = (
     choice("--split", SPLITS, "which split (default test)"),
     pathname("--text", "FILE", "a text file instead of a split"),
@@ -293,7 +293,7 @@ def neighbors(args: argparse.Namespace) -> None:
     argument(
         "--seed", "N", "sample i depends on the seed and i alone (default 0)", type=int, default=0
     ),
-    fields_of(Sampling, *_SAMPLED),
+    fields_of(Sampling, *specs(Sampling)),
     argument("--beam", "K", "search for the most probable text, keeping K at each word", type=int),
     argument("--ban", "WORD", "a word never to draw; repeatable", action="append", default=[]),
     switch("--no-unk", "never draw <unk>"),
