@@ -67,6 +67,8 @@ class LanguageModel(Model):
     tune = evaluation.tune
 
     # Sentences.
+    scorer = tables.scorer
+    adaptive = tables.adaptive
     surprisal = tables.surprisal
     surprisal_stream = tables.surprisal_stream
     word_surprisal = tables.word_surprisal

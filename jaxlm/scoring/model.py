@@ -29,7 +29,7 @@ from jaxlm.data.vocab import EOS, UNK, Vocab
 from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring.displayed_words import punctuation_apart
-from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring, DynamicReader, gradient_statistics
+from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
 from jaxlm.scoring.interpolation import MixedNetwork
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
@@ -250,32 +250,15 @@ class Model:
             )
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
-    def scorer(self, context: str = "sentence", *, full: bool = True, **options: Any) -> Scoring:
-        """A scoring of sentences: each by itself, or one after the other with the state passed on.
-
-        Args:
-            context: "sentence" or "stream".
-            full: Whether to find entropy and rank.
-            **options: Fields of `SurprisalOptions`.
-
-        Returns:
-            A function from sentences of ids to scores. It raises Diverged where dynamic evaluation
-            learnt at too high a rate.
-
-        Raises:
-            JaxlmError: An option is none of the choices.
-        """
-        return self.scoring_of(SurprisalOptions(context=context, **options), full)
-
     def scoring_of(self, options: SurprisalOptions, full: bool = True) -> Scoring:
-        """`scorer`, given its options.
+        """A scoring of sentences, as `scorer` returns it.
 
         Args:
             options: How sentences are scored.
             full: Whether to find entropy and rank.
         """
         protocol = protocol_of(options.protocol)
-        reader = self.reader_of(protocol, network=self._network_of(options))
+        reader = self.reader_of(protocol, network=self.network_of(options))
         detail = Detail(options.top_k, full)
         if options.context == "stream":
             score = OneStream(reader, detail)
@@ -290,24 +273,7 @@ class Model:
 
         return checked_scores
 
-    def adaptive(self, rate: float, **options: Any) -> AdaptiveScoring:
-        """A scoring that takes a step of SGD after each sentence; its `params` are adapted.
-
-        Args:
-            rate: Learning rate.
-            **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
-
-        Raises:
-            JaxlmError: The rate is not above 0, or there is a protocol.
-        """
-        settings = SurprisalOptions(**options)
-        if protocol_of(settings.protocol).kind_name != "plain":
-            raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
-        self.check_network("adaptation")
-        network = self._network_of(settings)
-        return AdaptiveScoring(network, rate, settings.context == "stream", Detail(settings.top_k))
-
-    def _network_of(self, options: SurprisalOptions) -> Network:
+    def network_of(self, options: SurprisalOptions) -> Network:
         """The network, which scores the boundaries of words too where they are to be corrected."""
         boundaries = Boundaries.of(self.vocab, options.punctuation)
         if boundaries is None or options.boundary != "corrected":

@@ -14,7 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from jaxlm.base.errors import DataError, JaxlmError
+from jaxlm.config.protocols import protocol_of
 from jaxlm.data.vocab import EOS, Vocab
+from jaxlm.scoring.dynamic_evaluation import AdaptiveScoring
 from jaxlm.scoring.model import Model, SentenceReader
 from jaxlm.scoring.options import UNITS, SurprisalOptions
 from jaxlm.scoring.sentences import (
@@ -25,7 +27,7 @@ from jaxlm.scoring.sentences import (
     region_starts,
     with_given_case,
 )
-from jaxlm.scoring.token_scores import TokenScores
+from jaxlm.scoring.token_scores import Detail, Scoring, TokenScores
 from jaxlm.scoring.word_nats import word_nats
 
 
@@ -422,3 +424,43 @@ def scored(
             encoded.append(replace(with_given_case(sentence), number=number))
         scores = scoring([sentence.ids for sentence in encoded])
         yield encoded, surprisals(scores, model.vocab, encoded, options)
+
+
+def scorer(
+    model: Model, context: str = "sentence", *, full: bool = True, **options: Any
+) -> Scoring:
+    """A scoring of sentences: each by itself, or one after the other with the state passed on.
+
+    Args:
+        model: The model.
+        context: "sentence" or "stream".
+        full: Whether to find entropy and rank.
+        **options: Fields of `SurprisalOptions`.
+
+    Returns:
+        A function from sentences of ids to scores. It raises Diverged where dynamic evaluation
+        learnt at too high a rate.
+
+    Raises:
+        JaxlmError: An option is none of the choices.
+    """
+    return model.scoring_of(SurprisalOptions(context=context, **options), full)
+
+
+def adaptive(model: Model, rate: float, **options: Any) -> AdaptiveScoring:
+    """A scoring that takes a step of SGD after each sentence; its `params` are adapted.
+
+    Args:
+        model: The model.
+        rate: Learning rate.
+        **options: `context`, `top_k`, `boundary` and `punctuation` of `SurprisalOptions`.
+
+    Raises:
+        JaxlmError: The rate is not above 0, or there is a protocol.
+    """
+    settings = SurprisalOptions(**options)
+    if protocol_of(settings.protocol).kind_name != "plain":
+        raise JaxlmError("a model learns from its own probabilities: leave the protocol out")
+    model.check_network("adaptation")
+    network = model.network_of(settings)
+    return AdaptiveScoring(network, rate, settings.context == "stream", Detail(settings.top_k))
