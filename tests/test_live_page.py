@@ -68,7 +68,8 @@ def random_model(vocab: Vocab = WORDS, **fields: Any) -> jaxlm.LanguageModel:
     ],
 )
 def test_a_kind_that_no_function_of_the_page_runs_is_refused_by_name(fields, name):
-    with pytest.raises(JaxlmError, match=rf"lstm, gru, .*and this model is {name}$"):
+    remedy = "export it --to hub or stablehlo"
+    with pytest.raises(JaxlmError, match=rf"lstm, gru, .*and this model is {name}: {remedy}$"):
         to_html(random_model(**fields))
 
 
