@@ -74,7 +74,7 @@ def test_colours_are_thirds_by_rank_and_the_best():
     draw_slice(figure.subplots(), TRIALS, "learning_rate")
     ranks = Counter[str]()
     for line in figure.axes[0].lines:
-        ranks[line.get_color()] += np.size(line.get_xdata())
+        ranks[str(line.get_color())] += np.size(line.get_xdata())
     assert ranks == {ORANGE: 1, PALETTE[0]: 2, PALETTE[7]: 3, PALE: 3}
     best, *_, worst = sorted(figure.axes[0].lines, key=lambda line: np.ravel(line.get_ydata())[0])
     assert (best.get_color(), worst.get_color()) == (ORANGE, PALE)
