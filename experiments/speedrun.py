@@ -47,7 +47,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
-from records import TENSORFLOW_STEPS, Rung, claims, verify
+from records import STEPS_OF_A_TURN, TENSORFLOW_STEPS, TURNS, Rung, claims, verify
 
 from jaxlm.base.terminal import say_line
 from jaxlm.base.units import mean_and_deviation, spread
@@ -102,8 +102,8 @@ def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
     """
     if tensorflow is None:
         return None
-    for _ in range(3):
-        tensorflow.turn(16)
+    for _ in range(TURNS):
+        tensorflow.turn(STEPS_OF_A_TURN)
     return TENSORFLOW_STEPS * median(tensorflow.seconds)
 
 

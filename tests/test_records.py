@@ -50,7 +50,9 @@ def claimed(records, folder: Path) -> dict[str, Any]:
             )
         )
     rung = records.Rung(1e9, "embedded-tiny")
-    return records.claims("tiny-rung", rung, results, [0.1] * 16)
+    return records.claims(
+        "tiny-rung", rung, results, [0.1] * 12
+    )  # of three seeds, as speedrun.py has them
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def another_unit(folder: Path) -> None:
 
 
 def few_steps(folder: Path) -> None:
-    edited(folder / "record.json", lambda tree: tree["unit"].update(step_seconds=[9.0]))
+    edited(folder / "record.json", lambda tree: tree["unit"].update(step_seconds=[0.1] * 11))
 
 
 def lucky_seed(folder: Path) -> None:
