@@ -1,7 +1,6 @@
 """Pictures of sweeps: any field, any perplexity."""
 
 import warnings
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -72,9 +71,7 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
 def test_colours_are_thirds_by_rank_and_the_best():
     figure = Figure()
     draw_slice(figure.subplots(), TRIALS, "learning_rate")
-    ranks = Counter[str]()
-    for line in figure.axes[0].lines:
-        ranks[str(line.get_color())] += np.size(line.get_xdata())
+    ranks = {line.get_color(): np.size(line.get_xdata()) for line in figure.axes[0].lines}
     assert ranks == {ORANGE: 1, PALETTE[0]: 2, PALETTE[7]: 3, PALE: 3}
     best, *_, worst = sorted(figure.axes[0].lines, key=lambda line: np.ravel(line.get_ydata())[0])
     assert (best.get_color(), worst.get_color()) == (ORANGE, PALE)

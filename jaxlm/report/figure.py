@@ -114,14 +114,14 @@ def save(drawn: Any, path: Path) -> Path:
     return path
 
 
-def marks(titles: Sequence[str], key: str = "") -> str:
-    """A gid from which `svg` makes titles (tooltips) and an attribute `data-key`.
+def marks(titles: Sequence[str], keys: Sequence[str] = ()) -> str:
+    """A gid from which `svg` makes titles (tooltips) and attributes `data-key`.
 
     Args:
         titles: One for each mark of the artist, or a single one for the artist.
-        key: The artist's.
+        keys: One for each mark of the artist, or a single one for the artist.
     """
-    return json.dumps([[printable(title) for title in titles], key])
+    return json.dumps([[printable(title) for title in titles], list(keys)])
 
 
 def svg(drawn: Any, name: str) -> str:
@@ -162,15 +162,13 @@ def _without_namespace(name: str) -> str:
 def _annotate(
     artist: ElementTree.Element,
     titles: list[str],
-    key: str,
+    keys: list[str],
 ) -> None:
-    """Gives an artist its key, and it or its marks, in the order of their drawing, titles."""
-    if key:
-        artist.set("data-key", key)
-    shapes = [artist]
-    if len(titles) > 1:
-        shapes = [shape for shape in artist.iter() if shape.tag.endswith("use")]
-    for shape, text in zip(shapes, titles, strict=False):
+    """Gives an artist, or its marks in the order in which they were drawn, titles and keys."""
+    shapes = [shape for shape in artist.iter() if shape.tag.endswith("use")]
+    for shape, key in zip([artist] if len(keys) == 1 else shapes, keys, strict=False):
+        shape.set("data-key", key)
+    for shape, text in zip([artist] if len(titles) == 1 else shapes, titles, strict=False):
         title = ElementTree.Element("title")
         title.text = text
         shape.insert(0, title)

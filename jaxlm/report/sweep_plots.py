@@ -95,16 +95,18 @@ def draw_slice(
     scale = scale_of([trial.values[field] for trial in trials])
     measure = trials[0].measure
     y = _results(trials)
-    for rank in reversed(np.flatnonzero(np.isfinite(y)).tolist()):
-        result = f"{result_name(trials)} {number_text(measure, y[rank])}"
-        axes.plot(
-            scale.places[rank],
-            y[rank],
-            "o",
-            color=_colour(rank, len(y)),
-            markersize=7 if rank == 0 else 5,
-            gid=marks([f"{field} {scale.names[rank]}, {result}"], str(trials[rank].number)),
-        )
+    ranks: dict[str, list[int]] = {}  # of each colour, the worst first
+    for rank in reversed(range(len(y))):
+        if np.isfinite(y[rank]):
+            ranks.setdefault(_colour(rank, len(y)), []).append(rank)
+    for colour, members in ranks.items():
+        titles = [
+            f"{field} {scale.names[rank]}, {result_name(trials)} {number_text(measure, y[rank])}"
+            for rank in members
+        ]
+        gid = marks(titles, [str(trials[rank].number) for rank in members])
+        size = 7 if colour == ORANGE else 5
+        axes.plot(scale.places[members], y[members], "o", color=colour, markersize=size, gid=gid)
     axes.set(xlabel=label(field), ylabel=result_name(trials))
     axes.margins(x=0.08)
     if scale.log:
@@ -138,7 +140,7 @@ def draw_parallel(axes: Any, trials: Trials) -> None:
             color=_colour(rank, len(y)),
             markersize=3,
             linewidth=2.5 if rank == 0 else 1.2,
-            gid=marks([", ".join(values)], str(trials[rank].number)),
+            gid=marks([", ".join(values)], [str(trials[rank].number)]),
         )
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names])
     axes.set_yticks([])
@@ -164,7 +166,7 @@ def draw_epochs(axes: Any, trials: Trials) -> None:
             "o-",
             color=_colour(rank, len(trials)),
             markersize=3,
-            gid=marks([f"trial {number}"], str(number)),
+            gid=marks([f"trial {number}"], [str(number)]),
         )
     axes.set(xlabel="epoch", ylabel=result_name(trials))
     axes.locator_params("x", integer=True)

@@ -162,7 +162,7 @@ def drawn_map(words: WordMap) -> Iterator[Any]:
         apart = moved_apart(places, sizes, area)
         for key, (text, place) in enumerate(zip(labels, apart, strict=True)):
             text.set_position(place)
-            text.set_gid(marks([], str(key)))
+            text.set_gid(marks([], [str(key)]))
         yield drawn
 
 
