@@ -22,6 +22,7 @@ from jaxlm.interop.export_html import to_html
 from jaxlm.report.curve import learning_curve
 from jaxlm.report.word_map import embedding_map
 from jaxlm.runs.metrics import read_metrics
+from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.sweeps.report_file import write_report
 
 
@@ -85,6 +86,10 @@ def report(args: argparse.Namespace) -> None:
         which=args.checkpoint,
         texts=args.text,
         data_dir=args.data_dir,
-        live=(lambda model: to_html(model)[0].decode()) if args.live else None,
+        live=_live_page if args.live else None,
     )
     say_written(page, page)
+
+
+def _live_page(model: LanguageModel) -> str:
+    return to_html(model)[0].decode()

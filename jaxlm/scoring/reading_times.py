@@ -191,8 +191,10 @@ def word_counts(corpus: Corpus) -> Mapping[str, int]:
     for block in blocks:
         data = unfinished + b"".join(vocab.token_bytes[token] for token in block.tolist())
         counts[EOS] += int(np.count_nonzero(block == vocab.newline_id))
-        *words, last = (data + b"|").split()
-        unfinished = last.removesuffix(b"|")
+        words = data.split()
+        unfinished = b""
+        if words and not data[-1:].isspace():
+            unfinished = words.pop()
         byte_counts.update(words)
     byte_counts.update(unfinished.split())
     for data, count in byte_counts.items():
