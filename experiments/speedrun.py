@@ -269,13 +269,17 @@ def add(record: Record, path: Path) -> None:
         csv.writer(file, lineterminator="\n").writerow(record)
 
 
-def begin_history(path: Path) -> None:
+def begin_history(path: Path, fields: Sequence[str] = Record._fields) -> None:
     """Makes the history, if it is new. Raises SystemExit or OSError, before hours of training,
     where it cannot grow.
+
+    Args:
+        path: the history.
+        fields: the heads of its columns.
     """
     if not path.absolute().parent.is_dir():
         raise SystemExit(f"error: --out {path}: there is no such folder")
-    heads = ",".join(Record._fields)  # of the history
+    heads = ",".join(fields)
     with open(path, "a+") as file:
         if file.tell() == 0:
             file.write(f"{heads}\n")

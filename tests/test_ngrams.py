@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,9 +34,10 @@ from jaxlm.ngrams import arpa, backoff
 from jaxlm.ngrams.backoff import BackoffModel
 from jaxlm.ngrams.kneser_ney import estimate
 from jaxlm.runs import ram
+from jaxlm.runs.loading import keep_model
 from jaxlm.runs.ngram_models import baseline, ngram
-from jaxlm.scoring.interpolation import likeliest_weight
-from jaxlm.scoring.language_model import NgramModel
+from jaxlm.scoring.interpolation import likeliest_weights
+from jaxlm.scoring.language_model import LanguageModel, NgramModel
 from jaxlm.scoring.reading import OneStream
 from jaxlm.scoring.token_scores import NATS_ALONE, Detail
 
@@ -292,33 +294,51 @@ def test_an_arpa_file_goes_out_and_in(folder, tmp_path):
     np.testing.assert_allclose(again.surprisal(line).surprisal, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("models", [2, 3])
 @pytest.mark.parametrize("alike", [False, True])
-def test_a_weight_by_expectation_maximisation_is_the_likeliest(alike):
+def test_weights_by_expectation_maximisation_are_the_likeliest(models, alike):
     rng = np.random.default_rng(0)
-    nats = rng.exponential(3, (2, 400))
+    nats = rng.exponential(3, (models, 400))
     if alike:
         nats[1] = nats[0] + rng.normal(0.02, 0.1, 400)
     p = np.exp(-nats)
-    best = likeliest_weight(nats[0], nats[1])
-    weights = np.linspace(0, 1, 101)
-    totals = [np.log((1 - weight) * p[0] + weight * p[1]).sum() for weight in (best, *weights)]
-    assert totals[0] == pytest.approx(max(totals), rel=1e-6)
+    best = likeliest_weights(nats)
+    assert best.min() >= 0 and best.sum() == pytest.approx(1)
+    others = rng.dirichlet(np.ones(models), 1000)
+    totals = [np.log(weights @ p).sum() for weights in (best, *others, *np.eye(models))]
+    assert totals[0] >= max(totals) - 1e-6 * abs(totals[0])
 
 
-def test_interpolation_is_never_worse_on_valid_than_the_better_model(folder, tiny_run):
+@pytest.fixture(scope="module")
+def other_run(tiny_run, tmp_path_factory) -> Path:
+    """A run of the same tokens as the tiny one, with other parameters."""
+    model = jaxlm.load(tiny_run[0].run_dir)
+    path = tmp_path_factory.mktemp("runs") / "other"
+    params = jax.tree.map(lambda leaf: np.asarray(leaf)[..., ::-1], model.params)
+    keep_model(path, model.config, params, load_corpus("embedded-tiny"))
+    return path
+
+
+@pytest.mark.parametrize("with_run", [False, True])
+def test_interpolation_is_never_worse_on_valid_than_the_best_model(
+    folder, tiny_run, other_run, with_run
+):
     run, _ = tiny_run
     model = jaxlm.load(run.run_dir)
     corpus = load_corpus("embedded-tiny")
-    tuned: Any = model.tune(Interpolation(with_=str(folder)), corpus=corpus)
-    alone = [tried for protocol, tried in tuned.tried if protocol.weight in (0, 1)]
-    assert len(alone) == 2 and tuned.valid <= min(alone)
-    assert 0 < tuned.protocol.weight < 1
+    others = [folder, other_run][: 1 + with_run]
+    tuned: Any = model.tune(Interpolation(with_=",".join(map(str, others))), corpus=corpus)
+    alone = [tried for protocol, tried in tuned.tried if {*protocol.weight} <= {0, 1}]
+    assert len(alone) == 1 + len(others) and tuned.valid <= min(alone)
+    weights = np.array([1 - sum(tuned.protocol.weight), *tuned.protocol.weight])
+    assert weights.min() >= 0 and 0 < weights[1] < 1
     words = ["the farmer lends the book"]
-    scores = [jaxlm.load(path).surprisal(words).surprisal for path in (run.run_dir, folder)]
-    weight = tuned.protocol.weight
-    expected = -np.log2((1 - weight) * 2 ** -scores[0] + weight * 2 ** -scores[1])
+    scores = [jaxlm.load(path).surprisal(words).surprisal for path in (run.run_dir, *others)]
+    expected = -np.log2(weights @ 2 ** -np.stack(scores))
     mixed = model.surprisal(words, protocol=tuned.protocol).surprisal
     np.testing.assert_allclose(mixed, expected, rtol=1e-4)
+    again = model.evaluate("valid", corpus=corpus, protocol=tuned.protocol)
+    assert again.perplexity == pytest.approx(tuned.valid, rel=1e-5)
 
 
 CACHE = Cache(cache_window=20, lambda_=0.3)
@@ -331,8 +351,8 @@ LEARNING = Dynamic(rule="sgd", learning_rate=0.3, segment_length=7)
     [CACHE, LEARNING, MCDropout(samples=2), Temperature()],
     ids=lambda one: one.kind_name,
 )
-def test_an_n_gram_model_joins_a_protocol_that_goes_on_as_before(
-    folder, tiny_run, protocol, detail
+def test_other_models_join_a_protocol_that_goes_on_as_before(
+    folder, tiny_run, other_run, protocol, detail
 ):
     run = jaxlm.load(tiny_run[0].run_dir)
     model = replace(run, config=run.config.replace(keep_output=0.6, bptt_length=7))
@@ -342,13 +362,15 @@ def test_an_n_gram_model_joins_a_protocol_that_goes_on_as_before(
         return np.exp(-OneStream(model.reader_of(protocol), detail)([ids]).nats)
 
     counted = probabilities(jaxlm.load(folder), Plain())
+    counted = (3 * counted + probabilities(jaxlm.load(other_run), Plain())) / 4
     alone = probabilities(model, protocol)
     expected = 0.6 * alone + 0.4 * counted
     if protocol is CACHE:  # the cache has its share of the whole
         network = probabilities(model, Plain())
         expected = alone + 0.4 * 0.7 * (counted - network)
         expected[0] = 0.6 * alone[0] + 0.4 * counted[0]  # the cache is silent
-    joined = probabilities(model, replace(protocol, with_=str(folder), weight=0.4))
+    others = {"with_": f"{folder},{other_run}", "weight": (0.3, 0.1)}
+    joined = probabilities(model, replace(protocol, **others))
     np.testing.assert_allclose(joined, expected, rtol=2e-4)
 
 
@@ -363,10 +385,18 @@ def test_a_run_that_has_ended_does_not_fail_for_want_of_memory(monkeypatch):
 
 def test_interpolation_needs_an_n_gram_model_of_the_same_vocabulary(folder, tiny_run, tmp_path):
     model = jaxlm.load(tiny_run[0].run_dir)
-    with pytest.raises(JaxlmError, match="make one with `jaxlm ngram`"):
+    with pytest.raises(JaxlmError, match="make an n-gram model with `jaxlm ngram`"):
         model.surprisal(["the"], protocol="interpolation")
-    with pytest.raises(JaxlmError, match="weight is that of an n-gram model"):
+    with pytest.raises(JaxlmError, match="weight is that of another model"):
         protocol_of("dynamic", weight=0.5)
+    with pytest.raises(JaxlmError, match=r"sum to 1\.1: at most 1"):
+        protocol_of("cache", with_="a,b", weight=(0.5, 0.6))
+    with pytest.raises(JaxlmError, match=r"each other model needs a weight, and a, b have 0\.2"):
+        model.surprisal(["the"], protocol=Interpolation(with_="a,b"))
+    with pytest.raises(JaxlmError, match="has opened: write this one"):
+        LanguageModel(model.params, model.config, model.vocab, model.corpus).surprisal(
+            ["the"], protocol=Interpolation(with_="a")
+        )
     ngram(load_corpus("embedded-tiny", max_vocab=50), 2, tmp_path / "other")
     with pytest.raises(JaxlmError, match=r"the vocabulary of .* is not the run's"):
         model.surprisal(["the"], protocol=Interpolation(with_=str(tmp_path / "other")))

@@ -24,7 +24,7 @@ class Spec:
     """What a field takes and means.
 
     Attributes:
-        type: float, int, bool, str, or tuple (of whole numbers).
+        type: float, int, bool, str, or tuple.
         help: What the field means, as help and the manual print it.
         unit: What a number counts.
         low: The smallest value allowed.
@@ -36,6 +36,7 @@ class Spec:
         needs: Other fields of the section; where this field is set, one of them must be set too.
         excludes: Other fields of the section that must not be set where this field is.
         kind_specific: Whether a config that changes to another kind takes the new kind's default.
+        items: What a tuple holds: int or float.
     """
 
     type: type
@@ -50,6 +51,7 @@ class Spec:
     needs: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
     kind_specific: bool = False
+    items: Any = int
 
     @property
     def range(self) -> str:
@@ -65,7 +67,7 @@ class Spec:
 
     def allows(self, number: float) -> bool:
         """Whether a number lies within the limits, also once it is rounded to float32."""
-        rounded = float32(number) if self.type is float else number
+        rounded = float32(number) if isinstance(number, float) else number
         return (
             abs(rounded) < math.inf
             and self.low <= number <= self.high
@@ -74,12 +76,12 @@ class Spec:
 
 
 def number(
-    default: float | None,
+    default: float | tuple[float, ...] | None,
     help: str,
     unit: str = "",
     **options: Any,
 ) -> Any:
-    """Declares a traced number.
+    """Declares a traced number, or a static tuple of numbers.
 
     Args:
         default: The value by default; with None the field is optional.
@@ -90,7 +92,8 @@ def number(
     Returns:
         A dataclass field.
     """
-    return _declared(default, float, help, unit=unit, **options)
+    kind = tuple if isinstance(default, tuple) else float
+    return _declared(default, kind, help, unit=unit, items=float, **options)
 
 
 def probability(help: str, **options: Any) -> Any:
@@ -304,8 +307,10 @@ def _plain_value(
     if spec.type is tuple:
         numbers = value if isinstance(value, list | tuple) else [value]
         if not numbers:
-            raise JaxlmError(f"{name} needs at least one whole number, as in 256,128; it is empty")
-        return tuple(_plain_scalar(name, spec, int, _without_array(number)) for number in numbers)
+            raise JaxlmError(f"{name} needs at least one number; it is empty")
+        return tuple(
+            _plain_scalar(name, spec, spec.items, _without_array(number)) for number in numbers
+        )
     if value is None and spec.optional:
         return None
     if spec.type is float and hasattr(value, "shape"):

@@ -35,7 +35,7 @@ _METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "N,N"}
 _EXPECTED = {
     int: "a whole number",
     float: "a number",
-    tuple: "whole numbers with commas between, as in 256,128",
+    tuple: "numbers with commas between, as in 256,128",
 }
 PRESET_NAMES = textwrap.fill(
     f"presets: {', '.join(PRESETS)}", 78, subsequent_indent="  ", break_on_hyphens=False
@@ -85,7 +85,7 @@ def add_field(
         metavar = f"{{{','.join(spec.choices)}}}"
     elif not metavar:
         metavar = _METAVARS[spec.type] + ("|none" if spec.optional else "")
-    suggest(add(type=partial(_field_value, spec.type), metavar=metavar), spec.choices)
+    suggest(add(type=partial(_field_value, spec), metavar=metavar), spec.choices)
 
 
 def add_config_flags(parser: Parser, often: Sequence[str] = _OFTEN) -> None:
@@ -183,16 +183,17 @@ def starting_config(config: Path | None, name: str | None) -> Config:
         raise JaxlmError(f"{config}: {error}") from None
 
 
-def _field_value(kind: type, text: str) -> Any:
+def _field_value(spec: Spec, text: str) -> Any:
     """A field's value from its flag; `none` means that the mechanism is absent."""
-    if kind in (int, float) and text.strip().lower() == "none":
+    if spec.type in (int, float) and text.strip().lower() == "none":
         return None
     try:
-        if kind is tuple:
-            return tuple(int(width) for width in text.split(",") if width.strip())
-        return kind(text)
+        if spec.type is tuple:
+            return tuple(spec.items(item) for item in text.split(",") if item.strip())
+        return spec.type(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected {_EXPECTED[kind]}, found {text!r}") from None
+        expected = _EXPECTED[spec.type]
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
 
 
 def _limits(spec: Spec) -> str:

@@ -83,6 +83,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise JaxlmError(f"--tune chooses on valid and then reads test: leave {flag} out")
     protocol = given_protocol(args)
     lm = open_model(args.run, args.checkpoint, args.data_dir)
+    valid = None
     if args.tune:
         fixed = changes(args)
         grid = {name: values for name, values in protocol.grid.items() if name not in fixed}
@@ -93,6 +94,7 @@ def evaluate(args: argparse.Namespace) -> None:
             file=sys.stderr if args.json else None,
         )
         protocol = tuned.protocol
+        valid = tuned.valid
         result = tuned.test
     else:
         result = lm.evaluate(
@@ -107,6 +109,7 @@ def evaluate(args: argparse.Namespace) -> None:
             "run": str(args.run),
             "checkpoint": args.checkpoint,
             "protocol": {"name": args.protocol, **vars(protocol)},
+            "tuned_valid_perplexity": valid,
             **result._asdict(),
         }
         say(json_text(tree))

@@ -43,25 +43,40 @@ class Plain(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Mixable(Plain):
-    """A protocol of a network, which an n-gram model may join: p = (1 - weight) p + weight p_ngram.
+    """A protocol of a network that others may join: p = (1 - sum_k w_k) p + sum_k w_k p_k.
 
-    The cache looks, and dynamic evaluation learns, as without the n-gram model.
+    The cache looks, and dynamic evaluation learns, as without the others.
     """
 
-    with_: str = text("", "the directory of an n-gram model to interpolate with (`jaxlm ngram`)")
-    weight: float = number(
-        0.2, "weight of the n-gram model; the network has the rest", low=0, high=1
+    with_: str = text(
+        "", "directories, with commas between, of n-gram models or runs to interpolate with"
+    )
+    weight: tuple[float, ...] = number(
+        (0.2,),
+        "weight of each of them, with commas between; the network has the rest",
+        low=0,
+        high=1,
     )
 
     @property
+    def others(self) -> tuple[str, ...]:
+        """The directories of the other models."""
+        return tuple(filter(None, self.with_.split(",")))
+
+    @property
     def mixes(self) -> bool:
-        """Whether an n-gram model is named."""
+        """Whether another model is named."""
         return self.with_ != ""
 
     def check(self) -> None:
-        """Raises JaxlmError for a weight of no n-gram model."""
+        """Raises JaxlmError for weights of no model, or of more than the whole."""
         if not self.mixes and self.weight != Mixable.weight:
-            raise JaxlmError("weight is that of an n-gram model: name its directory by `with` too")
+            raise JaxlmError("weight is that of another model: name its directory by `with` too")
+        if sum(self.weight) > 1 + 1e-6:
+            raise JaxlmError(
+                f"the weights of other models sum to {sum(self.weight):g}: at most 1, of which the "
+                "network has the rest"
+            )
 
 
 @PROTOCOLS.kind("cache")
@@ -87,14 +102,14 @@ class Cache(Mixable):
 
 @PROTOCOLS.kind("interpolation")
 class Interpolation(Mixable):
-    """The network interpolated with an n-gram model of the same tokens (`jaxlm ngram`)."""
+    """The network interpolated with models of the same tokens: n-grams (`jaxlm ngram`) or runs."""
 
-    # Tuning adds the weight that expectation maximisation finds on valid.
+    # Tuning finds the weights of the whole mixture by expectation maximisation on valid.
     grid: ClassVar[Grid] = {"weight": (0.0, 1.0)}
 
     @property
     def mixes(self) -> bool:
-        """True: where no n-gram model is named, the reader asks for one."""
+        """True: where no other model is named, the reader asks for one."""
         return True
 
 

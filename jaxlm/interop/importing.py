@@ -23,7 +23,7 @@ from jaxlm.interop.pytorch import read_pytorch
 from jaxlm.interop.tensorflow import checkpoint_prefix, read_tensorflow
 from jaxlm.ngrams import arpa
 from jaxlm.runs import ram, state_arrays
-from jaxlm.runs.loading import keep_model, unread_corpus
+from jaxlm.runs.loading import keep_model, load, unread_corpus
 from jaxlm.runs.ngram_models import import_arpa
 from jaxlm.scoring.language_model import LanguageModel
 
@@ -82,7 +82,7 @@ def import_model(
     if run_dir is not None:
         keep_model(run_dir, config, model.params, corpus)
     params = jax.device_put(model.params)
-    return LanguageModel(params, config, words, corpus.identity)
+    return LanguageModel(params, config, words, corpus.identity, open_model=load)
 
 
 def read_model(file: str | Path) -> ForeignModel:

@@ -69,7 +69,8 @@ def load(
     if ngrams is not None:
         return ngrams
     saved = checkpoint.load(run_dir, which, state_arrays.evaluated)
-    return LanguageModel(saved.state, saved.config, saved.vocab, saved.manifest.corpus, data_dir)
+    corpus = saved.manifest.corpus
+    return LanguageModel(saved.state, saved.config, saved.vocab, corpus, data_dir, open_model=load)
 
 
 def ngram_model(path: Path, data_dir: str | Path | None = None) -> NgramModel | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,14 +21,14 @@ from jaxlm.config.protocols import (
     protocol_of,
 )
 from jaxlm.data.corpus import Corpus
-from jaxlm.scoring.interpolation import likeliest_weight
+from jaxlm.scoring.interpolation import likeliest_weights
 from jaxlm.scoring.model import Model, ReadText
-from jaxlm.scoring.reading import GridReader, OneStream, check_converged
+from jaxlm.scoring.reading import GridReader, ModelReader, OneStream, check_converged
 from jaxlm.scoring.stream import reader_nats, windowed_nats
 from jaxlm.scoring.token_scores import NATS_ALONE
 
 # Protocols whose state depends on no setting: one pass scores a whole grid.
-READ_ONCE = Cache, Interpolation, Temperature
+READ_ONCE = Cache, Temperature
 
 
 class Evaluation(NamedTuple):
@@ -206,8 +206,7 @@ def tune(
     if grid is None:
         grid = protocol.grid
     if isinstance(protocol, Interpolation) and grid == protocol.grid:
-        ids, _ = read_and_counted(valid.ids, valid.name, protocol)
-        grid = {"weight": (*grid["weight"], _likeliest_weight(model, protocol, ids))}
+        return _tuned_mixture(model, protocol, valid, test)
     grid = {name: np.ravel(values).tolist() for name, values in grid.items()}
     if not grid or not all(grid.values()):
         kind = protocol.kind_name
@@ -244,13 +243,30 @@ def tune(
     return Tuned(best, lowest, tried, _evaluated(model, test, best))
 
 
-def _likeliest_weight(model: Model, protocol: Interpolation, ids: np.ndarray) -> float:
-    """The weight of the n-gram model that makes a text likeliest."""
+def _tuned_mixture(
+    model: Model,
+    protocol: Interpolation,
+    valid: ReadText,
+    test: ReadText,
+) -> Tuned:
+    """The weights that make valid likeliest, beside each model alone, and test by the best."""
+    ids, count = read_and_counted(valid.ids, valid.name, protocol)
+    read_and_counted(test.ids, test.name, protocol)
+    unweighted = protocol_of(protocol, weight=[0.0] * max(1, len(protocol.others)))
+    mixture: Any = model.reader_of(unweighted)
     nats = []
-    for weight in protocol.grid["weight"]:
-        reader = model.reader_of(protocol_of(protocol, weight=weight))
-        nats.append(OneStream(reader, NATS_ALONE)([ids]).nats)
-    return likeliest_weight(*nats)
+    for member in (mixture.network.network, *mixture.network.others):
+        reader = ModelReader(member, Plain())
+        nats.append(OneStream(reader, NATS_ALONE)([ids]).nats.astype(float))
+    log_p = -np.stack(nats)
+    tried = []
+    for weights in (*np.eye(len(nats)), likeliest_weights(-log_p)):
+        weighted = protocol_of(protocol, weight=weights[1:].tolist())
+        mixed = np.log(weights @ np.exp(log_p)).sum()
+        tried.append((weighted, units.perplexity(-mixed, count)))
+    tried.sort(key=lambda trial: trial[1])
+    best, lowest = tried[0]
+    return Tuned(best, lowest, tried, _evaluated(model, test, best))
 
 
 def read_and_counted(

@@ -1,12 +1,14 @@
-"""A network interpolated with an n-gram model (Jelinek and Mercer 1980).
+"""A network interpolated with other models (Jelinek and Mercer 1980), n-grams or networks.
 
-    p(w) = (1 - weight) p_network(w) + weight p_ngram(w)
+    p(w) = (1 - sum_k weight_k) p_network(w) + sum_k weight_k p_k(w)
 
-The weight that makes a text likeliest is found by expectation maximisation from the nats of both.
+The weights that make a text likeliest are found by expectation maximisation from the nats of each.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,23 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxlm.base.errors import JaxlmError
+from jaxlm.base.fields import setting_text
 from jaxlm.config.protocols import Mixable
 from jaxlm.data.vocab import Vocab
 from jaxlm.models.noise import Noise
 from jaxlm.models.recurrent import Params, Recurrent
-from jaxlm.ngrams import folder
-from jaxlm.scoring.ngram_network import NgramNetwork
 from jaxlm.scoring.token_scores import Network
 
 _MOST_ROUNDS = 10_000  # of expectation maximisation, slow for models that are alike
-_SMALLEST_STEP = 1e-7  # of the weight
+_SMALLEST_STEP = 1e-7  # of a weight
+
+
+def cannot_open(directory: str) -> NoReturn:
+    """Raises JaxlmError: a model that was made in a program opens no directory."""
+    raise JaxlmError(
+        f"{directory} joins only a model that `jaxlm.load` has opened: write this one to a "
+        "directory, and open it"
+    )
 
 
 class MixedFeatures(NamedTuple):
@@ -31,27 +40,27 @@ class MixedFeatures(NamedTuple):
 
     Attributes:
         outputs: Of the network's last layer [T, B, H].
-        contexts: Of the n-gram model [T, B, C].
+        others: The features of each other model [T, B, ...].
     """
 
     outputs: Array
-    contexts: Array
+    others: tuple[Any, ...]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class MixedNetwork:
-    """A network and an n-gram model with the methods of a `Network`; its logits are log p.
+    """A network and other models with the methods of a `Network`; its logits are log p.
 
     Attributes:
         network: The network, whose parameters are the mixture's.
-        ngram: The n-gram model, of the same vocabulary.
-        weight: Of the n-gram model.
+        others: The other models, of the same vocabulary: each a `Network` or `NgramNetwork`.
+        weights: Of the other models.
     """
 
     network: Network
-    ngram: NgramNetwork
-    weight: Any
+    others: tuple[Any, ...]
+    weights: tuple[Any, ...]
 
     @classmethod
     def of(
@@ -59,29 +68,40 @@ class MixedNetwork:
         network: Network,
         protocol: Mixable,
         vocab: Vocab,
+        open_model: Callable[[str], Any],
     ) -> "MixedNetwork":
         """The mixture that a protocol names.
 
         Args:
             network: The network.
-            protocol: Names the n-gram model's directory.
+            protocol: Names the directories of the other models, and their weights.
             vocab: The network's vocabulary.
+            open_model: From a directory to its model.
 
         Raises:
-            JaxlmError: There is no n-gram model, or its vocabulary is another.
+            JaxlmError: There is no other model, its vocabulary is another, or a weight is missing.
         """
-        if not protocol.with_ or not folder.is_ngram_folder(protocol.with_):
+        names = protocol.others
+        if not names:
             raise JaxlmError(
-                f"interpolation needs an n-gram model, and {protocol.with_ or 'none'!r} is none: "
-                "make one with `jaxlm ngram`, and name its directory with --with"
+                "interpolation needs another model: make an n-gram model with `jaxlm ngram`, or "
+                "train a run, and name its directory with --with"
             )
-        ngrams = folder.load(protocol.with_)
-        if ngrams.vocab.sha256 != vocab.sha256:
+        if len(names) != len(protocol.weight):
             raise JaxlmError(
-                f"the vocabulary of {protocol.with_} is not the run's: make the n-gram model of "
-                "the run's own corpus, with the run's --vocab-size and --tokens"
+                f"each other model needs a weight, and {', '.join(names)} have "
+                f"{setting_text(protocol.weight)}: give as many with --weight, or --tune"
             )
-        return cls(network, NgramNetwork(ngrams.model, network.model), protocol.weight)
+        others = []
+        for name in names:
+            other = open_model(name)
+            if other.vocab.sha256 != vocab.sha256:
+                raise JaxlmError(
+                    f"the vocabulary of {name} is not the run's: make the other model of the run's "
+                    "own corpus, with the run's --vocab-size and --tokens"
+                )
+            others.append(other.network)
+        return cls(network, tuple(others), protocol.weight)
 
     @property
     def model(self) -> Recurrent:
@@ -103,8 +123,8 @@ class MixedNetwork:
         return replace(self, network=self.network._replace(**changes))
 
     def carry(self, rows: int = 1) -> Any:
-        """The carry and the contexts of B rows before the first token."""
-        return self.network.carry(rows), self.ngram.carry(rows)
+        """The carries of B rows before the first token, the network's first."""
+        return tuple(member.carry(rows) for member in (self.network, *self.others))
 
     def features(
         self,
@@ -113,21 +133,25 @@ class MixedNetwork:
         noise: Noise | None = None,
         length: Array | None = None,
     ) -> tuple[MixedFeatures, Any]:
-        """Runs both over some tokens.
+        """Runs all models over some tokens.
 
         Args:
             tokens: Ids, int32 [T, B].
             carry: As `carry` returns it.
             noise: What the network drops; None: nothing.
-            length: Steps after which the network's carry is taken; None: all T.
+            length: Steps after which the carries are taken; None: all T.
 
         Returns:
             The features [T, B, ...], and the carry after the last step.
         """
-        carry, context = carry
-        outputs, carry = self.network.features(tokens, carry, noise, length)
-        contexts, context = self.ngram.features(tokens, context)
-        return MixedFeatures(outputs, contexts), (carry, context)
+        outputs, after = self.network.features(tokens, carry[0], noise, length)
+        features = []
+        carries = [after]
+        for other, before in zip(self.others, carry[1:], strict=True):
+            known, after = other.features(tokens, before, None, length)
+            features.append(known)
+            carries.append(after)
+        return MixedFeatures(outputs, tuple(features)), tuple(carries)
 
     def outputs(self, features: MixedFeatures) -> Array:
         """As `Network.outputs`."""
@@ -136,7 +160,13 @@ class MixedNetwork:
     def logits(self, features: MixedFeatures, noise: Noise | None = None) -> Array:
         """log p of every token under the mixture [..., V]."""
         own = jax.nn.log_softmax(self.network.logits(features.outputs, noise))
-        return self._mixed(own, self.ngram.logits(features.contexts))
+        others = []
+        for other, known in zip(self.others, features.others, strict=True):
+            logits = other.logits(known)
+            if isinstance(other, Network):  # those of an n-gram model are log p
+                logits = jax.nn.log_softmax(logits)
+            others.append(logits)
+        return self._mixed(own, others)
 
     def token_nats(
         self,
@@ -154,8 +184,12 @@ class MixedNetwork:
         Returns:
             -log p of each target, float32 [T, B].
         """
-        own = self.network.token_nats(features.outputs, targets, noise)
-        return -self._mixed(-own, -self.ngram.token_nats(features.contexts, targets))
+        own = -self.network.token_nats(features.outputs, targets, noise)
+        others = [
+            -other.token_nats(known, targets)
+            for other, known in zip(self.others, features.others, strict=True)
+        ]
+        return -self._mixed(own, others)
 
     def summed_nats(
         self,
@@ -172,26 +206,30 @@ class MixedNetwork:
         """
         return self.network.summed_nats(features.outputs, targets, weights)
 
-    def _mixed(self, own: Array, counted: Array) -> Array:
-        """log p of the mixture, of log p of both."""
-        return jnp.logaddexp(jnp.log1p(-self.weight) + own, jnp.log(self.weight) + counted)
+    def _mixed(self, own: Array, others: Sequence[Array]) -> Array:
+        """log p of the mixture, of log p of the network and of each other model."""
+        rest = jnp.minimum(sum(self.weights), 1.0)
+        terms = [jnp.log1p(-rest) + own]
+        for weight, log_p in zip(self.weights, others, strict=True):
+            terms.append(jnp.log(weight) + log_p)
+        return reduce(jnp.logaddexp, terms)
 
 
-def likeliest_weight(network_nats: np.ndarray, ngram_nats: np.ndarray) -> float:
-    """The weight of the n-gram model that makes a text likeliest.
+def likeliest_weights(nats: np.ndarray) -> np.ndarray:
+    """The weights of models whose mixture makes a text likeliest.
 
     Args:
-        network_nats: -log p of each token under the network `[N]`.
-        ngram_nats: The same under the n-gram model.
+        nats: -log p of each token under each model `[M, N]`.
 
     Returns:
-        A number from 0 to 1, by expectation maximisation from one half.
+        Numbers from 0 to 1 that sum to 1 `[M]`, by expectation maximisation from equal ones.
     """
-    odds = np.exp(network_nats.astype(float) - ngram_nats)  # of the n-gram model
-    weight = 0.5
+    odds = np.exp(nats.min(0) - nats.astype(float))  # of the likeliest model
+    weights = np.full(len(nats), 1 / len(nats))
     for _ in range(_MOST_ROUNDS):
-        before = weight
-        weight = float(np.mean(weight * odds / (weight * odds + 1 - weight)))
-        if abs(weight - before) < _SMALLEST_STEP:
+        before = weights
+        shares = weights[:, None] * odds
+        weights = (shares / shares.sum(0)).mean(1)
+        if np.abs(weights - before).max() < _SMALLEST_STEP:
             break
-    return weight
+    return weights

@@ -36,6 +36,7 @@ class LanguageModel(Model):
         vocab: The tokens.
         corpus: Name and hashes of the training corpus.
         data_dir: Where to look for Penn Treebank first.
+        open_model: From a directory to its model, where a protocol names one.
     """
 
     def __repr__(self) -> str:

@@ -6,7 +6,7 @@ this class.
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -30,7 +30,7 @@ from jaxlm.models.lstm import LSTM
 from jaxlm.models.recurrent import Params
 from jaxlm.scoring.displayed_words import punctuation_apart
 from jaxlm.scoring.dynamic_evaluation import DynamicReader, gradient_statistics
-from jaxlm.scoring.interpolation import MixedNetwork
+from jaxlm.scoring.interpolation import MixedNetwork, cannot_open
 from jaxlm.scoring.mc_dropout import MCReader
 from jaxlm.scoring.neural_cache import CacheReader
 from jaxlm.scoring.options import SurprisalOptions
@@ -66,6 +66,7 @@ class Model:
         vocab: The tokens.
         corpus: Name and hashes of the training corpus.
         data_dir: Where to look for Penn Treebank first.
+        open_model: From a directory to its model, where a protocol names one.
     """
 
     params: Params
@@ -73,6 +74,7 @@ class Model:
     vocab: Vocab
     corpus: dict[str, str]
     data_dir: str | Path | None = None
+    open_model: Callable[[str], Any] = field(default=cannot_open, kw_only=True)
     # Gradient statistics of training texts that were read, for dynamic evaluation.
     _statistics: dict[Any, Params] = field(default_factory=dict, kw_only=True)
 
@@ -207,7 +209,7 @@ class Model:
             self.check_network(f"the protocol {protocol.kind_name}")
         if isinstance(protocol, Mixable) and protocol.mixes:
             self.check_network("interpolation")
-            reading = MixedNetwork.of(reading, protocol, self.vocab)
+            reading = MixedNetwork.of(reading, protocol, self.vocab, self.open_model)
         if isinstance(protocol, Cache):
             return CacheReader(reading, protocol)
         if isinstance(protocol, MCDropout):
@@ -241,7 +243,7 @@ class Model:
         optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         # The statistics depend on none of these numbers.
         settings = replace(
-            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=0.0
+            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=Mixable.weight
         )
         key = corpus.sha256, settings
         if key not in self._statistics:

@@ -115,9 +115,6 @@ class GridReader(Reader):
         def read(*settings):
             protocol = replace(self.reader.protocol, **dict(zip(self.names, settings, strict=True)))
             reader = replace(self.reader, protocol=protocol)
-            if "weight" in self.names:  # of an n-gram model, which the network is mixed with
-                mixed = replace(reader.network, weight=protocol.weight)
-                reader = replace(reader, network=mixed)
             scores, after = reader.read_all(state, tokens, NATS_ALONE)
             return scores.nats, after
 
