@@ -4,7 +4,7 @@
     python experiments/mixtures.py
     # Keep the runs as a record, and check one from its directory alone
     python experiments/mixtures.py --keep records
-    python experiments/mixtures.py --verify records/mix-73
+    python experiments/mixtures.py --verify records/mix-74
 
 The members are rungs of `experiments/speedrun.py`, each trained by `jaxlm train` in a process of
 its own with an empty compilation cache, one after the other; then `jaxlm ngram` counts the training
@@ -46,7 +46,7 @@ from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.protocols import Interpolation
 
-MIXTURES = {"mix-73": ("fast-84", "fast-83")}  # named by its test perplexity
+MIXTURES = {"mix-74": ("fast-84", "fast-84-blocks")}  # named by its test perplexity
 ORDER = 5  # of the n-gram model
 COMMANDS_BESIDE = 2  # the one that counts n-grams, and the one that mixes
 
@@ -75,11 +75,12 @@ def jaxlm_json(arguments: Sequence[str], environment: dict[str, str]) -> dict[st
     return json.loads(done.stdout or "{}")
 
 
-def mixed(runs: Sequence[Path]) -> tuple[list[float], float, float, float]:
+def mixed(runs: Sequence[Path], corpus: str) -> tuple[list[float], float, float, float]:
     """Mixes runs with a 5-gram model, by the commands that a user types.
 
     Args:
         runs: the directories of the members.
+        corpus: their text.
 
     Returns:
         The weights of all models, the perplexities of valid and test, and the commands' seconds.
@@ -92,7 +93,7 @@ def mixed(runs: Sequence[Path]) -> tuple[list[float], float, float, float]:
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
         }
         grams = f"{folder}/{ORDER}-gram"
-        words = ["ngram", "ptb", "--order", str(ORDER), "-o", grams]
+        words = ["ngram", corpus, "--order", str(ORDER), "-o", grams]
         subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, check=True)
         others = ",".join([*map(str, runs[1:]), grams])
         words = ["evaluate", str(runs[0]), "--protocol", "interpolation", "--with", others]
@@ -146,7 +147,8 @@ def verify(folder: Path, rungs: dict[str, records.Rung]) -> list[str]:
         for member in members:
             for line in records.verify(folder / member, rungs):
                 wrong.append(f"{member}: {line}")
-        return wrong or [*_wrong_claims(record, folder), *_wrong_results(record, folder, rungs)]
+        wrong = wrong or list(_wrong_claims(record, folder))
+        return wrong or list(_wrong_results(record, folder, rungs))
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
 
@@ -248,7 +250,7 @@ def main() -> None:
 
 def _measured(name: str, folder: Path, out: Path, tensorflow: Worker | None) -> list[Mixed]:
     """Trains and mixes three seeds, and writes the records of the mixture and its members."""
-    of_members: dict[str, list[speedrun.Record]] = {member: [] for member in MIXTURES[name]}
+    of_members: dict[str, list[Any]] = {member: [] for member in MIXTURES[name]}
     lines = []
     for seed in records.SEEDS:
         code = speedrun.commit()
@@ -262,7 +264,7 @@ def _measured(name: str, folder: Path, out: Path, tensorflow: Worker | None) -> 
             of_member.append(record)
             seconds += record.seconds_in_all
             print(record, flush=True)
-        weights, valid, test, seconds_beside = mixed(runs)
+        weights, valid, test, seconds_beside = mixed(runs, speedrun.RUNGS[member].corpus)
         line = Mixed(
             date=date.today().isoformat(),
             commit=code,
