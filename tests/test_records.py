@@ -1,5 +1,5 @@
-"""experiments/records.py: a record of the speedrun holds by its own directories,
-and every cheat is refused by its name.
+"""experiments/records.py and mixtures.py: a record of the speedrun or of a mixture holds by its own
+directories, and every cheat is refused by its name.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 import jaxlm
 from jaxlm.base.hashed_json import from_hashed_json, to_hashed_json
 from jaxlm.config import config as configs
+from jaxlm.config.protocols import Interpolation
 from jaxlm.runs.metrics import read_metrics, read_timing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,3 +352,98 @@ def test_a_result_of_the_best_parameters_by_test_is_refused(records, record, tmp
     claims(mean=mean, interval=interval)(folder)
     wrong = records.verify(folder, record.rungs)
     assert wrong[0].startswith("seed 1: chosen by test") and "other parameters" in wrong[1]
+
+
+@pytest.fixture(scope="module")
+def mixtures(records):
+    import mixtures  # pyright: ignore[reportMissingImports]
+
+    def verified(folder: Path, _: Any) -> list[str]:
+        """Stands for the check of a member, which has its tests above."""
+        return ["a lucky seed"] if (folder / "seed3").exists() else []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(mixtures.MIXTURES, "tiny-mix", ("tiny-rung",))
+        patch.setattr(mixtures, "ORDER", 1)  # so that the network counts
+        patch.setattr(records, "verify", verified)
+        yield mixtures
+
+
+@pytest.fixture(scope="module")
+def mixed(mixtures, record, tmp_path_factory) -> SimpleNamespace:
+    """A record of a mixture that holds: three seeds of a tiny rung, and how often words stand."""
+    place = tmp_path_factory.mktemp("mixture")
+    folder = place / "tiny-mix"
+    shutil.copytree(record.folder, folder / "tiny-rung")
+    corpus = jaxlm.load_corpus("embedded-tiny")
+    jaxlm.ngram(corpus, mixtures.ORDER, place / "words")
+    results = []
+    for seed in mixtures.records.SEEDS:
+        run = folder / f"tiny-rung/seed{seed}"
+        tuned = jaxlm.load(run).tune(Interpolation(with_=str(place / "words")), corpus=corpus)
+        seconds = sum(epoch["seconds"] for epoch in read_timing(run).values())
+        result = {"valid": tuned.valid, "test": tuned.test.perplexity}
+        results.append(SimpleNamespace(seed=seed, seconds=seconds + 1, **result))
+    claimed = mixtures.claims("tiny-mix", results, [0.1] * 12)
+    (folder / "record.json").write_text(json.dumps(claimed))
+    assert mixtures.verify(folder, record.rungs) == []
+    return SimpleNamespace(folder=folder, rungs=record.rungs)
+
+
+def other_results(tree: dict[str, Any]) -> None:
+    """Results of seed 0 that were never measured, and the mean and interval that follow."""
+    tree["runs"][0].update(seconds=1e-3, valid=1.0, test=1.0)
+    import records  # pyright: ignore[reportMissingImports]
+
+    mean, interval = records.summary([run["test"] for run in tree["runs"]])
+    tree.update(mean=mean, interval=interval)
+
+
+CHEATS_OF_MIXTURES = {
+    "another mixture": (["another mixture"], lambda tree: tree.update(mixture="mix-74")),
+    "other members": (["another mixture"], lambda tree: tree.update(members=["fast-84"])),
+    "another order": (["another mixture"], lambda tree: tree.update(order=9)),
+    "chosen seeds": (["selected seeds"], lambda tree: tree["runs"][1].update(seed=4)),
+    "a better mean": (["another mean"], lambda tree: tree.update(mean=1.0)),
+    "another unit": (["another unit"], lambda tree: tree.update(step_seconds=[9.0] * 12)),
+    "a list": (["unreadable"], lambda tree: tree.update(mixture=[])),
+    "other results": (
+        [
+            "seed 0: another result: valid",
+            "seed 0: another result: test",
+            "seed 0: another time",
+        ],
+        other_results,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("named", "cheat"), CHEATS_OF_MIXTURES.values(), ids=list(CHEATS_OF_MIXTURES)
+)
+def test_a_cheat_of_a_mixture_is_refused_by_its_name(mixtures, mixed, named, cheat):
+    path = mixed.folder / "record.json"
+    honest = path.read_text()
+    try:
+        edited(path, cheat)
+        wrong = mixtures.verify(mixed.folder, mixed.rungs)
+    finally:
+        path.write_text(honest)
+    assert len(wrong) == len(named) and all(map(str.startswith, wrong, named)), wrong
+
+
+def test_a_mixture_of_other_members_is_refused(mixtures, mixed, tmp_path):
+    folder = Path(shutil.copytree(mixed.folder, tmp_path / "mix"))
+    (folder / "tiny-rung/seed3").mkdir()
+    assert mixtures.verify(folder, mixed.rungs) == ["tiny-rung: a lucky seed"]
+    (folder / "third").mkdir()
+    assert mixtures.verify(folder, mixed.rungs)[0].startswith("another mixture: the folders")
+
+
+@pytest.mark.slow
+def test_the_commands_mix_runs_by_the_weights_that_they_tell(mixtures, mixed):
+    claim = json.loads((mixed.folder / "record.json").read_text())["runs"][0]
+    run = mixed.folder / "tiny-rung/seed0"
+    weights, valid, test, seconds = mixtures.mixed([run], "embedded-tiny")
+    assert len(weights) == 2 and sum(weights) == pytest.approx(1) and seconds > 0
+    assert min(weights) > 0 and (valid, test) == (claim["valid"], claim["test"])

@@ -406,7 +406,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 def setting_text(value: Any) -> str:
     """A field's value as a table shows it."""
     if isinstance(value, tuple):
-        return ",".join(map(str, value))
+        return ",".join(map(setting_text, value))
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, float):

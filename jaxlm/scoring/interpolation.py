@@ -90,7 +90,7 @@ class MixedNetwork:
         if len(names) != len(protocol.weight):
             raise JaxlmError(
                 f"each other model needs a weight, and {', '.join(names)} have "
-                f"{setting_text(protocol.weight)}: give as many with --weight, or --tune"
+                f"{setting_text(protocol.weight)}: give as many with --weight, or --tune them"
             )
         others = []
         for name in names:
