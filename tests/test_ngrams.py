@@ -343,13 +343,16 @@ def test_interpolation_is_never_worse_on_valid_than_the_best_model(
 
 CACHE = Cache(cache_window=20, lambda_=0.3)
 LEARNING = Dynamic(rule="sgd", learning_rate=0.3, segment_length=7)
+LEARNING_BY_RMS = Dynamic(
+    learning_rate=0.01, segment_length=7, statistics_rows=20, statistics_windows=2
+)
 
 
 @pytest.mark.parametrize("detail", [NATS_ALONE, Detail(2)], ids=["nats", "all"])
 @pytest.mark.parametrize(
     "protocol",
-    [CACHE, LEARNING, MCDropout(samples=2), Temperature()],
-    ids=lambda one: one.kind_name,
+    [CACHE, LEARNING, LEARNING_BY_RMS, MCDropout(samples=2), Temperature()],
+    ids=["cache", "sgd", "rms", "mc", "temperature"],
 )
 def test_other_models_join_a_protocol_that_goes_on_as_before(
     folder, tiny_run, other_run, protocol, detail
@@ -362,7 +365,9 @@ def test_other_models_join_a_protocol_that_goes_on_as_before(
         return np.exp(-OneStream(model.reader_of(protocol), detail)([ids]).nats)
 
     counted = probabilities(jaxlm.load(folder), Plain())
-    counted = (3 * counted + probabilities(jaxlm.load(other_run), Plain())) / 4
+    learns = protocol in (LEARNING, LEARNING_BY_RMS)
+    other = probabilities(jaxlm.load(other_run), protocol if learns else Plain())
+    counted = (3 * counted + other) / 4
     alone = probabilities(model, protocol)
     expected = 0.6 * alone + 0.4 * counted
     if protocol is CACHE:  # the cache has its share of the whole
@@ -397,6 +402,9 @@ def test_interpolation_needs_an_n_gram_model_of_the_same_vocabulary(folder, tiny
         LanguageModel(model.params, model.config, model.vocab, model.corpus).surprisal(
             ["the"], protocol=Interpolation(with_="a")
         )
+    mixed = Dynamic(compatibility="lamb", with_=str(tiny_run[0].run_dir))
+    with pytest.raises(JaxlmError, match="repeats a code that mixes no networks"):
+        model.surprisal(["the"], protocol=mixed)
     ngram(load_corpus("embedded-tiny", max_vocab=50), 2, tmp_path / "other")
     with pytest.raises(JaxlmError, match=r"the vocabulary of .* is not the run's"):
         model.surprisal(["the"], protocol=Interpolation(with_=str(tmp_path / "other")))

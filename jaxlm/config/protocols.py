@@ -45,7 +45,7 @@ class Plain(Section):
 class Mixable(Plain):
     """A protocol of a network that others may join: p = (1 - sum_k w_k) p + sum_k w_k p_k.
 
-    The cache looks, and dynamic evaluation learns, as without the others.
+    The cache looks as without the others; dynamic evaluation changes each network.
     """
 
     with_: str = text(

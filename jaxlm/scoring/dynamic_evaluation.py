@@ -62,15 +62,15 @@ class DynamicReader(Reader):
     """The model, which learns from each segment. Its state: the parameters so far, and the carry.
 
     Attributes:
-        network: The network with the trained parameters.
+        network: The network with the trained parameters, or a mixture, whose networks all learn.
         protocol: The rule and its numbers.
         rms: `gradient_statistics` of the training text; None with the rule sgd.
         optimizer: As `text_gradient` takes it.
     """
 
-    network: Network
+    network: Any
     protocol: Dynamic
-    rms: Params | None
+    rms: Any
     optimizer: Optimizer | None = None
 
     @property
@@ -81,12 +81,12 @@ class DynamicReader(Reader):
     @property
     def most_sentences(self) -> int:
         """The most sentences side by side: each has its own copy of the parameters in memory."""
-        size = sum(leaf.size for leaf in jax.tree.leaves(self.network.params))
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.network.learnt))
         return max(1, MOST_NUMBERS // size)
 
     def start(self) -> tuple[Params, Carry]:
         """As `Reader.start`."""
-        return self.network.params, self.network.carry()
+        return self.network.learnt, self.network.carry()
 
     def read(
         self,
@@ -95,8 +95,8 @@ class DynamicReader(Reader):
         detail: Detail,
     ) -> tuple[TokenScores, Any]:
         """As `Reader.read`."""
-        params, carry = state
-        network = self.network._replace(params=params)
+        learnt, carry = state
+        network = self.network.with_learnt(learnt)
         column = jax.tree.map(lambda ids: ids[:, None], tokens)
         grads, (features, carry) = text_gradient(network, column, carry, self.optimizer)
         is_mixed = not isinstance(network, Network)
@@ -105,25 +105,33 @@ class DynamicReader(Reader):
             scores = nats_alone(network.token_nats(features, column.targets))
         else:
             scores = own_scores(network, features, column, detail)
-        return jax.tree.map(lambda leaf: leaf[:, 0], scores), (
-            self._after_step(params, grads),
-            carry,
-        )
+        trained = self.network.learnt
+        if is_mixed:
+            rms = self.rms or [None] * len(learnt)
+            learnt = tuple(map(self._after_step, learnt, trained, grads, rms))
+        else:
+            learnt = self._after_step(learnt, trained, grads, self.rms)
+        return jax.tree.map(lambda leaf: leaf[:, 0], scores), (learnt, carry)
 
-    def _after_step(self, params: Params, grads: Params) -> Params:
-        """The parameters after one step of the rule."""
-        trained = self.network.params
+    def _after_step(
+        self,
+        params: Params,
+        trained: Params,
+        grads: Params,
+        rms: Params | None,
+    ) -> Params:
+        """The parameters of one network after one step of the rule."""
         protocol = self.protocol
         rate = protocol.learning_rate
         lambda_ = protocol.lambda_
-        if self.rms is None:
+        if rms is None:
             return jax.tree.map(
                 lambda p, p0, g: p + lambda_ * (p0 - p) - rate * g, params, trained, grads
             )
         rate_factors = jax.tree.map(lambda leaf: 1, params)
         if protocol.as_krause:
             rate_factors["layers"] = [{**layer, "bias": 2} for layer in rate_factors["layers"]]
-        mean = self._mean(self.rms)
+        mean = self._mean(rms)
 
         def step(
             p,
@@ -135,7 +143,7 @@ class DynamicReader(Reader):
             decay = jnp.minimum(lambda_ * rms / mean, 1) * (p0 - p)
             return p + decay - rate_factor * rate * g / (rms + protocol.epsilon)
 
-        return jax.tree.map(step, params, trained, grads, rate_factors, self.rms)
+        return jax.tree.map(step, params, trained, grads, rate_factors, rms)
 
     def _mean(self, rms: Params) -> Array:
         """The mean of RMS over the tensors, as the protocol takes it."""
@@ -153,7 +161,7 @@ class DynamicReader(Reader):
 
 
 def gradient_statistics(
-    network: Network,
+    network: Any,
     ids: np.ndarray,
     protocol: Dynamic,
     optimizer: Optimizer | None = None,
@@ -184,7 +192,7 @@ def gradient_statistics(
         )
     windows = min(windows, protocol.statistics_windows or windows)
     C = min(WINDOWS_PER_CALL, windows)
-    squares = _zeros_like(network.params)
+    squares = _zeros_like(network.learnt)
     carry = network.carry(B)
     for first in range(0, windows, C):
         tokens = batch(ids, B, start=first * T, stop=min(rows, (first + C) * T + 1))
@@ -241,7 +249,7 @@ def text_gradient(
     carry: Carry,
     optimizer: Optimizer | None = None,
     length: Array | None = None,
-) -> tuple[Params, tuple[Any, Carry]]:
+) -> tuple[Any, tuple[Any, Carry]]:
     """The gradient of the mean nats of the targets that count.
 
     Args:
@@ -257,10 +265,10 @@ def text_gradient(
     """
     inputs, targets, counted = tokens
     weights = counted / (jnp.maximum(counted.sum(), 1) if optimizer is None else inputs.shape[1])
-    params = network.params
+    params = network.learnt
 
     def nats(params):
-        learner = network._replace(params=params)
+        learner = network.with_learnt(params)
         features, after = learner.features(inputs, carry, length=length)
         return learner.summed_nats(features, targets, weights), (features, after)
 

@@ -53,7 +53,7 @@ class MixedNetwork:
     """A network and other models with the methods of a `Network`; its logits are log p.
 
     Attributes:
-        network: The network, whose parameters are the mixture's.
+        network: The network that the others join.
         others: The other models, of the same vocabulary: each a `Network` or `NgramNetwork`.
         weights: Of the other models.
     """
@@ -112,6 +112,27 @@ class MixedNetwork:
     def params(self) -> Params:
         """The network's parameters."""
         return self.network.params
+
+    @property
+    def learnt(self) -> tuple[Params, ...]:
+        """The parameters of each network, as `Network.learnt`."""
+        members = (self.network, *self.others)
+        return tuple(member.params for member in members if isinstance(member, Network))
+
+    def with_learnt(self, learnt: tuple[Params, ...]) -> "MixedNetwork":
+        """The mixture with other parameters of each network.
+
+        Args:
+            learnt: As the property has them.
+        """
+        own, *rest = learnt
+        others = []
+        for other in self.others:
+            if isinstance(other, Network):
+                others.append(other.with_learnt(rest.pop(0)))
+            else:
+                others.append(other)
+        return replace(self, network=self.network.with_learnt(own), others=tuple(others))
 
     @property
     def begins(self) -> Array | None:
@@ -197,14 +218,18 @@ class MixedNetwork:
         targets: Array,
         weights: Array,
     ) -> Array:
-        """The weighted sum of the network's own nats, from which it learns.
+        """The weighted sum of each network's own nats, from which it learns.
 
         Args:
             features: Before each target [T, B, ...].
             targets: Ids, int32 [T, B].
             weights: Of each target [T, B].
         """
-        return self.network.summed_nats(features.outputs, targets, weights)
+        total = self.network.summed_nats(features.outputs, targets, weights)
+        for other, known in zip(self.others, features.others, strict=True):
+            if isinstance(other, Network):
+                total += other.summed_nats(known, targets, weights)
+        return total
 
     def _mixed(self, own: Array, others: Sequence[Array]) -> Array:
         """log p of the mixture, of log p of the network and of each other model."""

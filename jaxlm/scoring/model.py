@@ -220,16 +220,22 @@ class Model:
 
     def _dynamic_reader(
         self,
-        network: Network,
+        network: Any,
         protocol: Dynamic,
         corpus: Corpus | None,
     ) -> DynamicReader:
-        """The reader that learns; by the rule rms with the statistics of a corpus."""
+        """The reader of a network or mixture that learns; by rms with a corpus's statistics."""
         config = self.config
         if protocol.as_krause and config.model.title != LSTM.kind_name:
             raise JaxlmError(
                 f"compatibility {protocol.compatibility} is about the tensors of PyTorch's LSTM, "
                 f"and the model is {config.model.title}: leave compatibility out"
+            )
+        is_mixed = isinstance(network, MixedNetwork)
+        if protocol.compatibility != "none" and is_mixed and len(network.learnt) > 1:
+            raise JaxlmError(
+                f"compatibility {protocol.compatibility} repeats a code that mixes no networks: "
+                "leave it or the other run out"
             )
         if protocol.rule == "sgd":
             return DynamicReader(network, protocol, None)
@@ -243,13 +249,11 @@ class Model:
         optimizer = config.optimizer if protocol.compatibility == "lamb" else None
         # The statistics depend on none of these numbers.
         settings = replace(
-            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, with_="", weight=Mixable.weight
+            protocol, learning_rate=0.0, lambda_=0.0, epsilon=0.0, weight=Mixable.weight
         )
         key = corpus.sha256, settings
         if key not in self._statistics:
-            self._statistics[key] = gradient_statistics(
-                self.network, corpus.train, protocol, optimizer
-            )
+            self._statistics[key] = gradient_statistics(network, corpus.train, protocol, optimizer)
         return DynamicReader(network, protocol, self._statistics[key], optimizer)
 
     def scoring_of(self, options: SurprisalOptions, full: bool = True) -> Scoring:

@@ -49,6 +49,15 @@ class Network(NamedTuple):
         """The network, which also scores where words begin: at the tokens `begins` [V]."""
         return self._replace(begins=begins)
 
+    @property
+    def learnt(self) -> Params:
+        """The parameters that dynamic evaluation changes: all."""
+        return self.params
+
+    def with_learnt(self, learnt: Params) -> "Network":
+        """The network with other parameters."""
+        return self._replace(params=learnt)
+
     def carry(self, rows: int = 1) -> Carry:
         """The carry before the first token of B rows: zeros."""
         return stack.zero_carry(self.model, rows, self.params["embedding"].dtype)
