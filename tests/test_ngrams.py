@@ -341,6 +341,19 @@ def test_interpolation_is_never_worse_on_valid_than_the_best_model(
     assert again.perplexity == pytest.approx(tuned.valid, rel=1e-5)
 
 
+def test_a_command_line_names_models_and_weights(folder, tiny_run, other_run, capsys):
+    run = str(tiny_run[0].run_dir)
+    words = ["evaluate", run, "--protocol", "interpolation", "--with", f"{folder},{other_run}"]
+    assert main([*words, "--json", "--tune"]) == 0
+    tuned = json.loads(capsys.readouterr().out)
+    weights = ",".join(map(str, tuned["protocol"]["weight"]))
+    assert main([*words, "--json", "--weight", weights, "--split", "valid"]) == 0
+    valid = json.loads(capsys.readouterr().out)
+    assert valid["perplexity"] == pytest.approx(tuned["tuned_valid_perplexity"], rel=1e-5)
+    assert main([*words, "--weight", "0.3,some"]) == 2
+    assert "expected numbers with commas between" in capsys.readouterr().err
+
+
 CACHE = Cache(cache_window=20, lambda_=0.3)
 LEARNING = Dynamic(rule="sgd", learning_rate=0.3, segment_length=7)
 LEARNING_BY_RMS = Dynamic(
