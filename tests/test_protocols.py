@@ -628,7 +628,9 @@ def test_the_settings_that_tuning_chose_are_in_its_json(run, capsys):
     assert main(["evaluate", run, "--protocol", "temperature", "--tune", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     chosen = jaxlm.tune_protocol(run, "temperature")
-    assert told["protocol"] == {"name": "temperature", **vars(chosen.protocol)}
+    settings = json.loads(json.dumps(vars(chosen.protocol)))
+    assert told["protocol"] == {"name": "temperature", **settings}
+    assert told["tuned_valid_perplexity"] == pytest.approx(chosen.valid)
     assert told["perplexity"] == pytest.approx(chosen.test.perplexity)
 
 
