@@ -253,9 +253,10 @@ def _tuned_mixture(
     ids, count = read_and_counted(valid.ids, valid.name, protocol)
     read_and_counted(test.ids, test.name, protocol)
     unweighted = protocol_of(protocol, weight=[0.0] * max(1, len(protocol.others)))
-    mixture: Any = model.reader_of(unweighted)
+    mixed_reader: Any = model.reader_of(unweighted)
+    mixture = mixed_reader.network
     nats = []
-    for member in (mixture.network.network, *mixture.network.others):
+    for member in (mixture.network, *mixture.others):
         reader = ModelReader(member, Plain())
         nats.append(OneStream(reader, NATS_ALONE)([ids]).nats.astype(float))
     log_p = -np.stack(nats)
