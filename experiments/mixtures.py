@@ -66,13 +66,13 @@ class Mixed(NamedTuple):
     test: float
 
 
-def jaxlm_json(arguments: Sequence[str], environment: dict[str, str]) -> dict[str, Any]:
-    """What a command of jaxlm prints as JSON. Raises SystemExit where it fails."""
+def printed(arguments: Sequence[str], environment: dict[str, str]) -> str:
+    """What a command of jaxlm prints. Raises SystemExit where it fails."""
     words = [sys.executable, "-m", "jaxlm", *arguments]
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: jaxlm {' '.join(arguments)}: {done.stderr.strip()}")
-    return json.loads(done.stdout or "{}")
+    return done.stdout
 
 
 def mixed(runs: Sequence[Path], corpus: str) -> tuple[list[float], float, float, float]:
@@ -93,11 +93,10 @@ def mixed(runs: Sequence[Path], corpus: str) -> tuple[list[float], float, float,
             "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
         }
         grams = f"{folder}/{ORDER}-gram"
-        words = ["ngram", corpus, "--order", str(ORDER), "-o", grams]
-        subprocess.run([sys.executable, "-m", "jaxlm", *words], env=environment, check=True)
+        printed(["ngram", corpus, "--order", str(ORDER), "-o", grams], environment)
         others = ",".join([*map(str, runs[1:]), grams])
         words = ["evaluate", str(runs[0]), "--protocol", "interpolation", "--with", others]
-        told = jaxlm_json([*words, "--tune", "--json"], environment)
+        told = json.loads(printed([*words, "--tune", "--json"], environment))
     weights = told["protocol"]["weight"]
     seconds = time.perf_counter() - began
     return [1 - sum(weights), *weights], told["tuned_valid_perplexity"], told["perplexity"], seconds
