@@ -21,9 +21,7 @@ A record is checked by the check of each member's record, and by mixing its runs
 
 import argparse
 import csv
-import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,13 +33,12 @@ from typing import Any, NamedTuple
 
 import records
 import speedrun
-from benchmark import Contender, Worker
+from benchmark import Worker
 
 import jaxlm
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.files import Folder
 from jaxlm.base.hashed_json import strict_json
-from jaxlm.base.terminal import say_line
 from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.protocols import Interpolation
@@ -87,11 +84,7 @@ def mixed(runs: Sequence[Path], corpus: str) -> tuple[list[float], float, float,
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(speedrun.HERE.parent),
-            "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
-        }
+        environment = speedrun.uncompiled(folder)
         grams = f"{folder}/{ORDER}-gram"
         printed(["ngram", corpus, "--order", str(ORDER), "-o", grams], environment)
         others = ",".join([*map(str, runs[1:]), grams])
@@ -226,18 +219,10 @@ def main() -> None:
     parser.add_argument("--verify", type=Path, metavar="DIR", help="check a record, and end")
     args = parser.parse_args()
     if args.verify:
-        wrong = verify(args.verify, speedrun.RUNGS)
-        for line in wrong or [f"{args.verify} holds"]:
-            say_line(line)
-        if wrong:
-            raise SystemExit(1)
+        records.say_verdict(args.verify, verify(args.verify, speedrun.RUNGS))
         return
     speedrun.begin_history(args.out, Mixed._fields)
-    tensorflow = None
-    if importlib.util.find_spec("tensorflow"):
-        tensorflow = Worker(Contender("tensorflow", "tensorflow"))
-        tensorflow.turn(4, counted=False)
-    speedrun.tensorflow_seconds(tensorflow)
+    tensorflow = speedrun.started_tensorflow()
     lines: list[Mixed] = []
     for name in dict.fromkeys(args.mixtures):
         with tempfile.TemporaryDirectory() as temporary:

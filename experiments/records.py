@@ -27,6 +27,7 @@ import jaxlm
 from jaxlm.base.errors import JaxlmError
 from jaxlm.base.files import Folder
 from jaxlm.base.hashed_json import strict_json
+from jaxlm.base.terminal import say_line
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import batch
 from jaxlm.runs.checkpoint import manifests
@@ -141,6 +142,22 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
         return wrong
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
+
+
+def say_verdict(folder: Path, wrong: Sequence[str]) -> None:
+    """Prints what is wrong with a record, or that it holds.
+
+    Args:
+        folder: the record's directory.
+        wrong: a sentence for each thing that is wrong.
+
+    Raises:
+        SystemExit: it does not hold.
+    """
+    for line in wrong or [f"{folder} holds"]:
+        say_line(line)
+    if wrong:
+        raise SystemExit(1)
 
 
 def _checked_numbers(record: dict[str, Any]) -> None:

@@ -47,9 +47,8 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
-from records import STEPS_OF_A_TURN, TENSORFLOW_STEPS, TURNS, Rung, claims, verify
+from records import STEPS_OF_A_TURN, TENSORFLOW_STEPS, TURNS, Rung, claims, say_verdict, verify
 
-from jaxlm.base.terminal import say_line
 from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
@@ -97,6 +96,16 @@ class Record(NamedTuple):
     log: str  # the file beside the history that has the run's epochs
 
 
+def started_tensorflow() -> Worker | None:
+    """TensorFlow 1's step of `small`, measured once; None where it is not installed."""
+    if not importlib.util.find_spec("tensorflow"):
+        return None
+    tensorflow = Worker(Contender("tensorflow", "tensorflow"))
+    tensorflow.turn(4, counted=False)
+    tensorflow_seconds(tensorflow)
+    return tensorflow
+
+
 def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
     """The seconds of TensorFlow 1's whole training of `small`, by the median of its steps so far;
     None without it.
@@ -106,6 +115,19 @@ def tensorflow_seconds(tensorflow: Worker | None) -> float | None:
     for _ in range(TURNS):
         tensorflow.turn(STEPS_OF_A_TURN)
     return TENSORFLOW_STEPS * median(tensorflow.seconds)
+
+
+def uncompiled(folder: str) -> dict[str, str]:
+    """The environment of a process that runs this checkout with no program compiled before.
+
+    Args:
+        folder: an empty one, for the programs.
+    """
+    return {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
+    }
 
 
 def command(preset: str, seed: int) -> list[str]:
@@ -144,11 +166,7 @@ def run(
     valid = f"valid_{rung.measure}"
     with tempfile.TemporaryDirectory() as folder:
         place = keep or Path(folder) / "run"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(HERE.parent),
-            "JAX_COMPILATION_CACHE_DIR": f"{folder}/xla",
-        }
+        environment = uncompiled(folder)
         metrics = place / "metrics.jsonl"
         size = 0
         reached = None
@@ -365,23 +383,15 @@ def main() -> None:
     parser.add_argument("--verify", type=Path, metavar="DIR", help="check a record, and end")
     args = parser.parse_args()
     if args.verify:
-        wrong = verify(args.verify, RUNGS)
-        for line in wrong or [f"{args.verify} holds"]:
-            say_line(line)
-        if wrong:
-            raise SystemExit(1)
+        say_verdict(args.verify, verify(args.verify, RUNGS))
         return
     if args.show:
         for preset in args.presets:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
         return
     begin_history(args.out)
-    tensorflow = None
     records = []
-    if importlib.util.find_spec("tensorflow"):
-        tensorflow = Worker(Contender("tensorflow", "tensorflow"))
-        tensorflow.turn(4, counted=False)
-    tensorflow_seconds(tensorflow)
+    tensorflow = started_tensorflow()
     for preset in dict.fromkeys(args.presets):
         for seed in range(args.seeds):
             logs = args.out.with_name(f"{args.out.stem}-logs")

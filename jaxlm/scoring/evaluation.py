@@ -254,9 +254,8 @@ def _tuned_mixture(
     read_and_counted(test.ids, test.name, protocol)
     unweighted = protocol_of(protocol, weight=[0.0] * max(1, len(protocol.others)))
     mixed_reader: Any = model.reader_of(unweighted)
-    mixture = mixed_reader.network
     nats = []
-    for member in (mixture.network, *mixture.others):
+    for member in mixed_reader.network.members:
         reader = ModelReader(member, Plain())
         nats.append(OneStream(reader, NATS_ALONE)([ids]).nats.astype(float))
     log_p = -np.stack(nats)

@@ -114,10 +114,14 @@ class MixedNetwork:
         return self.network.params
 
     @property
+    def members(self) -> tuple[Any, ...]:
+        """All models, the network first."""
+        return self.network, *self.others
+
+    @property
     def learnt(self) -> tuple[Params, ...]:
         """The parameters of each network, as `Network.learnt`."""
-        members = (self.network, *self.others)
-        return tuple(member.params for member in members if isinstance(member, Network))
+        return tuple(member.params for member in self.members if isinstance(member, Network))
 
     def with_learnt(self, learnt: tuple[Params, ...]) -> "MixedNetwork":
         """The mixture with other parameters of each network.
@@ -145,7 +149,7 @@ class MixedNetwork:
 
     def carry(self, rows: int = 1) -> Any:
         """The carries of B rows before the first token, the network's first."""
-        return tuple(member.carry(rows) for member in (self.network, *self.others))
+        return tuple(member.carry(rows) for member in self.members)
 
     def features(
         self,
