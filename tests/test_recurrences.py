@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 
 from jaxlm.models.gru import GRU
 from jaxlm.models.recurrent import LayerNoise
-from jaxlm.ops.scans import linear_recurrence, linear_recurrence_reference, short_convolution
+from jaxlm.ops.scans import (
+    linear_recurrence,
+    linear_recurrence_reference,
+    parallel_linear_recurrence,
+    short_convolution,
+)
 
 
 def test_the_gru_is_flax_s_cell():
@@ -87,7 +92,7 @@ def test_the_associative_scan_is_the_plain_recurrence(T, B, H, seed):
 
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5),
-        scalar(linear_recurrence),
+        scalar(parallel_linear_recurrence),
         scalar(linear_recurrence_reference),
     )
 

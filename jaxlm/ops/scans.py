@@ -106,9 +106,10 @@ def linear_recurrence(
     b: Units,
     h: Hidden,
 ) -> Units:
-    """h_t = a_t * h_(t-1) + b_t for all t at once, in about log2(T) parallel steps.
+    """h_t = a_t * h_(t-1) + b_t: one step after the other on CPUs, elsewhere all at once.
 
-    After arXiv:2410.01201.
+    On a CPU the scan of steps takes half of the time of the parallel one, or less, and a tenth of
+    the compilation.
 
     Args:
         a: The factors.
@@ -121,6 +122,30 @@ def linear_recurrence(
     >>> half, one = jnp.full((3, 1, 1), 0.5), jnp.ones((3, 1, 1))
     >>> linear_recurrence(half, one, jnp.zeros((1, 1))).ravel().tolist()
     [1.0, 1.5, 1.75]
+    """
+
+    def run(on_cpu, *arguments):
+        if on_cpu:
+            return linear_recurrence_reference(*arguments)
+        return parallel_linear_recurrence(*arguments)
+
+    return by_platform(run, a, b, h)
+
+
+def parallel_linear_recurrence(
+    a: Units,
+    b: Units,
+    h: Hidden,
+) -> Units:
+    """`linear_recurrence` in about log2(T) steps, each of which is parallel (arXiv:2410.01201).
+
+    Args:
+        a: The factors.
+        b: The summands.
+        h: The carry before the first step.
+
+    Returns:
+        h after each step.
     """
 
     def combine(earlier, later):
