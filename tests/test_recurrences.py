@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jaxlm.models.gru import GRU
 from jaxlm.models.recurrent import LayerNoise
 from jaxlm.ops.scans import (
-    linear_recurrence,
     linear_recurrence_reference,
     parallel_linear_recurrence,
     short_convolution,
