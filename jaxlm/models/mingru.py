@@ -5,7 +5,8 @@
         sigmoid(i))
 
 A minLSTM is a minGRU with z = log sigmoid(i) - log sigmoid(f). No gate depends on h, so that a
-whole layer is one associative scan. A layer's parameters are `kernel` [E, 2H or 3H] and `bias`.
+layer is a linear recurrence, whose steps can be computed at once. A layer's parameters are `kernel`
+[E, 2H or 3H] and `bias`.
 """
 
 import jax
