@@ -123,6 +123,14 @@ def test_no_letter_is_unknown(english):
 def test_verbs_take_it_by_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stimuli.txt").write_text("The old man sat down.\n")
+    words = ["the", "old", "man", "sat", "down", "on", "the", "chair"]
+    rows = [
+        f"{item},{zone},{word},{300 + (7 * item + zone) % 40},{zone}"
+        for item in range(20)
+        for zone, word in enumerate(words, 1)
+    ]
+    (tmp_path / "times.csv").write_text("\n".join(["item,zone,word,RT,count", *rows]))
+    (tmp_path / "nbest").write_text("u1-1 0.1 0.2 The old man\nu1-2 0.1 0.2 The old men\n")
     os.chmod(tmp_path, 0o500)  # nothing is written where it is used
     try:
         for verb in (
@@ -130,6 +138,8 @@ def test_verbs_take_it_by_its_name(tmp_path, monkeypatch, capsys):
             ["surprisal", "english", "stimuli.txt"],
             ["generate", "english", "It was", "--words", "3"],
             ["evaluate", "english", "--text", "stimuli.txt"],
+            ["humanlike", "english", "--times", "times.csv", "--frequency", "count"],
+            ["rescore", "english", "nbest"],
             ["info", "english"],
             ["reproduce", "english"],
         ):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlm.base.errors import JaxlmError
+from jaxlm.base.packaged import as_named
 from jaxlm.base.terminal import printable, say, say_line, say_written
 from jaxlm.cli.arguments import (
     CHECKPOINT,
@@ -18,6 +19,7 @@ from jaxlm.cli.arguments import (
     choice,
     command,
     pathname,
+    run_path,
     switch,
     whole,
 )
@@ -80,7 +82,7 @@ def _checkpoints(run: Path) -> Iterator[tuple[int, LanguageModel]]:
 
 
 @command(
-    pathname("runs", "RUN", "directories of runs and of n-gram models", nargs="+"),
+    argument("runs", "RUN", "directories of runs and of n-gram models", nargs="+", type=run_path),
     pathname("--times", "FILE", "reading times in CSV, a row a time", required=True),
     switch("--mixed", "a random intercept for each participant, in place of mean times"),
     argument(
@@ -106,7 +108,9 @@ def humanlike(args: argparse.Namespace) -> None:
     check_each_once(args.runs)
     names = {column: getattr(args, column) for column in COLUMNS}
     corpus = read_times(args.times, names)
-    models = {str(run): open_model(run, args.checkpoint, args.data_dir) for run in args.runs}
+    models = {
+        as_named(str(run)): open_model(run, args.checkpoint, args.data_dir) for run in args.runs
+    }
     gains = gains_of(models, corpus, args.mixed, args.folds)
     if args.plot:
         gain_plot([gain for gain in gains if gain.model in models], args.plot)
@@ -120,7 +124,7 @@ def humanlike(args: argparse.Namespace) -> None:
 @command(
     *MODEL,
     pathname("nbest", "NBEST", "lines UTTERANCE-N COST ... WORD ..., as Kaldi has them"),
-    pathname("--with", "RUN", "one more model, as an n-gram", dest="other"),
+    argument("--with", "RUN", "one more model, as an n-gram", dest="other", type=run_path),
     argument("--costs", "N", "costs on each line (default 2)", type=whole(1), default=2),
     argument("--weights", "W", "of costs, models and words", type=float, nargs="+"),
     pathname("--tune", "NBEST", "find the weights on this list, by --reference"),
