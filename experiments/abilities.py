@@ -1,7 +1,9 @@
 """A report card: what each recurrent cell can learn, beyond the tasks' lengths of training too.
 
-    # All tasks, all cells, three seeds: some five hours of one core
+    # All tasks, all cells, three seeds: hours of one core
     python experiments/abilities.py
+    # Two processes share the cells, on a core each
+    taskset -c 0 python experiments/abilities.py & taskset -c 1 python experiments/abilities.py
     python experiments/abilities.py --tasks parity s5 --cells lstm mingru gated-deltanet
     # Fewer windows; another width
     python experiments/abilities.py --windows 1000 --width 32
@@ -21,8 +23,9 @@ are then tested, each line read after the last one, as in training: an answer is
 its words is the likeliest, given those before it. Rates are the same for all cells; the least
 validation perplexity chooses.
 
-All is kept in --run-dir (runs/abilities). Started again, the experiment resumes. Its results are
-abilities.csv, a line for each task, cell, seed and length, and abilities.png.
+All is kept in --run-dir (runs/abilities). Started again, the experiment resumes; started beside
+itself, it leaves each cell to the process that has it, and the last to end has all results. They
+are abilities.csv, a line for each task, cell, seed and length, and abilities.png.
 """
 
 import argparse
@@ -51,7 +54,7 @@ from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
 from jaxlm.models.recurrent import MODELS
 from jaxlm.report.figure import BLUE, INK, figure, save
-from jaxlm.runs.lock import lock
+from jaxlm.runs.lock import InUse, lock
 from jaxlm.sweeps.storage import import_optuna
 from jaxlm.sweeps.study import JOURNAL
 
@@ -287,24 +290,40 @@ def accuracy(lm: jaxlm.LanguageModel, lines: Sequence[Line]) -> float:
     return mean(right)
 
 
-def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
-    """Trains a cell on a task by a sweep over rates and seeds, and tests the best rate.
+def results_file(args: argparse.Namespace, name: str, cell: str) -> Path:
+    """The file of a cell's results in a task, which is there as soon as they are."""
+    return args.run_dir / cell / name / "results.json"
+
+
+def kept_results(args: argparse.Namespace) -> list[Result]:
+    """The results of all processes so far, in the order of the arguments."""
+    results = []
+    for name in dict.fromkeys(args.tasks):
+        for cell in dict.fromkeys(args.cells):
+            path = results_file(args, name, cell)
+            if path.exists():
+                results += [Result(**line) for line in json.loads(path.read_text())]
+    return results
+
+
+def learn(args: argparse.Namespace, name: str, cell: str) -> None:
+    """Trains a cell on a task by a sweep over rates and seeds, tests the best rate, keeps results.
 
     Args:
         args: The parsed arguments.
         name: The task's.
         cell: The cell's, of `CELLS`.
     """
-    folder = args.run_dir / name / cell
-    kept = folder / "results.json"
-    if kept.exists():
-        return [Result(**line) for line in json.loads(kept.read_text())]
+    path = results_file(args, name, cell)
+    if path.exists():
+        return
+    folder = path.parent
     settings = dict(CELLS[cell])
     if settings.get("block"):
         settings["feed_forward_size"] = 2 * args.width
     config = jaxlm.preset("small").replace(
         **settings,
-        corpus=str(args.run_dir / name / "text"),
+        corpus=str(args.run_dir / "texts" / name),
         embedding_size=args.width,
         hidden_sizes=(args.width,) * 2,
         optimizer="muon",
@@ -348,8 +367,10 @@ def learnt(args: argparse.Namespace, name: str, cell: str) -> list[Result]:
                     valid_perplexity=member.valid_perplexity,
                 )
             )
-    keep(kept, [asdict(result) for result in results])
-    return results
+    keep(path, [asdict(result) for result in results])
+    newest = means(results).get((name, LONGEST), {}).get(cell)
+    if newest:
+        print(f"{name}, {cell}: {100 * newest[0]:.0f}% of {LONGEST}", flush=True)
 
 
 def means(results: Sequence[Result]) -> dict[tuple[str, int], dict[str, tuple[float, float]]]:
@@ -451,27 +472,29 @@ def main() -> None:
     os.environ.pop("JAXLM_STORAGE", None)  # a database holds one sweep; each cell and task is one
     shared = {name: getattr(args, name) for name in ("windows", "width", "rates")}
     settings = args.run_dir / "settings.json"
-    with lock(args.run_dir):
-        if settings.exists() and json.loads(settings.read_text()) != shared:
-            raise JaxlmError(
-                f"{args.run_dir} holds results of {settings.read_text()}, not of "
-                f"{json.dumps(shared)}: name another --run-dir"
-            )
-        keep(settings, shared)
-        results: list[Result] = []
-        for name in dict.fromkeys(args.tasks):
-            write_text(name, args.run_dir / name / "text", args.windows)
-            for cell in dict.fromkeys(args.cells):
-                results += learnt(args, name, cell)
-                write_rows([asdict(result) for result in results], args.run_dir / "abilities.csv")
-                newest = means(results).get((name, LONGEST), {}).get(cell)
-                if newest:
-                    print(f"{name}, {cell}: {100 * newest[0]:.0f}% of {LONGEST}", flush=True)
-        text = table(results)
-        print(text)
-        print(plot(results, args.run_dir / "abilities.png"))
-        if args.markdown:
-            into_page(args.markdown, text)
+    if settings.exists() and json.loads(settings.read_text()) != shared:
+        raise JaxlmError(
+            f"{args.run_dir} holds results of {settings.read_text()}, not of "
+            f"{json.dumps(shared)}: name another --run-dir"
+        )
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    keep(settings, shared)
+    for name in args.tasks:
+        write_text(name, args.run_dir / "texts" / name, args.windows)
+    for cell in dict.fromkeys(args.cells):
+        try:
+            with lock(args.run_dir / cell):
+                for name in dict.fromkeys(args.tasks):
+                    learn(args, name, cell)
+        except InUse:
+            print(f"{cell}: another process has it", flush=True)
+    results = kept_results(args)
+    write_rows([asdict(result) for result in results], args.run_dir / "abilities.csv")
+    text = table(results)
+    print(text)
+    print(plot(results, args.run_dir / "abilities.png"))
+    if args.markdown:
+        into_page(args.markdown, text)
 
 
 if __name__ == "__main__":

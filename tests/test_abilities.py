@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from terminals import run
 
 from jaxlm.cli.ending import exit_code
+from jaxlm.runs.lock import lock
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,10 @@ def test_results_are_written_and_a_second_start_trains_nothing(
     abilities.main()
     assert path.read_bytes() == before
     assert "| parity | 40 | 50 |" in capsys.readouterr().out
+    with lock(tmp_path / "runs/abilities/lstm"):  # as if another process trained it
+        abilities.main()
+    assert path.read_bytes() == before
+    assert "lstm: another process has it" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*line.split(), "--width", "8"])
     code, _, err = run(None, lambda _: exit_code(abilities.main))
     assert code in (1, 2) or "name another --run-dir" in str(code) + err
