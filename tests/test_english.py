@@ -144,10 +144,13 @@ def test_verbs_take_it_by_its_name(tmp_path, monkeypatch, capsys):
             ["reproduce", "english"],
         ):
             assert main(verb) == 0, verb
+        assert main(["humanlike", "english", "--times", "times.csv"]) == 1
     finally:
         os.chmod(tmp_path, 0o700)
     said = capsys.readouterr()
     assert "python experiments/english.py corpus" in said.out
+    assert "the training text of english is unknown: name a column" in said.err
+    assert "--corpus" not in said.err
     assert str(packaged.DIRECTORY) not in said.out + said.err
 
 
