@@ -47,8 +47,8 @@ from matplotlib.patches import Rectangle
 from shootout import above_zero, keep, write_rows
 
 import jaxlm
-from jaxlm.base.errors import JaxlmError
-from jaxlm.base.files import output
+from jaxlm.base.errors import JaxlmError, RunDirError
+from jaxlm.base.files import explained, output
 from jaxlm.base.units import mean_and_deviation
 from jaxlm.cli.arguments import whole
 from jaxlm.cli.ending import exit_code
@@ -477,7 +477,8 @@ def main() -> None:
             f"{args.run_dir} holds results of {settings.read_text()}, not of "
             f"{json.dumps(shared)}: name another --run-dir"
         )
-    args.run_dir.mkdir(parents=True, exist_ok=True)
+    with explained(RunDirError, f"{args.run_dir} cannot be used"):
+        args.run_dir.mkdir(parents=True, exist_ok=True)
     keep(settings, shared)
     for name in args.tasks:
         write_text(name, args.run_dir / "texts" / name, args.windows)

@@ -21,6 +21,7 @@ from jaxlm.scoring.reading import OneStream, check_converged
 from jaxlm.scoring.token_scores import NATS_ALONE
 
 BOOTSTRAPS = 10_000  # samples of the lines of a text, and of seeds, with replacement
+AT_ONCE = 10  # of them in memory
 
 
 class Comparison(NamedTuple):
@@ -110,23 +111,23 @@ def _differences(
     nats: Float[np.ndarray, "S L"],
     other_nats: Float[np.ndarray, "S2 L"],
     paired: bool,
-) -> list[float]:
+) -> Float[np.ndarray, " samples"]:
     """The difference between two groups, in mean nats a line, in each bootstrap sample."""
     line_generator = np.random.default_rng(0)
     seed_generator = np.random.default_rng(1)
     L = nats.shape[1]
 
-    def drawn_seeds(models: int) -> Int[np.ndarray, " drawn"]:
-        return seed_generator.integers(models, size=max(models - 1, 1))
+    def drawn_seeds(models: int) -> Int[np.ndarray, "samples drawn"]:
+        return seed_generator.integers(models, size=(AT_ONCE, max(models - 1, 1)))
 
     differences = []
-    for _ in range(BOOTSTRAPS):
+    for _ in range(BOOTSTRAPS // AT_ONCE):
         seeds = drawn_seeds(len(nats))
         other_seeds = seeds if paired else drawn_seeds(len(other_nats))
-        difference = other_nats[other_seeds].mean(0) - nats[seeds].mean(0)
-        lines = line_generator.integers(L, size=L)
-        differences.append(difference[lines].mean())
-    return differences
+        difference = other_nats[other_seeds].mean(1) - nats[seeds].mean(1)
+        lines = line_generator.integers(L, size=(AT_ONCE, L))
+        differences.append(np.take_along_axis(difference, lines, 1).mean(1))
+    return np.concatenate(differences)
 
 
 def _group(models: LanguageModel | Sequence[LanguageModel]) -> list[LanguageModel]:
