@@ -1,6 +1,6 @@
 """A report card: what each recurrent cell can learn, beyond the tasks' lengths of training too.
 
-    # All tasks, all cells, three seeds: hours of one core
+    # All tasks, all cells, three seeds: some five hours of one core
     python experiments/abilities.py
     # Two processes share the cells, on a core each
     taskset -c 0 python experiments/abilities.py & taskset -c 1 python experiments/abilities.py
