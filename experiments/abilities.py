@@ -490,6 +490,8 @@ def main() -> None:
         except InUse:
             print(f"{cell}: another process has it", flush=True)
     results = kept_results(args)
+    if not results:
+        sys.exit("no results yet")
     write_rows([asdict(result) for result in results], args.run_dir / "abilities.csv")
     text = table(results)
     print(text)

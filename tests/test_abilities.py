@@ -159,6 +159,9 @@ def test_results_are_written_and_a_second_start_trains_nothing(
         abilities.main()
     assert path.read_bytes() == before
     assert "lstm: another process has it" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*line.replace("lstm", "gru").split()])
+    with lock(tmp_path / "runs/abilities/gru"), pytest.raises(SystemExit, match="no results yet"):
+        abilities.main()
     monkeypatch.setattr(sys, "argv", [*line.split(), "--width", "8"])
     code, _, err = run(None, lambda _: exit_code(abilities.main))
     assert code in (1, 2) or "name another --run-dir" in str(code) + err
