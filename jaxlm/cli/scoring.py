@@ -40,14 +40,13 @@ from jaxlm.cli.tables import (
     table_text,
 )
 from jaxlm.cli.using import say_unknown
-from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.text import lines_of, read_errors, source
 from jaxlm.runs.loading import keep_model, unread_corpus
 from jaxlm.scoring.hub_model import HubModel
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.model import SentenceReader
 from jaxlm.scoring.options import UNITS, SurprisalOptions
-from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, word_counts
+from jaxlm.scoring.reading_times import predictors, read_counts, span_surprisal, training_counts
 from jaxlm.scoring.stimuli import StimulusTable, read_table
 from jaxlm.scoring.syntaxgym import read_suite
 
@@ -371,12 +370,9 @@ def _table_function(
 def _word_counts(name: str, lm: LanguageModel) -> Mapping[str, int] | None:
     """How often each word is in a run's training text; None, with a note, without the text."""
     try:
-        return word_counts(lm.find_corpus())
-    except DataError as error:  # Its sentence may name flags of other verbs.
-        reason = str(error)
-        if lm.config.data.corpus == UNKNOWN:
-            reason = "the training text of this model is unknown"
-        say_line(f"note: no log frequencies of {name}: {reason}", sys.stderr)
+        return training_counts(lm)
+    except DataError as error:
+        say_line(f"note: no log frequencies of {name}: {error}", sys.stderr)
         return None
 
 

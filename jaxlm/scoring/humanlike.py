@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.base.errors import DataError
-from jaxlm.data.corpora import UNKNOWN
 from jaxlm.report.figure import BLUE, figure, label, log_axis, save
 from jaxlm.scoring.language_model import LanguageModel
-from jaxlm.scoring.reading_times import predictors, word_counts
+from jaxlm.scoring.reading_times import predictors, training_counts
 from jaxlm.scoring.regression import LinearModel, fit
 from jaxlm.scoring.stimuli import read_table
 
@@ -172,12 +171,12 @@ def humanlike(
     tables = {name: lm.word_surprisal(sentences, regions=texts) for name, lm in models.items()}
     if corpus.frequencies is None:
         name, lm = next(iter(models.items()))
-        if lm.config.data.corpus == UNKNOWN:
-            raise DataError(
-                f"the training text of {name} is unknown: name a column of log frequencies "
-                "with --frequency"
-            )
-        logs = predictors(lm, tables[name], word_counts(lm.find_corpus()))["log_frequency"]
+        try:
+            counts = training_counts(lm, name)
+        except DataError as error:
+            remedy = "name a column of log frequencies with --frequency"
+            raise DataError(f"{error}: {remedy}") from None
+        logs = predictors(lm, tables[name], counts)["log_frequency"]
         corpus = replace(corpus, frequencies=np.array(logs))
     surprisals = {}
     for name, table in tables.items():

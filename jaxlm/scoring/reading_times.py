@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.base.errors import DataError
+from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS
 from jaxlm.data.windows import batch
@@ -171,6 +172,21 @@ def read_counts(path: str | Path) -> Mapping[str, int]:
     for word, count in zip(table.sentences, table.numbers("count"), strict=True):
         counts[bare(word.strip())] += count
     return counts
+
+
+def training_counts(lm: LanguageModel, name: str = "this model") -> Mapping[str, int]:
+    """How often each word is in a model's training text.
+
+    Args:
+        lm: The model.
+        name: How an error calls it.
+
+    Raises:
+        DataError: The text is unknown, or cannot be read.
+    """
+    if lm.config.data.corpus == UNKNOWN:
+        raise DataError(f"the training text of {name} is unknown")
+    return word_counts(lm.find_corpus())
 
 
 def word_counts(corpus: Corpus) -> Mapping[str, int]:
