@@ -470,6 +470,25 @@ def test_an_output_outlives_a_run_that_begins_beside_it(tmp_path):
     assert (tmp_path / "adapted/x").read_bytes() == b"1"
 
 
+def test_a_new_folder_survives_a_clean_that_saw_it_before_another_removed_it(tmp_path, monkeypatch):
+    """Two at once: one removes the folder before its lock, the other what then has that name."""
+    flock = fcntl.flock
+    seen: list[str] = []
+
+    def cleaned(descriptor, operation):
+        if not seen:
+            seen.extend(folder.names())
+            folder.remove(seen[0])
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", cleaned)
+    with Folder.open(tmp_path) as folder:
+        with folder.new_folder("x") as made:
+            folder.remove(seen[0])
+            made.write("a", b"1")
+        assert folder.names() == ["x"] and (tmp_path / "x/a").read_bytes() == b"1"
+
+
 def test_a_lock_of_what_is_only_read_is_a_shared_one(tmp_path, monkeypatch):
     """NFS has no other (flock(2))."""
     flock = fcntl.flock

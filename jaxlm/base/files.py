@@ -218,7 +218,8 @@ class Folder:
     def replacing(self, name: str) -> Iterator[BinaryIO]:
         """Yields a new file, which replaces `name` durably if the block ends without an error."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with self._appearing(name) as partial:
+        partial = _unfinished_name(name)
+        with self._appearing(partial, name):
             descriptor = _open(partial, self.path / name, flags, self._descriptor)
             with open(descriptor, "wb") as file:
                 with suppress(OSError):  # `clean` spares what is locked.
@@ -231,28 +232,37 @@ class Folder:
     @contextmanager
     def new_folder(self, name: str) -> Iterator["Folder"]:
         """Yields a new folder, which appears as `name` if the block ends without an error."""
-        with self._appearing(name) as partial, self._locked_folder(partial) as folder:
+        with self._unfinished_folder(name) as folder, self._appearing(folder.path.name, name):
             yield folder
             folder.sync()
 
-    def _locked_folder(self, name: str) -> "Folder":
-        """Makes a directory and locks it, so that `clean` spares it. Raises OSError."""
-        for _ in range(100):
-            with suppress(FileNotFoundError):
-                folder = self.folder(name, create=True)
-                with suppress(OSError):
-                    fcntl.flock(folder._descriptor, fcntl.LOCK_EX)
-                if self.exists(name):
-                    return folder
-                os.close(folder._descriptor)  # Another process's `clean` removed it before.
-        return self.folder(name, create=True)  # It raises OSError, if this directory is gone.
+    def _unfinished_folder(self, name: str) -> "Folder":
+        """Makes a directory for `new_folder`, locked so that `clean` spares it. Raises OSError."""
+        with _with_path(self.path / name):
+            for _ in range(100):
+                # Never one name twice: another's `clean` may be about to remove what it saw.
+                partial = _unfinished_name(name)
+                try:
+                    os.mkdir(partial, dir_fd=self._descriptor)
+                    folder = self.folder(partial)
+                    with suppress(OSError):
+                        fcntl.flock(folder._descriptor, fcntl.LOCK_EX)
+                    if self.exists(partial):
+                        return folder
+                    os.close(folder._descriptor)
+                except FileNotFoundError:
+                    continue
+                except BaseException:
+                    with suppress(OSError):
+                        self.remove(partial)
+                    raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     @contextmanager
-    def _appearing(self, name: str) -> Iterator[str]:
-        """Yields a name for an unfinished entry, which gets `name` if the block ends well."""
-        partial = _unfinished_name(name)
+    def _appearing(self, partial: str, name: str) -> Iterator[None]:
+        """Gives an unfinished entry its name if the block ends well; else removes it."""
         try:
-            yield partial
+            yield
             self.rename(partial, name)
             self.sync()
         except BaseException as error:
@@ -313,7 +323,7 @@ class Folder:
                 continue
             try:
                 # Shared, since NFS has no exclusive lock of what is only read. It is kept until the
-                # entry is gone, so that no writer takes the entry in between (`_locked_folder`).
+                # entry is gone: a writer that waits for it then sees that (`_unfinished_folder`).
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
