@@ -6,6 +6,8 @@
     python experiments/shakespeare.py --nanogpt ../nanoGPT --python ../torch/bin/python --seeds 3
     # Fewer epochs; the last 32% of the training part, once
     python experiments/shakespeare.py --presets hawk:1 shakespeare:2 transformer:1:32
+    # Two presets at once, each on a core of its own, mixed
+    python experiments/shakespeare.py --presets shakespeare-small+shakespeare-blocks
 
 nanoGPT is trained by the command of its README for a CPU (4 layers, 128 wide, blocks of 64, batches
 of 12, 2,000 iterations) as it stands. Its last checkpoint reads the whole validation part in blocks
@@ -13,7 +15,9 @@ of 64, and its mean is over all characters, not over random blocks. Our presets 
 the same part by `jaxlm train` and `jaxlm evaluate`: plainly; interpolated with a 7-gram model of
 characters, which is a row of its own; adaptively, learning from each 64 characters once they are
 scored, with the 7-gram model; and presets with their own epochs by dynamic evaluation with the
-training text's statistics. Where a text is read but once, nothing is dropped. Seconds are of the
+training text's statistics. Two presets with a plus between them are trained at once, and read as a
+mixture in which each has the same weight, and the 7-gram model too. Where a text is read but once,
+nothing is dropped. Seconds are of the
 whole command of training: start, compilation and all validations, without installation; those of
 reading adaptively are beside them, counting the 7-gram included.
 
@@ -29,8 +33,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from itertools import product
@@ -116,19 +122,22 @@ class Row:
 
 
 def preset_and_epochs(text: str) -> str:
-    """The type of an argument PRESET[:EPOCHS] or PRESET:1:PERCENT."""
+    """The type of an argument PRESET[:EPOCHS], PRESET:1:PERCENT or PRESET+PRESET."""
+    if text.count("+") == 1 and all(name in OURS for name in text.split("+")):
+        return text
     preset, *numbers = text.split(":")
     is_share = len(numbers) == 2 and numbers[0] == "1"
     is_known = preset in OURS and all(number.isdecimal() for number in numbers)
     if not is_known or not (len(numbers) < 2 or is_share):
         raise argparse.ArgumentTypeError(
-            f"expected PRESET[:EPOCHS] of {OURS}, or PRESET:1:PERCENT, found {text!r}"
+            f"expected PRESET[:EPOCHS] or PRESET+PRESET of {OURS}, or PRESET:1:PERCENT, "
+            f"found {text!r}"
         )
     return text
 
 
-def timed(command: Sequence[str | Path], folder: Path | None = None) -> tuple[str, float]:
-    """What a command prints, and its seconds.
+def timed(command: Sequence[object], folder: Path | None = None) -> tuple[str, float]:
+    """What a command prints, and its seconds, with no programs that an earlier one compiled.
 
     Args:
         command: Its words.
@@ -137,13 +146,20 @@ def timed(command: Sequence[str | Path], folder: Path | None = None) -> tuple[st
     Raises:
         JaxlmError: It fails.
     """
-    start = time.monotonic()
-    done = subprocess.run(
-        [str(word) for word in command], cwd=folder, capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory() as programs:
+        start = time.monotonic()
+        done = subprocess.run(
+            [str(word) for word in command],
+            cwd=folder,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": programs},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - start
     if done.returncode:
         raise JaxlmError(f"{command[0]} ended with {done.returncode}: {done.stderr[-500:]}")
-    return done.stdout, time.monotonic() - start
+    return done.stdout, seconds
 
 
 def nanogpt(args: argparse.Namespace, seed: int) -> Row:
@@ -255,6 +271,40 @@ def ours(args: argparse.Namespace, system: str, seed: int) -> Row:
     return Row(system, seed, parameters, seconds, *losses, **about())
 
 
+def mixture(args: argparse.Namespace, system: str, seed: int) -> Row:
+    """Trains two presets at once, each on a core of its own, and reads the validation part by both.
+
+    Args:
+        args: The parsed arguments.
+        system: The names of both, with a plus between them.
+        seed: Of both runs.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise JaxlmError(f"{system} takes two cores, and there is one: name one preset")
+    folders = [args.run_dir / f"{preset}-of-two-seed{seed}" for preset in system.split("+")]
+    train = [sys.executable, "-m", "jaxlm", "train", "--seed", seed]
+    commands = [
+        ["taskset", "--cpu-list", core, *train, "--preset", preset, "--run-dir", folder]
+        for preset, folder, core in zip(system.split("+"), folders, cores, strict=False)
+    ]
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(commands)) as pool:
+        list(pool.map(timed, commands))
+    seconds = time.monotonic() - start
+    first, second = map(jaxlm.load, folders)
+    with_ngram = f"{folders[1]},{args.run_dir / NGRAM}"
+    nats, mixed = (
+        math.log(first.evaluate("test", protocol=protocol).perplexity)
+        for protocol in (
+            Interpolation(with_=str(folders[1]), weight=(1 / 2,)),
+            Interpolation(with_=with_ngram, weight=(1 / 3, 1 / 3)),
+        )
+    )
+    parameters = sum(leaf.size for lm in (first, second) for leaf in jax.tree.leaves(lm.params))
+    return Row(system, seed, parameters, seconds, nats, mixed, None, None, None, **about())
+
+
 def write_last_part(folder: Path, percent: int) -> None:
     """Writes the end of the training part as a text to train on, with the same validation part.
 
@@ -281,6 +331,8 @@ def measured(args: argparse.Namespace, system: str, seed: int) -> Row:
         return ngram(args)
     if system == NANOGPT:
         return nanogpt(args, seed)
+    if "+" in system:
+        return mixture(args, system, seed)
     return ours(args, system, seed)
 
 
@@ -330,7 +382,7 @@ def main() -> None:
         nargs="+",
         type=preset_and_epochs,
         default=OURS,
-        metavar="PRESET[:EPOCHS[:PERCENT]]",
+        metavar="PRESET[:EPOCHS[:PERCENT]] or PRESET+PRESET",
         help=f"of {', '.join(OURS)} (all, each with its own epochs)",
     )
     parser.add_argument("--nanogpt", type=Path, help="a checkout of karpathy/nanoGPT")

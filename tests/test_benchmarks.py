@@ -202,7 +202,8 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--run-dir kept.json": "kept.json cannot be used",
     },
     "shakespeare.py": {
-        "--presets small": "expected PRESET[:EPOCHS] of ",
+        "--presets small": "expected PRESET[:EPOCHS] or PRESET+PRESET of ",
+        "--presets hawk+small": "found 'hawk+small'",
         "--presets transformer:x": "found 'transformer:x'",
         "--nanogpt nowhere": "nowhere is no checkout of nanoGPT",
         "--run-dir kept.json": "kept.json cannot be used",
@@ -452,6 +453,25 @@ def test_the_page_s_tables_are_of_the_runs(monkeypatch):
     lines = [line for line in shootout.table(rows).splitlines()[2:] if line.startswith("|")]
     assert len(lines) >= 20
     assert [line for line in lines if "| " + line.split(" | ", 2)[2] not in page] == []
+
+
+def test_the_tables_of_tiny_shakespeare_are_of_the_runs(monkeypatch):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    shakespeare = import_module("shakespeare")
+    root = EXPERIMENTS.parent
+    page = (root / "docs/lab/shakespeare.md").read_text()
+    runs: dict[tuple[str, str], list[dict[str, str]]] = {}
+    with (root / "docs/lab/shakespeare.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault((row["system"], row["machine"]), []).append(row)
+    for rows in runs.values():
+        for name in ("nats", "mixed", "dynamic", "adaptive"):
+            losses = [float(row[name]) for row in rows if row[name]]
+            if len(losses) == 3:
+                assert f" {shakespeare.shown_mean(losses)}" in page, (rows[0]["system"], name)
+    mixture = next(rows for (system, _), rows in runs.items() if "+" in system)
+    losses = [float(row["mixed"]) for row in mixture]
+    assert f" {shakespeare.shown_mean(losses)} " in (root / "README.md").read_text()
 
 
 def test_the_table_of_blocks_is_of_the_runs():
