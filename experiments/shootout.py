@@ -383,9 +383,11 @@ def tuned(cell: Cell, space: dict[str, str], trials: int, share: float) -> dict[
     Args:
         cell: the cell to tune.
         space: {field: space}, as `jaxlm sweep --set` takes it.
-        trials: points to try.
+        trials: points to try; 0: none, and no values.
         share: a trial's part of the run's epochs.
     """
+    if not trials:
+        return {}
     config = cell.config
     folder = cell.folder / "tuning"
     if (folder / sweep_files.RESULTS).exists():
@@ -595,10 +597,10 @@ def main() -> None:
     )
     parser.add_argument(
         "--trials",
-        type=whole(1),
+        type=whole(0),
         default=8,
         metavar="N",
-        help="points that tune each cell (8)",
+        help="points that tune each cell (8); 0: the preset's values, and what --set says",
     )
     parser.add_argument(
         "--share", type=above_zero, default=0.25, help="of the epochs that a trial trains (0.25)"
