@@ -17,9 +17,9 @@ characters, which is a row of its own; adaptively, learning from each 64 charact
 scored, with the 7-gram model; and presets with their own epochs by dynamic evaluation with the
 training text's statistics. Two presets with a plus between them are trained at once, and read as a
 mixture in which each has the same weight, and the 7-gram model too. Where a text is read but once,
-nothing is dropped. Seconds are of the
-whole command of training: start, compilation and all validations, without installation; those of
-reading adaptively are beside them, counting the 7-gram included.
+nothing is dropped. Seconds are of the whole command of training: start, compilation and all
+validations, without installation; those of reading adaptively are beside them, counting the 7-gram
+included.
 
 Each run is kept in --run-dir (runs/shakespeare), and a second start does not repeat it. Nothing
 else should run beside it. The results are shakespeare.csv there, a line a run.
@@ -241,6 +241,7 @@ def ours(args: argparse.Namespace, system: str, seed: int) -> Row:
         seed: Of the run.
     """
     folder = args.run_dir / f"{system}-seed{seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # what a start that was stopped left
     preset, *numbers = system.split(":")
     command = [sys.executable, "-m", "jaxlm", "train", "--preset", preset]
     if numbers:
@@ -283,6 +284,8 @@ def mixture(args: argparse.Namespace, system: str, seed: int) -> Row:
     if len(cores) < 2:
         raise JaxlmError(f"{system} takes two cores, and there is one: name one preset")
     folders = [args.run_dir / f"{preset}-of-two-seed{seed}" for preset in system.split("+")]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)  # what a start that was stopped left
     train = [sys.executable, "-m", "jaxlm", "train", "--seed", seed]
     commands = [
         ["taskset", "--cpu-list", core, *train, "--preset", preset, "--run-dir", folder]
@@ -293,14 +296,10 @@ def mixture(args: argparse.Namespace, system: str, seed: int) -> Row:
         list(pool.map(timed, commands))
     seconds = time.monotonic() - start
     first, second = map(jaxlm.load, folders)
-    with_ngram = f"{folders[1]},{args.run_dir / NGRAM}"
-    nats, mixed = (
-        math.log(first.evaluate("test", protocol=protocol).perplexity)
-        for protocol in (
-            Interpolation(with_=str(folders[1]), weight=(1 / 2,)),
-            Interpolation(with_=with_ngram, weight=(1 / 3, 1 / 3)),
-        )
-    )
+    halves = Interpolation(with_=str(folders[1]), weight=(1 / 2,))
+    thirds = Interpolation(with_=f"{folders[1]},{args.run_dir / NGRAM}", weight=(1 / 3, 1 / 3))
+    nats = math.log(first.evaluate("test", protocol=halves).perplexity)
+    mixed = math.log(first.evaluate("test", protocol=thirds).perplexity)
     parameters = sum(leaf.size for lm in (first, second) for leaf in jax.tree.leaves(lm.params))
     return Row(system, seed, parameters, seconds, nats, mixed, None, None, None, **about())
 

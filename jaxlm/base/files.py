@@ -256,6 +256,7 @@ class Folder:
                     with suppress(OSError):
                         self.remove(partial)
                     raise
+            # This directory itself is gone.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     @contextmanager
