@@ -551,18 +551,17 @@ def plot(rows: list[Row], path: Path) -> Path:
         for axes, panel in zip(
             drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
         ):
-            for place, cell in enumerate(cells):
-                tests = [
-                    r["test"]
-                    for r in rows
-                    if (r["text"], r["minutes"], r["cell"]) == (*panel, cell)
-                ]
-                colour = PALETTE[place % len(PALETTE)]
+            of_panel = [row for row in rows if (row["text"], row["minutes"]) == panel]
+            its_cells = [*dict.fromkeys(row["cell"] for row in of_panel)]
+            for place, cell in enumerate(its_cells):
+                tests = [row["test"] for row in of_panel if row["cell"] == cell]
+                colour = PALETTE[cells.index(cell) % len(PALETTE)]
                 axes.scatter([place] * len(tests), tests, color=colour, s=14)
                 axes.errorbar(
                     place, *mean_and_deviation(tests), color=colour, marker="_", capsize=4
                 )
-            axes.set_xticks(range(len(cells)), cells, rotation=45)
+            places = range(len(its_cells))
+            axes.set_xticks(places, its_cells, rotation=45, ha="right", rotation_mode="anchor")
             axes.set(title=f"{Path(panel[0]).stem}, {panel[1]:g} min", ylabel="test perplexity")
         return save(drawn, path)
 
