@@ -118,7 +118,7 @@ class Dynamic(Mixable):
     """Dynamic evaluation: learn from each segment once it is scored (arXiv:1709.07432)."""
 
     RMS_GRID: ClassVar[Grid] = {
-        "learning_rate": (3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4),
+        "learning_rate": (1e-5, 2e-5, 3e-5, 5e-5, 7e-5, 1e-4),
         "lambda_": (1e-3, 2e-3, 3e-3, 5e-3),
     }
     SGD_GRID: ClassVar[Grid] = {
@@ -130,7 +130,9 @@ class Dynamic(Mixable):
         "rms divides by the size of the training text's gradients, sgd does not",
         ("rms", "sgd"),
     )
-    learning_rate: float = number(5e-5, "rate of a step", low=0)
+    learning_rate: float = number(
+        5e-5, "rate of a step; by rms blocks learn best at about 2e-5", low=0
+    )
     lambda_: float = number(
         0.002, "rate of the decay back to the trained parameters", low=0, high=1
     )
