@@ -131,7 +131,7 @@ class Dynamic(Mixable):
         ("rms", "sgd"),
     )
     learning_rate: float = number(
-        5e-5, "rate of a step; by rms blocks learn best at about 2e-5", low=0
+        5e-5, "rate of a step; by rms minGRU's blocks learn best at 2e-5", low=0
     )
     lambda_: float = number(
         0.002, "rate of the decay back to the trained parameters", low=0, high=1
