@@ -137,7 +137,8 @@ def test_a_step_at_a_time_is_the_whole():
         (dict(model="gru,hawk", hidden_sizes=(8, 7)), "is 8,7, which 2 heads do not divide"),
         (
             dict(model="gru,lstm", longest_memory=9.0, forget_bias=1.0),
-            "longest_memory and forget_bias exclude each other",
+            "longest_memory and forget_bias exclude each other, .*: set longest_memory to none, or "
+            "forget_bias to 0",
         ),
         (dict(model="lstm,gru", optimizer="awd-lstm"), "for LSTMs; the model is lstm,gru"),
     ],

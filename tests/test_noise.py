@@ -275,7 +275,8 @@ def test_a_step_drops_nothing_where_dropout_starts_and_all_of_it_where_it_has_gr
         (dict(dropout_ramp=0.5, keep_carry=0.5), "dropout_ramp .* keep_output"),
         (
             dict(dropout_start=0.5, keep_output=0.5),
-            "dropout_start needs dropout_ramp, and dropout_ramp is none",
+            "dropout_start needs dropout_ramp, and dropout_ramp is none: set dropout_ramp, or "
+            "dropout_start to none",
         ),
         (
             dict(model="mingru", keep_recurrent_weights=0.5),

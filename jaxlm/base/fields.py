@@ -272,6 +272,9 @@ def _check_relations(section: Any) -> None:
             return value is not None
         return value != default
 
+    def unset(name: str) -> str:
+        return f"{name} to {setting_text(getattr(type(section), name))}"
+
     def settings(names: Sequence[str]) -> str:
         return ", ".join(f"{name} is {setting_text(getattr(section, name))}" for name in names)
 
@@ -281,14 +284,13 @@ def _check_relations(section: Any) -> None:
         if spec.needs and not any(map(is_set, spec.needs)):
             needed = either(spec.needs)
             raise JaxlmError(
-                f"{name} needs {needed}, and {settings(spec.needs)}: set {needed}, or leave "
-                f"{name} out"
+                f"{name} needs {needed}, and {settings(spec.needs)}: set {needed}, or {unset(name)}"
             )
         for other in spec.excludes:
             if is_set(other):
                 raise JaxlmError(
                     f"{name} and {other} exclude each other, and {settings([name, other])}: "
-                    "leave one out"
+                    f"set {unset(name)}, or {unset(other)}"
                 )
     if hasattr(section, "check"):
         section.check()
