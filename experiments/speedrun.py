@@ -67,6 +67,7 @@ RUNGS = {
     "fast-91": Rung(97.0),
     "fast-84": Rung(90.0),
     "fast-84-blocks": Rung(91.0),
+    "fast-82": Rung(89.0),
     "fast-78": Rung(86.0),
     "fast-75": Rung(82.0),
     "fast-72": Rung(78.0),
