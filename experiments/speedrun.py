@@ -68,6 +68,7 @@ RUNGS = {
     "fast-84": Rung(90.0),
     "fast-84-blocks": Rung(91.0),
     "fast-82": Rung(89.0),
+    "fast-82-blocks": Rung(88.5),
     "fast-78": Rung(86.0),
     "fast-75": Rung(82.0),
     "fast-72": Rung(78.0),
