@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 
 def by_platform(function: Callable[..., Any], *arguments: object) -> Any:
@@ -33,6 +35,29 @@ def batch_devices() -> int:
     if mesh.empty or mesh.manual_axes:
         return 1
     return mesh.axis_sizes[0]
+
+
+def shared_by_devices(
+    function: Callable[[jax.Array], jax.Array],
+    matrices: Float[Array, "G M N"],
+) -> Float[Array, "G M N"]:
+    """A function of each matrix. Of devices that share the batch each computes a part of them.
+
+    Args:
+        function: Of matrices, each by itself and each to one of its own shape.
+        matrices: The same on all devices.
+
+    Returns:
+        The results, whole on all devices.
+    """
+    devices = batch_devices()
+    if devices == 1:
+        return function(matrices)
+    axis = jax.sharding.get_abstract_mesh().axis_names[0]
+    G = len(matrices)
+    padded = jnp.pad(matrices, [(0, -G % devices), (0, 0), (0, 0)])
+    parts = lax.with_sharding_constraint(padded, PartitionSpec(axis))
+    return lax.with_sharding_constraint(function(parts), PartitionSpec())[:G]
 
 
 def check_array(

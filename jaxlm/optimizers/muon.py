@@ -1,5 +1,6 @@
 """Muon: the layers' matrices by orthogonalised momentum, one matrix a gate; all else by Adam."""
 
+from collections import defaultdict
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import optax
 from jaxlm.base.fields import choice, count, flag, number
 from jaxlm.models import block
 from jaxlm.models.recurrent import Recurrent
+from jaxlm.ops.devices import shared_by_devices
 from jaxlm.ops.newton_schulz import orthogonalized
 from jaxlm.optimizers.adamw import Adaptive
 from jaxlm.optimizers.optimizer import OPTIMIZERS, matrices
@@ -62,24 +64,38 @@ class Muon(Adaptive):
         return optax.transforms.partition({"muon": muon, "adam": optax.chain(*adam)}, labels)
 
     def _orthogonalized_by_gate(self, model: Recurrent) -> optax.GradientTransformation:
-        """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype."""
+        """Orthogonalises each gate's matrix in every kernel [I, gates * H], in compute_dtype.
+
+        Matrices of one shape are orthogonalised together.
+        """
         layers = model.layers
 
-        def orthogonal(path, kernel):
-            layer = layers[path[1].idx]
-            counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
-            count = counts.get(path[-1].key, layer.gates)
-            gates = orthogonalized(
-                jnp.stack(jnp.split(kernel, count, 1)),
-                self.newton_schulz_steps,
-                model.compute_dtype,
-                self.newton_schulz_rule,
+        def orthogonal(matrices):
+            return orthogonalized(
+                matrices, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule
             )
-            return jnp.concatenate(list(gates), 1)
 
-        return optax.stateless(
-            lambda updates, _: jax.tree_util.tree_map_with_path(orthogonal, updates)
-        )
+        def update(kernels, _):
+            leaves, tree = jax.tree_util.tree_flatten_with_path(kernels)
+            by_shape = defaultdict(list)
+            of_kernels = []
+            for path, kernel in leaves:
+                layer = layers[path[1].idx]
+                counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
+                gates = jnp.split(kernel, counts.get(path[-1].key, layer.gates), 1)
+                of_kernels.append((gates[0].shape, len(gates)))
+                by_shape[gates[0].shape] += gates
+            done = {
+                shape: iter(shared_by_devices(orthogonal, jnp.stack(matrices)))
+                for shape, matrices in by_shape.items()
+            }
+            columns = [
+                jnp.concatenate([next(done[shape]) for _ in range(count)], 1)
+                for shape, count in of_kernels
+            ]
+            return jax.tree.unflatten(tree, columns)
+
+        return optax.stateless(update)
 
 
 def _label(path: Any, leaf: jax.Array) -> str:
