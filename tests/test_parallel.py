@@ -120,6 +120,32 @@ for changes in ({}, {"tied": True, "hidden_sizes": (8, 8)}, {"experts": 2}):
     )
 
 
+def test_devices_of_a_batch_share_the_matrices_that_muon_orthogonalises():
+    """Of five matrices the program of each of four devices multiplies two; results are one's."""
+    on_devices(
+        8,
+        """
+import re
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxlm.distributed.mesh import make_mesh
+from jaxlm.ops.devices import shared_by_devices
+from jaxlm.ops.newton_schulz import orthogonalized
+
+x = np.random.default_rng(0).normal(size=(5, 6, 9)).astype(np.float32)
+expected = jax.jit(orthogonalized, static_argnums=1)(x, 5)
+mesh = make_mesh(4, 4, 2)[0]
+shared = jax.jit(lambda x: shared_by_devices(lambda part: orthogonalized(part, 5), x))
+with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec()))
+    program = shared.lower(placed).compile()
+np.testing.assert_allclose(program(placed), expected, rtol=1e-5, atol=1e-6)
+products = re.findall(r"= f32\\[(\\d+),\\d+,\\d+\\]\\S* dot\\(", program.as_text())
+assert set(products) == {"2"}, products
+""",
+    )
+
+
 @pytest.mark.slow
 def test_fifty_windows_are_one_devices():
     """By rows, by words (500, which 8 does not divide), by both; with dropout and without."""
