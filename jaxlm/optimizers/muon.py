@@ -70,30 +70,28 @@ class Muon(Adaptive):
         """
         layers = model.layers
 
-        def orthogonal(matrices):
+        def split(path, kernel):
+            layer = layers[path[1].idx]
+            counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
+            return jnp.split(kernel, counts.get(path[-1].key, layer.gates), 1)
+
+        def orthogonal(gates):
             return orthogonalized(
-                matrices, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule
+                gates, self.newton_schulz_steps, model.compute_dtype, self.newton_schulz_rule
             )
 
         def update(kernels, _):
-            leaves, tree = jax.tree_util.tree_flatten_with_path(kernels)
-            by_shape = defaultdict(list)
-            of_kernels = []
-            for path, kernel in leaves:
-                layer = layers[path[1].idx]
-                counts = {**dict.fromkeys(block.KERNELS, 1), **layer.kernel_gates}
-                gates = jnp.split(kernel, counts.get(path[-1].key, layer.gates), 1)
-                of_kernels.append((gates[0].shape, len(gates)))
-                by_shape[gates[0].shape] += gates
-            done = {
-                shape: iter(shared_by_devices(orthogonal, jnp.stack(matrices)))
-                for shape, matrices in by_shape.items()
-            }
-            columns = [
-                jnp.concatenate([next(done[shape]) for _ in range(count)], 1)
-                for shape, count in of_kernels
-            ]
-            return jax.tree.unflatten(tree, columns)
+            gates, tree = jax.tree.flatten(jax.tree_util.tree_map_with_path(split, kernels))
+            places = defaultdict(list)
+            for place, gate in enumerate(gates):
+                places[gate.shape].append(place)
+            for of_shape in places.values():
+                stacked = jnp.stack([gates[place] for place in of_shape])
+                done = shared_by_devices(orthogonal, stacked)
+                for place, gate in zip(of_shape, done, strict=True):
+                    gates[place] = gate
+            of_kernels = jax.tree.unflatten(tree, gates)
+            return jax.tree.map(lambda _, gates: jnp.concatenate(gates, 1), kernels, of_kernels)
 
         return optax.stateless(update)
 
