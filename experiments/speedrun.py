@@ -70,7 +70,7 @@ RUNGS = {
     "fast-82": Rung(89.0),
     "fast-82-blocks": Rung(88.5),
     "fast-78": Rung(86.0),
-    "fast-75-rlstm": Rung(82.0),
+    "fast-74-rlstm": Rung(81.0),
     "fast-75": Rung(82.0),
     "fast-72": Rung(78.0),
     "char-small": Rung(1.56, "ptb-char", "bits_per_character"),
