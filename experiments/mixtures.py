@@ -4,7 +4,7 @@
     python experiments/mixtures.py
     # Keep the runs as a record, and check one from its directory alone
     python experiments/mixtures.py --keep records
-    python experiments/mixtures.py --verify records/mix-74
+    python experiments/mixtures.py --verify records/mix-71
 
 The members are rungs of `experiments/speedrun.py`, each trained by `jaxlm train` in a process of
 its own with an empty compilation cache, one after the other; then `jaxlm ngram` counts the training
@@ -43,7 +43,7 @@ from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.ending import exit_code
 from jaxlm.config.protocols import Interpolation
 
-MIXTURES = {"mix-74": ("fast-84", "fast-84-blocks")}  # named by its test perplexity
+MIXTURES = {"mix-71": ("fast-80", "fast-82-blocks")}  # named by its test perplexity
 ORDER = 5  # of the n-gram model
 COMMANDS_BESIDE = 2  # the one that counts n-grams, and the one that mixes
 

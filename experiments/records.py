@@ -130,7 +130,8 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
         wrong = list(_wrong_claims(record, folder, rungs))
         if wrong:
             return wrong
-        corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir)
+        options = jaxlm.preset(record["preset"]).data.options
+        corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir, **options)
         for seed in SEEDS:
             wrong += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
         wrong += _wrong_sessions(record, folder)
