@@ -36,7 +36,7 @@ def records():
         yield records
 
 
-def claimed(records, folder: Path) -> dict[str, Any]:
+def claimed(records, folder: Path, preset: str = "tiny-rung") -> dict[str, Any]:
     """A true record of the runs in a folder."""
     results = []
     for seed in records.SEEDS:
@@ -52,7 +52,7 @@ def claimed(records, folder: Path) -> dict[str, Any]:
         )
     rung = records.Rung(1e9, "embedded-tiny")
     return records.claims(
-        "tiny-rung", rung, results, [0.1] * 12
+        preset, rung, results, [0.1] * 12
     )  # of three seeds, as speedrun.py has them
 
 
@@ -66,6 +66,15 @@ def record(records, tmp_path_factory) -> SimpleNamespace:
     rungs = {"tiny-rung": records.Rung(1e9, "embedded-tiny")}
     assert records.verify(folder, rungs) == []
     return SimpleNamespace(folder=folder, rungs=rungs)
+
+
+def test_a_rung_reads_its_text_as_its_preset_says(records, tmp_path, monkeypatch):
+    monkeypatch.setitem(configs.PRESETS, "lower", {"base": "tiny-rung", "lowercase": True})
+    config = CONFIG.replace(lowercase=True)
+    for seed in records.SEEDS:
+        jaxlm.train(config.replace(seed=seed), run_dir=tmp_path / f"seed{seed}", quiet=True)
+    (tmp_path / "record.json").write_text(json.dumps(claimed(records, tmp_path, "lower")))
+    assert records.verify(tmp_path, {"lower": records.Rung(1e9, "embedded-tiny")}) == []
 
 
 def edited(path: Path, change) -> None:
