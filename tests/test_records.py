@@ -51,30 +51,28 @@ def claimed(records, folder: Path, preset: str = "tiny-rung") -> dict[str, Any]:
             )
         )
     rung = records.Rung(1e9, "embedded-tiny")
-    return records.claims(
-        preset, rung, results, [0.1] * 12
-    )  # of three seeds, as speedrun.py has them
+    turns = 12  # of three seeds, as speedrun.py has them
+    return records.claims(preset, rung, results, [0.1] * turns)
 
 
-@pytest.fixture(scope="module")
-def record(records, tmp_path_factory) -> SimpleNamespace:
+def recorded(records, folder: Path, config: jaxlm.Config, preset: str) -> SimpleNamespace:
     """A record that holds: three seeds of a tiny rung."""
-    folder = tmp_path_factory.mktemp("record") / "tiny"
     for seed in records.SEEDS:
-        jaxlm.train(CONFIG.replace(seed=seed), run_dir=folder / f"seed{seed}", quiet=True)
-    (folder / "record.json").write_text(json.dumps(claimed(records, folder)))
-    rungs = {"tiny-rung": records.Rung(1e9, "embedded-tiny")}
+        jaxlm.train(config.replace(seed=seed), run_dir=folder / f"seed{seed}", quiet=True)
+    (folder / "record.json").write_text(json.dumps(claimed(records, folder, preset)))
+    rungs = {preset: records.Rung(1e9, "embedded-tiny")}
     assert records.verify(folder, rungs) == []
     return SimpleNamespace(folder=folder, rungs=rungs)
 
 
+@pytest.fixture(scope="module")
+def record(records, tmp_path_factory) -> SimpleNamespace:
+    return recorded(records, tmp_path_factory.mktemp("record") / "tiny", CONFIG, "tiny-rung")
+
+
 def test_a_rung_reads_its_text_as_its_preset_says(records, tmp_path, monkeypatch):
     monkeypatch.setitem(configs.PRESETS, "lower", {"base": "tiny-rung", "lowercase": True})
-    config = CONFIG.replace(lowercase=True)
-    for seed in records.SEEDS:
-        jaxlm.train(config.replace(seed=seed), run_dir=tmp_path / f"seed{seed}", quiet=True)
-    (tmp_path / "record.json").write_text(json.dumps(claimed(records, tmp_path, "lower")))
-    assert records.verify(tmp_path, {"lower": records.Rung(1e9, "embedded-tiny")}) == []
+    recorded(records, tmp_path, CONFIG.replace(lowercase=True), "lower")
 
 
 def edited(path: Path, change) -> None:
