@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from recipes import BASE, B, T, V, begun
 from test_softmax import draw
 
+import jaxlm
 from jaxlm.base.errors import JaxlmError
+from jaxlm.data.corpus import Corpus
+from jaxlm.data.vocab import Vocab
 from jaxlm.models.noise import Noise, draw_noise
 from jaxlm.ops import softmax
 from jaxlm.ops.sampled_softmax import (
@@ -118,6 +121,43 @@ def test_over_all_offsets_each_word_is_drawn_as_often_as_its_odds_say(vocabulary
         np.bincount(ids.ravel(), minlength=vocabulary) / 4000, odds, atol=1e-3
     )
     np.testing.assert_allclose(np.exp(drawn.log_weights), 1 / odds[ids], rtol=1e-5)
+
+
+@given(st.integers(0, 99), st.floats(0, 1, exclude_max=True, width=32))
+def test_ranks_say_which_words_are_drawn(seed, offset):
+    ranked = np.random.default_rng(seed).permutation(WORDS)
+    by_id = drawn_words(jnp.float32(offset), WORDS, 9)
+    by_rank = drawn_words(jnp.float32(offset), WORDS, 9, ranked)
+    np.testing.assert_array_equal(by_rank.ids, ranked[by_id.ids])
+    np.testing.assert_array_equal(by_rank.log_weights, by_id.log_weights)
+
+
+def corpus_of(ranked):
+    """A text whose word of rank r occurs WORDS - r times, and has the id `ranked[r]`."""
+    ranks = np.repeat(np.arange(WORDS), np.arange(WORDS, 0, -1))
+    ids = ranked[np.random.default_rng(0).permutation(ranks)]
+    words = tuple(f"w{rank}" for rank in np.argsort(ranked))
+    return Corpus("ranks", "", Vocab(words), ids, ids[:60], ids[:60], "0" * 64)
+
+
+@pytest.mark.parametrize("small_batch", [0, 2])
+def test_in_whatever_order_ids_are_the_frequent_words_are_drawn(small_batch):
+    """The pieces of a BPE are in another order than that of frequency: letters come last.
+
+    From zeros only the softmax's bias is trained, so that all words differ by their place alone.
+    """
+    config = BASE.replace(
+        vocab_size=WORDS, sampled_words=6, init_scale=0, small_batch=small_batch, epochs=1
+    )
+    in_order, backwards = (corpus_of(np.arange(WORDS)[::step]) for step in (1, -1))
+    expected, found = (jaxlm.train(config, text, quiet=True) for text in (in_order, backwards))
+    assert found.epochs[0].train_perplexity == pytest.approx(
+        expected.epochs[0].train_perplexity, rel=1e-5
+    )
+    assert found.test_perplexity == pytest.approx(expected.test_perplexity, rel=1e-5)
+    sweep = jaxlm.sweep(config, {"seed": [0, 1]}, corpus=backwards, quiet=True, workers=1)
+    member = next(member for member in sweep.members if member.seed == 0)
+    assert member.test_perplexity == pytest.approx(expected.test_perplexity, rel=1e-5)
 
 
 def test_a_window_draws_its_own_words_until_its_epochs_are_over_and_evaluation_none():

@@ -1025,7 +1025,7 @@ def test_a_group_fits_into_memory_and_is_no_larger_than_of_use(monkeypatch):
 @pytest.mark.parametrize("vmapped", [False, True])
 def test_an_empty_slot_costs_no_window_where_members_follow_one_another(monkeypatch, vmapped):
     group: Any = MemberGroup(3, vmapped)
-    run = SimpleNamespace(step=0, plan=WindowPlan(45, 20, 1), config=TINY)
+    run = SimpleNamespace(step=0, plan=WindowPlan(45, 20, 1), config=TINY, ranked_words=None)
     group.runs = [run, None, run]
     group._members = (None, None)
     asked = []

@@ -468,7 +468,7 @@ def test_counts_of_words_in_pieces_are_those_in_words(runs):
     pieces = Corpus("x", "x", vocab, ids, ids, ids, "0")
     with pytest.MonkeyPatch.context() as patch:
         for block in (1, 3, 100):
-            patch.setattr(reading_times, "BLOCK", block)
+            patch.setattr("jaxlm.data.corpus.BLOCK", block)
             counts = reading_times.word_counts(pieces)
             assert {k: v for k, v in counts.items() if v} == {
                 "b": 1,

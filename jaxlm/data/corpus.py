@@ -1,6 +1,6 @@
 """The corpus: a vocabulary and the ids of three splits, with a name, a description and a hash."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,9 @@ from jaxlm.base.errors import DataError
 from jaxlm.base.units import MOST_UNKNOWN
 from jaxlm.data.text import SPLITS
 from jaxlm.data.vocab import UNK, Vocab, check_ids
+from jaxlm.data.windows import batch
+
+BLOCK = 1 << 20  # tokens of train that are counted at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +73,18 @@ class Corpus:
     def unknown_shares(self, *splits: str) -> dict[str, float]:
         """Returns the share of `<unk>` among the tokens of each split (default: all)."""
         return {split: self.vocab.unknown_share(getattr(self, split)) for split in splits or SPLITS}
+
+    def train_blocks(self) -> Iterator[np.ndarray]:
+        """Yields the ids of train in pieces, int32 [at most `BLOCK`]."""
+        for start in range(0, len(self.train), BLOCK):
+            yield batch(self.train, 1, start=start, stop=start + BLOCK)[:, 0]
+
+    def train_counts(self) -> np.ndarray:
+        """Returns how often each id is in train, int [V]."""
+        counts = np.zeros(len(self.vocab), int)
+        for block in self.train_blocks():
+            counts += np.bincount(block, minlength=len(counts))
+        return counts
 
 
 def unknown_text(share: float) -> str:

@@ -135,6 +135,7 @@ def draw_noise(
     key: PRNGKeyArray | None,
     steps: int,
     rows: int,
+    ranked: Int[Array, " V"] | None = None,
 ) -> Noise:
     """Draws what is random in one window.
 
@@ -144,6 +145,8 @@ def draw_noise(
             device draws what many would; words and weights have one mask for all rows.
         steps: T.
         rows: B.
+        ranked: All ids, the most frequent word's first, for a sampled softmax; None: they are in
+            this order.
 
     Returns:
         The masks, and the words of a sampled softmax.
@@ -186,9 +189,8 @@ def draw_noise(
 
     drawn = None
     if model.sampled_words:
-        drawn = draw_words(
-            jax.random.uniform(folded(_DRAWN)), model.vocab_size, model.sampled_words
-        )
+        offset = jax.random.uniform(folded(_DRAWN))
+        drawn = draw_words(offset, model.vocab_size, model.sampled_words, ranked)
     return Noise(
         embedding=units(model.keep_embedding, model.embedding_size, 0),
         outputs=tuple(

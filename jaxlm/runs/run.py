@@ -189,6 +189,19 @@ class Run:
         return self.corpus.unknown_shares("valid", "test")
 
     @cached_property
+    def ranked_words(self) -> np.ndarray | None:
+        """All ids, the most frequent in train first, int32 [V]; by it `sampled_words` draws.
+
+        None where ids are in this order, as those of words are, or none are drawn.
+        """
+        if not self.config.model.sampled_words:
+            return None
+        counts = self.corpus.train_counts()
+        if (np.diff(counts) <= 0).all():
+            return None
+        return np.argsort(-counts, kind="stable").astype(np.int32)
+
+    @cached_property
     def _sizes(self) -> dict[str, TextSize]:
         """The sizes of the predicted text of the validation and the test split."""
         counts = self.config.train

@@ -15,7 +15,6 @@ from jaxlm.base.errors import DataError
 from jaxlm.data.corpora import UNKNOWN
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.vocab import EOS
-from jaxlm.data.windows import batch
 from jaxlm.scoring.language_model import LanguageModel
 from jaxlm.scoring.next_token import probabilities_after
 from jaxlm.scoring.options import UNITS, SurprisalOptions
@@ -23,9 +22,6 @@ from jaxlm.scoring.sentences import Encoded, character_ends, is_punctuation
 from jaxlm.scoring.stimuli import read_table
 from jaxlm.scoring.surprisal import Surprisals, WordSurprisals, scored
 from jaxlm.scoring.token_scores import TINY
-
-BLOCK = 1 << 20  # tokens read at once
-
 
 # A place within a line: how many tokens end before it, and the nats of the text behind these.
 _Cut = tuple[int, float]
@@ -192,19 +188,14 @@ def training_counts(lm: LanguageModel, name: str = "this model") -> Mapping[str,
 def word_counts(corpus: Corpus) -> Mapping[str, int]:
     """How often each word is in the training text, without the punctuation at its edges."""
     vocab = corpus.vocab
-    ids = corpus.train
-    blocks = (batch(ids, 1, start=at, stop=at + BLOCK)[:, 0] for at in range(0, len(ids), BLOCK))
     counts = Counter[str]()
     if vocab.kind == "words":
-        totals = np.zeros(len(vocab), int)
-        for block in blocks:
-            totals += np.bincount(block, minlength=len(vocab))
-        for word, count in zip(vocab.words, totals.tolist(), strict=True):
+        for word, count in zip(vocab.words, corpus.train_counts().tolist(), strict=True):
             counts[bare(word)] += count
         return counts
     byte_counts = Counter[bytes]()
     unfinished = b""  # the word that a block ends within
-    for block in blocks:
+    for block in corpus.train_blocks():
         data = unfinished + b"".join(vocab.token_bytes[token] for token in block.tolist())
         counts[EOS] += int(np.count_nonzero(block == vocab.newline_id))
         words = data.split()

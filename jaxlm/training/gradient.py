@@ -42,6 +42,7 @@ def gradient(
     small_batch: int,
     length: Scalar | None,
     exact: Scalar | bool,
+    ranked: Int[Array, " V"] | None = None,
 ) -> Gradient:
     """The gradient of what a recipe minimises on one window.
 
@@ -52,6 +53,7 @@ def gradient(
         small_batch: The rows that one gradient is computed of; 0: all.
         length: How many of the T steps count; None: all.
         exact: Traced: the softmax sums all words, whatever words the noise has drawn.
+        ranked: All ids, the most frequent word's first; None: they are in this order.
 
     Returns:
         The cost (nats, summed over T and averaged over B), the carry after the window, and the
@@ -64,7 +66,8 @@ def gradient(
         noise = part.noise
         if noise is None:
             T, B = part.inputs.shape
-            noise = draw_noise(recipe.model, part.key, T, B * recipe.optimizer.dropout_samples)
+            rows = B * recipe.optimizer.dropout_samples
+            noise = draw_noise(recipe.model, part.key, T, rows, ranked)
         trained = params
         if keeps_rows:
             trained = {**params, "embedding": Rows(stack.embed(params, part.inputs))}

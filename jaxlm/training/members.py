@@ -108,6 +108,7 @@ def train_members(
     tokens: Int[Array, "R B"],
     windows: Windows,
     counts: Int[Array, " M"],
+    ranked: Int[Array, " V"] | None = None,
     *,
     bptt_length: int,
     vmapped: bool,
@@ -125,6 +126,7 @@ def train_members(
         tokens: The text at hand [R, B], the same for all.
         windows: Where each window lies; arrays [M, W].
         counts: How many windows each member trains; with `vmapped` all train as many as the first.
+        ranked: All ids, the most frequent word's first; None: they are in this order.
         bptt_length: Steps T; of random lengths the longest.
         vmapped: Whether members share each operation, or follow one another.
         small_batch: Rows that one gradient is computed of; 0: all.
@@ -147,6 +149,7 @@ def train_members(
             windows,
             count,
             None,
+            ranked,
             bptt_length=bptt_length,
             small_batch=small_batch,
         )

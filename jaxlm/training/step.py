@@ -81,6 +81,8 @@ class Window:
             it to be 1).
         length: How many of the T steps count; None: all.
         rate: A factor on the learning rate, besides the schedule's.
+        ranked: All ids, the most frequent word's first, by which `sampled_words` draws; None: they
+            are in this order.
         small_batch: Rows that one gradient is computed of; 0: all.
     """
 
@@ -91,6 +93,7 @@ class Window:
     total: Scalar | int | None = None
     length: Scalar | None = None
     rate: Scalar | float = 1.0
+    ranked: Int[Array, " V"] | None = None
     small_batch: int = field(default=0, metadata={"static": True})
 
 
@@ -227,6 +230,7 @@ def train_step(
             window.small_batch,
             window.length,
             exact,
+            window.ranked,
         )
         norm = optimizer.norm(grads)
         if not optimizer.updates_rows:
@@ -257,6 +261,7 @@ def read_window(
     windows: Windows,
     bptt_length: int,
     small_batch: int = 0,
+    ranked: Int[Array, " V"] | None = None,
 ) -> Window:
     """The window that one entry of `windows` locates.
 
@@ -265,6 +270,7 @@ def read_window(
         windows: The entry: every array is a scalar, but offsets [B].
         bptt_length: Steps T; of random lengths the longest.
         small_batch: Rows that one gradient is computed of; 0: all.
+        ranked: All ids, the most frequent word's first; None: they are in this order.
     """
     if windows.offsets is not None:
         places = windows.row + jnp.arange(bptt_length + 1)[:, None] + windows.offsets
@@ -282,6 +288,7 @@ def read_window(
         windows.total,
         windows.length,
         rate,
+        ranked,
         small_batch,
     )
 
@@ -294,6 +301,7 @@ def train_windows(
     windows: Windows,
     count: Scalar | int,
     skip_nonfinite: Scalar | bool | None = False,
+    ranked: Int[Array, " V"] | None = None,
     *,
     bptt_length: int,
     small_batch: int = 0,
@@ -309,6 +317,7 @@ def train_windows(
         count: How many of the W are trained, from the first on.
         skip_nonfinite: Whether the call continues after a window whose cost or gradient is not
             finite; None: always.
+        ranked: All ids, the most frequent word's first; None: they are in this order.
         bptt_length: Steps T; of random lengths the longest.
         small_batch: Rows that one gradient is computed of; 0: all.
         mesh: Of the devices that share the batch and the vocabulary.
@@ -320,7 +329,7 @@ def train_windows(
     def body(loop):
         done, state, metrics = loop
         entry = jax.tree.map(lambda column: column[done], windows)
-        window = read_window(tokens, entry, bptt_length, small_batch)
+        window = read_window(tokens, entry, bptt_length, small_batch, ranked)
         state, new = train_step(recipe, state, window)
         following = done + 1
         metrics = jax.tree.map(lambda column, value: column.at[done].set(value), metrics, new)
