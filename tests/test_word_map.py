@@ -100,7 +100,8 @@ def test_bytes_beside_pieces_are_left_out_and_a_vocabulary_of_bytes_is_shown():
         *(f"\u2581w{place}" for place in range(42)),
     ]
     vectors = np.random.default_rng(0).normal(size=(300, 8))
-    found = map_words(vectors, pieces, count=20, neighbors=50)
+    found = map_words(vectors, pieces, count=20, neighbors=50, method="pca", tokens="subwords")
+    assert found.legend.startswith("The 20 first subwords in the embedding (PCA)")
     assert found.words == [*pieces[:2], *pieces[258:276]] and not {*pieces[2:258]} & {
         *dict(found.neighbors[0])
     }

@@ -34,9 +34,9 @@ class WordMap:
     @property
     def legend(self) -> str:
         """What the picture shows, its colours included."""
-        legend = (
-            f"The {len(self.words)} most frequent {self.tokens} in the embedding ({self.method})"
-        )
+        # Ids of pieces and bytes are in no order of frequency.
+        which = "most frequent" if self.tokens in ("words", "characters") else "first"
+        legend = f"The {len(self.words)} {which} {self.tokens} in the embedding ({self.method})"
         clusters = len(np.unique(self.clusters))
         if clusters > 1:
             legend += f"; colours: {clusters} clusters of the vectors (k-means)"
