@@ -75,6 +75,7 @@ RUNGS = {
     "fast-72": Rung(78.0),
     "char-small": Rung(1.56, "ptb-char", "bits_per_character"),
     "char-medium": Rung(1.31, "ptb-char", "bits_per_character"),
+    "char-pieces": Rung(1.31, "ptb-char", "bits_per_character"),
 }
 
 
