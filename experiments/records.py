@@ -28,12 +28,14 @@ from jaxlm.base.errors import JaxlmError
 from jaxlm.base.files import Folder
 from jaxlm.base.hashed_json import strict_json
 from jaxlm.base.terminal import say_line
+from jaxlm.config.config import Config
 from jaxlm.data.corpus import Corpus
 from jaxlm.data.windows import batch
 from jaxlm.runs.checkpoint import manifests
 from jaxlm.runs.directory import drew_params, problems, saved_config, saved_record, session
 from jaxlm.runs.metrics import read_metrics, read_timing
 from jaxlm.runs.run import window_plan
+from jaxlm.runs.training_corpus import with_corpus
 
 SEEDS = [0, 1, 2]
 # Student's t at 97.5% with as many degrees of freedom as the seeds have.
@@ -130,10 +132,12 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
         wrong = list(_wrong_claims(record, folder, rungs))
         if wrong:
             return wrong
-        options = jaxlm.preset(record["preset"]).data.options
-        corpus = jaxlm.load_corpus(record["corpus"], data_dir=data_dir, **options)
+        # A text may change options: `ptb-char` strips its lines.
+        preset = jaxlm.preset(record["preset"])
+        expected, corpus = with_corpus(preset, record["corpus"], data_dir)
         for seed in SEEDS:
-            wrong += [f"seed {seed}: {line}" for line in _wrong_run(record, folder, seed, corpus)]
+            lines = _wrong_run(record, folder, expected.replace(seed=seed), corpus)
+            wrong += [f"seed {seed}: {line}" for line in lines]
         wrong += _wrong_sessions(record, folder)
         if wrong:
             return wrong
@@ -226,8 +230,11 @@ def _close(claimed: float, computed: float) -> bool:
     return math.isclose(claimed, computed, rel_tol=1e-9)
 
 
-def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) -> Iterator[str]:
-    """What a run's directory has against what is claimed of it."""
+def _wrong_run(
+    record: dict[str, Any], folder: Path, expected: Config, corpus: Corpus
+) -> Iterator[str]:
+    """What a run's directory has against what is claimed of it, and against a config."""
+    seed = expected.train.seed
     run_dir = folder / f"seed{seed}"
     claim = record["runs"][seed]
     damaged = problems(run_dir)
@@ -239,12 +246,7 @@ def _wrong_run(record: dict[str, Any], folder: Path, seed: int, corpus: Corpus) 
         if described.get(described_by) != corpus.identity[described_by]:
             yield f"another {name}: its hash is not that of {record['corpus']}"
     config = saved_config(run_dir)
-    expected = jaxlm.preset(record["preset"]).replace(
-        corpus=record["corpus"],
-        seed=seed,
-        vocab_size=len(corpus.vocab),
-        compute_dtype=config.model.compute_dtype,
-    )
+    expected = expected.replace(compute_dtype=config.model.compute_dtype)
     changed = _changed(strict_json(expected.to_json()), strict_json(config.to_json()))
     if changed:
         yield f"another config: {', '.join(changed)}"

@@ -36,7 +36,9 @@ def records():
         yield records
 
 
-def claimed(records, folder: Path, preset: str = "tiny-rung") -> dict[str, Any]:
+def claimed(
+    records, folder: Path, preset: str = "tiny-rung", corpus: str = "embedded-tiny"
+) -> dict[str, Any]:
     """A true record of the runs in a folder."""
     results = []
     for seed in records.SEEDS:
@@ -50,18 +52,21 @@ def claimed(records, folder: Path, preset: str = "tiny-rung") -> dict[str, Any]:
                 test=rows[-1]["test_perplexity"],
             )
         )
-    rung = records.Rung(1e9, "embedded-tiny")
     turns = 12  # of three seeds, as speedrun.py has them
-    return records.claims(preset, rung, results, [0.1] * turns)
+    return records.claims(preset, records.Rung(1e9, corpus), results, [0.1] * turns)
 
 
-def recorded(records, folder: Path, config: jaxlm.Config, preset: str) -> SimpleNamespace:
+def recorded(
+    records, folder: Path, config: jaxlm.Config, preset: str, data_dir: Path | None = None
+) -> SimpleNamespace:
     """A record that holds: three seeds of a tiny rung."""
     for seed in records.SEEDS:
-        jaxlm.train(config.replace(seed=seed), run_dir=folder / f"seed{seed}", quiet=True)
-    (folder / "record.json").write_text(json.dumps(claimed(records, folder, preset)))
-    rungs = {preset: records.Rung(1e9, "embedded-tiny")}
-    assert records.verify(folder, rungs) == []
+        run_dir = folder / f"seed{seed}"
+        jaxlm.train(config.replace(seed=seed), None, run_dir, data_dir=data_dir, quiet=True)
+    corpus = config.data.corpus
+    (folder / "record.json").write_text(json.dumps(claimed(records, folder, preset, corpus)))
+    rungs = {preset: records.Rung(1e9, corpus)}
+    assert records.verify(folder, rungs, data_dir) == []
     return SimpleNamespace(folder=folder, rungs=rungs)
 
 
@@ -73,6 +78,13 @@ def record(records, tmp_path_factory) -> SimpleNamespace:
 def test_a_rung_reads_its_text_as_its_preset_says(records, tmp_path, monkeypatch):
     monkeypatch.setitem(configs.PRESETS, "lower", {"base": "tiny-rung", "lowercase": True})
     recorded(records, tmp_path, CONFIG.replace(lowercase=True), "lower")
+
+
+@pytest.mark.slow
+def test_a_rung_of_a_text_with_options_of_its_own_holds(records, tmp_path, monkeypatch, ptb_dir):
+    fields = {**FIELDS, "corpus": "ptb-char", "tokens": "characters", "batch_size": 4000}
+    monkeypatch.setitem(configs.PRESETS, "of-characters", {"base": "test", **fields})
+    recorded(records, tmp_path, jaxlm.preset("of-characters"), "of-characters", ptb_dir)
 
 
 def edited(path: Path, change) -> None:
