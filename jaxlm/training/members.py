@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Scalar
 
 from jaxlm.config.recipe import Recipe
@@ -157,7 +156,6 @@ def train_members(
     def all_of_a_device(
         recipes,
         states,
-        tokens,
         windows,
         counts,
     ):
@@ -166,8 +164,7 @@ def train_members(
         return lax.map(lambda member: train_one(*member), (recipes, states, windows, counts))
 
     if mesh is not None:  # each device runs its own members, which share nothing
-        where = (MEMBER, MEMBER, P(), MEMBER, MEMBER)
         all_of_a_device = jax.shard_map(
-            all_of_a_device, mesh=mesh, in_specs=where, out_specs=MEMBER, check_vma=False
+            all_of_a_device, mesh=mesh, in_specs=MEMBER, out_specs=MEMBER, check_vma=False
         )
-    return all_of_a_device(recipes, states, tokens, windows, counts)
+    return all_of_a_device(recipes, states, windows, counts)
