@@ -5,6 +5,7 @@ the disk holds only whole checkpoints, and a resumed run ends the same.
 import os
 import random
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -122,23 +123,35 @@ def test_killed_before_there_is_a_run_it_begins_again(tmp_path):
 
 def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
     run_dir = tmp_path / "run"
+    texts = tmp_path / "my texts"
+    texts.mkdir()
+    command = [*training(run_dir), "--data-dir", texts]
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         had = windows(run_dir)
-        process = server.start(*training(run_dir))
+        process = server.start(*command)
         assert wait_for(lambda had=had: windows(run_dir) > had + 8, process)
         process.send_signal(number)
         code, said, err = process.end()
         assert (code, err) == (128 + number, ""), said + err
         stopped = re.search(
-            rf"stopped by {number.name} after window (\d+): saved; "
-            "resume with jaxlm train --run-dir (.*) --resume",
+            rf"stopped by {number.name} after window (\d+): saved; resume with jaxlm (train .*)",
             said,
         )
-        assert stopped and stopped[2] == str(run_dir), said
+        assert stopped, said
         assert checkpoint.find(run_dir).name == f"{int(stopped[1]):08d}"
         assert windows(run_dir) <= int(stopped[1]) + 2  # its windows, and the results of epochs
         assert assert_whole(run_dir)
-    finish(server, run_dir)
+        command = shlex.split(stopped[2])
+        assert command == [
+            "train",
+            "--run-dir",
+            str(run_dir),
+            "--data-dir",
+            str(texts),
+            "--resume",
+        ]
+    code, said, err = server.start(*command).end()
+    assert (code, err) == (0, ""), said + err
     assert_same(run_dir, reference)
 
 

@@ -141,6 +141,7 @@ def train(
             quiet=quiet,
             on_metrics=on_metrics,
             profile=profile,
+            data_dir=data_dir,
         )
         params = None
         resume = True
@@ -162,6 +163,7 @@ def _attempt(
     quiet: bool,
     on_metrics: OnMetrics | None,
     profile: int | None,
+    data_dir: str | Path | None,
 ) -> TrainResult | None:
     """Trains a run from its beginning or newest checkpoint, and tests it.
 
@@ -226,7 +228,7 @@ def _attempt(
                 f"{error.args[0].partition(':')[0]}: going back to window {back}", loud=True
             )
             return None
-        return _finish(run, group, shared, progress, stopped_by)
+        return _finish(run, group, shared, progress, stopped_by, data_dir)
 
 
 def _go_back(run: Run) -> int:
@@ -379,6 +381,7 @@ def _finish(
     shared: Path,
     progress: Progress,
     stopped_by: int | None,
+    data_dir: str | Path | None,
 ) -> TrainResult:
     """Tests, draws the curve and prints the results; after a signal it only says how to resume."""
     result = TrainResult(
@@ -394,6 +397,8 @@ def _finish(
         saved = "nothing is kept"
         if run.kept:
             where = flag_text("--run-dir", run.folder.path)
+            if data_dir is not None:
+                where = f"{where} {flag_text('--data-dir', data_dir)}"
             saved = f"saved; resume with jaxlm train {where} --resume"
         name = signal.Signals(stopped_by).name
         progress.say(f"stopped by {name} after window {run.step}: {saved}", wrap=False)
