@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`jaxlm` and `python -m jaxlm`. They handle Ctrl-C and SIGTERM before larger imports."""
+"""`jaxlm` and `python -m jaxlm`. They handle signals before larger imports."""
 
 import os
 import signal
@@ -8,13 +8,17 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_DEFAULTS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+}
 
 
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code.
 
-    Ctrl-C and SIGTERM raise KeyboardInterrupt, so that unfinished files are removed; except within
+    Ctrl-C, SIGTERM and SIGUSR1 raise KeyboardInterrupt, so that unfinished files are removed; except within
     an import, which may turn the exception into another one: there they end the process. A process
     that a signal stopped skips Python's own cleanup, in which threads of XLA can crash.
     """

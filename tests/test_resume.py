@@ -155,6 +155,32 @@ def test_a_signal_saves_and_says_how_to_resume(server, tmp_path, reference):
     assert_same(run_dir, reference)
 
 
+SLOW_TEST = """
+import time
+from jaxlm.runs import trainer
+def slow(run, *_):
+    (run.folder.path / "testing").touch()
+    time.sleep(60)
+trainer._test = slow
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_in_the_test_says_how_to_resume(server, tmp_path, reference, number):
+    run_dir = tmp_path / "run"
+    process = server.start(*training(run_dir), before=SLOW_TEST)
+    assert wait_for((run_dir / "testing").exists, process)
+    process.send_signal(number)
+    code, said, err = process.end()
+    assert (code, err) == (128 + number, "error: interrupted\n"), said + err
+    stopped = re.search(rf"stopped by {number.name} after .*: saved; resume with jaxlm (.*)", said)
+    assert stopped, said
+    code, said, err = server.start(*shlex.split(stopped[1])).end()
+    assert (code, err) == (0, ""), said + err
+    (run_dir / "testing").unlink()
+    assert_same(run_dir, reference)
+
+
 SLOW_SAVE = """
 import time
 from jaxlm.base.files import Folder

@@ -394,16 +394,14 @@ def _finish(
         skipped_windows=run.log.skipped.total(),
     )
     if stopped_by is not None:
-        saved = "nothing is kept"
-        if run.kept:
-            where = flag_text("--run-dir", run.folder.path)
-            if data_dir is not None:
-                where = f"{where} {flag_text('--data-dir', data_dir)}"
-            saved = f"saved; resume with jaxlm train {where} --resume"
-        name = signal.Signals(stopped_by).name
-        progress.say(f"stopped by {name} after window {run.step}: {saved}", wrap=False)
+        progress.say(_stopped_text(run, stopped_by, data_dir), wrap=False)
         return result
-    tests = _test(run, group, shared, progress)
+    try:
+        tests = _test(run, group, shared, progress)
+    except KeyboardInterrupt as error:  # `__main__` raises it with a signal's number.
+        (number,) = error.args or (signal.SIGINT,)
+        progress.say(_stopped_text(run, number, data_dir), wrap=False)
+        raise
     rows = []
     if not progress.console.quiet:
         rows = _rows(run, tests)
@@ -417,6 +415,21 @@ def _finish(
             progress.say(f"there is no learning curve: {error}", loud=True)
     progress.summary(rows, run.config.title)
     return replace(result, test_perplexity=tests["last"])
+
+
+def _stopped_text(
+    run: Run,
+    number: int,
+    data_dir: str | Path | None,
+) -> str:
+    """Which signal stopped a run after which window, and how to resume it."""
+    saved = "nothing is kept"
+    if run.kept:
+        where = flag_text("--run-dir", run.folder.path)
+        if data_dir is not None:
+            where = f"{where} {flag_text('--data-dir', data_dir)}"
+        saved = f"saved; resume with jaxlm train {where} --resume"
+    return f"stopped by {signal.Signals(number).name} after window {run.step}: {saved}"
 
 
 def _test(
