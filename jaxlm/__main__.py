@@ -18,9 +18,10 @@ _DEFAULTS = {
 def main() -> NoReturn:
     """Runs the command line and ends the process with its exit code.
 
-    Ctrl-C, SIGTERM and SIGUSR1 raise KeyboardInterrupt, so that unfinished files are removed; except within
-    an import, which may turn the exception into another one: there they end the process. A process
-    that a signal stopped skips Python's own cleanup, in which threads of XLA can crash.
+    Ctrl-C, SIGTERM and SIGUSR1 raise KeyboardInterrupt, so that unfinished files are removed;
+    except within an import, which may turn the exception into another one: there they end the
+    process. A process that a signal stopped skips Python's own cleanup, in which threads of XLA can
+    crash.
     """
     try:
         for number, default in _DEFAULTS.items():
