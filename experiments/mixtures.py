@@ -141,6 +141,8 @@ def verify(folder: Path, rungs: dict[str, records.Rung]) -> list[str]:
                 wrong.append(f"{member}: {line}")
         wrong = wrong or list(_wrong_claims(record, folder))
         return wrong or list(_wrong_results(record, folder, rungs))
+    except FileNotFoundError as error:
+        return [f"incomplete: there is no {error.filename}"]
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
 
@@ -221,10 +223,14 @@ def main() -> None:
     if args.verify:
         records.say_verdict(args.verify, verify(args.verify, speedrun.RUNGS))
         return
+    names = dict.fromkeys(args.mixtures)
+    if args.keep:
+        for name in names:
+            speedrun.begin_record(args.keep / name)
     speedrun.begin_history(args.out, Mixed._fields)
     tensorflow = speedrun.started_tensorflow()
     lines: list[Mixed] = []
-    for name in dict.fromkeys(args.mixtures):
+    for name in names:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (args.keep or Path(temporary)) / name
             lines += _measured(name, folder, args.out, tensorflow)

@@ -145,6 +145,8 @@ def verify(folder: Path, rungs: dict[str, Rung], data_dir: Path | None = None) -
             run_dir = folder / f"seed{seed}"
             wrong += [f"seed {seed}: {line}" for line in _wrong_end(run_dir, corpus)]
         return wrong
+    except FileNotFoundError as error:
+        return [f"incomplete: there is no {error.filename}"]
     except (JaxlmError, OSError, ValueError, KeyError, TypeError) as error:
         return [f"unreadable: {error}"]
 

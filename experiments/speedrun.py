@@ -47,7 +47,16 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmark import Contender, Worker, watched
-from records import STEPS_OF_A_TURN, TENSORFLOW_STEPS, TURNS, Rung, claims, say_verdict, verify
+from records import (
+    SEEDS,
+    STEPS_OF_A_TURN,
+    TENSORFLOW_STEPS,
+    TURNS,
+    Rung,
+    claims,
+    say_verdict,
+    verify,
+)
 
 from jaxlm.base.units import mean_and_deviation, spread
 from jaxlm.cli.arguments import whole
@@ -313,6 +322,23 @@ def begin_history(path: Path, fields: Sequence[str] = Record._fields) -> None:
             )
 
 
+def begin_record(folder: Path) -> None:
+    """Makes the folder of a record. Raises SystemExit or OSError, before hours of training, where
+    no record could be kept.
+
+    Args:
+        folder: the record's directory.
+    """
+    if not importlib.util.find_spec("tensorflow"):
+        raise SystemExit(
+            "error: --keep: a record has TensorFlow's step, measured in the same run: "
+            "pip install tensorflow, or leave --keep out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise SystemExit(f"error: --keep: {folder} is not empty: name another folder")
+
+
 def table(records: Sequence[Record]) -> str:
     """Mean and standard deviation over the seeds of each rung."""
     lines = [
@@ -393,10 +419,16 @@ def main() -> None:
         for preset in args.presets:
             print(shlex.join(["jaxlm", *command(preset, 0)]))
         return
+    presets = dict.fromkeys(args.presets)
+    if args.keep:
+        if args.seeds != len(SEEDS):
+            parser.error("--keep: a record has three seeds: leave --seeds out")
+        for preset in presets:
+            begin_record(args.keep / preset)
     begin_history(args.out)
     records = []
     tensorflow = started_tensorflow()
-    for preset in dict.fromkeys(args.presets):
+    for preset in presets:
         for seed in range(args.seeds):
             logs = args.out.with_name(f"{args.out.stem}-logs")
             keep = args.keep / preset / f"seed{seed}" if args.keep else None

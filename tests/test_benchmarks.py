@@ -114,6 +114,30 @@ def test_a_record_is_of_the_last_parameters_and_outlives_a_cache_that_cannot_be(
     assert record.cached_test is None and "error: evaluate " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script", ["speedrun", "mixtures"])
+def test_a_record_that_cannot_be_kept_is_refused_before_it_trains(
+    script, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    monkeypatch.chdir(tmp_path)
+    module = import_module(script)
+    speedrun = import_module("speedrun")
+    installed: dict[str, str | None] = {"tensorflow": None}
+    monkeypatch.setattr(speedrun.importlib.util, "find_spec", installed.get)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--keep", "records"])
+    with pytest.raises(SystemExit, match="--keep: a record has TensorFlow's step"):
+        module.main()
+    assert not any(tmp_path.iterdir())
+    installed["tensorflow"] = "a module"
+    monkeypatch.setattr(speedrun, "started_tensorflow", lambda: sys.exit("it trains"))
+    with pytest.raises(SystemExit, match="it trains"):
+        module.main()
+    made = sorted(Path("records").iterdir())
+    (made[-1] / "seed0").mkdir()  # of another record
+    with pytest.raises(SystemExit, match=f"--keep: {made[-1]} is not empty"):
+        module.main()
+
+
 def test_records_are_added_to_the_history_and_summarised(speedrun, tmp_path):
     made = ("2026-11-28", "abc", "a machine", "fast-113", 123.0)
     records = [
@@ -146,6 +170,11 @@ MISTAKES = {  # script -> {its arguments: a part of the sentence}
         "--cache -1": "at least 0, found '-1'",
         "--presets small": "invalid choice: 'small'",
         "--out nowhere/x.csv": "there is no such folder",
+        "--out kept.json": "kept.json is no history",
+        "--keep records --seeds 1": "a record has three seeds",
+    },
+    "mixtures.py": {
+        "--mixtures nobody": "invalid choice: 'nobody'",
         "--out kept.json": "kept.json is no history",
     },
     "benchmark.py": {

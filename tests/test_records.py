@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -347,6 +348,12 @@ def test_a_hostile_record_is_refused_in_a_sentence(records, tmp_path, text):
     (tmp_path / "record.json").write_text(text)
     (sentence,) = records.verify(tmp_path, {})
     assert sentence.startswith(("unreadable", "incomplete"))
+
+
+@pytest.mark.parametrize("kind", ["records", "mixtures"])
+def test_a_folder_without_its_claims_is_incomplete(records, kind, tmp_path):
+    missing = [f"incomplete: there is no {tmp_path / 'record.json'}"]
+    assert import_module(kind).verify(tmp_path, {}) == missing
 
 
 @pytest.mark.parametrize(
